@@ -1,0 +1,2 @@
+//! mezctl
+fn main(){}

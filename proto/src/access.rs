@@ -1,0 +1,22 @@
+//! Who may call which method: the access rules of `v1/auth.proto`, as a table made at build time.
+
+use crate::v1::AccessClass;
+
+/// The access rule of one method.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MethodAccess {
+    /// Name of the method, such as `CreateUser`.
+    pub method: &'static str,
+    /// Any one of these is enough.
+    pub classes: &'static [AccessClass],
+    /// Whether what is answered or changed is narrowed to what the caller owns, unless it is an admin.
+    pub owner_only: bool,
+}
+
+/// Every method of `mezite.v1.AuthService`, in the order of the proto file.
+pub const METHODS: &[MethodAccess] = include!(concat!(env!("OUT_DIR"), "/access.rs"));
+
+/// The rule of a method, by its name. `None` means: refuse.
+pub fn rule(method: &str) -> Option<&'static MethodAccess> {
+    METHODS.iter().find(|rule| rule.method == method)
+}

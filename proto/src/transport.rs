@@ -1,0 +1,250 @@
+//! How gRPC is carried: TLS connections in, TLS channels out.
+//!
+//! The server side takes its TLS configuration from an [`ArcSwap`], so that certificates change without a restart,
+//! and tells a handler who is on the other end through [`ConnectionInfo`] in the request's extensions. What a
+//! certificate means is not decided here.
+
+use std::{
+    io,
+    net::SocketAddr,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use arc_swap::ArcSwap;
+use futures::Stream;
+use hyper_util::rt::TokioIo;
+use rustls_pki_types::{CertificateDer, ServerName};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::{TcpListener, TcpStream},
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc},
+};
+use tokio_rustls::{
+    TlsAcceptor, TlsConnector,
+    rustls::{ClientConfig, ServerConfig},
+    server::TlsStream,
+};
+use tonic::transport::{Channel, Endpoint, server::Connected};
+
+/// Name that HTTP/2 has in TLS's protocol negotiation (RFC 7540, section 3.1).
+pub const ALPN_H2: &[u8] = b"h2";
+
+/// Connections that wait to be served after their handshake.
+const HANDSHAKEN_BACKLOG: usize = 64;
+
+/// Who is on the other end of a connection. Handlers find it in the request's extensions.
+#[derive(Debug, Clone)]
+pub struct ConnectionInfo {
+    /// Address of the peer.
+    pub remote_addr: SocketAddr,
+    /// The client's certificate chain, leaf first, as TLS verified it; empty when it showed none.
+    pub peer_certificates: Arc<[CertificateDer<'static>]>,
+}
+
+/// Bounds of a listener.
+#[derive(Debug, Clone, Copy)]
+pub struct ListenerLimits {
+    /// A handshake that takes longer is dropped.
+    pub handshake_timeout: Duration,
+    /// Open connections, handshakes included; more wait in the kernel's backlog.
+    pub max_connections: usize,
+}
+
+impl Default for ListenerLimits {
+    fn default() -> Self {
+        Self { handshake_timeout: Duration::from_secs(10), max_connections: 10_000 }
+    }
+}
+
+/// Accepted connections, for `serve_with_incoming_shutdown`. Dropping it closes the port.
+#[derive(Debug)]
+pub struct TlsListener {
+    accepted: mpsc::Receiver<TlsConnection>,
+}
+
+impl TlsListener {
+    /// Accepts on `listener` until dropped. Each handshake runs in its own task, so a slow one delays nobody.
+    pub fn new(listener: TcpListener, config: Arc<ArcSwap<ServerConfig>>, limits: ListenerLimits) -> Self {
+        let (sender, accepted) = mpsc::channel(HANDSHAKEN_BACKLOG);
+        tokio::spawn(accept(listener, config, limits, sender));
+        Self { accepted }
+    }
+}
+
+impl Stream for TlsListener {
+    type Item = io::Result<TlsConnection>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        self.accepted.poll_recv(cx).map(|connection| connection.map(Ok))
+    }
+}
+
+async fn accept(
+    listener: TcpListener,
+    config: Arc<ArcSwap<ServerConfig>>,
+    limits: ListenerLimits,
+    sender: mpsc::Sender<TlsConnection>,
+) {
+    let permits = Arc::new(Semaphore::new(limits.max_connections));
+    loop {
+        let Ok(permit) = Arc::clone(&permits).acquire_owned().await else { return };
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = sender.closed() => return,
+        };
+        let (tcp, remote_addr) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                // Out of file descriptors, mostly: without a pause this would spin.
+                tracing::warn!(%error, "accepting a connection failed");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                continue;
+            }
+        };
+        let acceptor = TlsAcceptor::from(config.load_full());
+        let sender = sender.clone();
+        tokio::spawn(async move {
+            match tokio::time::timeout(limits.handshake_timeout, handshake(acceptor, tcp, remote_addr, permit)).await
+            {
+                // The receiver is gone when the server stops: then the connection is dropped.
+                Ok(Ok(connection)) => drop(sender.send(connection).await),
+                Ok(Err(error)) => tracing::debug!(%remote_addr, %error, "TLS handshake failed"),
+                Err(_) => tracing::debug!(%remote_addr, "TLS handshake timed out"),
+            }
+        });
+    }
+}
+
+async fn handshake(
+    acceptor: TlsAcceptor,
+    tcp: TcpStream,
+    remote_addr: SocketAddr,
+    permit: OwnedSemaphorePermit,
+) -> io::Result<TlsConnection> {
+    tcp.set_nodelay(true)?;
+    let stream = acceptor.accept(tcp).await?;
+    let certificates = stream.get_ref().1.peer_certificates().unwrap_or_default();
+    let peer_certificates = certificates.iter().map(|der| der.clone().into_owned()).collect();
+    Ok(TlsConnection { stream, info: ConnectionInfo { remote_addr, peer_certificates }, _permit: permit })
+}
+
+/// One accepted connection.
+#[derive(Debug)]
+pub struct TlsConnection {
+    stream: TlsStream<TcpStream>,
+    info: ConnectionInfo,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Connected for TlsConnection {
+    type ConnectInfo = ConnectionInfo;
+
+    fn connect_info(&self) -> ConnectionInfo {
+        self.info.clone()
+    }
+}
+
+impl AsyncRead for TlsConnection {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for TlsConnection {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+}
+
+/// An HTTP/2 ping after so much silence finds a dead peer.
+const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(10);
+const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// HTTP/2 windows: the connection's well above the stream's, so that one stalled stream does not block the rest.
+const STREAM_WINDOW: u32 = 1 << 20;
+const CONNECTION_WINDOW: u32 = 8 << 20;
+
+/// A channel to `addr` (host:port) that connects when it is first used, and again after a failure.
+///
+/// # Errors
+/// When `addr` is not host:port.
+pub fn channel(
+    addr: &str,
+    tls: Arc<ClientConfig>,
+    server_name: ServerName<'static>,
+    connect_timeout: Duration,
+) -> Result<Channel, tonic::transport::Error> {
+    let (endpoint, connector) = endpoint(addr.into(), tls, server_name, connect_timeout)?;
+    Ok(endpoint.connect_with_connector_lazy(connector))
+}
+
+/// A channel to `addr` (host:port), connected.
+///
+/// # Errors
+/// When `addr` is not host:port, cannot be reached within `connect_timeout`, or fails TLS.
+pub async fn connect(
+    addr: &str,
+    tls: Arc<ClientConfig>,
+    server_name: ServerName<'static>,
+    connect_timeout: Duration,
+) -> Result<Channel, tonic::transport::Error> {
+    let (endpoint, connector) = endpoint(addr.into(), tls, server_name, connect_timeout)?;
+    endpoint.connect_with_connector(connector).await
+}
+
+type TlsIo = TokioIo<tokio_rustls::client::TlsStream<TcpStream>>;
+
+fn endpoint(
+    addr: Arc<str>,
+    tls: Arc<ClientConfig>,
+    server_name: ServerName<'static>,
+    connect_timeout: Duration,
+) -> Result<
+    (Endpoint, impl tower::Service<http::Uri, Response = TlsIo, Error = io::Error, Future = impl Send> + Send),
+    tonic::transport::Error,
+> {
+    let origin = http::Uri::builder().scheme("https").authority(&*addr).path_and_query("/").build();
+    let mut endpoint = Endpoint::from_shared(format!("http://{addr}"))?
+        .connect_timeout(connect_timeout)
+        .http2_keep_alive_interval(KEEP_ALIVE_INTERVAL)
+        .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
+        .keep_alive_while_idle(true)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW);
+    if let Ok(origin) = origin {
+        endpoint = endpoint.origin(origin);
+    }
+    let connector = tower::service_fn(move |_: http::Uri| {
+        let (addr, tls, server_name) = (Arc::clone(&addr), Arc::clone(&tls), server_name.clone());
+        async move {
+            let tcp = TcpStream::connect(&*addr).await?;
+            tcp.set_nodelay(true)?;
+            let stream = TlsConnector::from(tls).connect(server_name, tcp).await?;
+            Ok::<_, io::Error>(TokioIo::new(stream))
+        }
+    });
+    Ok((endpoint, connector))
+}
