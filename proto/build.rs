@@ -43,8 +43,7 @@ fn compile(file: &str, descriptor: &str, out: &std::path::Path) -> BuildResult<(
         )?;
     }
     fs::write(out.join(file.trim_start_matches("v1/").replace(".proto", "_debug.rs")), debug)?;
-    tonic_prost_build::configure()
-        .compile_fds_with_config(compiler.file_descriptor_set(), config)?;
+    tonic_prost_build::configure().compile_fds_with_config(compiler.file_descriptor_set(), config)?;
     Ok(())
 }
 
@@ -65,8 +64,10 @@ fn rust_path(message: &MessageDescriptor) -> String {
 }
 
 fn access_table(pool: &DescriptorPool) -> BuildResult<String> {
-    let extension = pool.get_extension_by_name("mezite.v1.access").ok_or("no method option mezite.v1.access")?;
-    let service = pool.get_service_by_name("mezite.v1.AuthService").ok_or("no service mezite.v1.AuthService")?;
+    let extension =
+        pool.get_extension_by_name("mezite.v1.access").ok_or("no method option mezite.v1.access")?;
+    let service =
+        pool.get_service_by_name("mezite.v1.AuthService").ok_or("no service mezite.v1.AuthService")?;
     let mut table = String::from("&[\n");
     for method in service.methods() {
         let options = method.options();

@@ -107,7 +107,11 @@ async fn accept(
         let acceptor = TlsAcceptor::from(config.load_full());
         let sender = sender.clone();
         tokio::spawn(async move {
-            match tokio::time::timeout(limits.handshake_timeout, handshake(acceptor, tcp, remote_addr, permit)).await
+            match tokio::time::timeout(
+                limits.handshake_timeout,
+                handshake(acceptor, tcp, remote_addr, permit),
+            )
+            .await
             {
                 // The receiver is gone when the server stops: then the connection is dropped.
                 Ok(Ok(connection)) => drop(sender.send(connection).await),
@@ -148,7 +152,11 @@ impl Connected for TlsConnection {
 }
 
 impl AsyncRead for TlsConnection {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_read(cx, buf)
     }
 }
@@ -223,7 +231,10 @@ fn endpoint(
     server_name: ServerName<'static>,
     connect_timeout: Duration,
 ) -> Result<
-    (Endpoint, impl tower::Service<http::Uri, Response = TlsIo, Error = io::Error, Future = impl Send> + Send),
+    (
+        Endpoint,
+        impl tower::Service<http::Uri, Response = TlsIo, Error = io::Error, Future = impl Send> + Send,
+    ),
     tonic::transport::Error,
 > {
     let origin = http::Uri::builder().scheme("https").authority(&*addr).path_and_query("/").build();

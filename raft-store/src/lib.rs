@@ -1,1 +1,42 @@
-//! Placeholder.
+//! A replicated, transactional, ordered key-value store: openraft on RocksDB. It knows nothing of what is stored.
+//!
+//! [`Store::transact`] runs a closure over a snapshot of this node's state, remembers what it read, and commits
+//! what it writes through Raft if none of that has changed; [`Store::read`] reads a state that a quorum has
+//! confirmed to be current; [`Store::watch`] follows committed changes.
+//!
+//! The way of a write: `transact` -> `propose` (group commit; to the leader in one hop) -> `raft` (log, fsync on a
+//! majority) -> `apply` (pure, the same everywhere) -> `watch` and the answer. The way of a read: `read` (one
+//! quorum round serves all that wait) -> a snapshot of the local state.
+
+mod apply;
+mod config;
+mod db;
+mod durable;
+mod error;
+mod fatal;
+mod ids;
+mod metrics;
+mod net;
+mod propose;
+mod raft;
+mod read;
+mod state;
+mod status;
+mod store;
+#[cfg(test)]
+mod tests;
+mod transact;
+mod watch;
+
+pub use config::{Clock, Limits, StoreConfig, Timing};
+pub use error::{StoreError, TransactError};
+pub use fatal::Fatal;
+pub use mezite_proto::peer::{JoinRequest, JoinResponse, Member};
+pub use net::{
+    identity::{PeerIdentity, peer_dns_name},
+    join::{JoinHandler, request_join},
+};
+pub use status::{MemberStatus, Status};
+pub use store::{Committed, Store};
+pub use transact::{StoreTransaction, View};
+pub use watch::{WatchEvent, Watcher};

@@ -143,7 +143,17 @@ mod tests {
 
     #[test]
     fn keys_sort_as_their_parts_do() {
-        let parts = [("", 0), ("", 9), ("a", 1), ("a", 256), ("a\0", 0), ("a\0b", 0), ("a\u{1}", 0), ("aa", 0), ("b", 0)];
+        let parts = [
+            ("", 0),
+            ("", 9),
+            ("a", 1),
+            ("a", 256),
+            ("a\0", 0),
+            ("a\0b", 0),
+            ("a\u{1}", 0),
+            ("aa", 0),
+            ("b", 0),
+        ];
         let keys: Vec<_> = parts.iter().map(|(a, n)| key(a, *n)).collect();
         let mut sorted = keys.clone();
         sorted.sort();

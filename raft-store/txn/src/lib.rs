@@ -10,7 +10,7 @@ pub mod memory;
 mod typed;
 
 pub use key::{Key, KeyReader, KeyWriter, Table};
-pub use typed::{ReadExt, Row, TransactionExt, Versioned};
+pub use typed::{ReadExt, Row, Rows, TransactionExt, Versioned};
 
 /// Milliseconds since the Unix epoch.
 pub type UnixMillis = u64;

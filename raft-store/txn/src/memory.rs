@@ -50,9 +50,9 @@ impl MemoryStore {
         for (key, write) in writes {
             match write {
                 None => self.rows.remove(&key),
-                Some((value, expires_at)) => {
-                    self.rows.insert(key, Stored { raw: RawRow { revision: self.revision, value }, expires_at })
-                }
+                Some((value, expires_at)) => self
+                    .rows
+                    .insert(key, Stored { raw: RawRow { revision: self.revision, value }, expires_at }),
             };
         }
         for (log, record) in appends {
@@ -151,7 +151,8 @@ mod tests {
             })
             .unwrap();
         assert_eq!((store.revision(), store.log("audit").len()), (1, 1));
-        let seen_at = |store: &mut MemoryStore, now| store.transact(now, |tx| tx.get_raw(b"k")).unwrap().is_some();
+        let seen_at =
+            |store: &mut MemoryStore, now| store.transact(now, |tx| tx.get_raw(b"k")).unwrap().is_some();
         assert!(seen_at(&mut store, 4) && !seen_at(&mut store, 5));
     }
 }

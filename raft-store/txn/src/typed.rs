@@ -26,10 +26,13 @@ pub struct Versioned<R> {
 }
 
 fn decode<K: Key>(raw: RawRow) -> Result<Versioned<K::Row>, TxError> {
-    let row = K::Row::decode_row(&raw.value)
-        .map_err(|reason| TxError::Corrupt { table: K::TABLE.name, reason })?;
+    let row =
+        K::Row::decode_row(&raw.value).map_err(|reason| TxError::Corrupt { table: K::TABLE.name, reason })?;
     Ok(Versioned { revision: raw.revision, row })
 }
+
+/// Rows of a table, by their keys.
+pub type Rows<K> = Vec<(K, Versioned<<K as Key>::Row>)>;
 
 /// Typed reads.
 pub trait ReadExt: Read {
@@ -39,7 +42,7 @@ pub trait ReadExt: Read {
     }
 
     /// The first `limit` rows of a table, in key order, after `after`.
-    fn scan<K: Key>(&mut self, after: Option<&K>, limit: usize) -> Result<Vec<(K, Versioned<K::Row>)>, TxError> {
+    fn scan<K: Key>(&mut self, after: Option<&K>, limit: usize) -> Result<Rows<K>, TxError> {
         self.scan_under(KeyWriter::table(K::TABLE), after, limit)
     }
 
@@ -49,7 +52,7 @@ pub trait ReadExt: Read {
         front: KeyWriter,
         after: Option<&K>,
         limit: usize,
-    ) -> Result<Vec<(K, Versioned<K::Row>)>, TxError> {
+    ) -> Result<Rows<K>, TxError> {
         let mut range = KeyRange::prefix(&front.finish());
         if let Some(after) = after {
             let mut next = after.encode();
@@ -59,7 +62,8 @@ pub trait ReadExt: Read {
         let rows = self.scan_raw(&range, limit)?;
         rows.into_iter()
             .map(|(bytes, raw)| {
-                let corrupt = || TxError::Corrupt { table: K::TABLE.name, reason: "the key does not decode".into() };
+                let corrupt =
+                    || TxError::Corrupt { table: K::TABLE.name, reason: "the key does not decode".into() };
                 let mut parts = KeyReader::table(K::TABLE, &bytes).ok_or_else(corrupt)?;
                 let key = K::read(&mut parts).filter(|_| parts.is_at_end()).ok_or_else(corrupt)?;
                 Ok((key, decode::<K>(raw)?))

@@ -1,0 +1,16 @@
+//! The X.509 side: TLS key pairs, the authority that signs leaf certificates for public keys, and what a certificate
+//! says. Chains are verified by rustls where connections are made, not here.
+
+mod ca;
+mod info;
+mod key;
+mod leaf;
+mod name;
+mod pem;
+mod spki;
+
+pub use ca::X509Ca;
+pub use info::{CertificateInfo, spki_pin};
+pub use key::KeyPair;
+pub use leaf::LeafSpec;
+pub use spki::check_public_key;

@@ -1,0 +1,301 @@
+//! Applies a batch of transactions to the state: pure, and the same on every node.
+//!
+//! It checks that what each transaction read is unchanged, and then writes all of it or nothing. There is no domain
+//! in it, no clock, no randomness and no order that depends on memory: two releases of the program above can run in
+//! one cluster and never diverge.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use mezite_proto::peer::{self, outcome::Kind};
+use store_txn::UnixMillis;
+
+use crate::{
+    db::{Space, state_key},
+    error::StoreError,
+    ids::{self, IdWindow, MAX_WINDOW_MS, TransactionId},
+    state::{StateView, StoredRow, Visit, chain_hash, encode_log_record, expiry_key, log_record_key},
+};
+
+/// Writes that are not in the database yet, over a view of it.
+pub(crate) struct Overlay<'a, V> {
+    base: &'a V,
+    writes: BTreeMap<Vec<u8>, Option<Vec<u8>>>,
+}
+
+impl<'a, V: StateView> Overlay<'a, V> {
+    pub(crate) fn new(base: &'a V) -> Self {
+        Self { base, writes: BTreeMap::new() }
+    }
+
+    /// What to write, by state key; `None` deletes.
+    pub(crate) fn into_writes(self) -> BTreeMap<Vec<u8>, Option<Vec<u8>>> {
+        self.writes
+    }
+
+    fn put(&mut self, key: Vec<u8>, value: Vec<u8>) {
+        self.writes.insert(key, Some(value));
+    }
+
+    fn delete(&mut self, key: Vec<u8>) {
+        self.writes.insert(key, None);
+    }
+}
+
+impl<V: StateView> StateView for Overlay<'_, V> {
+    fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
+        match self.writes.get(key) {
+            Some(write) => Ok(write.clone()),
+            None => self.base.get(key),
+        }
+    }
+
+    fn scan(&self, start: &[u8], end: &[u8], visit: &mut Visit<'_>) -> Result<(), StoreError> {
+        let mut written = self.writes.range(start.to_vec()..end.to_vec()).peekable();
+        let mut more = true;
+        self.base.scan(start, end, &mut |key, value| {
+            while let Some((at, write)) = written.next_if(|(at, _)| at.as_slice() < key) {
+                if let Some(write) = write {
+                    more = visit(at, write)?;
+                    if !more {
+                        return Ok(false);
+                    }
+                }
+            }
+            more = match written.next_if(|(at, _)| at.as_slice() == key) {
+                Some((_, Some(write))) => visit(key, write)?,
+                Some((_, None)) => true,
+                None => visit(key, value)?,
+            };
+            Ok(more)
+        })?;
+        for (at, write) in written {
+            if !more {
+                break;
+            }
+            if let Some(write) = write {
+                more = visit(at, write)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Time and revision of the state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Counters {
+    pub(crate) stamp_ms: UnixMillis,
+    pub(crate) revision: u64,
+}
+
+/// A change of one row.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Change {
+    /// Key of the row.
+    pub(crate) key: Bytes,
+    /// New value; `None`: the row is gone.
+    pub(crate) value: Option<Bytes>,
+}
+
+/// What one revision changed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Commit {
+    pub(crate) revision: u64,
+    pub(crate) changes: Vec<Change>,
+}
+
+/// What a batch did.
+#[derive(Debug, Default)]
+pub(crate) struct Effects {
+    /// One per transaction.
+    pub(crate) outcomes: Vec<peer::Outcome>,
+    /// In order of revision.
+    pub(crate) commits: Vec<Commit>,
+}
+
+/// Applies a batch. Writes go to the overlay; the caller stores them together with the counters.
+pub(crate) fn apply_batch<V: StateView>(
+    state: &mut Overlay<'_, V>,
+    counters: &mut Counters,
+    window: &mut IdWindow,
+    log_index: u64,
+    batch: &peer::Batch,
+) -> Result<Effects, StoreError> {
+    counters.stamp_ms = counters.stamp_ms.max(batch.stamp_ms);
+    for expired in window.expire(counters.stamp_ms) {
+        state.delete(state_key(Space::AppliedIds, &expired.to_be_bytes()));
+    }
+    let mut effects = Effects::default();
+    let mut applied: Vec<(TransactionId, u64)> = Vec::new();
+    let mut keep_until_ms = 0;
+    for transaction in &batch.transactions {
+        let id = TransactionId::try_from(transaction.id.as_ref()).ok();
+        let (kind, revision) = match id.and_then(|id| window.revision(&id)) {
+            Some(revision) => (Kind::Committed, revision),
+            None if is_late(transaction, counters.stamp_ms) => (Kind::Expired, 0),
+            None if !is_unchanged(state, transaction)? => (Kind::Conflict, 0),
+            None => {
+                let commit = commit(state, counters, transaction)?;
+                let revision = commit.revision;
+                effects.commits.push(commit);
+                if let Some(id) = id {
+                    window.note(id, revision);
+                    applied.push((id, revision));
+                    keep_until_ms = keep_until_ms.max(transaction.not_after_ms);
+                }
+                (Kind::Committed, revision)
+            }
+        };
+        effects.outcomes.push(peer::Outcome { kind: kind.into(), revision, log_index });
+    }
+    if !applied.is_empty() {
+        state.put(
+            state_key(Space::AppliedIds, &log_index.to_be_bytes()),
+            ids::encode(keep_until_ms, &applied),
+        );
+        window.seal(log_index, keep_until_ms, &applied);
+    }
+    if batch.sweep_limit > 0 {
+        effects.commits.extend(sweep(state, counters, batch.sweep_limit as usize)?);
+    }
+    Ok(effects)
+}
+
+/// A transaction that came too late, or asks to be remembered for too long: its sender's clock is wrong.
+fn is_late(transaction: &peer::Transaction, now_ms: UnixMillis) -> bool {
+    transaction.not_after_ms < now_ms || transaction.not_after_ms > now_ms.saturating_add(MAX_WINDOW_MS)
+}
+
+fn is_unchanged(state: &impl StateView, transaction: &peer::Transaction) -> Result<bool, StoreError> {
+    for read in &transaction.reads {
+        let stored = state.get(&state_key(Space::Rows, &read.key))?;
+        let revision = match &stored {
+            Some(bytes) => StoredRow::decode(bytes)?.revision,
+            None => 0,
+        };
+        if revision != read.revision {
+            return Ok(false);
+        }
+    }
+    for range in &transaction.ranges {
+        if range_digest(state, &range.start, &range.end)? != (range.count, range.newest) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// Number of rows in a range, expired ones included, and the highest revision among them. Any insert, update or
+/// delete in the range changes one of the two: an insert or update has a new highest revision, a delete alone
+/// lowers the number.
+pub(crate) fn range_digest(
+    state: &impl StateView,
+    start: &[u8],
+    end: &[u8],
+) -> Result<(u64, u64), StoreError> {
+    let (mut count, mut newest) = (0, 0);
+    if start >= end {
+        return Ok((count, newest));
+    }
+    state.scan(&state_key(Space::Rows, start), &state_key(Space::Rows, end), &mut |_, bytes| {
+        count += 1;
+        newest = StoredRow::decode(bytes)?.revision.max(newest);
+        Ok(true)
+    })?;
+    Ok((count, newest))
+}
+
+fn commit<V: StateView>(
+    state: &mut Overlay<'_, V>,
+    counters: &mut Counters,
+    transaction: &peer::Transaction,
+) -> Result<Commit, StoreError> {
+    counters.revision += 1;
+    let revision = counters.revision;
+    let mut changes = Vec::with_capacity(transaction.writes.len());
+    for write in &transaction.writes {
+        remove_row(state, &write.key)?;
+        if let Some(value) = &write.value {
+            let row = StoredRow { revision, expires_at_ms: write.expires_at_ms, value };
+            state.put(state_key(Space::Rows, &write.key), row.encode());
+            if write.expires_at_ms != 0 {
+                state.put(expiry_key(write.expires_at_ms, &write.key), Vec::new());
+            }
+        }
+        changes.push(Change { key: write.key.clone(), value: write.value.clone() });
+    }
+    for append in &transaction.appends {
+        append_record(state, counters.stamp_ms, append)?;
+    }
+    Ok(Commit { revision, changes })
+}
+
+/// Deletes a row and its place in the expiry index.
+fn remove_row<V: StateView>(state: &mut Overlay<'_, V>, key: &[u8]) -> Result<(), StoreError> {
+    let row_key = state_key(Space::Rows, key);
+    if let Some(old) = state.get(&row_key)? {
+        let expires_at_ms = StoredRow::decode(&old)?.expires_at_ms;
+        if expires_at_ms != 0 {
+            state.delete(expiry_key(expires_at_ms, key));
+        }
+        state.delete(row_key);
+    }
+    Ok(())
+}
+
+fn append_record<V: StateView>(
+    state: &mut Overlay<'_, V>,
+    stamp_ms: UnixMillis,
+    append: &peer::Append,
+) -> Result<(), StoreError> {
+    let head_key = state_key(Space::LogHeads, append.log.as_bytes());
+    let (last, previous) = match state.get(&head_key)? {
+        Some(head) => decode_head(&head)?,
+        None => (0, [0; 32]),
+    };
+    let index = last + 1;
+    let hash = chain_hash(&previous, index, stamp_ms, &append.record);
+    state.put(
+        state_key(Space::Logs, &log_record_key(&append.log, index)),
+        encode_log_record(stamp_ms, &hash, &append.record),
+    );
+    let mut head = index.to_be_bytes().to_vec();
+    head.extend(hash);
+    state.put(head_key, head);
+    Ok(())
+}
+
+fn decode_head(bytes: &[u8]) -> Result<(u64, [u8; 32]), StoreError> {
+    let parts = bytes
+        .split_first_chunk::<8>()
+        .and_then(|(last, hash)| Some((u64::from_be_bytes(*last), <[u8; 32]>::try_from(hash).ok()?)));
+    parts.ok_or_else(|| StoreError::DataDirectory("the head of a log does not decode".into()))
+}
+
+/// Deletes rows whose time is over, oldest first.
+fn sweep<V: StateView>(
+    state: &mut Overlay<'_, V>,
+    counters: &mut Counters,
+    limit: usize,
+) -> Result<Option<Commit>, StoreError> {
+    let mut expired: Vec<Vec<u8>> = Vec::new();
+    // A row ends at its time: those at `stamp_ms` are over.
+    let end = expiry_key(counters.stamp_ms.saturating_add(1), &[]);
+    state.scan(&expiry_key(0, &[]), &end, &mut |key, _| {
+        expired.push(key.get(1 + size_of::<u64>()..).unwrap_or_default().to_vec());
+        Ok(expired.len() < limit)
+    })?;
+    if expired.is_empty() {
+        return Ok(None);
+    }
+    counters.revision += 1;
+    let mut changes = Vec::with_capacity(expired.len());
+    for key in expired {
+        remove_row(state, &key)?;
+        changes.push(Change { key: key.into(), value: None });
+    }
+    Ok(Some(Commit { revision: counters.revision, changes }))
+}
+
+#[cfg(test)]
+mod tests;

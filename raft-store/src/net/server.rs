@@ -1,0 +1,214 @@
+//! The peer listener: Raft, forwarding and join.
+
+use std::{path::PathBuf, sync::Arc};
+
+use arc_swap::ArcSwap;
+use mezite_proto::{
+    peer::{
+        self,
+        join_service_server::{JoinService, JoinServiceServer},
+        peer_service_server::{PeerService, PeerServiceServer},
+    },
+    transport::{ConnectionInfo, ListenerLimits, TlsListener},
+};
+use tokio::{io::AsyncWriteExt, net::TcpListener, sync::oneshot, task::JoinHandle};
+use tonic::{Request, Response, Status, Streaming};
+
+use super::{MAX_MESSAGE_BYTES, PROTOCOL_VERSION, VERSION_HEADER, identity::node_id_of};
+use crate::{
+    error::StoreError,
+    raft::{PeerNode, SnapshotFile},
+    store::Inner,
+};
+
+/// A running peer listener.
+pub(crate) struct PeerServer {
+    stop: Option<oneshot::Sender<()>>,
+    task: JoinHandle<()>,
+}
+
+impl PeerServer {
+    pub(crate) fn start(listener: TcpListener, inner: &Arc<Inner>) -> Result<Self, StoreError> {
+        let tls = Arc::new(ArcSwap::from_pointee(inner.identity.server_config()?));
+        let incoming = TlsListener::new(listener, tls, ListenerLimits::default());
+        let peers = PeerServiceServer::new(Handler(Arc::clone(inner)))
+            .max_decoding_message_size(MAX_MESSAGE_BYTES)
+            .max_encoding_message_size(MAX_MESSAGE_BYTES);
+        let join = JoinServiceServer::new(Handler(Arc::clone(inner)));
+        let (stop, stopped) = oneshot::channel::<()>();
+        let server = tonic::transport::Server::builder().add_service(peers).add_service(join);
+        let task = tokio::spawn(async move {
+            let stopped = async {
+                // Dropping the handle stops it as well.
+                let _ = stopped.await;
+            };
+            if let Err(error) = server.serve_with_incoming_shutdown(incoming, stopped).await {
+                tracing::error!(%error, "the peer listener failed");
+            }
+        });
+        Ok(Self { stop: Some(stop), task })
+    }
+
+    /// Stops listening and drops the connections: the Raft core behind them has stopped.
+    pub(crate) fn stop(&mut self) {
+        drop(self.stop.take());
+        self.task.abort();
+    }
+}
+
+struct Handler(Arc<Inner>);
+
+impl Handler {
+    /// Refuses whoever is not a node of this cluster or speaks a newer protocol. Answers the peer's id.
+    fn check_peer<T>(&self, request: &Request<T>) -> Result<u64, Status> {
+        check_version(request)?;
+        let info = request.extensions().get::<ConnectionInfo>();
+        let leaf = info.and_then(|info| info.peer_certificates.first());
+        let leaf = leaf.ok_or_else(|| Status::unauthenticated("a peer certificate is needed"))?;
+        node_id_of(leaf, &self.0.identity.cluster_id)
+            .ok_or_else(|| Status::permission_denied("the certificate is not of a node of this cluster"))
+    }
+}
+
+fn check_version<T>(request: &Request<T>) -> Result<(), Status> {
+    let version =
+        request.metadata().get(VERSION_HEADER).and_then(|value| value.to_str().ok()?.parse::<u32>().ok());
+    match version {
+        Some(version) if version <= PROTOCOL_VERSION => Ok(()),
+        Some(version) => Err(Status::failed_precondition(format!(
+            "peer protocol {version} is newer than {PROTOCOL_VERSION}, which this node speaks: upgrade this node"
+        ))),
+        None => Err(Status::failed_precondition("the call does not name a peer protocol version")),
+    }
+}
+
+fn to_status(error: StoreError) -> Status {
+    match error {
+        StoreError::Unavailable(_) | StoreError::Stopped(_) => Status::unavailable(error.to_string()),
+        StoreError::DataDirectory(_) => Status::invalid_argument(error.to_string()),
+        other => Status::internal(other.to_string()),
+    }
+}
+
+#[tonic::async_trait]
+impl PeerService for Handler {
+    async fn append(
+        &self,
+        request: Request<peer::AppendRequest>,
+    ) -> Result<Response<peer::AppendResponse>, Status> {
+        self.check_peer(&request)?;
+        self.0.core.append(request.into_inner()).await.map(Response::new).map_err(to_status)
+    }
+
+    async fn vote(
+        &self,
+        request: Request<peer::VoteRequest>,
+    ) -> Result<Response<peer::VoteResponse>, Status> {
+        self.check_peer(&request)?;
+        self.0.core.vote(request.into_inner()).await.map(Response::new).map_err(to_status)
+    }
+
+    async fn install_snapshot(
+        &self,
+        request: Request<Streaming<peer::InstallSnapshotRequest>>,
+    ) -> Result<Response<peer::InstallSnapshotResponse>, Status> {
+        self.check_peer(&request)?;
+        let mut messages = request.into_inner();
+        let first = messages.message().await?.and_then(|message| message.message);
+        let Some(peer::install_snapshot_request::Message::Header(header)) = first else {
+            return Err(Status::invalid_argument("a snapshot begins with its header"));
+        };
+        let received = Received { path: self.0.state.receiving_path() };
+        receive(&mut messages, &received.path, header.length).await?;
+        let file = SnapshotFile { path: received.path.clone() };
+        let response = self.0.core.install_snapshot(&header, file).await.map_err(to_status)?;
+        Ok(Response::new(response))
+    }
+
+    async fn propose(
+        &self,
+        request: Request<peer::ProposeRequest>,
+    ) -> Result<Response<peer::ProposeResponse>, Status> {
+        self.check_peer(&request)?;
+        let outcomes = self.0.proposer.propose_for_peer(request.into_inner().transactions).await;
+        let leader_id = self.0.core.leader().map_or(0, |(id, _)| id);
+        Ok(Response::new(peer::ProposeResponse { outcomes, leader_id }))
+    }
+
+    async fn read_index(
+        &self,
+        request: Request<peer::ReadIndexRequest>,
+    ) -> Result<Response<peer::ReadIndexResponse>, Status> {
+        self.check_peer(&request)?;
+        let log_index = self.0.reads.index_for_peer().await.map_err(to_status)?;
+        Ok(Response::new(peer::ReadIndexResponse { log_index }))
+    }
+
+    async fn activate(
+        &self,
+        request: Request<peer::ActivateRequest>,
+    ) -> Result<Response<peer::ActivateResponse>, Status> {
+        let caller = self.check_peer(&request)?;
+        let member = request.into_inner().member.unwrap_or_default();
+        if member.node_id != caller {
+            return Err(Status::permission_denied("a node can only bring itself in"));
+        }
+        let node = PeerNode { peer_address: member.peer_address, app_address: member.app_address };
+        match self.0.core.add_member(caller, node).await.map_err(to_status)? {
+            true => Ok(Response::new(peer::ActivateResponse {})),
+            false => Err(Status::unavailable("this node does not lead, or another change is in progress")),
+        }
+    }
+}
+
+/// Removes a received file that was not installed.
+struct Received {
+    path: PathBuf,
+}
+
+impl Drop for Received {
+    fn drop(&mut self) {
+        // It is gone when the snapshot was installed.
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+/// Writes the bytes of a snapshot stream to a file, durably; all of them or it is an error.
+async fn receive(
+    messages: &mut Streaming<peer::InstallSnapshotRequest>,
+    path: &std::path::Path,
+    length: u64,
+) -> Result<(), Status> {
+    let failed = |error: std::io::Error| Status::internal(format!("receiving a snapshot: {error}"));
+    let mut file = tokio::fs::File::create(path).await.map_err(failed)?;
+    let mut received = 0;
+    while let Some(message) = messages.message().await? {
+        let Some(peer::install_snapshot_request::Message::Data(data)) = message.message else {
+            return Err(Status::invalid_argument("a snapshot has one header"));
+        };
+        received += data.len() as u64;
+        if received > length {
+            return Err(Status::invalid_argument("a snapshot is longer than its header says"));
+        }
+        file.write_all(&data).await.map_err(failed)?;
+    }
+    if received != length {
+        return Err(Status::data_loss("a snapshot is shorter than its header says"));
+    }
+    file.flush().await.map_err(failed)?;
+    file.sync_all().await.map_err(failed)
+}
+
+#[tonic::async_trait]
+impl JoinService for Handler {
+    async fn join(
+        &self,
+        request: Request<peer::JoinRequest>,
+    ) -> Result<Response<peer::JoinResponse>, Status> {
+        check_version(&request)?;
+        let handler = self.0.join_handler.get();
+        let handler =
+            handler.ok_or_else(|| Status::unavailable("this node does not admit nodes yet; try again"))?;
+        handler.join(request.into_inner()).await.map(Response::new)
+    }
+}

@@ -1,0 +1,429 @@
+//! The log, the vote and the commit point on disk.
+//!
+//! One thread does all writing, in the order in which it was asked: it takes what is waiting into one batch, writes
+//! it with one fsync, and only then tells those who wait. Entries can be read as soon as they were handed over,
+//! because the newest stay in memory at least until they are on disk.
+
+use std::{
+    collections::BTreeMap,
+    fmt::Debug,
+    ops::{Bound, RangeBounds},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        mpsc::{Receiver, Sender, channel},
+    },
+    thread::JoinHandle,
+    time::Instant,
+};
+
+use mezite_proto::peer;
+use openraft::{
+    Entry, LogId, LogState, OptionalSend, RaftLogId, RaftLogReader, StorageError, StorageIOError, Vote,
+    storage::{LogFlushed, RaftLogStorage},
+};
+use prost::Message;
+use rocksdb::WriteBatch;
+use tokio::sync::oneshot;
+
+use super::{TypeConfig, convert};
+use crate::{
+    db::{Db, meta_key},
+    error::StoreError,
+    fatal::Fatal,
+    metrics,
+};
+
+/// Entries that are on disk stay in memory up to this many bytes, for replication and apply.
+const TAIL_BYTES: usize = 16 << 20;
+/// One read of the log answers at most about this much, so that a message to a peer stays within its bound.
+const READ_BYTES: usize = 4 << 20;
+/// Operations in one write.
+const DRAIN: usize = 256;
+
+enum Op {
+    Append { entries: Vec<(u64, Vec<u8>)>, end: End, done: LogFlushed<TypeConfig> },
+    Vote { vote: Vec<u8>, done: oneshot::Sender<()> },
+    Committed(Option<Vec<u8>>),
+    Truncate { since: u64 },
+    Purge { upto: peer::LogId },
+}
+
+/// Where an append ends, and in which epoch: a truncation begins a new one, so that an append from before it is not
+/// taken for the entries that came in its place.
+#[derive(Clone, Copy)]
+struct End {
+    last: u64,
+    epoch: u64,
+}
+
+/// What of the log there is, and its newest entries.
+#[derive(Default)]
+struct Index {
+    purged: Option<LogId<u64>>,
+    last: Option<LogId<u64>>,
+    /// Entries up to here are on disk.
+    flushed: Option<u64>,
+    epoch: u64,
+    tail: BTreeMap<u64, (Entry<TypeConfig>, usize)>,
+    tail_bytes: usize,
+}
+
+impl Index {
+    fn push(&mut self, entry: Entry<TypeConfig>, size: usize) {
+        self.last = Some(entry.log_id);
+        self.tail_bytes += size;
+        self.tail.insert(entry.log_id.index, (entry, size));
+    }
+
+    fn drop_tail_from(&mut self, since: u64) {
+        for (_, (_, size)) in self.tail.split_off(&since) {
+            self.tail_bytes -= size;
+        }
+    }
+
+    /// Lets go of the oldest entries that are on disk.
+    fn evict(&mut self) {
+        while self.tail_bytes > TAIL_BYTES {
+            match self.tail.first_entry() {
+                Some(first) if Some(*first.key()) <= self.flushed => self.tail_bytes -= first.remove().1,
+                _ => break,
+            }
+        }
+    }
+}
+
+struct Shared {
+    db: Arc<Db>,
+    index: Arc<Mutex<Index>>,
+    /// `None` only while it is dropped.
+    writer: Option<(Sender<Op>, JoinHandle<()>)>,
+}
+
+impl Drop for Shared {
+    /// Waits for the writer: the database must be closed before the process leaves.
+    fn drop(&mut self) {
+        if let Some((operations, thread)) = self.writer.take() {
+            drop(operations);
+            if thread.join().is_err() {
+                tracing::error!("the log writer panicked");
+            }
+        }
+    }
+}
+
+/// The log of a node.
+#[derive(Clone)]
+pub(crate) struct LogStore(Arc<Shared>);
+
+impl LogStore {
+    pub(crate) fn open(db: Arc<Db>, fatal: Fatal) -> Result<Self, StoreError> {
+        let purged = read_meta::<peer::LogId>(&db, meta_key::PURGED)?.as_ref().map(convert::log_id);
+        let last = match last_entry(&db)? {
+            Some(entry) => Some(entry.log_id),
+            None => purged,
+        };
+        let index = Index { purged, last, flushed: last.map(|id| id.index), ..Index::default() };
+        let index = Arc::new(Mutex::new(index));
+        let (operations, waiting) = channel();
+        let (writing, flushing) = (Arc::clone(&db), Arc::clone(&index));
+        let flushed = move |end: End| {
+            let mut index = flushing.lock().unwrap_or_else(PoisonError::into_inner);
+            if index.epoch == end.epoch {
+                index.flushed = index.flushed.max(Some(end.last));
+                index.evict();
+            }
+        };
+        let thread = std::thread::Builder::new()
+            .name("raft-log".into())
+            .spawn(move || write_all(&writing, &waiting, &fatal, flushed))
+            .map_err(StoreError::io("cannot start the log writer"))?;
+        Ok(Self(Arc::new(Shared { db, index, writer: Some((operations, thread)) })))
+    }
+}
+
+impl Shared {
+    fn index(&self) -> MutexGuard<'_, Index> {
+        self.index.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    #[allow(clippy::result_large_err, reason = "openraft's storage traits answer this error")]
+    fn send(&self, op: Op) -> Result<(), StorageError<u64>> {
+        let sent = self.writer.as_ref().is_some_and(|(operations, _)| operations.send(op).is_ok());
+        let stopped =
+            || StorageIOError::write_logs(&std::io::Error::other("the log writer has stopped")).into();
+        sent.then_some(()).ok_or_else(stopped)
+    }
+}
+
+/// The writer thread: until every handle is gone, or a write fails.
+fn write_all(db: &Db, operations: &Receiver<Op>, fatal: &Fatal, flushed: impl Fn(End)) {
+    while let Ok(first) = operations.recv() {
+        let mut batch = WriteBatch::default();
+        let mut sync = false;
+        let (mut appended, mut voted) = (Vec::new(), Vec::new());
+        let drained = std::iter::once(first).chain(operations.try_iter().take(DRAIN - 1));
+        let built = drained.map(|op| {
+            // A commit point alone need not be synced: it only says how far the log may be applied again.
+            sync |= !matches!(op, Op::Committed(_));
+            stage(db, &mut batch, op, &mut appended, &mut voted)
+        });
+        let result = built.collect::<Result<(), StoreError>>().and_then(|()| {
+            let started = Instant::now();
+            db.write(batch, sync)?;
+            if sync {
+                metrics::fsync(started.elapsed());
+            }
+            Ok(())
+        });
+        if let Err(error) = result {
+            for (_, done) in appended {
+                done.log_io_completed(Err(std::io::Error::other(error.to_string())));
+            }
+            fatal.call(&format!("writing the log failed: {error}"));
+            return;
+        }
+        if let Some(end) = appended.last().map(|(end, _)| *end) {
+            flushed(end);
+        }
+        for (_, done) in appended {
+            done.log_io_completed(Ok(()));
+        }
+        for done in voted {
+            // The core may be gone by now; then nobody waits.
+            let _ = done.send(());
+        }
+    }
+}
+
+fn stage(
+    db: &Db,
+    batch: &mut WriteBatch,
+    op: Op,
+    appended: &mut Vec<(End, LogFlushed<TypeConfig>)>,
+    voted: &mut Vec<oneshot::Sender<()>>,
+) -> Result<(), StoreError> {
+    let (meta, log) = (db.raft_meta()?, db.raft_log()?);
+    match op {
+        Op::Append { entries, end, done } => {
+            for (index, bytes) in entries {
+                batch.put_cf(&log, index.to_be_bytes(), bytes);
+            }
+            appended.push((end, done));
+        }
+        Op::Vote { vote, done } => {
+            batch.put_cf(&meta, meta_key::VOTE, vote);
+            voted.push(done);
+        }
+        Op::Committed(Some(committed)) => batch.put_cf(&meta, meta_key::COMMITTED, committed),
+        Op::Committed(None) => batch.delete_cf(&meta, meta_key::COMMITTED),
+        Op::Truncate { since } => batch.delete_range_cf(&log, since.to_be_bytes(), u64::MAX.to_be_bytes()),
+        Op::Purge { upto } => {
+            batch.delete_range_cf(&log, 0u64.to_be_bytes(), (upto.index + 1).to_be_bytes());
+            batch.put_cf(&meta, meta_key::PURGED, upto.encode_to_vec());
+        }
+    }
+    Ok(())
+}
+
+fn read_meta<M: Message + Default>(db: &Db, key: &[u8]) -> Result<Option<M>, StoreError> {
+    let bytes = db.rocks().get_cf(&db.raft_meta()?, key)?;
+    let decoded = bytes.map(|bytes| M::decode(bytes.as_slice())).transpose();
+    decoded.map_err(|error| {
+        StoreError::DataDirectory(format!("{} does not decode: {error}", String::from_utf8_lossy(key)))
+    })
+}
+
+fn last_entry(db: &Db) -> Result<Option<Entry<TypeConfig>>, StoreError> {
+    let mut newest = db.rocks().iterator_cf(&db.raft_log()?, rocksdb::IteratorMode::End);
+    newest.next().map(|item| convert::decode_entry(&item?.1)).transpose()
+}
+
+/// Reads entries `from..to` from disk, up to a bound in bytes but at least one; and whether the bound cut it short.
+fn read_disk(
+    db: &Db,
+    from: u64,
+    to: u64,
+    bound: usize,
+) -> Result<(Vec<Entry<TypeConfig>>, bool), StoreError> {
+    let mut options = rocksdb::ReadOptions::default();
+    options.set_iterate_upper_bound(to.to_be_bytes().to_vec());
+    let start = from.to_be_bytes();
+    let mode = rocksdb::IteratorMode::From(&start, rocksdb::Direction::Forward);
+    let (mut entries, mut bytes) = (Vec::new(), 0);
+    for item in db.rocks().iterator_cf_opt(&db.raft_log()?, options, mode) {
+        let (_, value) = item?;
+        bytes += value.len();
+        entries.push(convert::decode_entry(&value)?);
+        if bytes >= bound {
+            return Ok((entries, true));
+        }
+    }
+    Ok((entries, false))
+}
+
+fn read_error(error: &(impl std::error::Error + 'static)) -> StorageError<u64> {
+    StorageIOError::read_logs(error).into()
+}
+
+impl LogStore {
+    /// Entries `start..end` that exist: from disk below the tail, from memory in it; up to a bound in bytes.
+    async fn read(
+        &self,
+        start: u64,
+        end: u64,
+        bound: usize,
+    ) -> Result<Vec<Entry<TypeConfig>>, StorageError<u64>> {
+        let (start, end, tail_start) = {
+            let index = self.0.index();
+            let first = index.purged.map_or(0, |id| id.index + 1);
+            let end = end.min(index.last.map_or(0, |id| id.index + 1));
+            let tail_start = index.tail.first_key_value().map_or(u64::MAX, |(index, _)| *index);
+            (start.max(first), end, tail_start)
+        };
+        let mut entries = Vec::new();
+        if start < end.min(tail_start) {
+            let db = Arc::clone(&self.0.db);
+            let upto = end.min(tail_start);
+            let read = tokio::task::spawn_blocking(move || read_disk(&db, start, upto, bound)).await;
+            let cut;
+            (entries, cut) = read.map_err(|error| read_error(&error))?.map_err(|error| read_error(&error))?;
+            if cut {
+                return Ok(entries);
+            }
+        }
+        let index = self.0.index();
+        let mut bytes = 0;
+        for (_, (entry, size)) in index.tail.range(start.max(tail_start)..end.max(start.max(tail_start))) {
+            entries.push(entry.clone());
+            bytes += size;
+            if bytes >= bound {
+                break;
+            }
+        }
+        Ok(entries)
+    }
+}
+
+impl RaftLogReader<TypeConfig> for LogStore {
+    async fn try_get_log_entries<RB: RangeBounds<u64> + Clone + Debug + OptionalSend>(
+        &mut self,
+        range: RB,
+    ) -> Result<Vec<Entry<TypeConfig>>, StorageError<u64>> {
+        let start = match range.start_bound() {
+            Bound::Included(start) => *start,
+            Bound::Excluded(before) => before + 1,
+            Bound::Unbounded => 0,
+        };
+        let end = match range.end_bound() {
+            Bound::Included(last) => last + 1,
+            Bound::Excluded(end) => *end,
+            Bound::Unbounded => u64::MAX,
+        };
+        self.read(start, end, usize::MAX).await
+    }
+
+    async fn limited_get_log_entries(
+        &mut self,
+        start: u64,
+        end: u64,
+    ) -> Result<Vec<Entry<TypeConfig>>, StorageError<u64>> {
+        let entries = self.read(start, end, READ_BYTES).await?;
+        if entries.is_empty() && start < end {
+            // The core panics on an empty answer; an error makes it stop with a reason.
+            let gone = std::io::Error::other(format!("log entries {start}..{end} are not there"));
+            return Err(read_error(&gone));
+        }
+        Ok(entries)
+    }
+}
+
+impl RaftLogStorage<TypeConfig> for LogStore {
+    type LogReader = Self;
+
+    async fn get_log_state(&mut self) -> Result<LogState<TypeConfig>, StorageError<u64>> {
+        let index = self.0.index();
+        Ok(LogState { last_purged_log_id: index.purged, last_log_id: index.last })
+    }
+
+    async fn get_log_reader(&mut self) -> Self {
+        self.clone()
+    }
+
+    async fn save_vote(&mut self, vote: &Vote<u64>) -> Result<(), StorageError<u64>> {
+        let (done, written) = oneshot::channel();
+        self.0.send(Op::Vote { vote: convert::vote_to_proto(vote).encode_to_vec(), done })?;
+        written.await.map_err(|error| StorageIOError::write_vote(&error).into())
+    }
+
+    async fn read_vote(&mut self) -> Result<Option<Vote<u64>>, StorageError<u64>> {
+        let stored = read_meta::<peer::Ballot>(&self.0.db, meta_key::VOTE);
+        let stored = stored.map_err(|error| StorageError::from(StorageIOError::read_vote(&error)))?;
+        Ok(stored.as_ref().map(convert::vote))
+    }
+
+    async fn save_committed(&mut self, committed: Option<LogId<u64>>) -> Result<(), StorageError<u64>> {
+        self.0.send(Op::Committed(committed.map(|id| convert::from_log_id(&id).encode_to_vec())))
+    }
+
+    async fn read_committed(&mut self) -> Result<Option<LogId<u64>>, StorageError<u64>> {
+        let stored =
+            read_meta::<peer::LogId>(&self.0.db, meta_key::COMMITTED).map_err(|error| read_error(&error))?;
+        // It was not synced on its own, and the log may have been: it never points past what is there.
+        Ok(stored.as_ref().map(convert::log_id).min(self.0.index().last))
+    }
+
+    async fn append<I>(
+        &mut self,
+        entries: I,
+        callback: LogFlushed<TypeConfig>,
+    ) -> Result<(), StorageError<u64>>
+    where
+        I: IntoIterator<Item = Entry<TypeConfig>> + OptionalSend,
+        I::IntoIter: OptionalSend,
+    {
+        let entries: Vec<_> = entries.into_iter().collect();
+        let Some(last) = entries.last().map(|entry| entry.get_log_id().index) else {
+            callback.log_io_completed(Ok(()));
+            return Ok(());
+        };
+        let encoded: Vec<_> =
+            entries.iter().map(|entry| (entry.log_id.index, convert::encode_entry(entry))).collect();
+        let epoch = {
+            let mut index = self.0.index();
+            for (entry, (_, bytes)) in entries.into_iter().zip(&encoded) {
+                index.push(entry, bytes.len());
+            }
+            index.epoch
+        };
+        self.0.send(Op::Append { entries: encoded, end: End { last, epoch }, done: callback })
+    }
+
+    async fn truncate(&mut self, log_id: LogId<u64>) -> Result<(), StorageError<u64>> {
+        let before = match log_id.index.checked_sub(1) {
+            Some(before) => {
+                self.read(before, log_id.index, usize::MAX).await?.pop().map(|entry| entry.log_id)
+            }
+            None => None,
+        };
+        {
+            let mut index = self.0.index();
+            index.drop_tail_from(log_id.index);
+            index.last = before.or(index.purged);
+            index.epoch += 1;
+            index.flushed = index.flushed.min(index.last.map(|id| id.index));
+        }
+        self.0.send(Op::Truncate { since: log_id.index })
+    }
+
+    async fn purge(&mut self, log_id: LogId<u64>) -> Result<(), StorageError<u64>> {
+        {
+            let mut index = self.0.index();
+            index.purged = index.purged.max(Some(log_id));
+            index.last = index.last.max(Some(log_id));
+            let kept = index.tail.split_off(&(log_id.index + 1));
+            index.tail_bytes = kept.values().map(|(_, size)| size).sum();
+            index.tail = kept;
+        }
+        self.0.send(Op::Purge { upto: convert::from_log_id(&log_id) })
+    }
+}

@@ -1,0 +1,175 @@
+//! How the Raft core reaches its peers.
+
+use std::{
+    future::Future,
+    io,
+    time::{Duration, Instant},
+};
+
+use mezite_proto::peer;
+use openraft::{
+    RaftNetwork, RaftNetworkFactory, Snapshot, Vote,
+    error::{NetworkError, RPCError, RaftError, ReplicationClosed, StreamingError, Timeout, Unreachable},
+    network::{Backoff, RPCOption, RPCTypes},
+    raft::{AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, VoteRequest, VoteResponse},
+};
+use tokio::io::AsyncReadExt;
+use tokio_stream::wrappers::ReceiverStream;
+
+use super::{PeerNode, SnapshotFile, TypeConfig, convert};
+use crate::{
+    error::StoreError,
+    net::client::{PeerClient, PeerPool},
+};
+
+/// A message of a snapshot stream carries so many bytes.
+const SNAPSHOT_CHUNK: usize = 1 << 20;
+/// A peer that cannot be reached is tried again after this.
+const RETRY: Duration = Duration::from_millis(100);
+
+/// Makes clients of peers.
+#[derive(Clone)]
+pub(crate) struct Peers {
+    pub(crate) node_id: u64,
+    pub(crate) pool: PeerPool,
+}
+
+impl RaftNetworkFactory<TypeConfig> for Peers {
+    type Network = Peer;
+
+    async fn new_client(&mut self, target: u64, node: &PeerNode) -> Peer {
+        Peer { node_id: self.node_id, target, address: node.peer_address.clone(), pool: self.pool.clone() }
+    }
+}
+
+/// One peer.
+pub(crate) struct Peer {
+    node_id: u64,
+    target: u64,
+    address: String,
+    pool: PeerPool,
+}
+
+type Failure = RPCError<u64, PeerNode, RaftError<u64>>;
+
+impl Peer {
+    fn client(&self) -> Result<PeerClient, StoreError> {
+        self.pool.get(self.target, &self.address)
+    }
+
+    /// Makes a call within the time that the core gives it.
+    async fn call<T>(
+        &self,
+        action: RPCTypes,
+        option: &RPCOption,
+        call: impl Future<Output = Result<tonic::Response<T>, tonic::Status>>,
+    ) -> Result<T, Failure> {
+        let timeout = option.hard_ttl();
+        match tokio::time::timeout(timeout, call).await {
+            Ok(Ok(response)) => Ok(response.into_inner()),
+            Ok(Err(status)) if status.code() == tonic::Code::Unavailable => {
+                Err(RPCError::Unreachable(Unreachable::new(&status)))
+            }
+            Ok(Err(status)) => Err(RPCError::Network(NetworkError::new(&status))),
+            Err(_) => {
+                Err(RPCError::Timeout(Timeout { action, id: self.node_id, target: self.target, timeout }))
+            }
+        }
+    }
+}
+
+fn unreachable_peer(error: StoreError) -> Failure {
+    RPCError::Unreachable(Unreachable::new(&error))
+}
+
+fn garbled(error: StoreError) -> Failure {
+    RPCError::Network(NetworkError::new(&error))
+}
+
+impl RaftNetwork<TypeConfig> for Peer {
+    async fn append_entries(
+        &mut self,
+        rpc: AppendEntriesRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Result<AppendEntriesResponse<u64>, Failure> {
+        let mut client = self.client().map_err(unreachable_peer)?;
+        let request = convert::append_request_to_proto(&rpc);
+        let response = self.call(RPCTypes::AppendEntries, &option, client.append(request)).await?;
+        convert::append_response(&response).map_err(garbled)
+    }
+
+    async fn vote(&mut self, rpc: VoteRequest<u64>, option: RPCOption) -> Result<VoteResponse<u64>, Failure> {
+        let mut client = self.client().map_err(unreachable_peer)?;
+        let request = convert::vote_request_to_proto(&rpc);
+        let response = self.call(RPCTypes::Vote, &option, client.vote(request)).await?;
+        convert::vote_response(&response).map_err(garbled)
+    }
+
+    async fn full_snapshot(
+        &mut self,
+        vote: Vote<u64>,
+        snapshot: Snapshot<TypeConfig>,
+        cancel: impl Future<Output = ReplicationClosed> + Send + 'static,
+        option: RPCOption,
+    ) -> Result<SnapshotResponse<u64>, StreamingError<TypeConfig, openraft::error::Fatal<u64>>> {
+        let unreachable = |error: &StoreError| StreamingError::Unreachable(Unreachable::new(error));
+        let mut client = self.client().map_err(|error| unreachable(&error))?;
+        let meta = convert::snapshot_meta_to_proto(&snapshot.meta);
+        let messages = read_messages(*snapshot.snapshot, convert::vote_to_proto(&vote), meta)
+            .await
+            .map_err(|error| StreamingError::Network(NetworkError::new(&error)))?;
+        let started = Instant::now();
+        tracing::info!(target = self.target, snapshot = %snapshot.meta.snapshot_id, "sending a snapshot");
+        let call = client.install_snapshot(messages);
+        let response = tokio::select! {
+            closed = cancel => return Err(StreamingError::Closed(closed)),
+            response = tokio::time::timeout(option.hard_ttl(), call) => response,
+        };
+        match response {
+            Ok(Ok(response)) => {
+                tracing::info!(target = self.target, elapsed = ?started.elapsed(), "the snapshot is installed");
+                let ballot = response.into_inner().vote.unwrap_or_default();
+                Ok(SnapshotResponse { vote: convert::vote(&ballot) })
+            }
+            Ok(Err(status)) => Err(StreamingError::Unreachable(Unreachable::new(&status))),
+            Err(elapsed) => Err(StreamingError::Unreachable(Unreachable::new(&elapsed))),
+        }
+    }
+
+    fn backoff(&self) -> Backoff {
+        Backoff::new(std::iter::repeat(RETRY))
+    }
+}
+
+/// Streams a snapshot file as messages; a few are read ahead.
+async fn read_messages(
+    file: SnapshotFile,
+    vote: peer::Ballot,
+    meta: peer::SnapshotMeta,
+) -> io::Result<ReceiverStream<peer::InstallSnapshotRequest>> {
+    use peer::install_snapshot_request::Message;
+    let mut reader = tokio::fs::File::open(&file.path).await?;
+    let length = reader.metadata().await?.len();
+    let (sender, receiver) = tokio::sync::mpsc::channel(4);
+    tokio::spawn(async move {
+        let header = peer::SnapshotHeader { vote: Some(vote), meta: Some(meta), length };
+        let mut next = Message::Header(header);
+        loop {
+            // The call has ended when nobody receives.
+            if sender.send(peer::InstallSnapshotRequest { message: Some(next) }).await.is_err() {
+                return;
+            }
+            let mut chunk = bytes::BytesMut::with_capacity(SNAPSHOT_CHUNK);
+            match reader.read_buf(&mut chunk).await {
+                Ok(0) => return,
+                Ok(_) => next = Message::Data(chunk.freeze()),
+                Err(error) => {
+                    // The receiver counts the bytes: a stream that ends early is refused there.
+                    tracing::warn!(%error, "reading a snapshot failed");
+                    return;
+                }
+            }
+        }
+    });
+    Ok(ReceiverStream::new(receiver))
+}
