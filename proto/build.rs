@@ -12,19 +12,20 @@ type BuildResult<T> = Result<T, Box<dyn Error>>;
 
 fn main() -> BuildResult<()> {
     println!("cargo:rerun-if-changed=v1");
+    println!("cargo:rerun-if-changed=peer");
     let out = PathBuf::from(env::var("OUT_DIR")?);
-    compile("v1/auth.proto", "auth_descriptor.bin", &out)?;
-    compile("v1/peer.proto", "peer_descriptor.bin", &out)?;
+    compile("v1/auth.proto", "auth", &out)?;
+    compile("peer/v1/peer.proto", "peer", &out)?;
     let auth = DescriptorPool::decode(fs::read(out.join("auth_descriptor.bin"))?.as_slice())?;
     fs::write(out.join("access.rs"), access_table(&auth)?)?;
     Ok(())
 }
 
-fn compile(file: &str, descriptor: &str, out: &std::path::Path) -> BuildResult<()> {
+fn compile(file: &str, name: &str, out: &std::path::Path) -> BuildResult<()> {
     let mut compiler = protox::Compiler::new(["."])?;
     compiler.include_source_info(true).include_imports(true).open_file(file)?;
     let bytes = compiler.encode_file_descriptor_set();
-    fs::write(out.join(descriptor), &bytes)?;
+    fs::write(out.join(format!("{name}_descriptor.bin")), &bytes)?;
 
     let pool = DescriptorPool::decode(bytes.as_slice())?;
     let mut config = tonic_prost_build::Config::new();
@@ -42,7 +43,7 @@ fn compile(file: &str, descriptor: &str, out: &std::path::Path) -> BuildResult<(
             message.name()
         )?;
     }
-    fs::write(out.join(file.trim_start_matches("v1/").replace(".proto", "_debug.rs")), debug)?;
+    fs::write(out.join(format!("{name}_debug.rs")), debug)?;
     tonic_prost_build::configure().compile_fds_with_config(compiler.file_descriptor_set(), config)?;
     Ok(())
 }

@@ -1,7 +1,7 @@
 //! The wire: the messages that Mezite's programs exchange, and how they are carried.
 //!
 //! Three features, so that each crate sees its own part: `auth` is the public API (`v1/auth.proto`), `peer` the
-//! protocol between the nodes of a store (`v1/peer.proto`), `transport` the TLS listener and client channel under
+//! protocol between the nodes of a store (`peer/v1/peer.proto`), `transport` the TLS listener and client channel under
 //! both. No behaviour of either service lives here.
 
 /// The public API: `mezite.v1`.
