@@ -1,1 +1,33 @@
-//! Placeholder.
+//! The client of `mezite.v1.AuthService`: whom to trust, which address to ask, what to do when one fails.
+//!
+//! [`FirstContact`] turns a pin or a CA file into a [`ClusterTrust`]; a [`Client`] made with that asks a list of
+//! addresses and moves on from those that fail. [`Client::call`] is the one way to call a method: what may be
+//! repeated is said by a [`Retry`], and what went wrong by a [`ClientError`]. [`Uploader`] sends a recording until
+//! there is a receipt for it. There is no way to connect without verifying the server, and nothing here stores
+//! anything.
+
+mod address;
+mod client;
+mod error;
+mod failure;
+mod pages;
+mod pool;
+mod retry;
+mod session;
+mod tls;
+mod trust;
+mod upload;
+mod verifier;
+
+#[cfg(feature = "testing")]
+pub mod testing;
+
+pub use address::{Target, parse_addresses};
+pub use client::{Client, ClientConfig};
+pub use error::{ClientError, FieldViolation, StatusError};
+pub use pages::{PAGE_SIZE, all_pages};
+pub use retry::{NOT_COMMITTED, Retry, RetryPolicy};
+pub use session::{AuthClient, CallMetadata, SessionSecret};
+pub use tls::ClientIdentity;
+pub use trust::{CaPin, ClusterTrust, Established, FirstContact};
+pub use upload::{Payload, Receipt, UploadError, UploadLimits, Uploader};

@@ -1,2 +1,41 @@
-//! mezctl
-fn main(){}
+//! mezctl: the command line of Mezite, for users, admins and the hosts that they reach.
+//!
+//! A command is a file in `cmd`: it reads its arguments, calls the cluster through `mezite-client`, and prints a
+//! report. What is kept on disk is in `profile` (a user's cluster and session) and `agent_dir` (a host's identity).
+//! No rule of the service lives here.
+
+mod agent_dir;
+mod args;
+mod cli;
+mod clock;
+mod cmd;
+mod context;
+mod exit;
+mod files;
+mod output;
+mod profile;
+mod role_file;
+mod secret;
+mod sshd_config;
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+
+fn main() -> ExitCode {
+    let cli = cli::Cli::parse();
+    match run(cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => exit::report(&error),
+    }
+}
+
+fn run(cli: cli::Cli) -> anyhow::Result<()> {
+    // A second installation can only fail because the first one stands.
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    let context = context::Context::new(cli.global)?;
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?
+        .block_on(cmd::run(&context, cli.command))
+}

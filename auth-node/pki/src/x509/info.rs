@@ -92,7 +92,8 @@ impl Names {
         for name in extension.iter().flat_map(|extension| &extension.value.general_names) {
             match name {
                 GeneralName::URI(uri) => {
-                    if names.identity.replace(uri.parse()?).is_some() {
+                    let before = names.identity.replace(uri.parse()?);
+                    if before.is_some() {
                         return Err(PkiError::InvalidIdentity("there is more than one"));
                     }
                 }

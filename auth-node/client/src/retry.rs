@@ -1,0 +1,186 @@
+//! What may be repeated, and when. Pure: no clock and no transport here.
+
+use std::{borrow::Cow, time::Duration};
+
+use tonic::Code;
+
+use crate::failure::Failure;
+
+/// Reason in `google.rpc.ErrorInfo` with which a server says that a request surely had no effect.
+pub const NOT_COMMITTED: &str = "NOT_COMMITTED";
+
+/// What may be repeated of a call.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Retry {
+    /// Twice is as good as once: reads, deletes, and writes that replace or that the server knows again.
+    Idempotent,
+    /// Twice is not: repeated only while it is sure that nothing was committed, else
+    /// [`crate::ClientError::OutcomeUnknown`].
+    BeforeCommit {
+        /// What to check before trying again, as a clause: `see whether … with …`.
+        check: Cow<'static, str>,
+    },
+}
+
+impl Retry {
+    /// A call that must not take effect twice; `check` says what to look at when its outcome is unknown.
+    pub fn before_commit(check: impl Into<Cow<'static, str>>) -> Self {
+        Self::BeforeCommit { check: check.into() }
+    }
+}
+
+/// Bounds of a call and of its repetitions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RetryPolicy {
+    /// For a connection, handshake included. 3 s.
+    pub connect_timeout: Duration,
+    /// For one attempt at one address. 10 s.
+    pub call_timeout: Duration,
+    /// For the whole call. 30 s.
+    pub overall_timeout: Duration,
+    /// Attempts at each address. 12.
+    pub attempts_per_address: u32,
+    /// Wait before an address is asked again, doubled each time, half of it random. 100 ms.
+    pub backoff_base: Duration,
+    /// Longest such wait. 2 s.
+    pub backoff_max: Duration,
+}
+
+impl Default for RetryPolicy {
+    fn default() -> Self {
+        Self {
+            connect_timeout: Duration::from_secs(3),
+            call_timeout: Duration::from_secs(10),
+            overall_timeout: Duration::from_secs(30),
+            attempts_per_address: 12,
+            backoff_base: Duration::from_millis(100),
+            backoff_max: Duration::from_secs(2),
+        }
+    }
+}
+
+impl RetryPolicy {
+    /// The wait after the `failures`-th failure (from 1) at an address. `jitter` is between 0 and 1.
+    pub(crate) fn backoff(&self, failures: u32, jitter: f64) -> Duration {
+        let doubled = self.backoff_base.saturating_mul(1 << failures.saturating_sub(1).min(16));
+        let full = doubled.min(self.backoff_max);
+        full.mul_f64(0.5 + 0.5 * jitter.clamp(0.0, 1.0))
+    }
+}
+
+/// What to do after a failed attempt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    /// Give the error to the caller.
+    Fail,
+    /// Tell the caller that the outcome is unknown.
+    Unknown,
+    /// Never ask this address again in this call; go on with others.
+    Exclude,
+    /// Go on; come back to this address after the given wait, or the usual one.
+    MoveOn(Option<Duration>),
+}
+
+/// The retry policy, as a table.
+pub(crate) fn judge(retry: &Retry, failure: &Failure) -> Verdict {
+    let idempotent = matches!(retry, Retry::Idempotent);
+    let doubtful = |wait| if idempotent { Verdict::MoveOn(wait) } else { Verdict::Unknown };
+    match failure {
+        Failure::NotSent(_) => Verdict::MoveOn(None),
+        Failure::Untrusted(_) => Verdict::Exclude,
+        Failure::Broken(_) | Failure::TimedOut => doubtful(None),
+        Failure::Answered(status) => match status.code {
+            Code::Unavailable if status.reason.as_deref() == Some(NOT_COMMITTED) => {
+                Verdict::MoveOn(status.retry_after)
+            }
+            Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled => doubtful(status.retry_after),
+            // Refused before it began; without a hint it is a quota, which waiting does not lift.
+            Code::ResourceExhausted if status.retry_after.is_some() => Verdict::MoveOn(status.retry_after),
+            // The server does not know either.
+            Code::Unknown | Code::Internal if !idempotent => Verdict::Unknown,
+            _ => Verdict::Fail,
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::StatusError;
+
+    fn answered(code: Code, reason: Option<&str>, retry_after: Option<Duration>) -> Failure {
+        Failure::Answered(Box::new(StatusError {
+            code,
+            message: String::new(),
+            reason: reason.map(str::to_owned),
+            retry_after,
+            violations: Vec::new(),
+            repeated: false,
+        }))
+    }
+
+    const HINT: Option<Duration> = Some(Duration::from_millis(70));
+
+    #[test]
+    fn idempotent_calls_move_on_from_everything_that_may_pass() {
+        let judge = |failure| judge(&Retry::Idempotent, &failure);
+        assert_eq!(judge(Failure::NotSent("x".into())), Verdict::MoveOn(None));
+        assert_eq!(judge(Failure::Broken("x".into())), Verdict::MoveOn(None));
+        assert_eq!(judge(Failure::TimedOut), Verdict::MoveOn(None));
+        assert_eq!(judge(answered(Code::Unavailable, None, HINT)), Verdict::MoveOn(HINT));
+        assert_eq!(judge(answered(Code::DeadlineExceeded, None, None)), Verdict::MoveOn(None));
+        assert_eq!(judge(answered(Code::ResourceExhausted, None, HINT)), Verdict::MoveOn(HINT));
+    }
+
+    #[test]
+    fn creates_are_repeated_only_when_surely_not_committed() {
+        let create = Retry::before_commit("look");
+        let judge = |failure| judge(&create, &failure);
+        assert_eq!(judge(Failure::NotSent("x".into())), Verdict::MoveOn(None));
+        assert_eq!(judge(answered(Code::Unavailable, Some(NOT_COMMITTED), HINT)), Verdict::MoveOn(HINT));
+        assert_eq!(judge(answered(Code::ResourceExhausted, None, HINT)), Verdict::MoveOn(HINT));
+        for doubtful in [
+            Failure::Broken("x".into()),
+            Failure::TimedOut,
+            answered(Code::Unavailable, None, HINT),
+            answered(Code::Unavailable, Some("OVERLOADED"), HINT),
+            answered(Code::DeadlineExceeded, None, None),
+            answered(Code::Cancelled, None, None),
+            answered(Code::Internal, None, None),
+            answered(Code::Unknown, None, None),
+        ] {
+            assert_eq!(judge(doubtful.clone()), Verdict::Unknown, "{doubtful:?}");
+        }
+    }
+
+    #[test]
+    fn answers_are_final() {
+        for retry in [Retry::Idempotent, Retry::before_commit("look")] {
+            for code in [
+                Code::InvalidArgument,
+                Code::Unauthenticated,
+                Code::PermissionDenied,
+                Code::NotFound,
+                Code::AlreadyExists,
+                Code::Aborted,
+                Code::FailedPrecondition,
+                Code::OutOfRange,
+                Code::DataLoss,
+                Code::Unimplemented,
+                Code::ResourceExhausted,
+            ] {
+                assert_eq!(judge(&retry, &answered(code, None, None)), Verdict::Fail, "{code:?}");
+            }
+            assert_eq!(judge(&retry, &Failure::Untrusted("x".into())), Verdict::Exclude);
+        }
+    }
+
+    #[test]
+    fn waits_grow_and_are_bounded() {
+        let policy = RetryPolicy::default();
+        assert_eq!(policy.backoff(1, 1.0), Duration::from_millis(100));
+        assert_eq!(policy.backoff(1, 0.0), Duration::from_millis(50));
+        assert_eq!(policy.backoff(3, 1.0), Duration::from_millis(400));
+        assert_eq!(policy.backoff(u32::MAX, 1.0), Duration::from_secs(2));
+    }
+}

@@ -1,0 +1,314 @@
+use std::{
+    collections::HashMap,
+    io::Cursor,
+    sync::{Arc, Mutex},
+};
+
+use mezite_pki::ssh::SshKeyPair;
+use prost::Message as _;
+use recording_format::{AgentId, ChainHead, Codec, FORMAT_VERSION, Metadata, SegmentRef};
+use tonic::Status;
+use tonic_types::{ErrorDetails, StatusExt as _};
+
+use super::*;
+use crate::{
+    ClientConfig,
+    testing::{Call, FakeServer, Leaf, TestCa},
+};
+
+const LIMITS: UploadLimits = UploadLimits { chunk: 10, batch: 35, stalls: 3 };
+
+fn id() -> RecordingId {
+    RecordingId::from_bytes([7; 16])
+}
+
+fn metadata() -> RecordingMetadata {
+    RecordingMetadata { user: "alice".into(), format: "asciicast-v3".into(), ..Default::default() }
+}
+
+/// What ingests share: the payload so far, and whether it is sealed.
+#[derive(Default)]
+struct Stored {
+    begun: bool,
+    payload: Vec<u8>,
+    sealed: Option<RecordingReceipt>,
+    state: WireState,
+}
+
+type Store = Arc<Mutex<Stored>>;
+
+/// Follows the rules of the protocol, as far as an uploader can tell.
+fn ingest(store: &mut Stored, call: &Call) -> Result<StreamSessionRecordingResponse, Status> {
+    for message in call.requests::<StreamSessionRecordingRequest>() {
+        match message.message.unwrap() {
+            Message::Header(header) => {
+                assert_eq!(header.recording_id, id().to_string());
+                store.begun |= header.metadata.is_some();
+                if !store.begun {
+                    return Err(Status::not_found("no such recording"));
+                }
+                if header.start_offset > store.payload.len() as u64 {
+                    return Err(Status::out_of_range("beyond"));
+                }
+            }
+            Message::Chunk(chunk) => {
+                assert_eq!(chunk.crc32c, crc32c::crc32c(&chunk.data));
+                let have = store.payload.len();
+                let start = usize::try_from(chunk.offset).unwrap();
+                if start > have {
+                    return Err(Status::out_of_range("beyond"));
+                }
+                let new = chunk.data.get(have - start..).unwrap_or_default();
+                store.payload.extend_from_slice(new);
+            }
+            Message::Final(end) => {
+                assert_eq!(end.total_length, store.payload.len() as u64);
+                assert_eq!(end.payload_sha256.as_ref(), Digest::of(&store.payload).as_bytes());
+                store.sealed = Some(receipt(&store.payload));
+                store.state = WireState::Complete;
+            }
+        }
+    }
+    Ok(StreamSessionRecordingResponse {
+        recording_id: id().to_string(),
+        committed_offset: store.payload.len() as u64,
+        state: store.state.into(),
+        receipt: store.sealed.clone(),
+        ..Default::default()
+    })
+}
+
+fn manifest(payload: &[u8], key: &SshKeyPair) -> Manifest {
+    let (length, begin) = (payload.len() as u64, Digest::of(b"begin"));
+    let whole = SegmentRef { start: 0, length, object_length: length + 100, sha256: Digest::of(b"segment") };
+    let segments: Vec<_> = (length > 0).then_some(whole).into_iter().collect();
+    let head = ChainHead::begin(id(), begin);
+    Manifest {
+        kind: Manifest::KIND.into(),
+        version: FORMAT_VERSION,
+        recording_id: id(),
+        revision: 0,
+        state: RecordingState::Complete,
+        agent_id: AgentId::from_bytes([2; 16]),
+        metadata: Metadata::default(),
+        codec: Codec::Identity,
+        length,
+        payload_sha256: Digest::of(payload),
+        begin_sha256: begin,
+        chain_head: segments.iter().fold(head, |head, s| head.extend(s.start, s.length, s.sha256)),
+        segments,
+        gaps: Vec::new(),
+        agent_certificate_sha256: None,
+        relayed_by: None,
+        ingest_id: AgentId::from_bytes([3; 16]),
+        ingest_certificate_sha256: Digest::of(b"ingest"),
+        signing_key: key.public_line(),
+        sealed_at_ms: 1,
+        retain_until_ms: None,
+    }
+}
+
+fn signed(manifest: &Manifest, key: &SshKeyPair) -> RecordingReceipt {
+    let document = manifest.encode().unwrap();
+    let signature = key.sign_sshsig(MANIFEST_NAMESPACE, &document).unwrap();
+    RecordingReceipt { manifest: document.into(), signature: signature.to_string() }
+}
+
+fn receipt(payload: &[u8]) -> RecordingReceipt {
+    let key = SshKeyPair::generate_ed25519("").unwrap();
+    signed(&manifest(payload, &key), &key)
+}
+
+fn serve<F>(ca: &TestCa, answer: F) -> FakeServer
+where
+    F: Fn(Call) -> Result<StreamSessionRecordingResponse, Status> + Send + Sync + 'static,
+{
+    FakeServer::start(&ca.ingest(), ca, move |call| {
+        let answer = answer(call).map(|reply| reply.encode_to_vec());
+        async move { answer }
+    })
+}
+
+fn uploader(ca: &TestCa, ingests: &[String], auth: &str) -> Uploader {
+    let quick = RetryPolicy {
+        backoff_base: std::time::Duration::from_millis(5),
+        attempts_per_address: 3,
+        ..RetryPolicy::default()
+    };
+    let config = ClientConfig::new(vec![auth.to_owned()], ca.trust());
+    let client = Client::new(ClientConfig { policy: quick, ..config }).unwrap();
+    Uploader::new(client.for_recordings(ingests).unwrap(), LIMITS)
+}
+
+fn bytes(length: usize) -> Vec<u8> {
+    (0..length).map(|index| (index % 251) as u8).collect()
+}
+
+async fn upload(uploader: &Uploader, payload: &[u8]) -> Result<Receipt, UploadError> {
+    let mut payload = Payload::measure(Cursor::new(payload.to_vec())).await.unwrap();
+    uploader.upload(id(), &metadata(), &mut payload).await
+}
+
+const NOBODY: &str = "127.0.0.1:1";
+
+#[tokio::test]
+async fn a_payload_arrives_in_batches_and_is_receipted() {
+    for length in [0, 1, 10, 35, 36, 200] {
+        let (ca, store) = (TestCa::new(), Store::default());
+        let shared = Arc::clone(&store);
+        let server = serve(&ca, move |call| ingest(&mut shared.lock().unwrap(), &call));
+        let payload = bytes(length);
+        let receipt = upload(&uploader(&ca, &[server.address()], NOBODY), &payload).await.unwrap();
+        assert_eq!(receipt.manifest.length, length as u64);
+        assert_eq!(store.lock().unwrap().payload, payload);
+        // A probe, and then one call a batch; the first one begins the recording.
+        assert_eq!(server.calls().len(), 1 + length.div_ceil(35).max(1));
+        // Sealed already: the same receipt, and nothing is sent.
+        upload(&uploader(&ca, &[server.address()], NOBODY), &payload).await.unwrap();
+        assert_eq!(server.calls().len(), 2 + length.div_ceil(35).max(1));
+    }
+}
+
+#[tokio::test]
+async fn an_upload_goes_on_at_another_ingest_and_at_last_through_the_auth_nodes() {
+    let (ca, store) = (TestCa::new(), Store::default());
+    let dying = |limit: usize, leaf: Leaf| {
+        let (shared, asked) = (Arc::clone(&store), Mutex::new(0));
+        FakeServer::start(&leaf, &ca, move |call| {
+            let mut asked = asked.lock().unwrap();
+            *asked += 1;
+            let answer = match *asked > limit {
+                // It takes the batch, and its answer is lost.
+                true => {
+                    ingest(&mut shared.lock().unwrap(), &call).unwrap();
+                    Err(Status::unavailable("leaving"))
+                }
+                false => ingest(&mut shared.lock().unwrap(), &call).map(|reply| reply.encode_to_vec()),
+            };
+            async move { answer }
+        })
+    };
+    let one = dying(2, ca.ingest());
+    let two = dying(1, ca.ingest());
+    let auth = dying(usize::MAX, ca.auth_node());
+    let payload = bytes(400);
+    upload(&uploader(&ca, &[one.address(), two.address()], &auth.address()), &payload).await.unwrap();
+    assert_eq!(store.lock().unwrap().payload, payload);
+    assert!(!auth.calls().is_empty());
+}
+
+#[tokio::test]
+async fn an_ingest_that_is_behind_is_believed() {
+    let (ca, store) = (TestCa::new(), Store::default());
+    let (shared, forgot) = (Arc::clone(&store), Mutex::new(false));
+    let server = serve(&ca, move |call| {
+        let mut store = shared.lock().unwrap();
+        let mut forgot = forgot.lock().unwrap();
+        if store.payload.len() > 60 && !*forgot {
+            *forgot = true;
+            store.payload.truncate(20);
+        }
+        ingest(&mut store, &call)
+    });
+    let payload = bytes(150);
+    upload(&uploader(&ca, &[server.address()], NOBODY), &payload).await.unwrap();
+    assert_eq!(store.lock().unwrap().payload, payload);
+}
+
+#[tokio::test]
+async fn an_ingest_that_leaves_is_left() {
+    let (ca, store) = (TestCa::new(), Store::default());
+    let (a, b) = (Arc::clone(&store), Arc::clone(&store));
+    let leaving = serve(&ca, move |call| {
+        let reply = ingest(&mut a.lock().unwrap(), &call)?;
+        Ok(StreamSessionRecordingResponse { reconnect: true, ..reply })
+    });
+    let staying = serve(&ca, move |call| ingest(&mut b.lock().unwrap(), &call));
+    store.lock().unwrap().begun = true;
+    upload(&uploader(&ca, &[leaving.address(), staying.address()], NOBODY), &bytes(200)).await.unwrap();
+    assert_eq!(leaving.calls().len(), 1);
+}
+
+#[tokio::test]
+async fn a_recording_that_does_not_come_forward_ends_in_an_error() {
+    let ca = TestCa::new();
+    let server = serve(&ca, |_| Ok(StreamSessionRecordingResponse::default()));
+    let error = upload(&uploader(&ca, &[server.address()], NOBODY), &bytes(5)).await.unwrap_err();
+    assert!(matches!(error, UploadError::Stalled { committed: 0, total: 5 }), "{error:?}");
+    let damaged = serve(&ca, |call| match call.requests::<StreamSessionRecordingRequest>().len() {
+        1 => Ok(StreamSessionRecordingResponse::default()),
+        _ => Err(Status::data_loss("checksum")),
+    });
+    let error = upload(&uploader(&ca, &[damaged.address()], NOBODY), &bytes(5)).await.unwrap_err();
+    assert!(matches!(error, UploadError::Stalled { .. }), "{error:?}");
+}
+
+#[tokio::test]
+async fn refusals_are_final() {
+    for code in [Code::PermissionDenied, Code::FailedPrecondition, Code::InvalidArgument] {
+        let ca = TestCa::new();
+        let server = serve(&ca, move |_| Err(Status::new(code, "no")));
+        let error = upload(&uploader(&ca, &[server.address()], NOBODY), &bytes(5)).await.unwrap_err();
+        assert!(matches!(&error, UploadError::Client(error) if error.code() == Some(code)), "{error:?}");
+        assert_eq!(server.calls().len(), 1);
+    }
+}
+
+#[tokio::test]
+async fn a_full_store_is_waited_for() {
+    let (ca, store) = (TestCa::new(), Store::default());
+    let refusals = Mutex::new(2);
+    let server = serve(&ca, move |call| {
+        let mut refusals = refusals.lock().unwrap();
+        if *refusals > 0 {
+            *refusals -= 1;
+            let wait = ErrorDetails::with_retry_info(Some(std::time::Duration::from_millis(20)));
+            return Err(Status::with_error_details(Code::ResourceExhausted, "full", wait));
+        }
+        ingest(&mut store.lock().unwrap(), &call)
+    });
+    upload(&uploader(&ca, &[server.address()], NOBODY), &bytes(50)).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_receipt_for_something_else_is_none() {
+    let payload = bytes(20);
+    let measured = Payload::measure(Cursor::new(payload.clone())).await.unwrap();
+    let key = SshKeyPair::generate_ed25519("").unwrap();
+    let good = manifest(&payload, &key);
+    let reply = |state: WireState, committed_offset, receipt| StreamSessionRecordingResponse {
+        recording_id: id().to_string(),
+        committed_offset,
+        state: state.into(),
+        receipt,
+        ..Default::default()
+    };
+    let complete = |manifest: &Manifest, key: &SshKeyPair| {
+        check(id(), &measured, reply(WireState::Complete, 20, Some(signed(manifest, key))))
+    };
+    assert!(complete(&good, &key).is_ok());
+
+    let mut wrong: HashMap<&str, Manifest> = HashMap::new();
+    wrong.insert("payload", Manifest { payload_sha256: Digest::of(b"other"), ..good.clone() });
+    wrong.insert("recording", Manifest { recording_id: RecordingId::from_bytes([8; 16]), ..good.clone() });
+    wrong.insert("state", Manifest { state: RecordingState::Interrupted, ..good.clone() });
+    wrong.insert("length", manifest(&bytes(19), &key));
+    for (what, manifest) in &wrong {
+        assert!(matches!(complete(manifest, &key), Err(UploadError::BadReceipt(_))), "{what}");
+    }
+    // Signed with a key that the manifest does not name.
+    let other = SshKeyPair::generate_ed25519("").unwrap();
+    assert!(matches!(complete(&good, &other), Err(UploadError::BadReceipt(_))));
+    // Signed, and changed afterwards.
+    let mut changed = signed(&good, &key);
+    let mut document = changed.manifest.to_vec();
+    *document.iter_mut().rev().find(|byte| byte.is_ascii_digit()).unwrap() ^= 1;
+    changed.manifest = document.into();
+    assert!(check(id(), &measured, reply(WireState::Complete, 20, Some(changed))).is_err());
+
+    assert!(check(id(), &measured, reply(WireState::Complete, 20, None)).is_err());
+    let less = reply(WireState::Complete, 19, Some(signed(&good, &key)));
+    assert!(matches!(check(id(), &measured, less), Err(UploadError::BadReceipt(_))));
+    let truncated = check(id(), &measured, reply(WireState::Truncated, 7, None));
+    assert!(matches!(truncated, Err(UploadError::Truncated { committed: 7, total: 20 })));
+}

@@ -1,0 +1,91 @@
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+
+use mezite_client::testing::{CLUSTER, TestCa};
+
+use super::*;
+
+const GOLDEN: &str = include_str!("../golden/agent.json");
+
+fn mode(dir: &AgentDir, name: &str) -> u32 {
+    fs::metadata(dir.file(name)).unwrap().mode() & 0o7777
+}
+
+fn agent_dir() -> (tempfile::TempDir, AgentDir) {
+    let temp = tempfile::tempdir().unwrap();
+    let dir = AgentDir::create(&temp.path().join("agent")).unwrap();
+    (temp, dir)
+}
+
+fn state() -> AgentState {
+    AgentState::new(CLUSTER.into(), vec!["a.example:3025".into()], "web1.example.org".into())
+}
+
+#[test]
+fn the_format_is_golden() {
+    let state = AgentState {
+        progress: Progress::Joined,
+        cluster_name: "example".into(),
+        principals: vec!["10.0.0.1".into()],
+        address: "web1.example.org:22".into(),
+        labels: BTreeMap::from([("env".into(), "prod".into())]),
+        agent_id: "6f9619ff-8b86-4011-b42d-00c04fc964ff".into(),
+        trust_bundle_revision: 3,
+        phases: BTreeMap::from([(1, 1), (3, 2)]),
+        ..state()
+    };
+    assert_eq!(state.encode().unwrap(), GOLDEN);
+    assert_eq!(AgentState::decode(GOLDEN).unwrap(), state);
+    for (from, to) in
+        [("\"version\": 1", "\"version\": 2"), ("ctl.agent", "ctl.profile"), ("\"labels\"", "\"label\"")]
+    {
+        assert!(AgentState::decode(&GOLDEN.replace(from, to)).is_err(), "{to}");
+    }
+}
+
+#[test]
+fn keys_are_made_once_and_are_private() {
+    let (_temp, dir) = agent_dir();
+    let (ssh, tls) = (dir.ssh_key().unwrap().public_line(), dir.tls_key().unwrap().spki_der());
+    assert_eq!(dir.ssh_key().unwrap().public_line(), ssh);
+    assert_eq!(dir.tls_key().unwrap().spki_der(), tls);
+    assert_eq!((mode(&dir, SSH_KEY), mode(&dir, TLS_KEY), mode(&dir, SSH_PUBLIC)), (0o600, 0o600, 0o644));
+    assert_eq!(fs::metadata(dir.path()).unwrap().mode() & 0o7777, 0o700);
+    fs::set_permissions(dir.file(SSH_KEY), fs::Permissions::from_mode(0o640)).unwrap();
+    assert!(dir.ssh_key().err().unwrap().is::<Usage>());
+}
+
+#[test]
+fn a_bundle_is_kept_only_of_the_own_cluster_and_with_a_user_ca() {
+    let (_temp, dir) = agent_dir();
+    let (ca, mut state) = (TestCa::new(), state());
+    dir.keep_bundle(&mut state, &ca.bundle(&["ssh-ed25519 AAAA one", "ssh-ed25519 BBBB two"])).unwrap();
+    assert_eq!(read_text(&dir.file(USER_CAS)).unwrap(), "ssh-ed25519 AAAA one\nssh-ed25519 BBBB two\n");
+    assert_eq!(dir.trust(&state).unwrap(), ca.trust());
+
+    assert!(dir.keep_bundle(&mut state, &ca.bundle(&[])).is_err());
+    let other =
+        v1::GetTrustBundleResponse { cluster_name: "other".into(), ..ca.bundle(&["ssh-ed25519 CCCC"]) };
+    assert!(dir.keep_bundle(&mut state, &other).is_err());
+    assert!(!read_text(&dir.file(USER_CAS)).unwrap().contains("CCCC"));
+}
+
+#[test]
+fn an_agent_that_has_not_joined_is_none() {
+    let (temp, dir) = agent_dir();
+    assert!(dir.joined().unwrap_err().is::<Usage>());
+    dir.save(&state()).unwrap();
+    assert!(dir.joined().unwrap_err().is::<Usage>());
+    assert!(AgentDir::new(&temp.path().join("nowhere")).unwrap_err().is::<Usage>());
+}
+
+#[test]
+fn leaving_removes_the_agents_files_and_no_others() {
+    let (_temp, dir) = agent_dir();
+    dir.ssh_key().unwrap();
+    dir.save(&state()).unwrap();
+    fs::write(dir.file("notes"), "mine").unwrap();
+    dir.clear().unwrap();
+    dir.clear().unwrap();
+    let left: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(left, ["notes"]);
+}

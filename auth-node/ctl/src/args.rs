@@ -1,0 +1,68 @@
+//! Arguments that several commands take: durations, times, labels, traits.
+
+use std::{
+    collections::BTreeMap,
+    time::{Duration, SystemTime},
+};
+
+/// `8h`, `1h 30m`, `45s`; above zero.
+pub(crate) fn human_duration(text: &str) -> Result<Duration, String> {
+    match humantime::parse_duration(text) {
+        Ok(Duration::ZERO) => Err("must be more than zero".into()),
+        Ok(duration) => Ok(duration),
+        Err(error) => Err(format!("{error}; write it like `8h` or `1h 30m`")),
+    }
+}
+
+/// `2026-11-24T09:00:00Z`.
+pub(crate) fn rfc3339(text: &str) -> Result<SystemTime, String> {
+    humantime::parse_rfc3339(text).map_err(|error| format!("{error}; write it like `2026-11-24T09:00:00Z`"))
+}
+
+/// `key=value`.
+pub(crate) fn key_value(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
+        _ => Err("write it as key=value".into()),
+    }
+}
+
+/// A map of `key=value` pairs; a key given twice is a mistake.
+pub(crate) fn label_map(pairs: &[(String, String)]) -> anyhow::Result<BTreeMap<String, String>> {
+    let mut map = BTreeMap::new();
+    for (key, value) in pairs {
+        if map.insert(key.clone(), value.clone()).is_some() {
+            return Err(crate::exit::Usage(format!("label `{key}` is given twice")).into());
+        }
+    }
+    Ok(map)
+}
+
+/// To a protobuf duration.
+pub(crate) fn proto_duration(duration: Duration) -> prost_types::Duration {
+    prost_types::Duration {
+        seconds: i64::try_from(duration.as_secs()).unwrap_or(i64::MAX),
+        nanos: i32::try_from(duration.subsec_nanos()).unwrap_or_default(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_are_human() {
+        assert_eq!(human_duration("1h 30m").unwrap(), Duration::from_secs(5400));
+        for wrong in ["", "0s", "-1h", "8", "soon"] {
+            assert!(human_duration(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn labels_are_unique() {
+        assert_eq!(key_value("env=a=b").unwrap(), ("env".into(), "a=b".into()));
+        assert!(key_value("env").is_err() && key_value("=x").is_err());
+        let twice = [("a".to_owned(), "1".to_owned()), ("a".to_owned(), "2".to_owned())];
+        assert!(label_map(&twice).is_err());
+    }
+}

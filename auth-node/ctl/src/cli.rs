@@ -1,0 +1,149 @@
+//! The command line: what can be said. What it does is in `cmd`.
+
+use std::{path::PathBuf, time::Duration};
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::{args::human_duration, cmd};
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0  done
+  1  failed
+  2  wrong usage: an argument or an input file
+  3  not logged in, or denied
+  4  not found
+  5  the cluster is unavailable: it is safe to try again
+  6  outcome unknown: check before you repeat
+  7  it is there already, or was changed meanwhile";
+
+const EXAMPLES: &str = "\
+Examples:
+  mezctl login --addr a.example:3025,b.example:3025 --ca-pin sha256:… --user alice
+  mezctl certs issue --out ~/.ssh/mezite
+  mezctl nodes ls --format json";
+
+/// Talks to a Mezite cluster: for its users, its admins, and the hosts that they reach.
+///
+/// `login` keeps the cluster's addresses, its CAs and the session in a profile; every other command works with that.
+/// The first login needs --addr, and --ca-pin or --ca-file, so that no password goes to somebody else.
+#[derive(Debug, Parser)]
+#[command(
+    name = "mezctl",
+    version,
+    after_help = format!("{EXAMPLES}\n\n{EXIT_CODES}"),
+    disable_help_subcommand = true,
+    subcommand_required = true,
+    arg_required_else_help = true
+)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) global: Global,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// What every command takes.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Options of every command")]
+pub(crate) struct Global {
+    /// Addresses of auth nodes, host:port, asked in this order until one serves [default: those of the last login]
+    #[arg(
+        long,
+        env = "MEZITE_ADDR",
+        hide_env_values = true,
+        value_delimiter = ',',
+        global = true,
+        value_name = "HOST:PORT,…"
+    )]
+    pub(crate) addr: Vec<String>,
+    /// Folder of the profile [default: ~/.mezite]
+    #[arg(long, env = "MEZITE_HOME", hide_env_values = true, global = true, value_name = "DIR")]
+    pub(crate) home: Option<PathBuf>,
+    /// How to print: text is for people, json and yaml for programs
+    #[arg(long, value_enum, default_value_t = Format::Text, global = true)]
+    pub(crate) format: Format,
+    /// First contact: pin of the cluster's TLS CA, as `auth-node init` and `mezctl status` print it
+    #[arg(
+        long,
+        env = "MEZITE_CA_PIN",
+        hide_env_values = true,
+        global = true,
+        value_name = "sha256:HEX",
+        conflicts_with = "ca_file"
+    )]
+    pub(crate) ca_pin: Option<String>,
+    /// First contact: PEM file of the cluster's TLS CA
+    #[arg(long, env = "MEZITE_CA_FILE", hide_env_values = true, global = true, value_name = "FILE")]
+    pub(crate) ca_file: Option<PathBuf>,
+    /// How long a call may take, failover and repetitions included
+    #[arg(long, default_value = "30s", value_parser = human_duration, global = true, value_name = "DURATION")]
+    pub(crate) timeout: Duration,
+}
+
+/// How output is printed.
+// Values are explained by the option: a text for each would make every help page twice as long.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    Text,
+    Json,
+    Yaml,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Log in with a password, and keep the session in the profile
+    Login(cmd::login::Login),
+    /// End the session of the profile
+    Logout,
+    /// Change your own password
+    Passwd(cmd::login::Passwd),
+    /// Show the cluster, its members, and who you are
+    Status,
+    /// Manage users
+    #[command(subcommand)]
+    Users(cmd::users::Users),
+    /// Manage roles
+    #[command(subcommand)]
+    Roles(cmd::roles::Roles),
+    /// Manage join tokens of SSH nodes and ingests
+    #[command(subcommand)]
+    Tokens(cmd::tokens::Tokens),
+    /// See and label SSH nodes
+    #[command(subcommand)]
+    Nodes(cmd::nodes::Nodes),
+    /// Get certificates for ssh
+    #[command(subcommand)]
+    Certs(cmd::certs::Certs),
+    /// Make this host an SSH node of the cluster
+    #[command(subcommand)]
+    Agent(cmd::agent::Agent),
+    /// Send and fetch session recordings
+    #[command(subcommand)]
+    Recordings(cmd::recordings::Recordings),
+    /// See and revoke login sessions
+    #[command(subcommand)]
+    Sessions(cmd::sessions::Sessions),
+    /// Manage the nodes of the auth cluster
+    #[command(subcommand, name = "auth-nodes")]
+    AuthNodes(cmd::auth_nodes::AuthNodes),
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn addresses_are_a_list() {
+        let cli = Cli::try_parse_from(["mezctl", "status", "--addr", "a:1,b:2", "--format", "json"]).unwrap();
+        assert_eq!(cli.global.addr, ["a:1", "b:2"]);
+        assert_eq!(cli.global.format, Format::Json);
+    }
+}

@@ -1,0 +1,294 @@
+//! `agent join`: from a token to a host that OpenSSH clients of the cluster can trust.
+
+use std::path::PathBuf;
+
+use anyhow::{Context as _, Result, bail};
+use clap::Args;
+use mezite_client::{Client, Retry};
+use mezite_proto::v1;
+use serde::Serialize;
+use zeroize::Zeroizing;
+
+use super::client_of;
+use crate::{
+    agent_dir::{AgentDir, AgentState, Progress},
+    args::{key_value, label_map},
+    clock,
+    cmd::call,
+    context::{Cluster, Context},
+    exit::Usage,
+    output::{self, Report},
+    secret,
+    sshd_config::Snippet,
+};
+
+const EXAMPLES: &str = "\
+Examples:
+  mezctl agent join --out /etc/mezite --token-file web.token --addr a.example:3025 --ca-pin sha256:…
+  mezctl agent join --out /etc/mezite --token-file - --hostname web1.example.org --labels env=prod < web.token
+
+Then put `Include /etc/mezite/sshd_config` at the top of /etc/ssh/sshd_config, reload sshd, and keep
+`mezctl agent heartbeat --watch --dir /etc/mezite` running.";
+
+/// Arguments of `agent join`.
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct Join {
+    /// Folder for keys, certificates and the sshd_config snippet
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+    /// File with the join token, mode 0600; `-` reads standard input
+    #[arg(long, value_name = "FILE")]
+    token_file: PathBuf,
+    /// DNS name of this host: the first principal of its certificate [default: the system's]
+    #[arg(long)]
+    hostname: Option<String>,
+    /// Further names or IP addresses that the certificate is good for
+    #[arg(long, value_delimiter = ',', value_name = "NAME,…")]
+    principals: Vec<String>,
+    /// host:port where sshd is reached [default: port 22 of the hostname]
+    #[arg(long, value_name = "HOST:PORT")]
+    address: Option<String>,
+    /// Labels of the node
+    #[arg(long, value_delimiter = ',', value_parser = key_value, value_name = "KEY=VALUE,…")]
+    labels: Vec<(String, String)>,
+    /// User that sshd lists principals as [default: nobody for root, else who runs this]
+    #[arg(long, value_name = "USER")]
+    principals_user: Option<String>,
+}
+
+#[derive(Serialize)]
+struct Joined {
+    agent_id: String,
+    cluster_name: String,
+    hostname: String,
+    dir: PathBuf,
+    sshd_config: PathBuf,
+    /// Whether there was nothing left to do.
+    already_joined: bool,
+}
+
+impl Report for Joined {
+    fn text(&self) -> String {
+        let state = if self.already_joined { "had joined before" } else { "joined" };
+        let dir = self.dir.display();
+        output::fields(&[
+            ("agent id", self.agent_id.clone()),
+            ("cluster", self.cluster_name.clone()),
+            ("hostname", format!("{} ({state})", self.hostname)),
+            ("sshd", format!("Include {} in sshd_config, and reload sshd", self.sshd_config.display())),
+            ("presence", format!("mezctl agent heartbeat --watch --dir {dir}")),
+        ])
+    }
+}
+
+pub(crate) async fn join(context: &Context, args: Join) -> Result<()> {
+    let dir = AgentDir::create(&args.out)?;
+    let principals_user = principals_user(args.principals_user.as_deref())?;
+    let (mut state, client) = begin(context, &dir, &args).await?;
+    let already_joined = state.progress == Progress::Joined;
+    if !already_joined {
+        let token = secret::line(&args.token_file)?;
+        certify(&dir, &mut state, &client, &token).await?;
+        snippet(&dir, &state, &principals_user)?;
+        register(context, &dir, &mut state, &token).await?;
+    }
+    snippet(&dir, &state, &principals_user)?;
+    context.print(&Joined {
+        sshd_config: dir.sshd_config_path(),
+        dir: dir.path().to_owned(),
+        agent_id: state.agent_id,
+        cluster_name: state.cluster_name,
+        hostname: state.hostname,
+        already_joined,
+    })
+}
+
+/// Where the join stands, from its beginning or from where it was interrupted, and a client without a certificate.
+async fn begin(context: &Context, dir: &AgentDir, args: &Join) -> Result<(AgentState, Client)> {
+    let before = dir.load()?;
+    let known = match &before {
+        Some(state) => Some(Cluster { addresses: state.addresses.clone(), trust: dir.trust(state)? }),
+        None => None,
+    };
+    let cluster = context.cluster(known).await?;
+    let client = context.client(&cluster)?;
+    let hostname = match &args.hostname {
+        Some(hostname) => hostname.clone(),
+        None => nix::unistd::gethostname()?.into_string().map_err(|_| Usage("give --hostname".into()))?,
+    };
+    let mut wanted = AgentState::new(cluster.trust.cluster_name().to_owned(), cluster.addresses, hostname);
+    wanted.principals.clone_from(&args.principals);
+    wanted.address = args.address.clone().unwrap_or_else(|| format!("{}:22", wanted.hostname));
+    wanted.labels = label_map(&args.labels)?;
+    let state = match before {
+        Some(before) => resume(before, wanted)?,
+        None => wanted,
+    };
+    if state.progress == Progress::Joined {
+        return Ok((state, client));
+    }
+    // From here on the join can be finished by running it again, whatever happens.
+    dir.keep_trust(&cluster.trust)?;
+    dir.ssh_key()?;
+    dir.tls_key()?;
+    dir.save(&state)?;
+    Ok((state, client))
+}
+
+/// Where an earlier join goes on. What the cluster has not been told for good may still be put right.
+fn resume(mut before: AgentState, wanted: AgentState) -> Result<AgentState> {
+    let same_names = before.hostname == wanted.hostname && before.principals == wanted.principals;
+    let same_host = match before.progress {
+        Progress::Keys => true,
+        // The certificates that it has are for these names.
+        Progress::Certified => same_names,
+        Progress::Joined => before.hostname == wanted.hostname,
+    };
+    if !same_host || before.cluster_name != wanted.cluster_name {
+        let (host, cluster) = (&before.hostname, &before.cluster_name);
+        let what = format!(
+            "the folder has agent {host} of cluster {cluster}: use another, or `mezctl agent leave` first"
+        );
+        return Err(Usage(what).into());
+    }
+    match before.progress {
+        Progress::Keys => return Ok(wanted),
+        Progress::Certified => {
+            before.addresses = wanted.addresses;
+            before.address = wanted.address;
+            before.labels = wanted.labels;
+        }
+        Progress::Joined => {}
+    }
+    Ok(before)
+}
+
+/// Gets certificates, unless an earlier run did and they are still good.
+async fn certify(
+    dir: &AgentDir,
+    state: &mut AgentState,
+    client: &Client,
+    token: &Zeroizing<String>,
+) -> Result<()> {
+    if state.progress == Progress::Certified
+        && dir.lifetime().is_ok_and(|(_, end)| clock::unix_seconds() < end)
+    {
+        return Ok(());
+    }
+    let request = v1::GenerateHostCertsRequest {
+        token: token.as_str().to_owned(),
+        ssh_public_key: dir.ssh_key()?.public_line(),
+        tls_public_key: dir.tls_key()?.spki_der().into(),
+        hostname: state.hostname.clone(),
+        additional_principals: state.principals.clone(),
+    };
+    // The cluster knows the keys again: with them, twice is still one use of the token.
+    let issued = call!(client, Retry::Idempotent, generate_host_certs, request)?;
+    dir.keep_certificates(state, &issued)?;
+    state.progress = Progress::Certified;
+    dir.save(state)
+}
+
+/// Enters the agent in the registry.
+async fn register(
+    context: &Context,
+    dir: &AgentDir,
+    state: &mut AgentState,
+    token: &Zeroizing<String>,
+) -> Result<()> {
+    let client = client_of(context, dir, state).await?;
+    let request = v1::RegisterAgentRequest {
+        token: token.as_str().to_owned(),
+        address: state.address.clone(),
+        labels: state.labels.clone(),
+        version: env!("CARGO_PKG_VERSION").into(),
+    };
+    let registered = call!(client, Retry::Idempotent, register_agent, request)?;
+    if registered.agent_id != state.agent_id {
+        bail!("the cluster registered another agent, {}", registered.agent_id);
+    }
+    state.progress = Progress::Joined;
+    dir.save(state)
+}
+
+fn snippet(dir: &AgentDir, state: &AgentState, command_user: &str) -> Result<()> {
+    let snippet = Snippet {
+        dir: dir.path(),
+        cluster_name: &state.cluster_name,
+        agent_id: &state.agent_id,
+        command_user,
+    };
+    dir.keep_sshd_config(&snippet.render()?)
+}
+
+/// Root's sshd lists principals as somebody who can do nothing; another's can only be itself.
+fn principals_user(given: Option<&str>) -> Result<String> {
+    let uid = nix::unistd::geteuid();
+    let name = match given {
+        Some(name) => name.to_owned(),
+        None if uid.is_root() => "nobody".to_owned(),
+        None => {
+            nix::unistd::User::from_uid(uid)?.context("this user has no name: give --principals-user")?.name
+        }
+    };
+    let usable = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+    match name.chars().all(usable) && !name.is_empty() {
+        true => Ok(name),
+        false => {
+            Err(Usage(format!("`{name}` cannot be named in sshd_config: give --principals-user")).into())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn state(progress: Progress, cluster: &str, hostname: &str, principal: &str) -> AgentState {
+        let mut state = AgentState::new(cluster.into(), vec!["a:1".into()], hostname.into());
+        state.progress = progress;
+        state.principals = vec![principal.into()];
+        state
+    }
+
+    #[test]
+    fn a_join_goes_on_only_for_the_same_host_and_cluster() {
+        use Progress::{Certified, Joined, Keys};
+        let resume = |progress, cluster, hostname, principal| {
+            let (mut before, mut wanted) =
+                (state(progress, "c", "web1", "10.0.0.1"), state(Keys, cluster, hostname, principal));
+            before.agent_id = "id".into();
+            wanted.address = "web1:2222".into();
+            super::resume(before, wanted)
+        };
+        // A name that the token does not allow can be put right; the certificates' names stay.
+        let corrected = resume(Keys, "c", "web2", "10.0.0.2").unwrap();
+        assert_eq!((corrected.hostname.as_str(), corrected.principals[0].as_str()), ("web2", "10.0.0.2"));
+        let certified = resume(Certified, "c", "web1", "10.0.0.1").unwrap();
+        assert_eq!((certified.agent_id.as_str(), certified.address.as_str()), ("id", "web1:2222"));
+        assert_eq!(certified.progress, Certified);
+        let joined = resume(Joined, "c", "web1", "10.0.0.2").unwrap();
+        assert_eq!((joined.principals[0].as_str(), joined.address.as_str()), ("10.0.0.1", ""));
+
+        for (progress, cluster, hostname, principal) in [
+            (Keys, "d", "web1", "10.0.0.1"),
+            (Certified, "d", "web1", "10.0.0.1"),
+            (Certified, "c", "web2", "10.0.0.1"),
+            (Certified, "c", "web1", "10.0.0.2"),
+            (Joined, "c", "web2", "10.0.0.1"),
+            (Joined, "d", "web1", "10.0.0.1"),
+        ] {
+            let refused = resume(progress, cluster, hostname, principal).unwrap_err();
+            assert!(refused.is::<Usage>(), "{progress:?} {cluster} {hostname} {principal}");
+        }
+    }
+
+    #[test]
+    fn the_command_user_cannot_add_a_line() {
+        assert_eq!(principals_user(Some("nobody")).unwrap(), "nobody");
+        assert!(principals_user(Some("x\nPermitRootLogin yes")).is_err());
+        assert!(principals_user(Some("")).is_err());
+        assert!(principals_user(None).is_ok());
+    }
+}

@@ -1,0 +1,48 @@
+//! `agent leave`: the end of a host in the cluster.
+
+use anyhow::Result;
+use clap::Args;
+use mezite_client::Retry;
+use mezite_proto::v1;
+use tonic::Code;
+
+use super::{Folder, client_of};
+use crate::{
+    agent_dir::{AgentDir, Progress},
+    cmd::call,
+    context::Context,
+    exit::Usage,
+    output::Done,
+};
+
+/// Arguments of `agent leave`.
+#[derive(Debug, Args)]
+pub(crate) struct Leave {
+    #[command(flatten)]
+    folder: Folder,
+    /// Only remove the files: the cluster has forgotten this agent, or its certificate has ended
+    #[arg(long)]
+    local: bool,
+}
+
+pub(crate) async fn leave(context: &Context, args: Leave) -> Result<()> {
+    let dir = AgentDir::new(&args.folder.dir)?;
+    let Some(state) = dir.load()? else {
+        return Err(Usage(format!("{} has no agent", dir.path().display())).into());
+    };
+    // The cluster does not know an agent that has not joined: there is nothing to take back.
+    if state.progress == Progress::Joined && !args.local {
+        let client = client_of(context, &dir, &state).await?;
+        match call!(client, Retry::Idempotent, deregister_agent, v1::DeregisterAgentRequest {}) {
+            Ok(v1::DeregisterAgentResponse {}) => {}
+            // An earlier attempt had deregistered it, and its certificate is nobody's any more.
+            Err(error)
+                if [Code::NotFound, Code::Unauthenticated, Code::PermissionDenied]
+                    .iter()
+                    .any(|&code| error.repeated_with(code)) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    dir.clear()?;
+    context.print(&Done::new("Left the cluster. Remove the Include line from sshd_config, and reload sshd."))
+}

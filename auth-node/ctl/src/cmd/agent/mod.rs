@@ -1,0 +1,77 @@
+//! `agent`: this host as an SSH node of the cluster.
+
+mod heartbeat;
+mod join;
+mod leave;
+
+use std::{
+    path::PathBuf,
+    time::{Duration, UNIX_EPOCH},
+};
+
+use anyhow::Result;
+use clap::{Args, Subcommand};
+use mezite_client::{Client, ClientConfig};
+
+use crate::{
+    agent_dir::{AgentDir, AgentState},
+    clock,
+    context::{Cluster, Context},
+};
+
+/// Commands of an agent.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Agent {
+    /// Join the cluster with a token; run it again to finish a join that was interrupted
+    Join(join::Join),
+    /// Report that this host lives; renew its certificates when it is time
+    Heartbeat(heartbeat::Heartbeat),
+    /// Get new certificates for the same keys
+    Renew(Folder),
+    /// Leave the cluster, and remove the agent's files
+    Leave(leave::Leave),
+}
+
+/// The agent's certificate is no credential any more, and cannot be renewed by itself.
+#[derive(Debug, thiserror::Error)]
+#[error("the agent's certificate ended at {at}: run `mezctl agent leave --local`, and join with a new token")]
+pub(crate) struct Ended {
+    /// RFC 3339.
+    at: String,
+}
+
+/// Where the agent is.
+#[derive(Debug, Args)]
+pub(crate) struct Folder {
+    /// Folder of the agent, as `agent join` wrote it
+    #[arg(long, alias = "out", value_name = "DIR")]
+    dir: PathBuf,
+}
+
+pub(crate) async fn run(context: &Context, command: Agent) -> Result<()> {
+    match command {
+        Agent::Join(args) => join::join(context, args).await,
+        Agent::Heartbeat(args) => heartbeat::heartbeat(context, args).await,
+        Agent::Renew(folder) => heartbeat::renew(context, &AgentDir::new(&folder.dir)?).await,
+        Agent::Leave(args) => leave::leave(context, args).await,
+    }
+}
+
+/// An agent that has joined, and a client with its certificate.
+pub(crate) async fn client(context: &Context, dir: &AgentDir) -> Result<(AgentState, Client)> {
+    let state = dir.joined()?;
+    let client = client_of(context, dir, &state).await?;
+    Ok((state, client))
+}
+
+async fn client_of(context: &Context, dir: &AgentDir, state: &AgentState) -> Result<Client> {
+    let (_, end) = dir.lifetime()?;
+    if clock::unix_seconds() >= end {
+        let at = UNIX_EPOCH + Duration::from_secs(end);
+        return Err(Ended { at: humantime::format_rfc3339_seconds(at).to_string() }.into());
+    }
+    let known = Cluster { addresses: state.addresses.clone(), trust: dir.trust(state)? };
+    let cluster = context.cluster(Some(known)).await?;
+    let config = ClientConfig::new(cluster.addresses, cluster.trust);
+    Ok(Client::new(ClientConfig { identity: Some(dir.identity()?), policy: context.policy, ..config })?)
+}

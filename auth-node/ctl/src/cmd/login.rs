@@ -1,0 +1,128 @@
+//! `login`, `logout`, `passwd`: the user's own session and password.
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+use clap::Args;
+use mezite_client::{ClientError, ClusterTrust, Retry, SessionSecret};
+use mezite_proto::v1;
+use serde::Serialize;
+use tonic::Code;
+
+use crate::{
+    cmd::{call, present},
+    context::{Cluster, Context},
+    exit::{NotLoggedIn, Usage},
+    output::{self, Done, Report},
+    profile::{LoginState, Profile},
+    secret,
+};
+
+const LOGIN_EXAMPLES: &str = "\
+Examples:
+  mezctl login --addr a.example:3025,b.example:3025 --ca-pin sha256:… --user alice
+  mezctl login                                 the same cluster and user again
+  mezctl login --password-file - < secret      in a script";
+
+/// Arguments of `login`.
+#[derive(Debug, Args)]
+#[command(after_help = LOGIN_EXAMPLES)]
+pub(crate) struct Login {
+    /// Who logs in [default: who did last]
+    #[arg(long, short, env = "MEZITE_USER", hide_env_values = true, value_name = "NAME")]
+    user: Option<String>,
+    /// File with the password, mode 0600; `-` reads standard input [default: ask on the terminal]
+    #[arg(long, env = "MEZITE_PASSWORD_FILE", hide_env_values = true, value_name = "FILE")]
+    password_file: Option<PathBuf>,
+}
+
+/// Arguments of `passwd`.
+#[derive(Debug, Args)]
+pub(crate) struct Passwd {
+    /// File with the old password, mode 0600 [default: ask]
+    #[arg(long, value_name = "FILE")]
+    old_password_file: Option<PathBuf>,
+    /// File with the new password, mode 0600; 12 bytes or more [default: ask twice]
+    #[arg(long, value_name = "FILE")]
+    new_password_file: Option<PathBuf>,
+}
+
+#[derive(Serialize)]
+struct LoggedIn {
+    cluster_name: String,
+    user: String,
+    session: String,
+    expires_at: Option<String>,
+}
+
+impl Report for LoggedIn {
+    fn text(&self) -> String {
+        let until = self.expires_at.as_ref().map(|time| format!(" until {time}")).unwrap_or_default();
+        format!("Logged in to {} as {}{until}.", self.cluster_name, self.user)
+    }
+}
+
+pub(crate) async fn login(context: &Context, args: Login) -> Result<()> {
+    let last = context.login()?.map(|login| login.user);
+    let given = args.user.filter(|user| !user.is_empty());
+    let username = given.or(last).ok_or_else(|| Usage("who logs in? give --user NAME".into()))?;
+    let cluster = context.cluster(None).await?;
+    let client = context.client(&cluster)?;
+    let password = secret::existing(args.password_file.as_deref(), &format!("Password of {username}: "))?;
+    let request = v1::AuthenticateLocalRequest { username, password: password.as_str().to_owned() };
+    // A second login that was not needed leaves a session that ends by itself.
+    let reply = call!(client, Retry::Idempotent, authenticate_local, request)?;
+    let session = present(reply.session, "the session")?;
+    let trust = refreshed(&client.trust_bundle().await, cluster.trust);
+    let report = LoggedIn {
+        cluster_name: trust.cluster_name().to_owned(),
+        user: session.user.clone(),
+        session: session.handle,
+        expires_at: output::time(session.expires_at.as_ref()),
+    };
+    let login = LoginState {
+        user: session.user,
+        session: SessionSecret::new(reply.session_id)?,
+        expires_at: report.expires_at.clone(),
+    };
+    context.home.save(&Profile { addresses: cluster.addresses, trust, login: Some(login) })?;
+    context.print(&report)
+}
+
+/// The CAs as they are now; what is known already when they cannot be had, for the login has succeeded.
+fn refreshed(bundle: &Result<v1::GetTrustBundleResponse, ClientError>, known: ClusterTrust) -> ClusterTrust {
+    let fresh = bundle.as_ref().ok().and_then(|bundle| ClusterTrust::from_bundle(bundle).ok());
+    fresh.filter(|fresh| fresh.cluster_name() == known.cluster_name()).unwrap_or(known)
+}
+
+pub(crate) async fn logout(context: &Context) -> Result<()> {
+    let profile = context.home.load()?.ok_or(NotLoggedIn)?;
+    let Some(login) = profile.login.clone() else { return Err(NotLoggedIn.into()) };
+    let cluster = Cluster { addresses: profile.addresses.clone(), trust: profile.trust.clone() };
+    let client = context.client(&cluster)?.with_session(Some(login.session));
+    match call!(client, Retry::Idempotent, logout, v1::LogoutRequest {}) {
+        Ok(v1::LogoutResponse {}) => {}
+        // It had ended already.
+        Err(error) if error.code() == Some(Code::Unauthenticated) => {}
+        Err(error) => return Err(error.into()),
+    }
+    context.home.save(&Profile { login: None, ..profile })?;
+    context.print(&Done::new(format!("Logged {} out.", login.user)))
+}
+
+pub(crate) async fn passwd(context: &Context, args: Passwd) -> Result<()> {
+    let client = context.user().await?;
+    let old = secret::existing(args.old_password_file.as_deref(), "Old password: ")?;
+    let new = secret::new_password(args.new_password_file.as_deref(), "New password: ")?;
+    let request = v1::ChangePasswordRequest {
+        old_password: old.as_str().to_owned(),
+        new_password: new.as_str().to_owned(),
+    };
+    let check = Retry::before_commit("see which password `mezctl login` takes");
+    let reply = call!(client, check, change_password, request)?;
+    context.print(&Done::new(format!(
+        "Password changed; {} other session{} ended.",
+        reply.sessions_ended,
+        if reply.sessions_ended == 1 { "" } else { "s" }
+    )))
+}

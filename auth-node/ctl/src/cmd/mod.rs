@@ -1,0 +1,69 @@
+//! The commands, one file per family.
+
+pub(crate) mod agent;
+pub(crate) mod auth_nodes;
+pub(crate) mod certs;
+pub(crate) mod login;
+pub(crate) mod nodes;
+pub(crate) mod recordings;
+pub(crate) mod roles;
+pub(crate) mod sessions;
+pub(crate) mod status;
+pub(crate) mod tokens;
+pub(crate) mod users;
+
+use anyhow::Result;
+
+use crate::{cli::Command, context::Context};
+
+/// Carries a command out.
+pub(crate) async fn run(context: &Context, command: Command) -> Result<()> {
+    match command {
+        Command::Login(args) => login::login(context, args).await,
+        Command::Logout => login::logout(context).await,
+        Command::Passwd(args) => login::passwd(context, args).await,
+        Command::Status => status::status(context).await,
+        Command::Users(command) => users::run(context, command).await,
+        Command::Roles(command) => roles::run(context, command).await,
+        Command::Tokens(command) => tokens::run(context, command).await,
+        Command::Nodes(command) => nodes::run(context, command).await,
+        Command::Certs(command) => certs::run(context, command).await,
+        Command::Agent(command) => agent::run(context, command).await,
+        Command::Recordings(command) => recordings::run(context, command).await,
+        Command::Sessions(command) => sessions::run(context, command).await,
+        Command::AuthNodes(command) => auth_nodes::run(context, command).await,
+    }
+}
+
+/// `$client.call($retry, $request, …)` of the method `$method`: a closure per call would say the same each time.
+macro_rules! call {
+    ($client:expr, $retry:expr, $method:ident, $request:expr) => {
+        $client
+            .call($retry, $request, |mut auth: mezite_client::AuthClient, request| async move {
+                auth.$method(request).await
+            })
+            .await
+    };
+}
+pub(crate) use call;
+
+/// All pages of a list method. `$request` is built per page from the page's token.
+macro_rules! list {
+    ($client:expr, $method:ident, $entries:ident, |$token:ident| $request:expr) => {{
+        let client = &$client;
+        mezite_client::all_pages(|$token| async move {
+            let reply = $crate::cmd::call!(client, mezite_client::Retry::Idempotent, $method, $request)?;
+            Ok((reply.$entries, reply.next_page_token))
+        })
+        .await
+    }};
+}
+pub(crate) use list;
+
+/// Fails like the server when it left out what the reply must have.
+pub(crate) fn present<T>(value: Option<T>, what: &str) -> Result<T> {
+    value.ok_or_else(|| anyhow::anyhow!("the cluster's reply lacks {what}"))
+}
+
+#[cfg(test)]
+mod flow_tests;

@@ -1,0 +1,163 @@
+//! `nodes`: the SSH nodes that the caller may see, and their labels.
+
+use std::collections::BTreeMap;
+
+use anyhow::Result;
+use clap::{Args, Subcommand};
+use mezite_client::Retry;
+use mezite_proto::v1;
+use serde::Serialize;
+
+use crate::{
+    args::{key_value, label_map},
+    cmd::{call, list, present},
+    context::Context,
+    output::{self, Report, Row},
+};
+
+/// Commands on nodes.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Nodes {
+    /// List the SSH nodes that your roles let you see
+    Ls(Ls),
+    /// Replace the labels that an admin gave a node
+    Update(Update),
+}
+
+/// Arguments of `nodes ls`.
+#[derive(Debug, Args)]
+pub(crate) struct Ls {
+    /// Only nodes with all of these labels
+    #[arg(long, value_delimiter = ',', value_parser = key_value, value_name = "KEY=VALUE,…")]
+    labels: Vec<(String, String)>,
+    /// Only nodes that are online
+    #[arg(long)]
+    online: bool,
+}
+
+/// Arguments of `nodes update`.
+#[derive(Debug, Args)]
+pub(crate) struct Update {
+    /// Agent id of the node
+    agent_id: String,
+    /// The labels, all of them
+    #[arg(long, value_delimiter = ',', value_parser = key_value, value_name = "KEY=VALUE,…", required_unless_present = "no_labels")]
+    labels: Vec<(String, String)>,
+    /// Remove all labels
+    #[arg(long, conflicts_with = "labels")]
+    no_labels: bool,
+    /// Only if it is still this revision [default: whichever it is]
+    #[arg(long, default_value_t = 0, hide_default_value = true)]
+    revision: u64,
+}
+
+/// A node, as several commands show it.
+#[derive(Serialize)]
+pub(crate) struct NodeView {
+    agent_id: String,
+    kind: &'static str,
+    hostname: String,
+    address: String,
+    online: bool,
+    labels: BTreeMap<String, String>,
+    admin_labels: BTreeMap<String, String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    logins: Option<Vec<String>>,
+    version: String,
+    last_seen_at: Option<String>,
+    registered_at: Option<String>,
+    load: u32,
+    revision: u64,
+}
+
+impl From<v1::Node> for NodeView {
+    fn from(node: v1::Node) -> Self {
+        let mut labels = node.agent_labels.clone();
+        labels.extend(node.admin_labels.clone());
+        Self {
+            kind: match node.kind() {
+                v1::NodeKind::Ssh => "ssh",
+                v1::NodeKind::Ingest => "ingest",
+                v1::NodeKind::Unspecified => "unknown",
+            },
+            last_seen_at: output::time(node.last_seen_at.as_ref()),
+            registered_at: output::time(node.registered_at.as_ref()),
+            agent_id: node.agent_id,
+            hostname: node.hostname,
+            address: node.address,
+            online: node.online,
+            labels,
+            admin_labels: node.admin_labels,
+            logins: None,
+            version: node.version,
+            load: node.load,
+            revision: node.revision,
+        }
+    }
+}
+
+impl Report for NodeView {
+    fn text(&self) -> String {
+        output::fields(&[
+            ("agent id", self.agent_id.clone()),
+            ("hostname", self.hostname.clone()),
+            ("address", self.address.clone()),
+            ("online", if self.online { "yes" } else { "no" }.into()),
+            ("labels", output::pairs(&self.labels)),
+            ("admin's", output::pairs(&self.admin_labels)),
+            ("version", self.version.clone()),
+            ("last seen", self.last_seen_at.clone().unwrap_or_default()),
+            ("registered", self.registered_at.clone().unwrap_or_default()),
+            ("revision", self.revision.to_string()),
+        ])
+    }
+}
+
+impl Row<6> for NodeView {
+    const HEADER: [&'static str; 6] = ["HOSTNAME", "ADDRESS", "ONLINE", "LOGINS", "LABELS", "AGENT ID"];
+
+    fn row(&self) -> [String; 6] {
+        [
+            self.hostname.clone(),
+            self.address.clone(),
+            if self.online { "yes" } else { "no" }.into(),
+            self.logins.clone().unwrap_or_default().join(","),
+            output::pairs(&self.labels),
+            self.agent_id.clone(),
+        ]
+    }
+}
+
+pub(crate) async fn run(context: &Context, command: Nodes) -> Result<()> {
+    match command {
+        Nodes::Ls(args) => ls(context, args).await,
+        Nodes::Update(args) => update(context, args).await,
+    }
+}
+
+async fn ls(context: &Context, args: Ls) -> Result<()> {
+    let labels = &label_map(&args.labels)?;
+    let client = context.user().await?;
+    let nodes = list!(client, list_nodes, nodes, |page_token| v1::ListNodesRequest {
+        labels: labels.clone(),
+        online_only: args.online,
+        page_size: mezite_client::PAGE_SIZE,
+        page_token
+    })?;
+    let view = |accessible: v1::AccessibleNode| {
+        accessible.node.map(|node| NodeView { logins: Some(accessible.logins), ..node.into() })
+    };
+    context.print_list(nodes.into_iter().filter_map(view).collect())
+}
+
+async fn update(context: &Context, args: Update) -> Result<()> {
+    let admin_labels = label_map(&args.labels)?;
+    let client = context.user().await?;
+    let retry = match args.revision {
+        0 => Retry::Idempotent,
+        _ => Retry::before_commit("see the labels with `mezctl nodes ls`"),
+    };
+    let request = v1::UpdateNodeRequest { agent_id: args.agent_id, admin_labels, revision: args.revision };
+    let reply = call!(client, retry, update_node, request)?;
+    context.print(&NodeView::from(present(reply.node, "the node")?))
+}

@@ -1,0 +1,178 @@
+//! `roles`: what users may do, from and to role files.
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+use clap::Subcommand;
+use mezite_client::Retry;
+use mezite_proto::v1;
+use serde::Serialize;
+use tonic::Code;
+
+use crate::{
+    cmd::{call, list, present},
+    context::Context,
+    files,
+    output::{Done, Report, Row},
+    role_file::RoleFile,
+};
+
+const ROLE_FILE: &str = "\
+A role file, YAML (or the same in JSON):
+
+kind: role
+metadata:
+  name: developer
+  description: Test systems, by day
+spec:
+  allow:
+    logins: [dev, \"{{internal.logins}}\"]  # names, or what the user's trait `logins` says
+    node_labels:                            # nodes that have one value of each; \"*\": \"*\" is all
+      env: [dev, test]
+  deny:                                     # wins
+    logins: [root]
+  options:
+    max_session_ttl: 8h
+    permit_port_forwarding: true
+
+A field that is not known is an error. `mezctl roles get NAME` prints a role in this form.";
+
+/// Commands on roles.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Roles {
+    /// Create a role from a file
+    #[command(after_help = ROLE_FILE)]
+    Create {
+        /// Role file, YAML or JSON; `-` reads standard input
+        file: PathBuf,
+    },
+    /// Replace a role with that of a file; with `metadata.revision` only if it is still that one
+    #[command(after_help = ROLE_FILE)]
+    Update {
+        /// Role file, YAML or JSON; `-` reads standard input
+        file: PathBuf,
+    },
+    /// List roles
+    Ls,
+    /// Show a role, in the form of a role file
+    Get {
+        /// Name of the role
+        name: String,
+    },
+    /// Delete a role that nobody holds
+    Rm {
+        /// Name of the role
+        name: String,
+    },
+}
+
+#[derive(Serialize)]
+#[serde(transparent)]
+struct RoleReport(RoleFile);
+
+impl Report for RoleReport {
+    fn text(&self) -> String {
+        serde_norway::to_string(&self.0).unwrap_or_default()
+    }
+}
+
+#[derive(Serialize)]
+struct RoleRow {
+    name: String,
+    description: String,
+    logins: Vec<String>,
+    built_in: bool,
+    revision: u64,
+}
+
+impl From<v1::Role> for RoleRow {
+    fn from(role: v1::Role) -> Self {
+        Self {
+            name: role.name,
+            description: role.description,
+            logins: role.allow.unwrap_or_default().logins,
+            built_in: role.built_in,
+            revision: role.revision,
+        }
+    }
+}
+
+impl Row<5> for RoleRow {
+    const HEADER: [&'static str; 5] = ["NAME", "LOGINS", "BUILT-IN", "REVISION", "DESCRIPTION"];
+
+    fn row(&self) -> [String; 5] {
+        let built_in = if self.built_in { "yes" } else { "no" };
+        let (revision, description) = (self.revision.to_string(), self.description.clone());
+        [self.name.clone(), self.logins.join(","), built_in.into(), revision, description]
+    }
+}
+
+pub(crate) async fn run(context: &Context, command: Roles) -> Result<()> {
+    match command {
+        Roles::Create { file } => create(context, file).await,
+        Roles::Update { file } => update(context, file).await,
+        Roles::Ls => ls(context).await,
+        Roles::Get { name } => get(context, name).await,
+        Roles::Rm { name } => rm(context, name).await,
+    }
+}
+
+async fn create(context: &Context, file: PathBuf) -> Result<()> {
+    let role = RoleFile::parse(&files::read_text(&file)?)?;
+    let client = context.user().await?;
+    let check =
+        Retry::before_commit(format!("see whether `mezctl roles get {}` shows the role", role.name()));
+    // The cluster counts revisions; a file that was printed by `roles get` may carry one.
+    let role = v1::Role { revision: 0, ..role.into() };
+    let reply = call!(client, check, create_role, v1::CreateRoleRequest { role: Some(role) })?;
+    context.print(&RoleReport(present(reply.role, "the role")?.into()))
+}
+
+async fn update(context: &Context, file: PathBuf) -> Result<()> {
+    let role = RoleFile::parse(&files::read_text(&file)?)?;
+    let client = context.user().await?;
+    let check = Retry::before_commit(format!("see `mezctl roles get {}`", role.name()));
+    let role = v1::Role::from(role);
+    // Without a revision it sets the role to this whatever it is, so twice is as good as once.
+    let retry = if role.revision == 0 { Retry::Idempotent } else { check };
+    let reply = call!(client, retry, update_role, v1::UpdateRoleRequest { role: Some(role) })?;
+    context.print(&RoleReport(present(reply.role, "the role")?.into()))
+}
+
+async fn ls(context: &Context) -> Result<()> {
+    let client = context.user().await?;
+    let roles = list!(client, list_roles, roles, |page_token| v1::ListRolesRequest {
+        page_size: mezite_client::PAGE_SIZE,
+        page_token
+    })?;
+    context.print_list(roles.into_iter().map(RoleRow::from).collect())
+}
+
+async fn get(context: &Context, name: String) -> Result<()> {
+    let client = context.user().await?;
+    let reply = call!(client, Retry::Idempotent, get_role, v1::GetRoleRequest { name })?;
+    context.print(&RoleReport(present(reply.role, "the role")?.into()))
+}
+
+async fn rm(context: &Context, name: String) -> Result<()> {
+    let client = context.user().await?;
+    match call!(client, Retry::Idempotent, delete_role, v1::DeleteRoleRequest { name: name.clone() }) {
+        Ok(v1::DeleteRoleResponse {}) => {}
+        Err(error) if error.repeated_with(Code::NotFound) => {}
+        Err(error) => return Err(error.into()),
+    }
+    context.print(&Done::new(format!("Deleted role {name}.")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_file_that_help_shows_is_one() {
+        let file: Vec<_> = ROLE_FILE.split("\n\n").collect();
+        let role = v1::Role::from(RoleFile::parse(file[1]).unwrap());
+        assert_eq!((role.name.as_str(), role.allow.unwrap().node_labels.len()), ("developer", 1));
+        assert_eq!(role.options.unwrap().max_session_ttl.unwrap().seconds, 8 * 3600);
+    }
+}

@@ -1,0 +1,185 @@
+//! Files that must be whole and private: atomic writes, and secrets that nobody else can read.
+
+use std::{
+    fs::{self, File, Permissions},
+    io::{self, Read as _, Write as _},
+    os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _},
+    path::Path,
+};
+
+use anyhow::{Context as _, Result, bail};
+use tempfile::NamedTempFile;
+use zeroize::Zeroizing;
+
+use crate::exit::Usage;
+
+/// For secrets.
+pub(crate) const PRIVATE: u32 = 0o600;
+/// For what anybody may know.
+pub(crate) const PUBLIC: u32 = 0o644;
+
+/// Largest secret that is read, in bytes.
+const MAX_SECRET: u64 = 64 << 10;
+
+/// Makes a folder that only its owner can enter; one that is there stays as it is.
+pub(crate) fn create_dir(path: &Path) -> Result<()> {
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
+        .with_context(|| format!("cannot make the folder {}", path.display()))
+}
+
+/// Writes a file so that it is there whole or not at all, also after a power cut.
+pub(crate) fn write_atomic(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
+    write_with(path, mode, |file| file.write_all(bytes))
+}
+
+/// As [`write_atomic`], with what `write` writes.
+pub(crate) fn write_with(
+    path: &Path,
+    mode: u32,
+    write: impl FnOnce(&mut File) -> io::Result<()>,
+) -> Result<()> {
+    Pending::create(path)?.write(mode, write)
+}
+
+/// A file that can be written for sure, as far as that can be known: what comes only once must not come in vain.
+#[derive(Debug)]
+pub(crate) struct Pending<'a> {
+    path: &'a Path,
+    dir: &'a Path,
+    file: NamedTempFile,
+}
+
+impl<'a> Pending<'a> {
+    /// Makes room for it; what is at `path` stays until [`Pending::write`].
+    pub(crate) fn create(path: &'a Path) -> Result<Self> {
+        let dir = match path.parent() {
+            Some(dir) if !dir.as_os_str().is_empty() => dir,
+            _ => Path::new("."),
+        };
+        let cannot = || format!("cannot write {}", path.display());
+        if path.is_dir() {
+            return Err(io::Error::from(io::ErrorKind::IsADirectory)).with_context(cannot);
+        }
+        // Made with mode 0600, so nobody else can open it before it has its own.
+        let file = tempfile::Builder::new().prefix(".mezctl-").tempfile_in(dir).with_context(cannot)?;
+        Ok(Self { path, dir, file })
+    }
+
+    /// Puts it in its place, whole and on disk, or leaves the place as it was.
+    pub(crate) fn write(self, mode: u32, write: impl FnOnce(&mut File) -> io::Result<()>) -> Result<()> {
+        let Self { path, dir, mut file } = self;
+        let steps = || -> io::Result<()> {
+            write(file.as_file_mut())?;
+            file.as_file().set_permissions(Permissions::from_mode(mode))?;
+            file.as_file().sync_all()?;
+            file.persist(path).map_err(|error| error.error)?;
+            File::open(dir)?.sync_all()
+        };
+        steps().with_context(|| format!("cannot write {}", path.display()))
+    }
+
+    /// As [`Pending::write`], one secret line.
+    pub(crate) fn write_secret(self, secret: &str) -> Result<()> {
+        self.write(PRIVATE, |file| writeln!(file, "{secret}"))
+    }
+}
+
+/// Reads a file that holds a secret; `-` is standard input. A regular file that others can read is refused.
+pub(crate) fn read_secret(path: &Path) -> Result<Zeroizing<String>> {
+    let mut text = Zeroizing::new(String::new());
+    let name = path.display();
+    let cannot = || format!("cannot read {name}");
+    if path == Path::new("-") {
+        io::stdin().take(MAX_SECRET + 1).read_to_string(&mut text).context("cannot read standard input")?;
+    } else {
+        let file = File::open(path).map_err(|error| unreadable(path, &error))?;
+        let metadata = file.metadata().with_context(cannot)?;
+        if metadata.is_file() && metadata.mode() & 0o077 != 0 {
+            return Err(Usage(format!(
+                "{name} can be read by others (mode {:04o}): run `chmod 600 {name}`",
+                metadata.mode() & 0o7777
+            ))
+            .into());
+        }
+        file.take(MAX_SECRET + 1).read_to_string(&mut text).with_context(cannot)?;
+    }
+    if text.len() as u64 > MAX_SECRET {
+        bail!("{name} is too large to be a secret");
+    }
+    Ok(text)
+}
+
+/// Reads a text file, or standard input for `-`.
+pub(crate) fn read_text(path: &Path) -> Result<String> {
+    if path == Path::new("-") {
+        return io::read_to_string(io::stdin()).context("cannot read standard input");
+    }
+    fs::read_to_string(path).map_err(|error| unreadable(path, &error).into())
+}
+
+fn unreadable(path: &Path, error: &io::Error) -> Usage {
+    Usage(format!("cannot read {}: {error}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mode(path: &Path) -> u32 {
+        fs::metadata(path).unwrap().mode() & 0o7777
+    }
+
+    #[test]
+    fn a_file_is_replaced_whole_and_has_its_mode() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("key");
+        fs::write(&path, "old").unwrap();
+        fs::set_permissions(&path, Permissions::from_mode(0o666)).unwrap();
+        write_atomic(&path, b"new", PRIVATE).unwrap();
+        assert_eq!((fs::read_to_string(&path).unwrap().as_str(), mode(&path)), ("new", 0o600));
+
+        let failed = write_with(&path, PRIVATE, |file| {
+            file.write_all(b"half")?;
+            Err(io::Error::other("disk full"))
+        });
+        assert!(failed.is_err());
+        assert_eq!(fs::read_to_string(&path).unwrap(), "new");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn where_nothing_can_be_written_is_known_before() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(Pending::create(dir.path()).is_err());
+        assert!(Pending::create(&dir.path().join("missing/secret")).is_err());
+        let path = dir.path().join("secret");
+        drop(Pending::create(&path).unwrap());
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+        Pending::create(&path).unwrap().write_secret("s3cret").unwrap();
+        assert_eq!((fs::read_to_string(&path).unwrap().as_str(), mode(&path)), ("s3cret\n", 0o600));
+    }
+
+    #[test]
+    fn a_secret_that_others_can_read_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("secret");
+        write_atomic(&path, b"s3cret\n", PRIVATE).unwrap();
+        assert_eq!(read_secret(&path).unwrap().as_str(), "s3cret\n");
+        for wide in [0o640, 0o604, 0o644] {
+            fs::set_permissions(&path, Permissions::from_mode(wide)).unwrap();
+            assert!(read_secret(&path).unwrap_err().is::<Usage>(), "{wide:o}");
+        }
+    }
+
+    #[test]
+    fn folders_are_private() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a/b");
+        create_dir(&path).unwrap();
+        create_dir(&path).unwrap();
+        assert_eq!(mode(&path), 0o700);
+    }
+}

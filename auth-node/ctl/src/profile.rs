@@ -1,0 +1,136 @@
+//! The profile: which cluster a user works with, and the session. One file, readable by its owner alone.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context as _, Result, bail};
+use mezite_client::{ClusterTrust, SessionSecret};
+use serde::{Deserialize, Serialize};
+use zeroize::Zeroizing;
+
+use crate::files::{PRIVATE, create_dir, read_secret, write_atomic};
+
+/// Marks the file.
+const KIND: &str = "mezite.ctl.profile";
+/// Version of the file that this program writes and reads.
+const VERSION: u32 = 1;
+
+/// Folder of the profile.
+#[derive(Debug, Clone)]
+pub(crate) struct Home(PathBuf);
+
+impl Home {
+    /// The given folder, or `~/.mezite`.
+    pub(crate) fn new(dir: Option<PathBuf>) -> Result<Self> {
+        if let Some(dir) = dir {
+            return Ok(Self(dir));
+        }
+        let home = std::env::home_dir().filter(|home| !home.as_os_str().is_empty());
+        Ok(Self(home.context("there is no home folder: give --home")?.join(".mezite")))
+    }
+
+    fn file(&self) -> PathBuf {
+        self.0.join("profile.json")
+    }
+
+    /// The profile, if there is one.
+    pub(crate) fn load(&self) -> Result<Option<Profile>> {
+        let path = self.file();
+        match fs::symlink_metadata(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error).with_context(|| format!("cannot read {}", path.display())),
+            Ok(_) => {}
+        }
+        Profile::decode(&read_secret(&path)?, &path).map(Some)
+    }
+
+    /// Replaces the profile.
+    pub(crate) fn save(&self, profile: &Profile) -> Result<()> {
+        create_dir(&self.0)?;
+        let text = profile.encode()?;
+        write_atomic(&self.file(), text.as_bytes(), PRIVATE)
+    }
+}
+
+/// What a user's commands work with.
+#[derive(Clone)]
+pub(crate) struct Profile {
+    pub(crate) addresses: Vec<String>,
+    pub(crate) trust: ClusterTrust,
+    pub(crate) login: Option<LoginState>,
+}
+
+/// A login.
+#[derive(Clone)]
+pub(crate) struct LoginState {
+    pub(crate) user: String,
+    pub(crate) session: SessionSecret,
+    /// RFC 3339.
+    pub(crate) expires_at: Option<String>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Stored {
+    kind: String,
+    version: u32,
+    cluster_name: String,
+    addresses: Vec<String>,
+    ca_certificates: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    user: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    session_id: Option<Zeroizing<String>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    session_expires_at: Option<String>,
+}
+
+/// What a file of any version says first.
+#[derive(Deserialize)]
+struct Heading {
+    kind: String,
+    version: u32,
+}
+
+impl Profile {
+    fn encode(&self) -> Result<Zeroizing<String>> {
+        let login = self.login.as_ref();
+        let stored = Stored {
+            kind: KIND.into(),
+            version: VERSION,
+            cluster_name: self.trust.cluster_name().into(),
+            addresses: self.addresses.clone(),
+            ca_certificates: self.trust.ca_pem().into(),
+            user: login.map(|login| login.user.clone()),
+            session_id: login.map(|login| Zeroizing::new(login.session.expose().into())),
+            session_expires_at: login.and_then(|login| login.expires_at.clone()),
+        };
+        Ok(Zeroizing::new(serde_json::to_string_pretty(&stored)? + "\n"))
+    }
+
+    fn decode(text: &str, path: &Path) -> Result<Self> {
+        let unreadable = || format!("{} cannot be read: remove it, and log in again", path.display());
+        let heading: Heading = serde_json::from_str(text).with_context(unreadable)?;
+        if heading.kind != KIND || heading.version != VERSION {
+            bail!("{} is of another program or version: remove it, and log in again", path.display());
+        }
+        let stored: Stored = serde_json::from_str(text).with_context(unreadable)?;
+        let login = match (stored.user, stored.session_id) {
+            (Some(user), Some(session)) => Some(LoginState {
+                user,
+                session: SessionSecret::new(session.as_str().to_owned())?,
+                expires_at: stored.session_expires_at,
+            }),
+            _ => None,
+        };
+        let trust =
+            ClusterTrust::new(&stored.cluster_name, &stored.ca_certificates).with_context(unreadable)?;
+        Ok(Self { addresses: stored.addresses, trust, login })
+    }
+}
+
+#[cfg(test)]
+#[path = "profile_tests.rs"]
+mod tests;

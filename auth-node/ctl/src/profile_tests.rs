@@ -1,0 +1,75 @@
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+
+use super::*;
+use crate::exit::Usage;
+
+const GOLDEN: &str = include_str!("../golden/profile.json");
+
+fn golden() -> Profile {
+    let login = LoginState {
+        user: "alice".into(),
+        session: SessionSecret::new("c0ffee".into()).unwrap(),
+        expires_at: Some("2026-11-24T20:00:00Z".into()),
+    };
+    Profile {
+        addresses: vec!["a.example:3025".into(), "b.example:3025".into()],
+        trust: ClusterTrust::new("example", include_str!("../golden/ca.pem")).unwrap(),
+        login: Some(login),
+    }
+}
+
+fn home() -> (tempfile::TempDir, Home) {
+    let dir = tempfile::tempdir().unwrap();
+    let home = Home::new(Some(dir.path().join("home"))).unwrap();
+    (dir, home)
+}
+
+#[test]
+fn the_format_is_golden() {
+    assert_eq!(golden().encode().unwrap().as_str(), GOLDEN);
+    let read = Profile::decode(GOLDEN, Path::new("profile.json")).unwrap();
+    assert_eq!(read.encode().unwrap().as_str(), GOLDEN);
+}
+
+#[test]
+fn a_profile_is_kept_for_its_owner_alone() {
+    let (_dir, home) = home();
+    assert!(home.load().unwrap().is_none());
+    home.save(&golden()).unwrap();
+    assert_eq!(fs::metadata(home.file()).unwrap().mode() & 0o7777, 0o600);
+    assert_eq!(fs::metadata(&home.0).unwrap().mode() & 0o7777, 0o700);
+    let login = home.load().unwrap().unwrap().login.unwrap();
+    assert_eq!((login.user.as_str(), login.session.expose()), ("alice", "c0ffee"));
+}
+
+#[test]
+fn a_profile_that_others_can_read_is_refused() {
+    let (_dir, home) = home();
+    home.save(&golden()).unwrap();
+    fs::set_permissions(home.file(), fs::Permissions::from_mode(0o644)).unwrap();
+    assert!(home.load().err().unwrap().is::<Usage>());
+}
+
+#[test]
+fn a_logout_leaves_no_session_behind() {
+    let (_dir, home) = home();
+    home.save(&golden()).unwrap();
+    home.save(&Profile { login: None, ..golden() }).unwrap();
+    let text = fs::read_to_string(home.file()).unwrap();
+    assert!(!text.contains("c0ffee") && !text.contains("session") && text.contains("example"));
+}
+
+#[test]
+fn another_version_or_a_damaged_file_is_refused() {
+    for (from, to) in [
+        ("\"version\": 1", "\"version\": 2"),
+        ("mezite.ctl.profile", "mezite.ctl.agent"),
+        ("\"user\"", "\"usr\""),
+        ("BEGIN CERTIFICATE", "BEGIN SOMETHING"),
+        ("}", ""),
+    ] {
+        let text = GOLDEN.replace(from, to);
+        assert_ne!(text, GOLDEN);
+        assert!(Profile::decode(&text, Path::new("profile.json")).is_err(), "{to}");
+    }
+}

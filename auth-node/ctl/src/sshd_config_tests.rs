@@ -1,0 +1,36 @@
+use std::path::PathBuf;
+
+use super::*;
+
+const THIS: &str = "6f9619ff-8b86-4011-b42d-00c04fc964ff";
+
+fn snippet<'a>(dir: &'a Path, agent_id: &'a str) -> Snippet<'a> {
+    Snippet { dir, cluster_name: "test", agent_id, command_user: "nobody" }
+}
+
+#[test]
+fn the_snippet_is_what_the_documentation_shows() {
+    let text = snippet(Path::new("/etc/mezite"), THIS).render().unwrap();
+    let lines: Vec<_> = text.lines().filter(|line| !line.starts_with('#')).collect();
+    let command = format!(r"AuthorizedPrincipalsCommand /usr/bin/printf %%s\n %u %u@{THIS}");
+    assert_eq!(
+        lines,
+        [
+            r#"HostKey "/etc/mezite/ssh_host_ed25519_key""#,
+            r#"HostCertificate "/etc/mezite/ssh_host_ed25519_key-cert.pub""#,
+            r#"TrustedUserCAKeys "/etc/mezite/trusted_user_ca_keys""#,
+            &command,
+            "AuthorizedPrincipalsCommandUser nobody",
+        ]
+    );
+}
+
+#[test]
+fn what_could_add_a_line_is_refused() {
+    for dir in ["relative", "/a\"b", "/a\nPermitRootLogin yes", "/a\\b"] {
+        assert!(snippet(&PathBuf::from(dir), THIS).render().is_err(), "{dir:?}");
+    }
+    for id in ["a b", "x\nPermitEmptyPasswords yes", "%u", "\""] {
+        assert!(snippet(Path::new("/etc/mezite"), id).render().is_err(), "{id:?}");
+    }
+}

@@ -1,0 +1,11 @@
+//! The program as its users run it: exit codes, what it prints and writes, and OpenSSH's own server and client on
+//! the files that it wrote. The cluster behind it is one server that signs with real CAs and decides nothing.
+#![cfg(test)]
+
+#[path = "../../src/clock.rs"]
+mod clock;
+mod cluster;
+mod openssh;
+mod outcome;
+mod recordings;
+mod report;

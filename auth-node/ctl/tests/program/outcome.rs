@@ -1,0 +1,193 @@
+//! Exit codes, and what is said beside them.
+
+use std::{collections::BTreeMap, fs, net::TcpListener, os::unix::fs::PermissionsExt as _};
+
+use mezite_proto::v1;
+use prost::Message as _;
+use tonic::{Code, Status};
+
+use crate::cluster::Cluster;
+
+const FAILED: i32 = 1;
+const USAGE: i32 = 2;
+const DENIED: i32 = 3;
+const NOT_FOUND: i32 = 4;
+const UNAVAILABLE: i32 = 5;
+const UNKNOWN: i32 = 6;
+const CONFLICT: i32 = 7;
+
+/// An address where nobody listens.
+fn dead() -> String {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string()
+}
+
+#[test]
+fn every_command_explains_itself() {
+    let cluster = Cluster::start();
+    let help = cluster.run(&["--help"]).ok();
+    for code in [FAILED, USAGE, DENIED, NOT_FOUND, UNAVAILABLE, UNKNOWN, CONFLICT] {
+        assert!(help.contains(&format!("\n  {code}  ")), "{code} in {help}");
+    }
+    for command in [
+        "login",
+        "logout",
+        "passwd",
+        "status",
+        "users add",
+        "users ls",
+        "users get",
+        "users update",
+        "users rm",
+        "roles create",
+        "roles update",
+        "roles ls",
+        "roles get",
+        "roles rm",
+        "tokens add",
+        "tokens ls",
+        "tokens get",
+        "tokens rm",
+        "nodes ls",
+        "nodes update",
+        "certs issue",
+        "agent join",
+        "agent heartbeat",
+        "agent renew",
+        "agent leave",
+        "recordings upload",
+        "recordings ls",
+        "recordings get",
+        "sessions ls",
+        "sessions revoke",
+        "auth-nodes token",
+    ] {
+        let words: Vec<_> = command.split(' ').chain(["--help"]).collect();
+        let help = cluster.run(&words).ok();
+        assert!(help.contains(&format!("Usage: mezctl {command}")), "{help}");
+    }
+    assert!(cluster.calls().is_empty());
+}
+
+#[test]
+fn wrong_usage_is_told_before_anything_is_asked() {
+    let cluster = Cluster::start();
+    cluster.log_in();
+    fs::set_permissions(cluster.path("password"), fs::Permissions::from_mode(0o644)).unwrap();
+    fs::write(cluster.path("role.yaml"), "kind: role\nmetadata: {name: r}\nspec: {alow: {}}\n").unwrap();
+    for (line, said) in [
+        ("", "Usage"),
+        ("user ls", "users"),
+        ("users add", "<NAME>"),
+        ("status --addr nowhere", "host:port"),
+        ("status --ca-pin sha256:0", "64 hexadecimal digits"),
+        ("status --timeout 0s", "more than zero"),
+        ("status --ca-pin sha256:0 --ca-file x", "cannot be used with"),
+        ("login --user alice --password-file password", "chmod 600 password"),
+        ("roles create role.yaml", "unknown field `alow`"),
+        ("roles create missing.yaml", "cannot read missing.yaml"),
+        ("login --user alice --password-file missing", "cannot read missing"),
+        ("tokens add --max-uses 0", "--max-uses"),
+        ("tokens add --labels env=a,env=b", "twice"),
+        ("agent heartbeat --dir missing", "no agent's folder"),
+        ("agent leave --dir .", "has no agent"),
+        ("recordings get ../../etc/passwd", "not a recording's id"),
+    ] {
+        let words: Vec<_> = line.split_whitespace().collect();
+        let error = cluster.run(&words).fails(USAGE);
+        assert!(error.contains(said), "{line}: {error}");
+    }
+    assert!(cluster.calls().is_empty());
+}
+
+#[test]
+fn a_first_contact_without_a_pin_is_refused() {
+    let cluster = Cluster::start();
+    let address = cluster.server.address();
+    let login = ["login", "--user", "alice", "--password-file", "password"];
+    assert!(cluster.run(&login).fails(USAGE).contains("--addr"));
+    assert!(cluster.run(&[&login[..], &["--addr", &address]].concat()).fails(USAGE).contains("--ca-pin"));
+    let other = Cluster::start().first_contact();
+    let wrong = cluster.run(&[&login[..], &["--addr", &address, "--ca-pin", &other[3]]].concat());
+    assert!(wrong.fails(FAILED).contains("hint: check --addr"));
+    assert!(cluster.server.calls().is_empty(), "no password was sent");
+}
+
+#[test]
+fn the_environment_says_what_the_options_do_not() {
+    let cluster = Cluster::start();
+    let [_, address, _, pin] = cluster.first_contact();
+    let environment = BTreeMap::from([
+        ("MEZITE_ADDR", format!("{},{address}", dead())),
+        ("MEZITE_CA_PIN", pin),
+        ("MEZITE_USER", "alice".into()),
+        ("MEZITE_PASSWORD_FILE", "password".into()),
+        ("MEZITE_HOME", cluster.path("elsewhere").display().to_string()),
+    ]);
+    cluster.run_with(&["login"], &environment).ok();
+    assert!(cluster.path("elsewhere/profile.json").exists() && !cluster.path(".mezite").exists());
+    // A variable that is set to nothing says nothing.
+    cluster.log_in();
+    let empty =
+        environment.keys().map(|&name| (name, String::new())).filter(|(name, _)| *name != "MEZITE_HOME");
+    cluster.run_with(&["status"], &empty.collect()).ok();
+}
+
+#[test]
+fn who_is_not_logged_in_or_not_allowed_is_told() {
+    let cluster = Cluster::start();
+    assert!(cluster.run(&["users", "ls"]).fails(DENIED).contains("hint: run `mezctl login`"));
+    assert!(cluster.run(&["logout"]).fails(DENIED).contains("not logged in"));
+    cluster.secret("wrong", "wrong");
+    let wrong = cluster.first(&["login", "--user", "alice", "--password-file", "wrong"]);
+    assert!(wrong.fails(DENIED).contains("wrong password"));
+    cluster.log_in();
+    assert!(cluster.run(&["users", "ls"]).fails(DENIED).contains("not for you"));
+}
+
+#[test]
+fn answers_have_codes_of_their_own() {
+    for (code, exit) in [
+        (Code::NotFound, NOT_FOUND),
+        (Code::AlreadyExists, CONFLICT),
+        (Code::Aborted, CONFLICT),
+        (Code::InvalidArgument, FAILED),
+        (Code::Unimplemented, FAILED),
+        (Code::Unavailable, UNKNOWN),
+        (Code::Internal, UNKNOWN),
+    ] {
+        let cluster = Cluster::answering(move |_| Err(Status::new(code, "so it is")));
+        cluster.log_in();
+        let add = ["users", "add", "bob", "--password-file", "password"];
+        assert!(cluster.run(&add).fails(exit).contains("so it is"), "{code:?}");
+        assert_eq!(cluster.calls(), ["CreateUser"], "{code:?}");
+    }
+}
+
+#[test]
+fn a_cluster_that_is_away_is_waited_for_and_then_reported() {
+    let mut cluster = Cluster::start();
+    cluster.log_in();
+    cluster.server.kill();
+    let error = cluster.run(&["users", "ls", "--timeout", "2s"]).fails(UNAVAILABLE);
+    assert!(error.contains(&cluster.server.address()) && error.contains("hint: try again"), "{error}");
+    // What is known is printed all the same.
+    let status = cluster.run(&["status", "--timeout", "2s"]);
+    assert_eq!(status.code, Some(UNAVAILABLE));
+    assert!(status.stdout.contains("cluster:") && status.stdout.contains("no connection"), "{status:?}");
+}
+
+#[test]
+fn a_call_goes_to_the_address_that_serves() {
+    let cluster = Cluster::answering(|call| match call.method.as_str() {
+        "CreateUser" => {
+            let user = call.request::<v1::CreateUserRequest>().user;
+            Ok(v1::CreateUserResponse { user }.encode_to_vec())
+        }
+        _ => Err(Status::permission_denied("not for you")),
+    });
+    cluster.log_in();
+    let addresses = format!("{},{},{}", dead(), dead(), cluster.server.address());
+    let add = ["users", "add", "bob", "--password-file", "password", "--addr", &addresses];
+    assert!(cluster.run(&add).ok().contains("bob"));
+    assert_eq!(cluster.calls(), ["CreateUser"]);
+}
