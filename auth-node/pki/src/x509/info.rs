@@ -172,7 +172,7 @@ mod tests {
     #[test]
     fn an_authority_has_no_identity() {
         let is_ca = IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
-        let refused = CertificateInfo::from_der(&certificate(vec![uri(URI)], is_ca.clone()));
+        let refused = CertificateInfo::from_der(&certificate(vec![uri(URI)], is_ca));
         assert_eq!(refused, Err(PkiError::InvalidIdentity("an authority has none")));
         assert!(CertificateInfo::from_der(&certificate(vec![], is_ca)).unwrap().is_ca);
     }
