@@ -109,9 +109,13 @@ pub(crate) async fn register(
 pub(crate) async fn deregister(
     service: &Service,
     call: &Call,
-    _request: v1::DeregisterAgentRequest,
+    request: v1::DeregisterAgentRequest,
 ) -> Result<v1::DeregisterAgentResponse, ApiError> {
-    let removed = service.write(call, |tx, context| node::remove(tx, context, None)).await.map(drop);
+    let named = match request.agent_id.as_str() {
+        "" => None,
+        id => Some(AgentId::parse("agent_id", id)?),
+    };
+    let removed = service.write(call, move |tx, context| node::remove(tx, context, named.as_ref())).await.map(drop);
     audited(service, call, removed).await?;
     Ok(v1::DeregisterAgentResponse {})
 }

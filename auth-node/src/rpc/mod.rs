@@ -28,7 +28,7 @@ use auth_core::{CoreError, Origin};
 use futures::Stream;
 use mezite_proto::{
     access,
-    v1::{self, auth_service_server::AuthService},
+    v1::{self, AccessClass, auth_service_server::AuthService},
 };
 use tonic::{Code, Request, Response, Status, Streaming};
 
@@ -209,6 +209,20 @@ fn refused(result: Result<Response<()>, Status>) -> Status {
     result.err().unwrap_or_else(|| Status::internal("internal error"))
 }
 
+/// Handlers parse before they read or write, and only then is it known who calls: whoever may not make the
+/// call at all is told that, and nothing of what else is wrong with it.
+async fn after_admission<T>(
+    service: &Service,
+    call: &Call,
+    result: Result<T, ApiError>,
+) -> Result<T, ApiError> {
+    let public = call.method.classes.contains(&AccessClass::Public);
+    if !public && matches!(result, Err(ApiError::Core(CoreError::Invalid { .. }))) {
+        service.read(call, |_, _| Ok(())).await?;
+    }
+    result
+}
+
 /// Authorises, and then says that the method does nothing yet.
 async fn later<Q, T: Send + 'static>(service: &Service, call: &Call, _request: Q) -> Result<T, ApiError> {
     service.read(call, |_, _| Err(CoreError::Unimplemented)).await
@@ -230,8 +244,12 @@ macro_rules! api {
             $(
                 async fn $name(&self, request: Request<v1::$request>) -> Result<Response<v1::$reply>, Status> {
                     let begun = self.begin(stringify!($method), &request)?;
-                    let work = $($handler)::+(&self.service, &begun.call, request.into_inner());
-                    let result = within(begun.call.deadline, work).await;
+                    let (service, call) = (&self.service, &begun.call);
+                    let work = async {
+                        let result = $($handler)::+(service, call, request.into_inner()).await;
+                        after_admission(service, call, result).await
+                    };
+                    let result = within(call.deadline, work).await;
                     begun.end(result)
                 }
             )+
