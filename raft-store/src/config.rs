@@ -74,6 +74,8 @@ pub struct Limits {
     pub keep_entries: u64,
     /// Committed changes that are kept in memory for watchers to resume from, in bytes.
     pub watch_history_bytes: usize,
+    /// Above this size of the database on disk, in bytes, only transactions that delete are taken. 0: no bound.
+    pub max_database_bytes: u64,
 }
 
 impl Default for Limits {
@@ -87,6 +89,7 @@ impl Default for Limits {
             snapshot_every: 20_000,
             keep_entries: 5_000,
             watch_history_bytes: 8 << 20,
+            max_database_bytes: 0,
         }
     }
 }

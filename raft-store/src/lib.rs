@@ -9,17 +9,24 @@
 //! quorum round serves all that wait) -> a snapshot of the local state.
 
 mod apply;
+mod backup;
+mod check;
 mod config;
 mod db;
 mod durable;
 mod error;
+mod failure;
 mod fatal;
 mod ids;
 mod metrics;
 mod net;
+mod offline;
+mod owner;
 mod propose;
 mod raft;
 mod read;
+mod restore;
+mod space;
 mod state;
 mod status;
 mod store;
@@ -28,6 +35,8 @@ mod tests;
 mod transact;
 mod watch;
 
+pub use backup::Backup;
+pub use check::{CheckReport, check};
 pub use config::{Clock, Limits, StoreConfig, Timing};
 pub use error::{StoreError, TransactError};
 pub use fatal::Fatal;
@@ -36,6 +45,9 @@ pub use net::{
     identity::{PeerIdentity, peer_dns_name},
     join::{JoinHandler, request_join},
 };
+pub use offline::{Exported, export};
+pub use restore::{Restored, restore};
+pub use space::Compaction;
 pub use status::{MemberStatus, Status};
 pub use store::{Committed, Store};
 pub use transact::{StoreTransaction, View};

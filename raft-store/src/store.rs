@@ -14,13 +14,15 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::{
     config::{StoreConfig, Timing},
-    db::{Db, FORMAT_VERSION, meta_key},
+    db::Db,
     error::{StoreError, TransactError},
     fatal::Fatal,
     net::{client::PeerPool, identity::PeerIdentity, join::JoinHandler, server::PeerServer},
+    owner::Owner,
     propose::Proposer,
     raft::{Core, PeerNode, Peers, StateMachine},
     read::{Reads, left},
+    space::{self, SpaceAlarm},
     state::StateSnapshot,
     status::{Progress, Status},
     transact::{StoreTransaction, View},
@@ -52,28 +54,20 @@ pub(crate) struct Inner {
     pub(crate) proposer: Proposer,
     pub(crate) reads: Reads,
     pub(crate) join_handler: OnceLock<Arc<dyn JoinHandler>>,
-    db: Arc<Db>,
+    pub(crate) db: Arc<Db>,
+    pub(crate) space: SpaceAlarm,
+    pub(crate) config: StoreConfig,
     hub: Arc<Hub>,
     progress: Progress,
     pool: PeerPool,
-    config: StoreConfig,
 }
 
 /// A node's handle of the replicated store.
 #[derive(Clone)]
 pub struct Store {
-    inner: Arc<Inner>,
+    pub(crate) inner: Arc<Inner>,
     server: Arc<std::sync::Mutex<PeerServer>>,
     _tasks: Arc<DropGuard>,
-}
-
-/// What the data directory belongs to.
-#[derive(Clone, PartialEq, prost::Message)]
-struct Owner {
-    #[prost(string, tag = "1")]
-    cluster_id: String,
-    #[prost(uint64, tag = "2")]
-    node_id: u64,
 }
 
 impl Store {
@@ -93,7 +87,7 @@ impl Store {
             .map_err(StoreError::io(format!("cannot create {}", folder.display())))?;
         let opened = tokio::task::spawn_blocking(move || Db::open(&folder.join("db"))).await;
         let db = Arc::new(opened.map_err(|error| StoreError::Stopped(error.to_string()))??);
-        claim(&db, &identity)?;
+        Owner { cluster_id: identity.cluster_id.clone(), node_id: identity.node_id }.claim(&db)?;
 
         let hub = Arc::new(Hub::new(config.limits.watch_history_bytes));
         let progress = Progress::new();
@@ -111,6 +105,7 @@ impl Store {
         let (core, state) = started.await?;
         let proposer = Proposer::start(core.clone(), pool.clone(), Arc::clone(&config.clock), config.limits);
         let reads = Reads::start(core.clone(), pool.clone(), progress.clone());
+        let space = SpaceAlarm::new(config.limits.max_database_bytes, &db);
         let inner = Inner {
             identity,
             core,
@@ -119,16 +114,18 @@ impl Store {
             reads,
             join_handler: OnceLock::new(),
             db,
+            space,
+            config,
             hub,
             progress,
             pool,
-            config,
         };
         let inner = Arc::new(inner);
         let server = Arc::new(std::sync::Mutex::new(PeerServer::start(listener, &inner)?));
         let tasks = CancellationToken::new();
         tokio::spawn(tasks.clone().run_until_cancelled_owned(sweep(Arc::clone(&inner))));
         tokio::spawn(tasks.clone().run_until_cancelled_owned(inner.core.clone().measure()));
+        tokio::spawn(tasks.clone().run_until_cancelled_owned(space::measure(Arc::clone(&inner))));
         Ok(Self { inner, server, _tasks: Arc::new(tasks.drop_guard()) })
     }
 
@@ -240,6 +237,7 @@ impl Store {
         if transaction.encoded_len() > self.inner.config.limits.transaction_bytes {
             return Err(StoreError::TooLarge("split it, or write less at once"));
         }
+        self.inner.space.admit(&transaction)?;
         // Whether some attempt may still be applied: then giving up must not claim that nothing was written.
         let mut pending = false;
         loop {
@@ -336,6 +334,7 @@ impl Store {
         Status {
             applied_index: self.inner.progress.current().unwrap_or_default(),
             database_size: self.inner.db.size(),
+            database_full: self.inner.space.is_full(),
             revision: self.inner.state.counters().revision,
             ..self.inner.core.status()
         }
@@ -359,39 +358,6 @@ impl Store {
         self.inner.core.shutdown().await;
         self.server.lock().unwrap_or_else(std::sync::PoisonError::into_inner).stop();
     }
-}
-
-/// Checks that the database is of this node, or makes it so.
-fn claim(db: &Db, identity: &PeerIdentity) -> Result<(), StoreError> {
-    let meta = db.raft_meta()?;
-    let unsound = |what: String| StoreError::DataDirectory(what);
-    match db.rocks().get_cf(&meta, meta_key::FORMAT)? {
-        Some(bytes) => {
-            let version =
-                bytes.try_into().map(u32::from_be_bytes).map_err(|_| unsound("no format version".into()))?;
-            if version > FORMAT_VERSION {
-                return Err(unsound(format!(
-                    "the data directory has format {version}; this release knows {FORMAT_VERSION}: run the newer release"
-                )));
-            }
-        }
-        None => {
-            let mut batch = rocksdb::WriteBatch::default();
-            let owner = Owner { cluster_id: identity.cluster_id.clone(), node_id: identity.node_id };
-            batch.put_cf(&meta, meta_key::FORMAT, FORMAT_VERSION.to_be_bytes());
-            batch.put_cf(&meta, meta_key::OWNER, owner.encode_to_vec());
-            db.write(batch, true)?;
-        }
-    }
-    let owner = db.rocks().get_cf(&meta, meta_key::OWNER)?.unwrap_or_default();
-    let owner = Owner::decode(owner.as_slice()).map_err(|error| unsound(error.to_string()))?;
-    if (owner.cluster_id.as_str(), owner.node_id) != (identity.cluster_id.as_str(), identity.node_id) {
-        return Err(unsound(format!(
-            "the data directory belongs to node {} of cluster {}; this is node {} of cluster {}",
-            owner.node_id, owner.cluster_id, identity.node_id, identity.cluster_id
-        )));
-    }
-    Ok(())
 }
 
 /// As leader, removes rows whose time is over.

@@ -17,6 +17,13 @@ use crate::{
     peer_dns_name,
 };
 
+mod crash;
+mod crash_parts;
+mod disk;
+mod memory;
+mod process;
+mod recovery;
+
 const CLUSTER: &str = "test-cluster";
 const PATIENCE: Duration = Duration::from_secs(30);
 

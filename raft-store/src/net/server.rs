@@ -1,6 +1,6 @@
 //! The peer listener: Raft, forwarding and join.
 
-use std::{path::PathBuf, sync::Arc};
+use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use mezite_proto::{
@@ -11,13 +11,13 @@ use mezite_proto::{
     },
     transport::{ConnectionInfo, ListenerLimits, TlsListener},
 };
-use tokio::{io::AsyncWriteExt, net::TcpListener, sync::oneshot, task::JoinHandle};
+use tokio::{net::TcpListener, sync::oneshot, task::JoinHandle};
 use tonic::{Request, Response, Status, Streaming};
 
 use super::{MAX_MESSAGE_BYTES, PROTOCOL_VERSION, VERSION_HEADER, identity::node_id_of};
 use crate::{
     error::StoreError,
-    raft::{PeerNode, SnapshotFile},
+    raft::{PeerNode, SnapshotFile, receive::Incoming},
     store::Inner,
 };
 
@@ -118,11 +118,21 @@ impl PeerService for Handler {
         let Some(peer::install_snapshot_request::Message::Header(header)) = first else {
             return Err(Status::invalid_argument("a snapshot begins with its header"));
         };
-        let received = Received { path: self.0.state.receiving_path() };
-        receive(&mut messages, &received.path, header.length).await?;
-        let file = SnapshotFile { path: received.path.clone() };
+        let incoming = self.0.state.inbox().begin(&header).await.map_err(to_status)?;
+        let file = receive(&mut messages, incoming).await?;
         let response = self.0.core.install_snapshot(&header, file).await.map_err(to_status)?;
         Ok(Response::new(response))
+    }
+
+    async fn snapshot_progress(
+        &self,
+        request: Request<peer::SnapshotProgressRequest>,
+    ) -> Result<Response<peer::SnapshotProgressResponse>, Status> {
+        self.check_peer(&request)?;
+        let request = request.into_inner();
+        let progress = self.0.state.inbox().progress(&request.snapshot_id, request.length).await;
+        let offset = progress.map_err(to_status)?;
+        Ok(Response::new(peer::SnapshotProgressResponse { offset }))
     }
 
     async fn propose(
@@ -161,42 +171,25 @@ impl PeerService for Handler {
     }
 }
 
-/// Removes a received file that was not installed.
-struct Received {
-    path: PathBuf,
-}
-
-impl Drop for Received {
-    fn drop(&mut self) {
-        // It is gone when the snapshot was installed.
-        let _ = std::fs::remove_file(&self.path);
-    }
-}
-
-/// Writes the bytes of a snapshot stream to a file, durably; all of them or it is an error.
+/// Takes the bytes of a snapshot stream; all of them, and sound, or it is an error.
 async fn receive(
     messages: &mut Streaming<peer::InstallSnapshotRequest>,
-    path: &std::path::Path,
-    length: u64,
-) -> Result<(), Status> {
-    let failed = |error: std::io::Error| Status::internal(format!("receiving a snapshot: {error}"));
-    let mut file = tokio::fs::File::create(path).await.map_err(failed)?;
-    let mut received = 0;
-    while let Some(message) = messages.message().await? {
-        let Some(peer::install_snapshot_request::Message::Data(data)) = message.message else {
-            return Err(Status::invalid_argument("a snapshot has one header"));
+    mut incoming: Incoming,
+) -> Result<SnapshotFile, Status> {
+    let superseded = incoming.superseded();
+    loop {
+        let message = tokio::select! {
+            message = messages.message() => message?,
+            () = superseded.cancelled() => return Err(Status::aborted("a newer transfer took over")),
         };
-        received += data.len() as u64;
-        if received > length {
-            return Err(Status::invalid_argument("a snapshot is longer than its header says"));
+        match message.map(|message| message.message) {
+            Some(Some(peer::install_snapshot_request::Message::Data(data))) => {
+                incoming.write(&data).await.map_err(to_status)?;
+            }
+            Some(_) => return Err(Status::invalid_argument("a snapshot has one header")),
+            None => return incoming.finish().await.map_err(to_status),
         }
-        file.write_all(&data).await.map_err(failed)?;
     }
-    if received != length {
-        return Err(Status::data_loss("a snapshot is shorter than its header says"));
-    }
-    file.flush().await.map_err(failed)?;
-    file.sync_all().await.map_err(failed)
 }
 
 #[tonic::async_trait]

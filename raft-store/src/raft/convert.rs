@@ -102,13 +102,14 @@ pub(crate) fn encode_entry(entry: &Entry<TypeConfig>) -> Vec<u8> {
 }
 
 pub(crate) fn decode_entry(bytes: &[u8]) -> Result<Entry<TypeConfig>, StoreError> {
+    entry(decode_stored(bytes)?)
+}
+
+/// A stored log entry in the protocol's form.
+pub(crate) fn decode_stored(bytes: &[u8]) -> Result<peer::Entry, StoreError> {
     match bytes.split_first() {
-        Some((&ENTRY_VERSION, body)) => {
-            let proto = peer::Entry::decode(body).map_err(|error| {
-                StoreError::DataDirectory(format!("a log entry does not decode: {error}"))
-            })?;
-            entry(proto)
-        }
+        Some((&ENTRY_VERSION, body)) => peer::Entry::decode(body)
+            .map_err(|error| StoreError::DataDirectory(format!("a log entry does not decode: {error}"))),
         Some((version, _)) => Err(StoreError::DataDirectory(format!(
             "a log entry has version {version}; this release knows {ENTRY_VERSION}: run the newer release"
         ))),

@@ -1,11 +1,13 @@
 //! The Raft core and its storage: the only folder that names openraft's types, so that another version of it is a
 //! change here alone.
 
-mod convert;
-mod log_store;
+pub(crate) mod convert;
+pub(crate) mod install;
+pub(crate) mod log_store;
 mod network;
-mod snapshot_file;
-mod state_machine;
+pub(crate) mod receive;
+pub(crate) mod snapshot_file;
+pub(crate) mod state_machine;
 #[cfg(test)]
 mod suite;
 

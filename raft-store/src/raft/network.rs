@@ -13,10 +13,10 @@ use openraft::{
     network::{Backoff, RPCOption, RPCTypes},
     raft::{AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, VoteRequest, VoteResponse},
 };
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncReadExt, AsyncSeekExt};
 use tokio_stream::wrappers::ReceiverStream;
 
-use super::{PeerNode, SnapshotFile, TypeConfig, convert};
+use super::{PeerNode, TypeConfig, convert};
 use crate::{
     error::StoreError,
     net::client::{PeerClient, PeerPool},
@@ -24,6 +24,10 @@ use crate::{
 
 /// A message of a snapshot stream carries so many bytes.
 const SNAPSHOT_CHUNK: usize = 1 << 20;
+/// Messages of a snapshot stream that are read ahead.
+const READ_AHEAD: usize = 4;
+/// How long a peer may take to say how much of a snapshot it has.
+const PROGRESS_TIMEOUT: Duration = Duration::from_secs(5);
 /// A peer that cannot be reached is tried again after this.
 const RETRY: Duration = Duration::from_millis(100);
 
@@ -114,12 +118,27 @@ impl RaftNetwork<TypeConfig> for Peer {
     ) -> Result<SnapshotResponse<u64>, StreamingError<TypeConfig, openraft::error::Fatal<u64>>> {
         let unreachable = |error: &StoreError| StreamingError::Unreachable(Unreachable::new(error));
         let mut client = self.client().map_err(|error| unreachable(&error))?;
-        let meta = convert::snapshot_meta_to_proto(&snapshot.meta);
-        let messages = read_messages(*snapshot.snapshot, convert::vote_to_proto(&vote), meta)
+        let broken = |error: &io::Error| StreamingError::Network(NetworkError::new(error));
+        let file = tokio::fs::File::open(&snapshot.snapshot.path).await.map_err(|error| broken(&error))?;
+        let length = file.metadata().await.map_err(|error| broken(&error))?.len();
+        let offset = progress(&mut client, &snapshot.meta.snapshot_id, length)
             .await
-            .map_err(|error| StreamingError::Network(NetworkError::new(&error)))?;
+            .map_err(|status| StreamingError::Unreachable(Unreachable::new(&status)))?;
+        let header = peer::SnapshotHeader {
+            vote: Some(convert::vote_to_proto(&vote)),
+            meta: Some(convert::snapshot_meta_to_proto(&snapshot.meta)),
+            length,
+            offset,
+        };
+        let messages = read_messages(file, header).await.map_err(|error| broken(&error))?;
         let started = Instant::now();
-        tracing::info!(target = self.target, snapshot = %snapshot.meta.snapshot_id, "sending a snapshot");
+        tracing::info!(
+            target = self.target,
+            snapshot = %snapshot.meta.snapshot_id,
+            length,
+            offset,
+            "sending a snapshot"
+        );
         let call = client.install_snapshot(messages);
         let response = tokio::select! {
             closed = cancel => return Err(StreamingError::Closed(closed)),
@@ -141,18 +160,28 @@ impl RaftNetwork<TypeConfig> for Peer {
     }
 }
 
-/// Streams a snapshot file as messages; a few are read ahead.
+/// Asks how much of a snapshot the peer has already.
+async fn progress(client: &mut PeerClient, snapshot_id: &str, length: u64) -> Result<u64, tonic::Status> {
+    let mut request =
+        tonic::Request::new(peer::SnapshotProgressRequest { snapshot_id: snapshot_id.to_owned(), length });
+    request.set_timeout(PROGRESS_TIMEOUT);
+    match client.snapshot_progress(request).await {
+        Ok(response) => Ok(response.into_inner().offset.min(length)),
+        // A release that knows nothing of it receives from the beginning.
+        Err(status) if status.code() == tonic::Code::Unimplemented => Ok(0),
+        Err(status) => Err(status),
+    }
+}
+
+/// Streams a snapshot file from the header's offset on, as messages; a few are read ahead.
 async fn read_messages(
-    file: SnapshotFile,
-    vote: peer::Ballot,
-    meta: peer::SnapshotMeta,
+    mut reader: tokio::fs::File,
+    header: peer::SnapshotHeader,
 ) -> io::Result<ReceiverStream<peer::InstallSnapshotRequest>> {
     use peer::install_snapshot_request::Message;
-    let mut reader = tokio::fs::File::open(&file.path).await?;
-    let length = reader.metadata().await?.len();
-    let (sender, receiver) = tokio::sync::mpsc::channel(4);
+    reader.seek(io::SeekFrom::Start(header.offset)).await?;
+    let (sender, receiver) = tokio::sync::mpsc::channel(READ_AHEAD);
     tokio::spawn(async move {
-        let header = peer::SnapshotHeader { vote: Some(vote), meta: Some(meta), length };
         let mut next = Message::Header(header);
         loop {
             // The call has ended when nobody receives.
