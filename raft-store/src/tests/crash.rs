@@ -68,8 +68,9 @@ async fn child_store() {
     let identity = Authority::new().identity(1);
     let store = Store::open(busy_config(&folder), identity, fatal()).await.unwrap();
     store.initialize().await.unwrap();
-    say(&format!("term {}", store.status().term));
+    let term = store.status().term;
     say_wal(&folder);
+    say(&format!("term {term}"));
     let mut tasks = Vec::new();
     for writer in 0..WRITERS {
         let (store, folder) = (store.clone(), folder.clone());
@@ -79,8 +80,8 @@ async fn child_store() {
             say(&format!("have {writer} {first}"));
             for n in first + 1..=first + WRITES {
                 put(&store, &key, &n.to_string()).await.unwrap();
-                say(&format!("ack {writer} {n}"));
                 say_wal(&folder);
+                say(&format!("ack {writer} {n}"));
             }
         }));
     }

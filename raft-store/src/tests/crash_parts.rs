@@ -51,8 +51,8 @@ async fn child_log() {
         say(&format!("begin {}", op.to_line()));
         script.run(&op).await;
         if op.is_acknowledged() {
-            say("ack 0");
             say_wal(&child.folder);
+            say("ack 0");
         }
     }
 }

@@ -245,3 +245,47 @@ async fn snapshots_and_purge_go_on_under_load() {
         assert!(report.log_entries < 100, "{report}");
     }
 }
+
+/// The sender leaves out what the receiver has: here it could not even send it, because its own copy of that part is
+/// damaged.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_transfer_of_a_snapshot_is_resumed() {
+    let limits = Limits { snapshot_every: 30, keep_entries: 5, ..Limits::default() };
+    let mut cluster = Cluster::start(3, limits).await;
+    let away = (cluster.leader().await + 1) % 3;
+    cluster.stop(away).await;
+    let leader = cluster.leader().await;
+    for n in 0..100 {
+        put(&cluster.store(leader), &format!("k{n:03}"), &"v".repeat(5000)).await.unwrap();
+    }
+    let newest = |folder: &Path| {
+        let files = std::fs::read_dir(folder.join("snapshots")).unwrap().map(|entry| entry.unwrap().path());
+        files.filter(|path| path.extension().is_some_and(|extension| extension == "snap")).max()
+    };
+    // Nothing is written any more, so the snapshot that there is in the end is the one that will be sent.
+    let started = Instant::now();
+    let path = loop {
+        if let Some(path) = newest(cluster.nodes[leader].folder.path()) {
+            let name = path.file_stem().and_then(|name| name.to_str()?.split('-').next()?.parse().ok());
+            if name == Some(cluster.store(leader).status().snapshot_index) {
+                break path;
+            }
+        }
+        assert!(started.elapsed() < PATIENCE);
+        tokio::task::yield_now().await;
+    };
+    let sound = std::fs::read(&path).unwrap();
+    let half = sound.len() / 2;
+    let partial = cluster.nodes[away].folder.path().join("snapshots").join(path.file_name().unwrap());
+    std::fs::write(partial.with_extension("part"), &sound[..half]).unwrap();
+    let mut damaged = sound.clone();
+    damaged[1000..half].fill(0);
+    std::fs::write(&path, &damaged).unwrap();
+    cluster.open(away).await;
+    let back = cluster.store(away);
+    let caught_up = back.read(|view| view.get_raw(b"k099"));
+    assert!(caught_up.await.unwrap().is_some());
+    assert_eq!(back.status().snapshot_index, cluster.store(leader).status().snapshot_index);
+    assert!(std::fs::read(&partial).unwrap() == sound);
+    cluster.assert_replicas_equal().await;
+}

@@ -3,9 +3,14 @@ use std::{collections::BTreeMap, path::Path};
 use openraft::LeaderId;
 use proptest::prelude::*;
 use rocksdb::IteratorMode;
+use store_txn::{KeyRange, Read, Transaction, TxError};
 
 use super::*;
-use crate::{state::state_hash, tests::config};
+use crate::{
+    state::state_hash,
+    tests::config,
+    transact::{StoreTransaction, View},
+};
 
 /// One state machine on a disk of its own.
 struct Machine {
@@ -170,8 +175,126 @@ fn snapshots_of_one_index_are_equal_byte_by_byte_and_nothing_is_left_over() {
     let files = [&one, &other].map(|machine| {
         let file = machine.state.0.build_snapshot().unwrap().snapshot;
         let left = snapshot_file::files(&machine.state.0.snapshots).unwrap();
-        assert_eq!(left, [file.path.clone()]);
+        assert_eq!(left, std::slice::from_ref(&file.path));
         std::fs::read(&file.path).unwrap()
     });
     assert!(files[0] == files[1]);
+}
+
+/// What one program reads, in order, and where it writes a digest of it.
+#[derive(Debug, Clone)]
+struct Program {
+    reads: Vec<ReadStep>,
+    writes: Vec<(u8, bool)>,
+}
+
+#[derive(Debug, Clone)]
+enum ReadStep {
+    Row(u8),
+    Range(u8, u8, usize),
+}
+
+fn program() -> impl Strategy<Value = Program> {
+    let read = prop_oneof![
+        (0..10u8).prop_map(ReadStep::Row),
+        (0..10u8, 0..11u8, 1..5usize).prop_map(|(start, end, limit)| ReadStep::Range(start, end, limit)),
+    ];
+    let writes = proptest::collection::vec((0..10u8, any::<bool>()), 1..3);
+    (proptest::collection::vec(read, 0..3), writes).prop_map(|(reads, writes)| Program { reads, writes })
+}
+
+/// Rows alone, for a run of programs one after the other.
+type Serial = BTreeMap<u8, Vec<u8>>;
+
+impl Program {
+    fn digest(&self, number: usize, seen: &[(u8, Vec<u8>)]) -> Vec<u8> {
+        use sha2::{Digest, Sha256};
+        Sha256::digest(format!("{number} {seen:?}")).to_vec()
+    }
+
+    fn run_serially(&self, number: usize, rows: &mut Serial) {
+        let mut seen = Vec::new();
+        for read in &self.reads {
+            match read {
+                ReadStep::Row(key) => seen.extend(rows.get(key).map(|value| (*key, value.clone()))),
+                ReadStep::Range(start, end, limit) if start < end => {
+                    let found = rows.range(start..end).take(*limit);
+                    seen.extend(found.map(|(key, value)| (*key, value.clone())));
+                }
+                ReadStep::Range(..) => {}
+            }
+        }
+        for (key, puts) in &self.writes {
+            match puts {
+                true => rows.insert(*key, self.digest(number, &seen)),
+                false => rows.remove(key),
+            };
+        }
+    }
+
+    fn run(&self, number: usize, tx: &mut StoreTransaction<'_>) -> Result<(), TxError> {
+        let mut seen = Vec::new();
+        for read in &self.reads {
+            match read {
+                ReadStep::Row(key) => seen.extend(tx.get_raw(&[*key])?.map(|row| (*key, row.value))),
+                ReadStep::Range(start, end, limit) => {
+                    let range = KeyRange { start: vec![*start], end: vec![*end] };
+                    let found = tx.scan_raw(&range, *limit)?;
+                    seen.extend(found.into_iter().map(|(key, row)| (key[0], row.value)));
+                }
+            }
+        }
+        for (key, puts) in &self.writes {
+            match puts {
+                true => tx.put_raw(vec![*key], self.digest(number, &seen), None),
+                false => tx.delete_raw(vec![*key]),
+            }
+        }
+        Ok(())
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
+
+    /// Programs that read rows, ranges and pages of ranges on stale views: those that commit have the effect of
+    /// running one after the other, in the order of their commits; the others have none.
+    #[test]
+    fn programs_on_stale_views_are_serialisable(
+        rounds in proptest::collection::vec(proptest::collection::vec(program(), 1..6), 1..4),
+    ) {
+        let machine = Machine::new();
+        let mut serial = Serial::new();
+        let (mut index, mut number) = (0, 0);
+        for programs in rounds {
+            // All of a round see the state before it.
+            let mut proposals = Vec::new();
+            {
+                let old = StateSnapshot::take(&machine.db).unwrap();
+                for program in &programs {
+                    let mut tx = StoreTransaction::new(View::new(&old, 1));
+                    program.run(number, &mut tx).unwrap();
+                    let id = vec![number as u8; 16].into();
+                    proposals.push(peer::Transaction { id, not_after_ms: 10, ..tx.into_proposal().unwrap() });
+                    number += 1;
+                }
+            }
+            let first = number - programs.len();
+            let transactions = proposals;
+            let entries = [batch(index, &peer::Batch { stamp_ms: 1, transactions, sweep_limit: 0 })];
+            index += 1;
+            let outcomes = machine.apply(&entries).remove(0);
+            prop_assert_eq!(outcomes[0].kind(), peer::outcome::Kind::Committed);
+            for (n, (program, outcome)) in programs.iter().zip(outcomes).enumerate() {
+                if outcome.kind() == peer::outcome::Kind::Committed {
+                    program.run_serially(first + n, &mut serial);
+                }
+            }
+        }
+        let state = StateSnapshot::take(&machine.db).unwrap();
+        let range = KeyRange { start: vec![0], end: vec![u8::MAX] };
+        let rows = View::new(&state, 1).scan_raw(&range, usize::MAX).unwrap();
+        let rows: Serial = rows.into_iter().map(|(key, row)| (key[0], row.value)).collect();
+        prop_assert_eq!(rows, serial);
+    }
 }
