@@ -56,6 +56,9 @@ pub(crate) mod meta_key {
 /// The database of a node.
 pub(crate) struct Db {
     rocks: Rocks,
+    /// Counts what the database does.
+    #[cfg(test)]
+    options: Options,
     /// Held while the database is open, in whatever way: so that an offline check never reads a live database.
     _lock: File,
 }
@@ -66,10 +69,15 @@ impl Db {
     /// A torn tail of the write-ahead log is dropped: nothing in it was acknowledged. Damage before the tail is an
     /// error, because what it hid may have been acknowledged.
     pub(crate) fn open(path: &Path) -> Result<Self, StoreError> {
-        let lock = lock(path)?;
-        let rocks = Rocks::open_cf_descriptors(&database_options(), path, families())
-            .map_err(|error| unusable(path, &error))?;
-        Ok(Self { rocks, _lock: lock })
+        let (lock, options) = (lock(path)?, database_options());
+        let rocks =
+            Rocks::open_cf_descriptors(&options, path, families()).map_err(|error| unusable(path, &error))?;
+        Ok(Self {
+            rocks,
+            #[cfg(test)]
+            options,
+            _lock: lock,
+        })
     }
 
     /// Opens a database that exists.
@@ -82,9 +90,15 @@ impl Db {
     /// is replayed in memory.
     pub(crate) fn open_read_only(path: &Path, lock: File) -> Result<Self, StoreError> {
         require(path)?;
-        let rocks = Rocks::open_cf_descriptors_read_only(&database_options(), path, families(), false)
+        let options = database_options();
+        let rocks = Rocks::open_cf_descriptors_read_only(&options, path, families(), false)
             .map_err(|error| unusable(path, &error))?;
-        Ok(Self { rocks, _lock: lock })
+        Ok(Self {
+            rocks,
+            #[cfg(test)]
+            options,
+            _lock: lock,
+        })
     }
 
     pub(crate) fn rocks(&self) -> &Rocks {
@@ -122,6 +136,12 @@ impl Db {
     /// Makes all that was written before durable.
     pub(crate) fn sync(&self) -> Result<(), rocksdb::Error> {
         self.rocks.flush_wal(true)
+    }
+
+    /// How often the write-ahead log was synced.
+    #[cfg(test)]
+    pub(crate) fn syncs(&self) -> u64 {
+        self.options.get_ticker_count(rocksdb::statistics::Ticker::WalFileSynced)
     }
 
     /// Takes table files of `sm_data` over, all or none, durably. They are moved into the database.
@@ -216,6 +236,8 @@ fn database_options() -> Options {
     options.set_bytes_per_sync(1 << 20);
     options.set_keep_log_file_num(4);
     options.set_max_log_file_size(4 << 20);
+    #[cfg(test)]
+    options.enable_statistics();
     options
 }
 
@@ -293,6 +315,23 @@ mod tests {
         let spaces = [Space::Rows, Space::Expiry, Space::Logs, Space::LogHeads, Space::AppliedIds];
         assert_eq!(spaces.map(|space| space as u8), [1, 2, 3, 4, 5]);
         assert_eq!(stored_key(258, &state_key(Space::Rows, b"k")), b"\0\0\x01\x02\x01k");
+    }
+
+    #[test]
+    fn what_is_to_be_synced_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let db = Db::open(&folder.path().join("db")).unwrap();
+        let write = |sync| {
+            let before = db.syncs();
+            let mut batch = WriteBatch::default();
+            batch.put_cf(&db.raft_meta().unwrap(), b"k", b"v");
+            db.write(batch, sync).unwrap();
+            db.syncs() - before
+        };
+        assert_eq!((write(true), write(false)), (1, 0));
+        let before = db.syncs();
+        db.sync().unwrap();
+        assert_eq!(db.syncs(), before + 1);
     }
 
     #[test]

@@ -112,15 +112,17 @@ const SIZE: usize = 300;
 
 /// A log, and the model of what was asked of it.
 pub(crate) struct LogScript {
+    db: Arc<Db>,
     log: LogStore,
     model: LogModel,
 }
 
 impl LogScript {
     pub(crate) async fn open(database: &Path, fatal: Fatal) -> Self {
-        let mut log = LogStore::open(Arc::new(Db::open(database).unwrap()), fatal).unwrap();
+        let db = Arc::new(Db::open(database).unwrap());
+        let mut log = LogStore::open(Arc::clone(&db), fatal).unwrap();
         let model = LogModel::of(&mut log).await;
-        Self { log, model }
+        Self { db, log, model }
     }
 
     /// The next operation; `below` answers a number below its argument.
@@ -153,5 +155,22 @@ impl LogScript {
             LogOp::Purge { upto } => self.log.purge(id(*upto, self.model.entries[upto])).await.unwrap(),
         }
         self.model.run(op);
+    }
+}
+
+#[tokio::test]
+async fn nothing_is_acknowledged_before_its_sync() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut script = LogScript::open(folder.path(), Fatal::new(|reason| panic!("{reason}"))).await;
+    let ops = [
+        LogOp::Vote { term: 1 },
+        LogOp::Append { first: 0, count: 3, term: 1 },
+        LogOp::Append { first: 3, count: 1, term: 1 },
+        LogOp::Vote { term: 2 },
+    ];
+    for op in ops {
+        let before = script.db.syncs();
+        script.run(&op).await;
+        assert!(script.db.syncs() > before, "{op:?}");
     }
 }

@@ -146,6 +146,16 @@ proptest! {
 }
 
 #[test]
+fn a_snapshot_is_not_published_before_the_state_is_synced() {
+    let machine = Machine::new();
+    let before = machine.db.syncs();
+    machine.apply(&[batch(0, &peer::Batch { stamp_ms: 7, ..peer::Batch::default() })]);
+    assert_eq!(machine.db.syncs(), before);
+    machine.state.0.build_snapshot().unwrap();
+    assert_eq!(machine.db.syncs(), before + 1);
+}
+
+#[test]
 fn snapshots_of_one_index_are_equal_byte_by_byte_and_nothing_is_left_over() {
     let log: Vec<_> = (0..20u8)
         .map(|n| {
