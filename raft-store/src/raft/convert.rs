@@ -241,6 +241,15 @@ mod tests {
     }
 
     #[test]
+    fn votes_and_log_ids_have_golden_bytes() {
+        let ballot = vote_to_proto(&Vote::new_committed(3, 2));
+        assert_eq!(ballot.encode_to_vec(), [0x08, 3, 0x10, 2, 0x18, 1]);
+        let id = from_log_id(&LogId { leader_id: LeaderId::new(3, 2), index: 300 });
+        assert_eq!(id.encode_to_vec(), [0x08, 3, 0x10, 2, 0x18, 0xac, 0x02]);
+        assert_eq!((vote(&ballot), log_id(&id).index), (Vote::new_committed(3, 2), 300));
+    }
+
+    #[test]
     fn a_joint_membership_survives() {
         let node = |n: u64| PeerNode { peer_address: format!("h:{n}"), app_address: format!("a:{n}") };
         let nodes: std::collections::BTreeMap<_, _> = [1, 2, 3].map(|n| (n, node(n))).into();
