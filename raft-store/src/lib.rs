@@ -14,7 +14,9 @@ mod db;
 mod durable;
 mod error;
 mod fatal;
+mod handover;
 mod ids;
+mod membership;
 mod metrics;
 mod net;
 mod propose;
@@ -31,12 +33,13 @@ mod watch;
 pub use config::{Clock, Limits, StoreConfig, Timing};
 pub use error::{StoreError, TransactError};
 pub use fatal::Fatal;
+pub use membership::{MembershipError, Role};
 pub use mezite_proto::peer::{JoinRequest, JoinResponse, Member};
 pub use net::{
     identity::{PeerIdentity, peer_dns_name},
     join::{JoinHandler, request_join},
 };
-pub use status::{MemberStatus, Status};
+pub use status::{MemberStatus, NotReady, Status};
 pub use store::{Committed, Store};
 pub use transact::{StoreTransaction, View};
 pub use watch::{WatchEvent, Watcher};

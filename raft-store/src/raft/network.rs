@@ -3,6 +3,10 @@
 use std::{
     future::Future,
     io,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -32,13 +36,21 @@ const RETRY: Duration = Duration::from_millis(100);
 pub(crate) struct Peers {
     pub(crate) node_id: u64,
     pub(crate) pool: PeerPool,
+    /// An election in this term is one that the leader asked for; voters are told so.
+    pub(crate) handover_term: Arc<AtomicU64>,
 }
 
 impl RaftNetworkFactory<TypeConfig> for Peers {
     type Network = Peer;
 
     async fn new_client(&mut self, target: u64, node: &PeerNode) -> Peer {
-        Peer { node_id: self.node_id, target, address: node.peer_address.clone(), pool: self.pool.clone() }
+        Peer {
+            node_id: self.node_id,
+            target,
+            address: node.peer_address.clone(),
+            pool: self.pool.clone(),
+            handover_term: Arc::clone(&self.handover_term),
+        }
     }
 }
 
@@ -48,6 +60,7 @@ pub(crate) struct Peer {
     target: u64,
     address: String,
     pool: PeerPool,
+    handover_term: Arc<AtomicU64>,
 }
 
 type Failure = RPCError<u64, PeerNode, RaftError<u64>>;
@@ -70,7 +83,10 @@ impl Peer {
             Ok(Err(status)) if status.code() == tonic::Code::Unavailable => {
                 Err(RPCError::Unreachable(Unreachable::new(&status)))
             }
-            Ok(Err(status)) => Err(RPCError::Network(NetworkError::new(&status))),
+            Ok(Err(status)) => {
+                self.pool.heed(&status);
+                Err(RPCError::Network(NetworkError::new(&status)))
+            }
             Err(_) => {
                 Err(RPCError::Timeout(Timeout { action, id: self.node_id, target: self.target, timeout }))
             }
@@ -100,7 +116,8 @@ impl RaftNetwork<TypeConfig> for Peer {
 
     async fn vote(&mut self, rpc: VoteRequest<u64>, option: RPCOption) -> Result<VoteResponse<u64>, Failure> {
         let mut client = self.client().map_err(unreachable_peer)?;
-        let request = convert::vote_request_to_proto(&rpc);
+        let handover = rpc.vote.leader_id.term == self.handover_term.load(Ordering::Acquire);
+        let request = peer::VoteRequest { handover, ..convert::vote_request_to_proto(&rpc) };
         let response = self.call(RPCTypes::Vote, &option, client.vote(request)).await?;
         convert::vote_response(&response).map_err(garbled)
     }

@@ -69,6 +69,7 @@ impl StateMachine {
         let current = load(&db)?;
         drop_other_generations(&db, current.applied.generation)?;
         hub.begin(current.applied.revision);
+        progress.removed(&current.applied.removed_ids);
         progress.applied(current.applied.last_log_id.map(|id| id.index));
         let shared = Shared { db, hub, progress, fatal, snapshots, current: Mutex::new(current) };
         Ok(Self(Arc::new(shared)))
@@ -77,6 +78,13 @@ impl StateMachine {
     /// Time and revision of the state.
     pub(crate) fn counters(&self) -> Counters {
         counters(&self.0.current().applied)
+    }
+
+    /// Size of the newest snapshot, in bytes; 0 where there is none.
+    pub(crate) fn snapshot_bytes(&self) -> u64 {
+        let newest = snapshot_file::newest(&self.0.snapshots).ok().flatten();
+        let size = newest.and_then(|file| std::fs::metadata(&file.path).ok());
+        size.map_or(0, |size| size.len())
     }
 
     /// A new name for a snapshot that is being received.
@@ -139,6 +147,7 @@ impl Shared {
     /// Tells watchers and waiting readers, in this order.
     fn announce(&self, applied: &Applied, commits: Vec<Commit>) {
         self.hub.publish(commits);
+        self.progress.removed(&applied.removed_ids);
         self.progress.applied(applied.last_log_id.map(|id| id.index));
     }
 
@@ -156,8 +165,7 @@ impl Shared {
             match entry.payload {
                 EntryPayload::Blank => answers.push(Vec::new()),
                 EntryPayload::Membership(membership) => {
-                    applied.membership_log_id = Some(log_id);
-                    applied.membership = Some(convert::membership_to_proto(&membership));
+                    applied.set_membership(log_id, convert::membership_to_proto(&membership));
                     answers.push(Vec::new());
                 }
                 EntryPayload::Normal(Command(batch)) => {
@@ -240,6 +248,7 @@ impl Shared {
             .delete_older(&self.snapshots)
             .map_err(StoreError::io("cannot delete old snapshots"))?;
         self.hub.reset(current.applied.revision);
+        self.progress.removed(&current.applied.removed_ids);
         self.progress.applied(current.applied.last_log_id.map(|id| id.index));
         Ok(())
     }
