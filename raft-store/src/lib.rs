@@ -7,6 +7,8 @@
 //! The way of a write: `transact` -> `propose` (group commit; to the leader in one hop) -> `raft` (log, fsync on a
 //! majority) -> `apply` (pure, the same everywhere) -> `watch` and the answer. The way of a read: `read` (one
 //! quorum round serves all that wait) -> a snapshot of the local state.
+//!
+//! `membership` says who belongs to the cluster, and `handover` how a leader leaves it to another.
 
 mod apply;
 mod config;

@@ -15,6 +15,7 @@ use futures::future::join_all;
 use mezite_proto::peer::{self, change_membership_request as proto, membership_refusal::Kind};
 
 use crate::{
+    db::Db,
     error::StoreError,
     net::client::is_removal,
     raft::{ChangeError, PeerNode},
@@ -26,8 +27,12 @@ use crate::{
 /// What a removed node is told by its peers. They compare it, so it never changes.
 pub(crate) const REMOVED: &str = "this node was removed from the cluster; its id never returns";
 
+/// In `raft_meta`: there when this node was told that it was removed.
+const REMOVED_KEY: &[u8] = b"removed";
 /// Pause before a change is asked for again, unless another leader is known before.
 const RETRY: Duration = Duration::from_millis(50);
+/// One member is asked to bring a node in for this long, its catching up included; then the next one.
+const ACTIVATE_TIMEOUT: Duration = Duration::from_secs(10);
 /// A voter that does not answer a ping within this is not reachable.
 const PING_TIMEOUT: Duration = Duration::from_secs(1);
 /// How often a leader looks for a change whose second step is missing.
@@ -206,7 +211,9 @@ impl Store {
             let others = members.iter().cloned().chain(known).filter(|(node_id, _)| *node_id != own_id);
             for (node_id, address) in others {
                 let Ok(mut client) = inner.pool.get(node_id, &address) else { continue };
-                match client.activate(activation(own_id, &own, role)).await {
+                let mut request = tonic::Request::new(activation(own_id, &own, role));
+                request.set_timeout(ACTIVATE_TIMEOUT);
+                match client.activate(request).await {
                     Ok(_) => break,
                     Err(status) if is_removal(&status) => {
                         inner.pool.heed(&status);
@@ -450,10 +457,29 @@ pub(crate) async fn tend(inner: Arc<Inner>) {
     }
 }
 
-/// When this node is removed: says so once, and stops disturbing the cluster with elections.
+/// When this node is removed: says so once, remembers it, and stops disturbing the cluster with elections.
 pub(crate) async fn retire(inner: Arc<Inner>) {
     let node_id = inner.core.node_id();
     inner.progress.wait_for_removal(node_id).await;
     inner.core.stop_standing();
     tracing::error!(node_id, "{REMOVED}; it serves nothing, and its data directory can be deleted");
+    let remembering = Arc::clone(&inner);
+    let remembered = tokio::task::spawn_blocking(move || remember_removal(&remembering.db)).await;
+    if !matches!(remembered, Ok(Ok(()))) {
+        tracing::warn!(
+            ?remembered,
+            "after a restart this node will have to be told again that it was removed"
+        );
+    }
+}
+
+fn remember_removal(db: &Db) -> Result<(), StoreError> {
+    let mut batch = rocksdb::WriteBatch::default();
+    batch.put_cf(&db.raft_meta()?, REMOVED_KEY, [1]);
+    Ok(db.write(batch, true)?)
+}
+
+/// Whether this node was told that it was removed. It may never have seen the log entry that says so.
+pub(crate) fn remembers_removal(db: &Db) -> Result<bool, StoreError> {
+    Ok(db.rocks().get_cf(&db.raft_meta()?, REMOVED_KEY)?.is_some())
 }

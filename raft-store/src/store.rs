@@ -59,7 +59,7 @@ pub(crate) struct Inner {
     pub(crate) config: StoreConfig,
     /// Whoever changes the members as leader holds it, for all steps of the change.
     pub(crate) changes: tokio::sync::Mutex<()>,
-    db: Arc<Db>,
+    pub(crate) db: Arc<Db>,
     hub: Arc<Hub>,
 }
 
@@ -107,6 +107,9 @@ impl Store {
 
         let hub = Arc::new(Hub::new(config.limits.watch_history_bytes));
         let progress = Progress::new();
+        if membership::remembers_removal(&db)? {
+            progress.removed(&[identity.node_id]);
+        }
         let pool = PeerPool::new(identity.clone(), progress.clone())?;
         let peers = Peers { node_id: identity.node_id, pool: pool.clone(), handover_term: Arc::default() };
         let started = Core::start(

@@ -1,4 +1,6 @@
-//! Channels to peers, one each, kept open until the identity under which they were opened is replaced.
+//! Channels to peers, kept open until the identity under which they were opened is replaced.
+//!
+//! A peer has two: what is large has its own, so that heartbeats and votes never wait behind it in a socket's buffer.
 
 use std::{
     collections::HashMap,
@@ -34,6 +36,15 @@ impl Interceptor for Versioned {
 /// A client of a peer.
 pub(crate) type PeerClient = PeerServiceClient<InterceptedService<Channel, Versioned>>;
 
+/// What a channel is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Lane {
+    /// What is small, and must not wait.
+    Calls,
+    /// Log entries and snapshots.
+    Bulk,
+}
+
 /// Channels to peers.
 #[derive(Clone)]
 pub(crate) struct PeerPool(Arc<Pool>);
@@ -46,7 +57,7 @@ struct Pool {
 struct Current {
     identity: PeerIdentity,
     tls: Arc<ClientConfig>,
-    channels: HashMap<(u64, String), PeerClient>,
+    channels: HashMap<(u64, String, Lane), PeerClient>,
 }
 
 impl Current {
@@ -75,8 +86,17 @@ impl PeerPool {
 
     /// A client of a node at an address; it connects when first used. TLS checks that it is that node.
     pub(crate) fn get(&self, node_id: u64, address: &str) -> Result<PeerClient, StoreError> {
+        self.client(node_id, address, Lane::Calls)
+    }
+
+    /// As [`PeerPool::get`], for log entries and snapshots.
+    pub(crate) fn get_bulk(&self, node_id: u64, address: &str) -> Result<PeerClient, StoreError> {
+        self.client(node_id, address, Lane::Bulk)
+    }
+
+    fn client(&self, node_id: u64, address: &str, lane: Lane) -> Result<PeerClient, StoreError> {
         let mut current = self.current();
-        if let Some(client) = current.channels.get(&(node_id, address.to_owned())) {
+        if let Some(client) = current.channels.get(&(node_id, address.to_owned(), lane)) {
             return Ok(client.clone());
         }
         let name = current.identity.server_name(node_id)?;
@@ -85,7 +105,7 @@ impl PeerPool {
         let client = PeerServiceClient::with_interceptor(channel, Versioned)
             .max_decoding_message_size(MAX_MESSAGE_BYTES)
             .max_encoding_message_size(MAX_MESSAGE_BYTES);
-        current.channels.insert((node_id, address.to_owned()), client.clone());
+        current.channels.insert((node_id, address.to_owned(), lane), client.clone());
         Ok(client)
     }
 

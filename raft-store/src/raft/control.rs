@@ -194,6 +194,13 @@ impl Core {
         self.raft.install_full_snapshot(request.vote, nothing).await.map(|_| ()).map_err(stopped)
     }
 
+    /// Keeps the core from doing anything for a while, as an fsync that stalls does.
+    #[cfg(test)]
+    #[allow(clippy::disallowed_methods, reason = "the stall is what is tested")]
+    pub(crate) fn stall(&self, time: Duration) {
+        self.raft.external_request(move |_| std::thread::sleep(time));
+    }
+
     /// Whether the core is alive and in touch with the cluster, and how far the state is behind what it knows to be
     /// committed.
     pub(crate) async fn health(&self) -> Result<u64, NotReady> {

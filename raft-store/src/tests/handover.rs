@@ -105,6 +105,7 @@ async fn a_leader_that_dies_is_replaced_soon() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn without_a_successor_a_leader_goes_on() {
     let alone = Cluster::start(1, Limits::default()).await;
+    alone.leader().await;
     assert!(matches!(alone.store(0).step_down().await, Err(StoreError::Unavailable(_))));
     put(&alone.store(0), "k", "v").await.unwrap();
 
@@ -143,4 +144,22 @@ async fn a_stale_request_to_stand_disturbs_nobody() {
     let answer = follower.inner.core.vote(request).await.unwrap();
     assert!(!answer.granted);
     assert_eq!(follower.inner.core.ballot().await.unwrap(), now);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_stalled_disk_does_not_cost_the_leadership() {
+    let cluster = Cluster::start(3, Limits::default()).await;
+    let leader = cluster.leader().await;
+    let term = cluster.store(leader).status().term;
+    // The core waits for each fsync of its log, so a stall of it is one of the core.
+    for stalled in [leader, (leader + 1) % 3, (leader + 2) % 3, leader] {
+        let committed = cluster.store(leader).status().last_log_index;
+        cluster.store(stalled).inner.core.stall(Duration::from_millis(250));
+        for store in cluster.running() {
+            put(&store, "k", "v").await.unwrap();
+        }
+        let status = cluster.store(leader).status();
+        assert!(status.last_log_index >= committed + 3);
+        assert_eq!((status.term, status.leader_id), (term, Some(leader as u64 + 1)));
+    }
 }

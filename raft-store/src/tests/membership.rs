@@ -73,6 +73,7 @@ async fn a_removed_node_is_told_so_and_never_returns() {
     assert_eq!(gone.ready(0).await, Err(NotReady::Removed));
     assert!(matches!(gone.promote(1).await, Err(MembershipError::Store(error)) if is_removal(&error)));
     assert!(is_removal(&gone.activate(&cluster.addresses(), Role::Voter).await.unwrap_err()));
+    drop(gone);
     // Nor as a learner, after a restart, nor by its peers' will; and they remember after a restart and a snapshot.
     cluster.kill(leaving).await;
     cluster.store(through).trigger_snapshot().await.unwrap();

@@ -95,6 +95,7 @@ async fn a_peer_of_a_newer_protocol_is_refused_in_clear_words() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_is_not_a_member_changes_nothing() {
     let cluster = Cluster::start(1, Limits::default()).await;
+    cluster.leader().await;
     let pool =
         crate::net::client::PeerPool::new(cluster.authority.identity(7), crate::status::Progress::new());
     let mut client = pool.unwrap().get(1, &cluster.addresses()[0].1).unwrap();

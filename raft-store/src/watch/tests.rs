@@ -113,11 +113,11 @@ struct Follower {
 impl Follower {
     /// What must come next.
     fn due(&self, log: &[(u64, Bytes)]) -> Option<(u64, Bytes)> {
-        let due = log.iter().filter(|(revision, key)| {
+        let mut due = log.iter().filter(|(revision, key)| {
             let of_this = *revision == self.at && self.of_revision > 0;
             key.starts_with(b"a") && (*revision > self.at || of_this)
         });
-        due.cloned().nth(self.of_revision)
+        due.nth(self.of_revision).cloned()
     }
 
     fn take(&mut self, log: &[(u64, Bytes)], hub: &Hub) -> Result<bool, TestCaseError> {
