@@ -52,7 +52,7 @@ impl Store {
     /// [`StoreError::Unavailable`] when the node cannot confirm that it is current; otherwise when the state cannot
     /// be read or the file cannot be written: the data directory needs room for it.
     pub async fn backup(&self) -> Result<Backup, StoreError> {
-        let deadline = Instant::now() + self.inner.config.timing.deadline;
+        let deadline = Instant::now() + self.deadline;
         self.inner.reads.barrier(deadline).await?;
         let inner = Arc::clone(&self.inner);
         let written = tokio::task::spawn_blocking(move || {

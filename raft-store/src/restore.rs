@@ -104,6 +104,8 @@ fn begin(backup: Applied, member: peer::Member) -> Applied {
         membership_log_id: Some(first),
         membership: Some(peer::Membership { configs: vec![voters], members: vec![member] }),
         generation: FIRST_GENERATION,
+        // Those who left were of another cluster.
+        removed_ids: Vec::new(),
         ..backup
     }
 }

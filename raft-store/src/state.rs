@@ -1,6 +1,8 @@
 //! What the replicated state looks like on disk: the applied record, rows and log records, and how a transaction's
 //! closure and `apply` see them.
 
+use std::collections::BTreeSet;
+
 use mezite_proto::peer;
 use sha2::{Digest, Sha256};
 use store_txn::{LogRecord, TxError, UnixMillis};
@@ -31,6 +33,23 @@ pub(crate) struct Applied {
     /// Revision: counts transactions that wrote something.
     #[prost(uint64, tag = "6")]
     pub(crate) revision: u64,
+    /// Ids that were members and are not any more, ascending; they never are again.
+    #[prost(uint64, repeated, tag = "7")]
+    pub(crate) removed_ids: Vec<u64>,
+}
+
+impl Applied {
+    /// Takes a membership entry in.
+    pub(crate) fn set_membership(&mut self, log_id: peer::LogId, membership: peer::Membership) {
+        let before = self.membership.iter().flat_map(|before| &before.members);
+        let gone = before.map(|member| member.node_id).filter(|node_id| {
+            let stays = |member: &peer::Member| member.node_id == *node_id;
+            !membership.members.iter().any(stays)
+        });
+        let removed: BTreeSet<u64> = self.removed_ids.iter().copied().chain(gone).collect();
+        self.removed_ids = removed.into_iter().collect();
+        (self.membership_log_id, self.membership) = (Some(log_id), Some(membership));
+    }
 }
 
 /// A row as it is stored: `revision (u64) | expires_at_ms (u64, 0: never) | value`.
@@ -235,6 +254,8 @@ mod tests {
         assert_eq!(expiry_key(1, b"k"), b"\x02\0\0\0\0\0\0\0\x01k");
         let applied = Applied { generation: 2, stamp_ms: 3, revision: 4, ..Applied::default() };
         assert_eq!(prost::Message::encode_to_vec(&applied), [0x20, 2, 0x28, 3, 0x30, 4]);
+        let applied = Applied { removed_ids: vec![2, 300], ..Applied::default() };
+        assert_eq!(prost::Message::encode_to_vec(&applied), [0x3a, 3, 2, 0xac, 2]);
         let id = peer::LogId { term: 1, leader_id: 2, index: 3 };
         let member = peer::Member { node_id: 2, peer_address: "p".into(), app_address: "a".into() };
         let membership =
@@ -253,6 +274,21 @@ mod tests {
         assert_eq!(record, [&[0, 0, 0, 0, 0, 0, 1, 2][..], &[7; 32], b"r"].concat());
         assert_eq!(decode_log_record(5, &record).unwrap().record, b"r");
         assert!(decode_log_record(5, &record[..39]).is_err());
+    }
+
+    #[test]
+    fn who_leaves_the_membership_is_remembered() {
+        let membership = |ids: &[u64]| peer::Membership {
+            members: ids.iter().map(|id| peer::Member { node_id: *id, ..peer::Member::default() }).collect(),
+            ..peer::Membership::default()
+        };
+        let mut applied = Applied::default();
+        for (ids, removed) in
+            [(&[1][..], &[][..]), (&[1, 2, 3], &[]), (&[1, 3], &[2]), (&[1, 3, 4], &[2]), (&[4], &[1, 2, 3])]
+        {
+            applied.set_membership(peer::LogId::default(), membership(ids));
+            assert_eq!(applied.removed_ids, removed);
+        }
     }
 
     #[test]

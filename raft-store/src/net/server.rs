@@ -1,6 +1,9 @@
 //! The peer listener: Raft, forwarding and join.
 
-use std::sync::Arc;
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use arc_swap::ArcSwap;
 use mezite_proto::{
@@ -11,26 +14,32 @@ use mezite_proto::{
     },
     transport::{ConnectionInfo, ListenerLimits, TlsListener},
 };
+use rustls::ServerConfig;
 use tokio::{net::TcpListener, sync::oneshot, task::JoinHandle};
 use tonic::{Request, Response, Status, Streaming};
 
 use super::{MAX_MESSAGE_BYTES, PROTOCOL_VERSION, VERSION_HEADER, identity::node_id_of};
 use crate::{
+    config::Timing,
     error::StoreError,
-    raft::{PeerNode, SnapshotFile, receive::Incoming},
+    membership::{Change, MembershipError, REMOVED},
+    raft::{SnapshotFile, receive::Incoming},
     store::Inner,
 };
 
+/// When the listener stops, calls that are being answered may take this long.
+const DRAIN: Duration = Duration::from_millis(500);
+
 /// A running peer listener.
 pub(crate) struct PeerServer {
-    stop: Option<oneshot::Sender<()>>,
-    task: JoinHandle<()>,
+    tls: Arc<ArcSwap<ServerConfig>>,
+    stop: Option<(oneshot::Sender<()>, JoinHandle<()>)>,
 }
 
 impl PeerServer {
     pub(crate) fn start(listener: TcpListener, inner: &Arc<Inner>) -> Result<Self, StoreError> {
-        let tls = Arc::new(ArcSwap::from_pointee(inner.identity.server_config()?));
-        let incoming = TlsListener::new(listener, tls, ListenerLimits::default());
+        let tls = Arc::new(ArcSwap::from_pointee(inner.identity.load().server_config()?));
+        let incoming = TlsListener::new(listener, Arc::clone(&tls), ListenerLimits::default());
         let peers = PeerServiceServer::new(Handler(Arc::clone(inner)))
             .max_decoding_message_size(MAX_MESSAGE_BYTES)
             .max_encoding_message_size(MAX_MESSAGE_BYTES);
@@ -46,27 +55,51 @@ impl PeerServer {
                 tracing::error!(%error, "the peer listener failed");
             }
         });
-        Ok(Self { stop: Some(stop), task })
+        Ok(Self { tls, stop: Some((stop, task)) })
     }
 
-    /// Stops listening and drops the connections: the Raft core behind them has stopped.
-    pub(crate) fn stop(&mut self) {
-        drop(self.stop.take());
-        self.task.abort();
+    /// Serves new connections under another configuration.
+    pub(crate) fn set_tls(&self, config: ServerConfig) {
+        self.tls.store(Arc::new(config));
+    }
+
+    /// Stops listening. The answer is to be waited for: it lets calls end, for a short time, and drops the
+    /// connections.
+    pub(crate) fn stop(&mut self) -> impl Future<Output = ()> + use<> {
+        let stopping = self.stop.take();
+        async move {
+            let Some((stop, mut task)) = stopping else { return };
+            drop(stop);
+            if tokio::time::timeout(DRAIN, &mut task).await.is_err() {
+                task.abort();
+            }
+        }
     }
 }
 
 struct Handler(Arc<Inner>);
 
 impl Handler {
-    /// Refuses whoever is not a node of this cluster or speaks a newer protocol. Answers the peer's id.
+    /// Refuses whoever is not a node of this cluster, was removed from it, or speaks a newer protocol. Answers the
+    /// peer's id.
     fn check_peer<T>(&self, request: &Request<T>) -> Result<u64, Status> {
         check_version(request)?;
         let info = request.extensions().get::<ConnectionInfo>();
         let leaf = info.and_then(|info| info.peer_certificates.first());
         let leaf = leaf.ok_or_else(|| Status::unauthenticated("a peer certificate is needed"))?;
-        node_id_of(leaf, &self.0.identity.cluster_id)
-            .ok_or_else(|| Status::permission_denied("the certificate is not of a node of this cluster"))
+        let node_id = node_id_of(leaf, &self.0.identity.load().cluster_id)
+            .ok_or_else(|| Status::permission_denied("the certificate is not of a node of this cluster"))?;
+        match self.0.progress.is_removed(node_id) {
+            true => Err(Status::permission_denied(REMOVED)),
+            false => Ok(node_id),
+        }
+    }
+
+    /// As [`Handler::check_peer`], and refuses whoever is not a member yet.
+    fn check_member<T>(&self, request: &Request<T>) -> Result<u64, Status> {
+        let node_id = self.check_peer(request)?;
+        let member = self.0.core.member(node_id);
+        member.map(|_| node_id).ok_or_else(|| Status::permission_denied("only a member may ask for this"))
     }
 }
 
@@ -159,15 +192,54 @@ impl PeerService for Handler {
         request: Request<peer::ActivateRequest>,
     ) -> Result<Response<peer::ActivateResponse>, Status> {
         let caller = self.check_peer(&request)?;
-        let member = request.into_inner().member.unwrap_or_default();
-        if member.node_id != caller {
+        let request = request.into_inner();
+        if request.member.as_ref().is_none_or(|member| member.node_id != caller) {
             return Err(Status::permission_denied("a node can only bring itself in"));
         }
-        let node = PeerNode { peer_address: member.peer_address, app_address: member.app_address };
-        match self.0.core.add_member(caller, node).await.map_err(to_status)? {
-            true => Ok(Response::new(peer::ActivateResponse {})),
-            false => Err(Status::unavailable("this node does not lead, or another change is in progress")),
+        let change = Change::from(request);
+        match self.0.change_once(&change, Instant::now() + Timing::MAX_DEADLINE).await {
+            Ok(()) => Ok(Response::new(peer::ActivateResponse {})),
+            Err(MembershipError::Removed(_)) => Err(Status::permission_denied(REMOVED)),
+            Err(MembershipError::Store(error)) => Err(to_status(error)),
+            Err(refusal) => Err(Status::failed_precondition(refusal.to_string())),
         }
+    }
+
+    async fn change_membership(
+        &self,
+        request: Request<peer::ChangeMembershipRequest>,
+    ) -> Result<Response<peer::ChangeMembershipResponse>, Status> {
+        self.check_member(&request)?;
+        let change = Change::try_from(request.into_inner()).map_err(|()| {
+            Status::invalid_argument("a change of the members that this release does not know")
+        })?;
+        // The caller's deadline ends the call.
+        let refusal = match self.0.change_as_leader(&change, Instant::now() + Timing::MAX_DEADLINE).await {
+            Ok(()) => None,
+            Err(error) => Some(error.into_refusal().map_err(to_status)?),
+        };
+        Ok(Response::new(peer::ChangeMembershipResponse { refusal }))
+    }
+
+    async fn ping(
+        &self,
+        request: Request<peer::PingRequest>,
+    ) -> Result<Response<peer::PingResponse>, Status> {
+        self.check_peer(&request)?;
+        Ok(Response::new(peer::PingResponse {}))
+    }
+
+    async fn timeout_now(
+        &self,
+        request: Request<peer::TimeoutNowRequest>,
+    ) -> Result<Response<peer::TimeoutNowResponse>, Status> {
+        let caller = self.check_member(&request)?;
+        let ballot = request.into_inner().vote.unwrap_or_default();
+        if ballot.node_id != caller {
+            return Err(Status::permission_denied("only the leader hands over"));
+        }
+        let standing = self.0.core.stand(&ballot).await.map_err(to_status)?;
+        Ok(Response::new(peer::TimeoutNowResponse { standing }))
     }
 }
 

@@ -168,6 +168,7 @@ pub(crate) fn vote_request_to_proto(request: &VoteRequest<u64>) -> peer::VoteReq
     peer::VoteRequest {
         vote: Some(vote_to_proto(&request.vote)),
         last_log_id: request.last_log_id.as_ref().map(from_log_id),
+        handover: false,
     }
 }
 

@@ -73,6 +73,7 @@ impl StateMachine {
         let current = load(&db)?;
         drop_other_generations(&db, current.applied.generation)?;
         hub.begin(current.applied.revision);
+        progress.removed(&current.applied.removed_ids);
         progress.applied(current.applied.last_log_id.map(|id| id.index));
         let inbox = Inbox::new(snapshots.clone());
         let counters = Mutex::new(counters(&current.applied));
@@ -83,6 +84,13 @@ impl StateMachine {
     /// Time and revision of the state.
     pub(crate) fn counters(&self) -> Counters {
         *self.0.counters.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Size of the newest snapshot, in bytes; 0 where there is none.
+    pub(crate) fn snapshot_bytes(&self) -> u64 {
+        let newest = snapshot_file::newest(&self.0.snapshots).ok().flatten();
+        let size = newest.and_then(|file| std::fs::metadata(&file.path).ok());
+        size.map_or(0, |size| size.len())
     }
 
     /// Where snapshots from peers come in.
@@ -173,8 +181,7 @@ pub(crate) fn apply_entries(
         match entry.payload {
             EntryPayload::Blank => answers.push(Vec::new()),
             EntryPayload::Membership(membership) => {
-                applied.membership_log_id = Some(log_id);
-                applied.membership = Some(convert::membership_to_proto(&membership));
+                applied.set_membership(log_id, convert::membership_to_proto(&membership));
                 answers.push(Vec::new());
             }
             EntryPayload::Normal(Command(batch)) => {
@@ -229,6 +236,7 @@ impl Shared {
     fn announce(&self, applied: &Applied, commits: Vec<Commit>) {
         self.set_counters(applied);
         self.hub.publish(commits);
+        self.progress.removed(&applied.removed_ids);
         self.progress.applied(applied.last_log_id.map(|id| id.index));
     }
 
@@ -274,6 +282,7 @@ impl Shared {
         SnapshotFile::at(path).delete_older(&self.snapshots)?;
         self.set_counters(&current.applied);
         self.hub.reset(current.applied.revision);
+        self.progress.removed(&current.applied.removed_ids);
         self.progress.applied(current.applied.last_log_id.map(|id| id.index));
         Ok(())
     }

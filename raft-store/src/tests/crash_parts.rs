@@ -46,7 +46,7 @@ async fn child_log() {
     let Some(child) = Child::start() else { return };
     let mut random = Seeded(child.seed);
     let mut script = LogScript::open(&child.folder.join("db"), crash::fatal()).await;
-    for _ in 0..200 {
+    for _ in 0..1_000 {
         let op = script.choose(|bound| random.below(bound));
         say(&format!("begin {}", op.to_line()));
         script.run(&op).await;
@@ -77,7 +77,7 @@ fn the_log_is_a_prefix_of_what_was_asked_of_it() {
         Point::LogAfterCallbacks,
     ];
     for (round, point) in points.iter().cycle().take(3 * points.len()).enumerate() {
-        let schedule = Schedule::Abort(*point, random.below(12));
+        let schedule = Schedule::Abort(*point, random.below(8));
         let ended = run("tests::crash_parts::child_log", folder.path(), random.next(), &schedule);
         assert!(ended.aborted, "{round}: {schedule:?} was not reached: {}", ended.errors);
         let mut possible = vec![begun.clone()];
@@ -110,6 +110,7 @@ pub(super) fn write_source(path: &Path, index: u64, rows: u64, value_bytes: usiz
         revision: index,
         stamp_ms: 1,
         generation: 0,
+        removed_ids: Vec::new(),
     };
     let mut writer = SnapshotWriter::create(path, &applied).unwrap();
     let mut random = Seeded(index);

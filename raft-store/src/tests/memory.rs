@@ -53,7 +53,7 @@ async fn child_snapshot() {
     let two = open(1).await.unwrap();
     let members = [(1, settings[0].advertise.clone())];
     let patience = Duration::from_secs(600);
-    let joined = tokio::time::timeout(patience, two.activate(&members));
+    let joined = tokio::time::timeout(patience, two.activate(&members, Role::Voter));
     measured("transfer", joined).await.unwrap().unwrap();
     assert_eq!(get(&two, "after").await.as_deref(), Some("v"));
     measured("backup", async {

@@ -29,7 +29,8 @@ async fn restored_cluster(backup: &Path, state_hash: [u8; 32]) -> Cluster {
         port: free_port(),
         store: None,
     };
-    let mut cluster = Cluster { nodes: vec![node(1), node(2)], limits: Limits::default() };
+    let nodes = vec![node(1), node(2)];
+    let mut cluster = Cluster { authority, nodes, limits: Limits::default(), bytes_per_second: None };
     let first = &cluster.nodes[0];
     let settings = config(first.folder.path(), first.port);
     let restored = restore(&settings, CLUSTER, 1, backup).unwrap();
@@ -79,7 +80,7 @@ async fn a_backup_of_a_cluster_in_use_becomes_a_new_cluster() {
     assert!(put(&new.store(0), "after", "v").await.unwrap() > revision);
     // A node that joins has what the log does not.
     new.open(1).await;
-    new.activate(1).await;
+    new.activate(1, Role::Voter).await;
     assert_eq!(get(&new.store(1), "before7").await.as_deref(), Some("v"));
     assert_eq!(get(&new.store(1), "after").await.as_deref(), Some("v"));
     new.assert_replicas_equal().await;
