@@ -105,7 +105,10 @@ async fn run(mut waiting: mpsc::Receiver<Waiting>, core: Core, pool: PeerPool, b
     let mut readers: Vec<Waiting> = Vec::new();
     while waiting.recv_many(&mut readers, QUEUE).await > 0 {
         // Who has given up needs no round.
-        readers.retain(|reader| !reader.reply.is_closed() && reader.deadline > Instant::now());
+        let now = Instant::now();
+        for late in readers.extract_if(.., |reader| reader.reply.is_closed() || reader.deadline <= now) {
+            let _ = late.reply.send(Err(Unconfirmed));
+        }
         let Some(latest) = readers.iter().map(|reader| reader.deadline).max() else { continue };
         begin();
         let started = Instant::now();
