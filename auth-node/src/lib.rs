@@ -1,1 +1,34 @@
-//! Placeholder.
+//! The auth node: the control plane of a cluster, replicated over its nodes, behind one gRPC API.
+//!
+//! The way of a call: `server` (TLS, limits) -> `rpc` (the one table of methods; a family's module parses,
+//! has the domain decide, and converts) -> `service` (who calls, and may it: in the same view or transaction
+//! as the work) -> `auth-core` (decides) -> `raft-store` (commits). Signing, hashing and randomness happen
+//! here, never in the domain.
+//!
+//! [`init`] and [`join`] make a node, [`start`] runs it.
+
+mod authn;
+mod authz;
+mod bootstrap;
+mod ca_keys;
+mod clock;
+pub mod config;
+mod diagnostics;
+mod error;
+mod fault;
+mod files;
+mod metrics;
+mod node;
+mod passwords;
+mod presence;
+mod readiness;
+mod relay;
+mod rpc;
+mod server;
+mod service;
+mod start;
+
+pub use bootstrap::{Init, Initialized, Join, Joined, init, join, secret_from};
+pub use fault::NodeError;
+pub use rpc::{NOT_YET, RESERVED};
+pub use start::{Handle, start};

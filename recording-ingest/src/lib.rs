@@ -1,1 +1,37 @@
-//! Placeholder.
+//! The recording ingest: takes session recordings from agents, makes them durable on an object store, and answers
+//! auth nodes that list and read them.
+//!
+//! A call is read from the outside in: `server` carries it, `rpc` parses and authorises it (`authn`, `convert`),
+//! `stream` runs one that writes, `read` one that reads. What is written is judged by `session` (offsets and chain,
+//! no I/O), found again by `recover`, ended by `seal` and stored by `objects`; `index` answers lists. Beside the
+//! calls, `identity` keeps who this ingest is, and `control` tells the cluster that it lives. [`start`] puts all of
+//! it together.
+//!
+//! Never here: which user may see a recording (auth nodes decide), the layout of an object (crate
+//! `recording-format`), and any state that another replica could not take over from the object store.
+
+pub mod authn;
+pub mod claims;
+pub mod clock;
+pub mod config;
+mod control;
+pub mod convert;
+mod diagnostics;
+pub mod error;
+mod files;
+mod identity;
+pub mod index;
+pub mod metrics;
+pub mod objects;
+pub mod read;
+pub mod recover;
+mod rpc;
+mod seal;
+mod server;
+mod service;
+pub mod session;
+mod start;
+mod stream;
+
+pub use identity::{IdentityError, Joined, join, token_from};
+pub use start::{Handle, StartError, start};

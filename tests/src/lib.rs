@@ -1,1 +1,41 @@
-//! Placeholder.
+//! What end-to-end tests work with: the real programs as a cluster on loopback, real peers, and the means to hurt
+//! them.
+//!
+//! [`Cluster`] starts auth nodes, [`Ingest`] recording ingests, [`Agent`] makes a host of the cluster and [`Sshd`] a
+//! real OpenSSH server of it; [`Ctl`] runs `mezctl`, [`tools`] has programs that nobody here wrote. All of it listens
+//! on leased ports, logs to files that a failing test prints, and dies with the test. Nothing here is part of any
+//! program, and no test shares anything with another.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test that cannot be set up has failed"
+)]
+
+mod agent;
+pub mod api;
+mod bins;
+mod cluster;
+mod ctl;
+mod eventually;
+mod files;
+pub mod http;
+mod ingest;
+mod ports;
+mod process;
+mod scratch;
+mod sshd;
+pub mod tools;
+
+pub use agent::{Agent, AgentSpec};
+pub use bins::binary;
+pub use cluster::{ADMIN, AuthNode, CLUSTER, Cluster, PASSWORD, Setup};
+pub use ctl::{Ctl, Output, run, run_on};
+pub use eventually::eventually;
+pub use files::{all_files, secret_file};
+pub use ingest::Ingest;
+pub use ports::Port;
+pub use process::Process;
+pub use scratch::Scratch;
+pub use sshd::{Ssh, Sshd, account};

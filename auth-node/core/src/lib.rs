@@ -1,1 +1,42 @@
-//! Placeholder.
+//! The domain of the auth service: who exists, what they may do, what was decided. Pure functions over a transaction.
+//!
+//! A function takes the transaction, the [`Context`] of the call and typed input, checks, writes rows, appends the
+//! audit record of what it did, and answers. It never waits, reads no clock (the time is [`store_txn::Read::now`]),
+//! draws no randomness and knows no transport: ids, secrets' digests, password hashes and signatures are made by the
+//! caller, before or after. Signing policy ends here in a specification; `mezite-pki` carries it out.
+
+pub mod audit;
+pub mod ca;
+pub mod cluster;
+pub mod context;
+mod error;
+pub mod evaluate;
+pub mod host_login;
+pub mod issue;
+pub mod join;
+pub mod labels;
+pub mod login;
+pub mod names;
+pub mod network;
+pub mod node;
+pub mod page;
+pub mod presence;
+pub mod principal;
+pub mod registration;
+pub mod role;
+pub mod rules;
+pub mod secret;
+pub mod session;
+pub mod tables;
+#[cfg(test)]
+mod testing;
+pub mod token;
+pub mod trust;
+pub mod user;
+mod verdict;
+#[cfg(test)]
+mod world;
+
+pub use context::{Caller, Context, Credential, Origin};
+pub use error::CoreError;
+pub use verdict::Verdict;

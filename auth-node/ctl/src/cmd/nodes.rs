@@ -1,4 +1,4 @@
-//! `nodes`: the SSH nodes that the caller may see, and their labels.
+//! `nodes`: the SSH nodes that the caller may see, their labels, and their removal.
 
 use std::collections::BTreeMap;
 
@@ -7,12 +7,13 @@ use clap::{Args, Subcommand};
 use mezite_client::Retry;
 use mezite_proto::v1;
 use serde::Serialize;
+use tonic::Code;
 
 use crate::{
     args::{key_value, label_map},
     cmd::{call, list, present},
     context::Context,
-    output::{self, Report, Row},
+    output::{self, Done, Report, Row},
 };
 
 /// Commands on nodes.
@@ -22,6 +23,11 @@ pub(crate) enum Nodes {
     Ls(Ls),
     /// Replace the labels that an admin gave a node
     Update(Update),
+    /// Remove a node, or an ingest, that will not come back: its certificates end, and its names are free
+    Rm {
+        /// Agent id of the node
+        agent_id: String,
+    },
 }
 
 /// Arguments of `nodes ls`.
@@ -132,6 +138,7 @@ pub(crate) async fn run(context: &Context, command: Nodes) -> Result<()> {
     match command {
         Nodes::Ls(args) => ls(context, args).await,
         Nodes::Update(args) => update(context, args).await,
+        Nodes::Rm { agent_id } => rm(context, agent_id).await,
     }
 }
 
@@ -160,4 +167,16 @@ async fn update(context: &Context, args: Update) -> Result<()> {
     let request = v1::UpdateNodeRequest { agent_id: args.agent_id, admin_labels, revision: args.revision };
     let reply = call!(client, retry, update_node, request)?;
     context.print(&NodeView::from(present(reply.node, "the node")?))
+}
+
+async fn rm(context: &Context, agent_id: String) -> Result<()> {
+    let client = context.user().await?;
+    let request = v1::DeregisterAgentRequest { agent_id: agent_id.clone() };
+    match call!(client, Retry::Idempotent, deregister_agent, request) {
+        Ok(v1::DeregisterAgentResponse {}) => {}
+        // An earlier attempt had removed it.
+        Err(error) if error.repeated_with(Code::NotFound) => {}
+        Err(error) => return Err(error.into()),
+    }
+    context.print(&Done::new(format!("Removed {agent_id}.")))
 }

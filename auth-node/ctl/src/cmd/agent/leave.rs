@@ -33,7 +33,7 @@ pub(crate) async fn leave(context: &Context, args: Leave) -> Result<()> {
     // The cluster does not know an agent that has not joined: there is nothing to take back.
     if state.progress == Progress::Joined && !args.local {
         let client = client_of(context, &dir, &state).await?;
-        match call!(client, Retry::Idempotent, deregister_agent, v1::DeregisterAgentRequest {}) {
+        match call!(client, Retry::Idempotent, deregister_agent, v1::DeregisterAgentRequest::default()) {
             Ok(v1::DeregisterAgentResponse {}) => {}
             // An earlier attempt had deregistered it, and its certificate is nobody's any more.
             Err(error)

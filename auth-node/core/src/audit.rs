@@ -1,0 +1,225 @@
+//! The audit log: what was done, by whom, through which call. A record is appended in the same transaction as what it
+//! tells of; the store numbers, stamps and chains it.
+
+use std::collections::BTreeMap;
+
+use store_txn::{LogRecord, Read, Transaction};
+
+use crate::{Context, CoreError};
+
+/// Name of the log in the store.
+pub const LOG: &str = "audit";
+
+/// Longest value of a field, in bytes; more is cut.
+const MAX_VALUE: usize = 1024;
+
+macro_rules! events {
+    ($($(#[$doc:meta])* $event:ident = $name:literal, $code:literal;)+) => {
+        /// What happened. Names and codes are stable: one code, one event.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+        pub enum EventType {
+            $($(#[$doc])* $event,)+
+        }
+
+        impl EventType {
+            /// All of them.
+            pub const ALL: &'static [Self] = &[$(Self::$event,)+];
+
+            /// Stable name.
+            pub const fn name(self) -> &'static str {
+                match self { $(Self::$event => $name,)+ }
+            }
+
+            /// Stable code: `MZ`, four digits, and I (it was done) or W (it was refused).
+            pub const fn code(self) -> &'static str {
+                match self { $(Self::$event => $code,)+ }
+            }
+        }
+    };
+}
+
+events! {
+    /// The cluster was made.
+    ClusterCreate = "cluster.create", "MZ0001I";
+    /// A node of the auth cluster got its identity.
+    AuthNodeJoin = "auth_node.join", "MZ0002I";
+    /// A join token for an auth node was made.
+    AuthNodeTokenCreate = "auth_node.token.create", "MZ0003I";
+    /// A node could not join the auth cluster.
+    AuthNodeJoinDenied = "auth_node.join.denied", "MZ0004W";
+    /// A user logged in.
+    Login = "user.login", "MZ1000I";
+    /// A login failed.
+    LoginFailed = "user.login.failed", "MZ1001W";
+    /// A user logged out.
+    Logout = "user.logout", "MZ1002I";
+    /// A user changed its password.
+    PasswordChange = "user.password.change", "MZ1003I";
+    /// A change of password failed.
+    PasswordChangeFailed = "user.password.change.failed", "MZ1004W";
+    /// An admin set a user's password.
+    PasswordReset = "user.password.reset", "MZ1005I";
+    /// A user was created.
+    UserCreate = "user.create", "MZ1010I";
+    /// A user was changed.
+    UserUpdate = "user.update", "MZ1011I";
+    /// A user was deleted.
+    UserDelete = "user.delete", "MZ1012I";
+    /// A role was created.
+    RoleCreate = "role.create", "MZ1020I";
+    /// A role was changed.
+    RoleUpdate = "role.update", "MZ1021I";
+    /// A role was deleted.
+    RoleDelete = "role.delete", "MZ1022I";
+    /// A session was revoked.
+    SessionRevoke = "session.revoke", "MZ1030I";
+    /// A user got certificates.
+    UserCertIssue = "cert.user.issue", "MZ2000I";
+    /// An agent got certificates.
+    HostCertIssue = "cert.host.issue", "MZ2001I";
+    /// A join token was created.
+    TokenCreate = "token.create", "MZ3000I";
+    /// A join token was deleted.
+    TokenDelete = "token.delete", "MZ3001I";
+    /// An agent joined.
+    AgentJoin = "agent.join", "MZ3010I";
+    /// A join was refused.
+    AgentJoinDenied = "agent.join.denied", "MZ3011W";
+    /// An agent left.
+    AgentLeave = "agent.leave", "MZ3012I";
+    /// A node was changed.
+    NodeUpdate = "node.update", "MZ3020I";
+    /// A call was refused: its caller may not do that.
+    AccessDenied = "access.denied", "MZ9000W";
+}
+
+impl EventType {
+    /// Whether it tells of something that was done, rather than refused.
+    pub fn is_success(self) -> bool {
+        self.code().ends_with('I')
+    }
+}
+
+/// An audit record as it is stored. Its number, time and hash are the log's.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct AuditRow {
+    /// Stable name of the event.
+    #[prost(string, tag = "1")]
+    pub event: String,
+    /// Stable code of the event.
+    #[prost(string, tag = "2")]
+    pub code: String,
+    /// Who did it.
+    #[prost(string, tag = "3")]
+    pub actor: String,
+    /// What it was done to, such as `user:ann`.
+    #[prost(string, tag = "4")]
+    pub target: String,
+    /// Whether it was done.
+    #[prost(bool, tag = "5")]
+    pub success: bool,
+    /// Further fields.
+    #[prost(btree_map = "string, string", tag = "6")]
+    pub fields: BTreeMap<String, String>,
+    /// Node that took the call.
+    #[prost(uint64, tag = "7")]
+    pub node_id: u64,
+    /// Id of the call.
+    #[prost(string, tag = "8")]
+    pub request_id: String,
+    /// IP address of the other end of the connection.
+    #[prost(string, tag = "9")]
+    pub client_address: String,
+}
+
+/// Appends a record of what the context's caller does. Never put a secret into `fields`.
+pub fn append(
+    tx: &mut (impl Transaction + ?Sized),
+    context: &Context,
+    event: EventType,
+    target: impl Into<String>,
+    fields: &[(&str, String)],
+) {
+    let row = AuditRow {
+        event: event.name().into(),
+        code: event.code().into(),
+        actor: context.caller.actor(),
+        target: target.into(),
+        success: event.is_success(),
+        fields: fields.iter().map(|(key, value)| ((*key).to_owned(), cut(value))).collect(),
+        node_id: context.origin.node_id,
+        request_id: context.origin.request_id.clone(),
+        client_address: context.origin.client_address.clone(),
+    };
+    tx.append(LOG, prost::Message::encode_to_vec(&row));
+}
+
+fn cut(value: &str) -> String {
+    let end = (0..=MAX_VALUE.min(value.len())).rev().find(|&end| value.is_char_boundary(end));
+    value.get(..end.unwrap_or_default()).unwrap_or_default().to_owned()
+}
+
+/// The first `limit` records from number `from` on, decoded.
+///
+/// # Errors
+/// [`CoreError::Storage`], [`CoreError::Internal`] for a record that does not decode.
+pub fn records(
+    state: &mut (impl Read + ?Sized),
+    from: u64,
+    limit: usize,
+) -> Result<Vec<(LogRecord, AuditRow)>, CoreError> {
+    let records = state.log_records(LOG, from, limit)?;
+    let decode = |record: LogRecord| {
+        let row = prost::Message::decode(record.record.as_slice());
+        let row =
+            row.map_err(|error| CoreError::Internal(format!("audit record {}: {error}", record.index)))?;
+        Ok((record, row))
+    };
+    records.into_iter().map(decode).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use store_txn::memory::MemoryStore;
+
+    use super::*;
+    use crate::{Caller, Origin};
+
+    #[test]
+    fn one_code_is_one_event() {
+        let names: BTreeSet<_> = EventType::ALL.iter().map(|event| event.name()).collect();
+        let numbers: BTreeSet<_> = EventType::ALL.iter().map(|event| &event.code()[..6]).collect();
+        assert_eq!((names.len(), numbers.len()), (EventType::ALL.len(), EventType::ALL.len()));
+        for event in EventType::ALL {
+            let code = event.code();
+            assert!(
+                code.len() == 7 && code.starts_with("MZ") && matches!(code.as_bytes()[6], b'I' | b'W'),
+                "{code}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_record_tells_who_what_and_through_which_call() {
+        let origin = Origin { node_id: 2, request_id: "r1".into(), client_address: "192.0.2.1".into() };
+        let context = Context { caller: Caller::Anonymous, origin };
+        let mut store = MemoryStore::default();
+        store
+            .transact(5, |tx| {
+                append(tx, &context, EventType::LoginFailed, "user:ann", &[("reason", "ä".repeat(1000))]);
+                Ok::<_, CoreError>(())
+            })
+            .unwrap();
+        let read = store.transact(6, |tx| records(tx, 1, 10)).unwrap();
+        let (log, row) = &read[0];
+        assert_eq!((log.index, log.time), (1, 5));
+        assert_eq!(
+            (row.event.as_str(), row.actor.as_str(), row.success),
+            ("user.login.failed", "anonymous", false)
+        );
+        assert_eq!((row.node_id, row.request_id.as_str()), (2, "r1"));
+        assert_eq!(row.fields["reason"].len(), 1024);
+    }
+}

@@ -1,0 +1,182 @@
+//! The private keys of the certificate authorities at rest: sealed with ChaCha20-Poly1305 under the key-encryption
+//! key, which is on each node and never in the store. Keys are opened and used elsewhere.
+
+use std::fmt;
+
+use chacha20poly1305::{
+    ChaCha20Poly1305, KeyInit,
+    aead::{Aead, Payload},
+};
+use store_txn::{Key, Read, ReadExt};
+use zeroize::Zeroizing;
+
+use crate::{
+    CoreError,
+    tables::{CaKey, CaKeyRow, CaKind},
+};
+
+/// Version of the sealed form: `version (1) | nonce (12) | ciphertext and tag`.
+const VERSION: u8 = 1;
+/// First part of what is authenticated beside the key.
+const DOMAIN: &[u8] = b"mezite ca key";
+/// Length of a nonce, in bytes.
+pub const NONCE_LENGTH: usize = 12;
+/// Length of the key-encryption key, in bytes.
+pub const KEK_LENGTH: usize = 32;
+
+/// The key-encryption key of a cluster. All its nodes have the same.
+pub struct Kek(Zeroizing<[u8; KEK_LENGTH]>);
+
+impl Kek {
+    /// From its bytes.
+    pub fn new(bytes: Zeroizing<[u8; KEK_LENGTH]>) -> Self {
+        Self(bytes)
+    }
+
+    /// The bytes, to be kept in a file of the node's own or sealed to a node that joins.
+    pub fn bytes(&self) -> &[u8; KEK_LENGTH] {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Kek {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Kek")
+    }
+}
+
+impl CaKind {
+    /// For people.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::User => "user",
+            Self::Host => "host",
+            Self::Tls => "tls",
+            Self::Peer => "peer",
+        }
+    }
+}
+
+/// A new key of an authority.
+#[derive(Debug, Clone, PartialEq)]
+pub struct NewCa {
+    /// Of which authority.
+    pub kind: CaKind,
+    /// Public side: an OpenSSH public key line (user, host), or a PEM certificate (TLS, peer).
+    pub public: String,
+    /// Private key, as [`seal`] made it.
+    pub sealed_private: Vec<u8>,
+}
+
+/// The key of an authority that signs now.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ActiveCa {
+    /// Of which authority.
+    pub kind: CaKind,
+    /// Revision of the authority's row.
+    pub revision: u64,
+    /// The key, its private side sealed.
+    pub key: CaKeyRow,
+}
+
+/// The key of an authority that signs now.
+///
+/// # Errors
+/// [`CoreError::Precondition`] before the cluster was made; [`CoreError::Storage`].
+pub fn active(state: &mut (impl Read + ?Sized), kind: CaKind) -> Result<ActiveCa, CoreError> {
+    let missing = || CoreError::Precondition(format!("the cluster has no {} CA yet", kind.name()));
+    let stored = state.get(&CaKey(kind))?.ok_or_else(missing)?;
+    let key = stored.row.active.ok_or_else(missing)?;
+    Ok(ActiveCa { kind, revision: stored.revision, key })
+}
+
+/// Seals a private key. It opens again only under the same key-encryption key, as the key of the same kind of authority
+/// and with the same public side. A nonce is random and never used twice.
+///
+/// # Errors
+/// [`CoreError::Internal`] for a key of an absurd length.
+pub fn seal(
+    kek: &Kek,
+    kind: CaKind,
+    public: &str,
+    private: &[u8],
+    nonce: [u8; NONCE_LENGTH],
+) -> Result<Vec<u8>, CoreError> {
+    let payload = Payload { msg: private, aad: &associated(kind, public) };
+    let sealed = cipher(kek)?.encrypt(&nonce.into(), payload);
+    let sealed = sealed.map_err(|_| CoreError::Internal("a CA key cannot be sealed".into()))?;
+    Ok([&[VERSION], &nonce[..], &sealed].concat())
+}
+
+/// Opens a sealed private key.
+///
+/// # Errors
+/// [`CoreError::Internal`], for the log: this node's key-encryption key is not the cluster's, or the row was altered.
+pub fn unseal(kek: &Kek, kind: CaKind, public: &str, sealed: &[u8]) -> Result<Zeroizing<Vec<u8>>, CoreError> {
+    let refused =
+        |why: &str| CoreError::Internal(format!("the key of the {} CA cannot be opened: {why}", kind.name()));
+    let (version, rest) = sealed.split_first().ok_or_else(|| refused("it is empty"))?;
+    if *version != VERSION {
+        return Err(refused("its format is of a later release"));
+    }
+    let (nonce, ciphertext) =
+        rest.split_first_chunk::<NONCE_LENGTH>().ok_or_else(|| refused("it is cut off"))?;
+    let payload = Payload { msg: ciphertext, aad: &associated(kind, public) };
+    let private = cipher(kek)?.decrypt(&(*nonce).into(), payload);
+    let why = "this node's key-encryption key is not the cluster's, or the stored key was altered";
+    private.map(Zeroizing::new).map_err(|_| refused(why))
+}
+
+fn cipher(kek: &Kek) -> Result<ChaCha20Poly1305, CoreError> {
+    ChaCha20Poly1305::new_from_slice(kek.bytes())
+        .map_err(|_| CoreError::Internal("the KEK has a wrong length".into()))
+}
+
+/// What a sealed key is bound to: the format, the place in the store, and the public side, last and so unambiguous.
+fn associated(kind: CaKind, public: &str) -> Vec<u8> {
+    let place = CaKey(kind).encode();
+    [DOMAIN, &[VERSION], &place, public.as_bytes()].concat()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn kek(byte: u8) -> Kek {
+        Kek::new(Zeroizing::new([byte; KEK_LENGTH]))
+    }
+
+    /// Made with another implementation: Python `cryptography`, ChaCha20Poly1305.
+    #[test]
+    fn golden_sealed_key() {
+        let sealed = seal(&kek(1), CaKind::Host, "ssh-ed25519 AAAA", b"private", [2; 12]).unwrap();
+        assert_eq!(
+            hex::encode(&sealed),
+            "01020202020202020202020202966e9b58ecd78d1e125e0923b576edbea64904843c0b8f"
+        );
+        assert_eq!(&*unseal(&kek(1), CaKind::Host, "ssh-ed25519 AAAA", &sealed).unwrap(), b"private");
+    }
+
+    #[test]
+    fn a_key_opens_only_in_its_place_and_unaltered() {
+        let sealed = seal(&kek(1), CaKind::Host, "public", b"private", [2; 12]).unwrap();
+        let opens = |kek: &Kek, kind, public, sealed: &[u8]| unseal(kek, kind, public, sealed).is_ok();
+        assert!(opens(&kek(1), CaKind::Host, "public", &sealed));
+        assert!(!opens(&kek(2), CaKind::Host, "public", &sealed));
+        assert!(!opens(&kek(1), CaKind::User, "public", &sealed));
+        assert!(!opens(&kek(1), CaKind::Host, "publix", &sealed));
+        for index in 0..sealed.len() {
+            let mut altered = sealed.clone();
+            altered[index] ^= 1;
+            assert!(!opens(&kek(1), CaKind::Host, "public", &altered), "byte {index}");
+            assert!(!opens(&kek(1), CaKind::Host, "public", &sealed[..index]), "cut to {index}");
+        }
+    }
+
+    #[test]
+    fn secrets_are_absent_from_debug_and_errors() {
+        assert_eq!(format!("{:?}", kek(7)), "Kek");
+        let error = unseal(&kek(7), CaKind::Tls, "public", b"\x01short").unwrap_err();
+        assert!(!error.to_string().contains("short"));
+    }
+}

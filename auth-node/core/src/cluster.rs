@@ -1,0 +1,178 @@
+//! The cluster itself: how it is made, once, and how further auth nodes get their ids.
+
+use std::time::Duration;
+
+use store_txn::{Read, ReadExt, Transaction, TransactionExt, UnixMillis, Versioned};
+
+use crate::{
+    Context, CoreError,
+    audit::{self, EventType},
+    ca::NewCa,
+    names::{ClusterName, UserName},
+    role,
+    secret::{PasswordHash, SecretDigest},
+    tables::{
+        AuthJoinTokenKey, AuthJoinTokenRow, CaKey, CaKeyRow, CaKind, CaRow, ClusterKey, ClusterRow, RoleKey,
+    },
+    user,
+    verdict::{Refusal, Stop, Verdict, audited},
+};
+
+/// The node that makes the cluster.
+pub const FIRST_NODE: u64 = 1;
+/// Life of an auth node's join token when its maker does not say.
+const DEFAULT_TTL: Duration = Duration::from_secs(3600);
+/// Shortest life of an auth node's join token.
+const MIN_TTL: Duration = Duration::from_secs(1);
+/// Longest life of an auth node's join token.
+const MAX_TTL: Duration = Duration::from_secs(24 * 3600);
+/// Longest id of a cluster, in bytes.
+const MAX_CLUSTER_ID: usize = 64;
+
+/// A cluster to make.
+#[derive(Debug, Clone)]
+pub struct NewCluster {
+    /// Identifies the cluster for good: 1 to 64 bytes of `[a-zA-Z0-9-]`.
+    pub cluster_id: String,
+    /// Name.
+    pub name: ClusterName,
+    /// One key for each kind of authority.
+    pub cas: Vec<NewCa>,
+    /// The first user, who administers the cluster.
+    pub admin: UserName,
+    /// Hash of the first user's password.
+    pub admin_password_hash: PasswordHash,
+}
+
+/// Makes the cluster: its authorities, the built-in roles and the first user.
+///
+/// # Errors
+/// [`CoreError::AlreadyExists`] when there is one; [`CoreError::Invalid`]; [`CoreError::Storage`].
+pub fn create(
+    tx: &mut (impl Transaction + ?Sized),
+    context: &Context,
+    new: NewCluster,
+) -> Result<(), CoreError> {
+    if let Some(cluster) = tx.get(&ClusterKey)? {
+        return Err(CoreError::AlreadyExists { kind: "cluster", name: cluster.row.name });
+    }
+    let id_is_good = (1..=MAX_CLUSTER_ID).contains(&new.cluster_id.len())
+        && new.cluster_id.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
+    if !id_is_good {
+        return Err(CoreError::invalid("cluster_id", "1 to 64 letters, digits and -"));
+    }
+    let mut kinds: Vec<_> = new.cas.iter().map(|ca| ca.kind).collect();
+    kinds.sort_unstable();
+    if kinds != CaKind::ALL {
+        return Err(CoreError::invalid("cas", "one key for each kind of authority"));
+    }
+    let now = tx.now();
+    for NewCa { kind, public, sealed_private } in new.cas {
+        let active = Some(CaKeyRow { public, sealed_private, created_at_ms: now });
+        tx.put(&CaKey(kind), &CaRow { active, trusted: Vec::new() });
+    }
+    for role in role::built_ins() {
+        tx.put(&RoleKey(role.name), &role.row);
+    }
+    user::create_first_admin(tx, context, &new.admin, &new.admin_password_hash)?;
+    let row = ClusterRow {
+        cluster_id: new.cluster_id,
+        name: new.name.into(),
+        created_at_ms: now,
+        next_node_id: FIRST_NODE + 1,
+        session_epoch: 1,
+    };
+    tx.put(&ClusterKey, &row);
+    let fields = [("cluster_id", row.cluster_id), ("admin", new.admin.to_string())];
+    audit::append(tx, context, EventType::ClusterCreate, format!("cluster:{}", row.name), &fields);
+    Ok(())
+}
+
+/// The cluster.
+///
+/// # Errors
+/// [`CoreError::Precondition`] when there is none yet; [`CoreError::Storage`].
+pub fn get(state: &mut (impl Read + ?Sized)) -> Result<Versioned<ClusterRow>, CoreError> {
+    let missing =
+        || CoreError::Precondition("there is no cluster yet: run `auth-node init` on its first node".into());
+    state.get(&ClusterKey)?.ok_or_else(missing)
+}
+
+/// Makes a join token for one auth node; answers when it ends. `ttl` unset: one hour; at most a day.
+///
+/// # Errors
+/// [`CoreError::Invalid`] for `ttl`; [`CoreError::Storage`].
+pub fn create_auth_join_token(
+    tx: &mut (impl Transaction + ?Sized),
+    context: &Context,
+    secret: SecretDigest,
+    ttl: Option<Duration>,
+) -> Result<UnixMillis, CoreError> {
+    let ttl = ttl.unwrap_or(DEFAULT_TTL);
+    if !(MIN_TTL..=MAX_TTL).contains(&ttl) {
+        return Err(CoreError::invalid("ttl", "1 second to 1 day"));
+    }
+    let expires_at_ms = tx.now().saturating_add(u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX));
+    let row =
+        AuthJoinTokenRow { created_by: context.caller.actor(), expires_at_ms, ..AuthJoinTokenRow::default() };
+    tx.put(&AuthJoinTokenKey(secret), &row);
+    let fields = [("expires_at_ms", expires_at_ms.to_string())];
+    audit::append(tx, context, EventType::AuthNodeTokenCreate, "auth_node", &fields);
+    Ok(expires_at_ms)
+}
+
+/// Uses an auth node's join token for the holder of a key (SHA-256 of its SubjectPublicKeyInfo): the id of the new node.
+/// The same key gets the same id again, as long as the token lasts, so that a lost reply does no harm; another key gets
+/// nothing. A refusal is audited.
+///
+/// # Errors
+/// [`CoreError::Storage`].
+pub fn use_auth_join_token(
+    tx: &mut (impl Transaction + ?Sized),
+    context: &Context,
+    secret: SecretDigest,
+    key_digest: [u8; 32],
+) -> Result<Verdict<u64>, CoreError> {
+    let decision = assign_node_id(tx, context, secret, key_digest);
+    audited(tx, context, EventType::AuthNodeJoinDenied, decision)
+}
+
+fn assign_node_id(
+    tx: &mut (impl Transaction + ?Sized),
+    context: &Context,
+    secret: SecretDigest,
+    key_digest: [u8; 32],
+) -> Result<u64, Stop> {
+    let refused = |reason: &str| {
+        let answer = "the join token is not accepted: it is unknown, used, or past its end; \
+                      make a new one with `mezctl auth-nodes token`";
+        let answer = CoreError::Denied(answer.into());
+        Stop::Refused(Refusal { answer, reason: reason.into(), target: "auth_node".into() })
+    };
+    let key = AuthJoinTokenKey(secret);
+    let mut token = tx.get(&key)?.ok_or_else(|| refused("the token is unknown or past its end"))?.row;
+    let again = token.node_id != 0;
+    if again && token.used_by != key_digest {
+        return Err(refused("the token was used by another key"));
+    }
+    if !again {
+        let mut cluster = get(tx)?.row;
+        token.node_id = cluster.next_node_id;
+        token.used_by = key_digest.to_vec();
+        cluster.next_node_id += 1;
+        tx.put(&ClusterKey, &cluster);
+        tx.put(&key, &token);
+    }
+    // A repeated join gets the cluster's keys again, so the log must have it too.
+    let fields = [
+        ("key_sha256", hex::encode(key_digest)),
+        ("again", again.to_string()),
+        ("token_by", token.created_by),
+    ];
+    audit::append(tx, context, EventType::AuthNodeJoin, format!("auth_node:{}", token.node_id), &fields);
+    Ok(token.node_id)
+}
+
+#[cfg(test)]
+#[path = "cluster_tests.rs"]
+mod tests;

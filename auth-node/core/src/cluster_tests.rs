@@ -1,0 +1,156 @@
+use store_txn::memory::MemoryStore;
+
+use super::*;
+use crate::{
+    ca::Kek,
+    names::RoleName,
+    testing::{anonymous, assert_invalid, hash, name},
+    user,
+    world::{World, assert_denied, kek},
+};
+
+fn new_cluster() -> NewCluster {
+    let cas = CaKind::ALL.map(|kind| NewCa { kind, public: format!("{kind:?}"), sealed_private: vec![1] });
+    NewCluster {
+        cluster_id: "0f1e-2d3c".into(),
+        name: ClusterName::parse("name", "prod").unwrap(),
+        cas: cas.to_vec(),
+        admin: name("boss"),
+        admin_password_hash: hash("boss"),
+    }
+}
+
+fn make(store: &mut MemoryStore, new: NewCluster) -> Result<(), CoreError> {
+    store.transact(1000, |tx| create(tx, &anonymous(), new))
+}
+
+#[test]
+fn a_cluster_begins_with_its_authorities_roles_and_one_admin() {
+    let mut store = MemoryStore::default();
+    assert!(matches!(store.transact(1, |tx| get(tx)), Err(CoreError::Precondition(_))));
+    make(&mut store, new_cluster()).unwrap();
+    store
+        .transact(2000, |tx| {
+            let row = get(tx)?.row;
+            assert_eq!(
+                (row.name.as_str(), row.cluster_id.as_str(), row.next_node_id),
+                ("prod", "0f1e-2d3c", 2)
+            );
+            for kind in CaKind::ALL {
+                assert_eq!(tx.get(&CaKey(kind))?.unwrap().row.active.unwrap().public, format!("{kind:?}"));
+            }
+            for role in [RoleName::ADMIN, RoleName::AUDITOR, RoleName::ACCESS] {
+                assert!(role::get(tx, &RoleName::parse("", role)?)?.row.built_in);
+            }
+            assert_eq!(user::get(tx, &name("boss"))?.roles, ["admin"]);
+            let events: Vec<_> = audit::records(tx, 1, 10)?.into_iter().map(|(_, row)| row.event).collect();
+            assert_eq!(events, ["user.create", "cluster.create"]);
+            Ok::<_, CoreError>(())
+        })
+        .unwrap();
+}
+
+#[test]
+fn a_cluster_is_made_once() {
+    let mut store = MemoryStore::default();
+    make(&mut store, new_cluster()).unwrap();
+    let revision = store.revision();
+    let again = make(&mut store, NewCluster { admin: name("mallory"), ..new_cluster() });
+    assert_eq!(again, Err(CoreError::AlreadyExists { kind: "cluster", name: "prod".into() }));
+    assert_eq!(store.revision(), revision);
+}
+
+#[test]
+fn a_cluster_needs_an_id_and_every_authority_once() {
+    let mut store = MemoryStore::default();
+    let long = "a".repeat(65);
+    for id in ["", "a b", "a/b", long.as_str()] {
+        assert_invalid(make(&mut store, NewCluster { cluster_id: id.into(), ..new_cluster() }), "cluster_id");
+    }
+    let mut missing = new_cluster();
+    missing.cas.pop();
+    let mut twice = new_cluster();
+    twice.cas[1] = twice.cas[0].clone();
+    for new in [missing, twice, NewCluster { cas: Vec::new(), ..new_cluster() }] {
+        assert_invalid(make(&mut store, new), "cas");
+    }
+    assert_eq!(store.revision(), 0);
+}
+
+fn digest(text: &str) -> SecretDigest {
+    SecretDigest::of(crate::secret::SecretKind::AuthJoinToken, text)
+}
+
+fn add_token(world: &mut World, secret: &str, ttl: Option<Duration>) -> Result<UnixMillis, CoreError> {
+    world.admin(|tx, context| create_auth_join_token(tx, context, digest(secret), ttl))
+}
+
+fn use_token(world: &mut World, secret: &str, key: u8) -> Result<u64, CoreError> {
+    let used = world.run(|tx, context| use_auth_join_token(tx, context, digest(secret), [key; 32]));
+    used.and_then(Verdict::into_result)
+}
+
+#[test]
+fn lifetimes_of_auth_join_tokens_are_bounded() {
+    let mut world = World::new();
+    for bad in [Duration::ZERO, Duration::from_millis(999), Duration::from_secs(24 * 3600 + 1)] {
+        assert_invalid(add_token(&mut world, "a", Some(bad)), "ttl");
+    }
+    let now = world.now;
+    assert_eq!(add_token(&mut world, "a", None), Ok(now + 3_600_000));
+    assert_eq!(add_token(&mut world, "b", Some(Duration::from_secs(24 * 3600))), Ok(now + 24 * 3_600_000));
+    assert_eq!(world.last_audit().event, "auth_node.token.create");
+}
+
+#[test]
+fn an_auth_join_token_is_good_for_one_key_and_a_lost_reply_does_no_harm() {
+    let mut world = World::new();
+    add_token(&mut world, "a", None).unwrap();
+    assert_eq!(use_token(&mut world, "a", 1), Ok(2));
+    let record = world.last_audit();
+    assert_eq!((record.event.as_str(), record.target.as_str()), ("auth_node.join", "auth_node:2"));
+    assert_eq!(record.fields["again"], "false");
+    assert_eq!(use_token(&mut world, "a", 1), Ok(2));
+    assert_eq!(world.last_audit().fields["again"], "true");
+    assert_denied(use_token(&mut world, "a", 2), "not accepted");
+    assert_eq!(
+        (world.last_audit().event.as_str(), world.last_audit().success),
+        ("auth_node.join.denied", false)
+    );
+}
+
+#[test]
+fn ids_of_auth_nodes_are_never_used_again() {
+    let mut world = World::new();
+    for (secret, id) in [("a", 2), ("b", 3), ("c", 4)] {
+        add_token(&mut world, secret, None).unwrap();
+        assert_eq!(use_token(&mut world, secret, 9), Ok(id));
+    }
+}
+
+#[test]
+fn unknown_and_ended_auth_join_tokens_are_refused_alike_and_audited() {
+    let mut world = World::new();
+    add_token(&mut world, "a", Some(Duration::from_secs(1))).unwrap();
+    world.now += 1000;
+    let ended = use_token(&mut world, "a", 1);
+    assert_eq!(world.last_audit().event, "auth_node.join.denied");
+    let unknown = use_token(&mut world, "b", 1);
+    assert_eq!((ended.is_err(), &ended), (true, &unknown));
+    // The secret of another kind of token is none of this kind.
+    world.add_token(crate::world::new_token("c", crate::tables::NodeKind::Ssh));
+    assert_denied(use_token(&mut world, "c", 1), "not accepted");
+}
+
+#[test]
+fn stored_ca_keys_open_under_the_clusters_key_alone() {
+    let mut world = World::new();
+    for kind in CaKind::ALL {
+        let active = world.run(|tx, _| crate::ca::active(tx, kind)).unwrap();
+        let (public, sealed) = (&active.key.public, &active.key.sealed_private);
+        assert!(active.revision > 0);
+        assert!(crate::ca::unseal(&kek(), kind, public, sealed).unwrap().starts_with(b"-----BEGIN"));
+        let other = Kek::new(zeroize::Zeroizing::new([8; 32]));
+        assert!(crate::ca::unseal(&other, kind, public, sealed).is_err());
+    }
+}

@@ -1,0 +1,224 @@
+//! Who calls. A [`Credential`] is what a call brings; [`authenticate`] turns it into a [`Caller`] by what the state
+//! says now, in the same view or transaction as the work itself, so that a session, user or role that ends in between
+//! counts. Who may call which method is not decided here.
+
+use store_txn::{Read, ReadExt};
+
+use crate::{
+    CoreError,
+    names::{AgentId, RoleName, SessionHandle, UserName},
+    secret::SecretDigest,
+    tables::{
+        AuthMethod, ClusterKey, NodeKey, NodeKind, NodeRow, RoleKey, RoleRow, SessionKey, SessionRow,
+        UserKey, UserRow,
+    },
+};
+
+/// What a call brings to prove who makes it. TLS has verified certificates, and their time, before.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Credential {
+    /// Nothing, or what is in the request itself.
+    None,
+    /// A session id, by its digest.
+    Session(SecretDigest),
+    /// The client certificate of an agent.
+    Agent {
+        /// The id that the certificate names.
+        id: AgentId,
+        /// SHA-256 of the certificate's public key (SubjectPublicKeyInfo).
+        key_digest: [u8; 32],
+    },
+    /// The client certificate of an ingest.
+    Ingest {
+        /// The id that the certificate names.
+        id: AgentId,
+        /// SHA-256 of the certificate's public key (SubjectPublicKeyInfo).
+        key_digest: [u8; 32],
+    },
+}
+
+/// A caller, as the state knows it.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Caller {
+    /// Somebody without a credential beyond what is in the request.
+    Anonymous,
+    /// A user with a valid session.
+    User(Box<UserCaller>),
+    /// A registered SSH node.
+    Agent {
+        /// Its id.
+        id: AgentId,
+        /// Its row.
+        node: Box<NodeRow>,
+    },
+    /// A registered ingest.
+    Ingest {
+        /// Its id.
+        id: AgentId,
+        /// Its row.
+        node: Box<NodeRow>,
+    },
+    /// An agent or ingest with a certificate, which is not in the registry: it has not registered yet, or not any
+    /// more.
+    Unregistered {
+        /// The id that its certificate names.
+        id: AgentId,
+        /// What its certificate lets it be.
+        kind: NodeKind,
+        /// SHA-256 of the certificate's public key (SubjectPublicKeyInfo).
+        key_digest: [u8; 32],
+    },
+}
+
+/// A user with a valid session.
+#[derive(Debug, Clone, PartialEq)]
+pub struct UserCaller {
+    /// Canonical name.
+    pub name: UserName,
+    /// The user.
+    pub user: UserRow,
+    /// The user's roles, ascending by name. One that was deleted is left out.
+    pub roles: Vec<Role>,
+    /// Digest of the session's id.
+    pub digest: SecretDigest,
+    /// The session.
+    pub session: SessionRow,
+}
+
+/// A role and its name.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Role {
+    /// Name.
+    pub name: RoleName,
+    /// What it says.
+    pub row: RoleRow,
+}
+
+impl UserCaller {
+    /// Whether the user holds the role `admin`.
+    pub fn is_admin(&self) -> bool {
+        self.roles.iter().any(|role| role.name.is_admin())
+    }
+
+    /// Public handle of the session.
+    pub fn handle(&self) -> Option<SessionHandle> {
+        SessionHandle::parse(&self.session.handle)
+    }
+
+    /// How the user proved itself.
+    pub fn method(&self) -> AuthMethod {
+        self.session.method()
+    }
+}
+
+impl Caller {
+    /// As the audit log names it: `user:ann`, `agent:<id>`, `ingest:<id>`, `anonymous`.
+    pub fn actor(&self) -> String {
+        match self {
+            Self::Anonymous => "anonymous".into(),
+            Self::User(user) => format!("user:{}", user.name),
+            Self::Agent { id, .. }
+            | Self::Unregistered { id, kind: NodeKind::Ssh | NodeKind::Unspecified, .. } => {
+                format!("agent:{id}")
+            }
+            Self::Ingest { id, .. } | Self::Unregistered { id, kind: NodeKind::Ingest, .. } => {
+                format!("ingest:{id}")
+            }
+        }
+    }
+
+    /// The user behind the call.
+    ///
+    /// # Errors
+    /// [`CoreError::Unauthenticated`] when it is not a user.
+    pub fn user(&self) -> Result<&UserCaller, CoreError> {
+        match self {
+            Self::User(user) => Ok(user),
+            _ => Err(NO_SESSION),
+        }
+    }
+}
+
+const NO_SESSION: CoreError = CoreError::Unauthenticated("this call needs a session: log in first");
+const NO_SUCH_SESSION: CoreError =
+    CoreError::Unauthenticated("the session is not valid, or not any more: log in again");
+
+/// Through which node and call something is done. It goes into the audit record.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Origin {
+    /// Node that took the call.
+    pub node_id: u64,
+    /// Id of the call, as in the node's log.
+    pub request_id: String,
+    /// IP address of the other end of the connection.
+    pub client_address: String,
+}
+
+/// Who does something, and through which call.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Context {
+    /// Who.
+    pub caller: Caller,
+    /// Through which call.
+    pub origin: Origin,
+}
+
+/// Tells who calls.
+///
+/// # Errors
+/// [`CoreError::Unauthenticated`] for a session that is not valid, or whose user is gone; for a certificate whose key
+/// is not the registered agent's. [`CoreError::Storage`].
+pub fn authenticate(state: &mut (impl Read + ?Sized), credential: &Credential) -> Result<Caller, CoreError> {
+    match credential {
+        Credential::None => Ok(Caller::Anonymous),
+        Credential::Session(digest) => session(state, *digest).map(|user| Caller::User(Box::new(user))),
+        Credential::Agent { id, key_digest } => agent(state, id, key_digest, NodeKind::Ssh),
+        Credential::Ingest { id, key_digest } => agent(state, id, key_digest, NodeKind::Ingest),
+    }
+}
+
+fn session(state: &mut (impl Read + ?Sized), digest: SecretDigest) -> Result<UserCaller, CoreError> {
+    let session = state.get(&SessionKey(digest))?.ok_or(NO_SUCH_SESSION)?.row;
+    let epoch = state.get(&ClusterKey)?.map_or(0, |cluster| cluster.row.session_epoch);
+    if session.epoch != epoch {
+        return Err(NO_SUCH_SESSION);
+    }
+    let name = UserName::parse("session", &session.user)?;
+    let user = state.get(&UserKey(name.clone()))?.ok_or(NO_SUCH_SESSION)?.row;
+    let roles = roles(state, &user)?;
+    Ok(UserCaller { name, user, roles, digest, session })
+}
+
+/// The roles of a user that exist.
+///
+/// # Errors
+/// [`CoreError::Storage`].
+pub fn roles(state: &mut (impl Read + ?Sized), user: &UserRow) -> Result<Vec<Role>, CoreError> {
+    let mut roles = Vec::with_capacity(user.roles.len());
+    for name in &user.roles {
+        let name = RoleName::parse("user.roles", name)?;
+        if let Some(role) = state.get(&RoleKey(name.clone()))? {
+            roles.push(Role { name, row: role.row });
+        }
+    }
+    Ok(roles)
+}
+
+fn agent(
+    state: &mut (impl Read + ?Sized),
+    id: &AgentId,
+    key_digest: &[u8; 32],
+    kind: NodeKind,
+) -> Result<Caller, CoreError> {
+    let Some(node) = state.get(&NodeKey(id.clone()))? else {
+        return Ok(Caller::Unregistered { id: id.clone(), kind, key_digest: *key_digest });
+    };
+    let node = Box::new(node.row);
+    if node.key_digest != key_digest || node.kind() != kind {
+        return Err(CoreError::Unauthenticated(
+            "the client certificate is not the one of this agent any more",
+        ));
+    }
+    let id = id.clone();
+    Ok(if kind == NodeKind::Ingest { Caller::Ingest { id, node } } else { Caller::Agent { id, node } })
+}

@@ -1,0 +1,343 @@
+//! Certificates for users: who gets them, for which logins and nodes, for how long. What comes out is a specification,
+//! signed elsewhere once the transaction has committed.
+//!
+//! A principal is a login, where the caller's roles allow it on every node, and otherwise `login@agent_id`, one for
+//! each node on which they do; a node accepts both forms of its own logins.
+
+use std::{collections::BTreeSet, time::Duration};
+
+use mezite_pki::{
+    identity::Identity,
+    ssh::{SshPublicKey, UserCertSpec},
+    x509::{LeafSpec, check_public_key},
+};
+use store_txn::{Read, ReadExt, Transaction, UnixMillis};
+
+use crate::{
+    Context, CoreError,
+    audit::{self, EventType},
+    ca::{self, ActiveCa},
+    context::UserCaller,
+    evaluate::{Access, Options},
+    host_login::is_login,
+    join::BACKDATE_SECONDS,
+    labels,
+    names::AgentId,
+    node,
+    principal::Principal,
+    tables::{AuthMethod, CaKind, NodeKey, NodeKind, NodeRow, PrincipalKey},
+    trust::{self, TrustBundle},
+};
+
+/// Most SSH keys in one request.
+const MAX_KEYS: usize = 4;
+/// Most principals that OpenSSH reads in one certificate.
+const MAX_PRINCIPALS: usize = 256;
+/// Shortest life of a certificate that can be asked for.
+const MIN_TTL: Duration = Duration::from_secs(1);
+/// Nodes that are read at a time.
+const CHUNK: usize = 256;
+
+/// Certificates that a user asks for, checked.
+#[derive(Debug, Clone)]
+pub struct UserCertRequest {
+    ssh_public_keys: Vec<SshPublicKey>,
+    tls_public_key: Option<Vec<u8>>,
+    ttl: Option<Duration>,
+    logins: BTreeSet<String>,
+    node: Option<Wanted>,
+    serials: Vec<u64>,
+}
+
+/// The one node that a certificate is to be good for.
+#[derive(Debug, Clone)]
+enum Wanted {
+    Id(AgentId),
+    Name(Principal),
+}
+
+impl UserCertRequest {
+    /// Reads a request: 1 to 4 OpenSSH public key lines; a DER SubjectPublicKeyInfo (empty: none); the lifetime wanted,
+    /// at least one second (`None`: the longest); logins wanted (none: all); agent id or hostname of the one node that
+    /// it is for (empty: none). `random` gives one serial number a call.
+    ///
+    /// # Errors
+    /// [`CoreError::Invalid`].
+    pub fn new(
+        ssh_public_keys: &[String],
+        tls_public_key: Vec<u8>,
+        ttl: Option<Duration>,
+        logins: Vec<String>,
+        node: &str,
+        mut random: impl FnMut() -> u64,
+    ) -> Result<Self, CoreError> {
+        if !(1..=MAX_KEYS).contains(&ssh_public_keys.len()) {
+            return Err(CoreError::invalid("ssh_public_keys", format!("1 to {MAX_KEYS}")));
+        }
+        let key = |line: &String| SshPublicKey::parse(line).map_err(CoreError::pki("ssh_public_keys"));
+        let ssh_public_keys = ssh_public_keys.iter().map(key).collect::<Result<Vec<_>, _>>()?;
+        if !tls_public_key.is_empty() {
+            check_public_key(&tls_public_key).map_err(CoreError::pki("tls_public_key"))?;
+        }
+        if ttl.is_some_and(|ttl| ttl < MIN_TTL) {
+            return Err(CoreError::invalid("ttl", "at least one second"));
+        }
+        if logins.len() > MAX_PRINCIPALS {
+            return Err(CoreError::invalid("logins", format!("at most {MAX_PRINCIPALS}")));
+        }
+        if let Some(index) = logins.iter().position(|login| !is_login(login)) {
+            return Err(CoreError::invalid(format!("logins[{index}]"), "this is not the name of a login"));
+        }
+        let node = match node {
+            "" => None,
+            text => Some(match AgentId::parse("node", text) {
+                Ok(id) => Wanted::Id(id),
+                Err(_) => Wanted::Name(Principal::parse("node", text)?),
+            }),
+        };
+        let serials = ssh_public_keys.iter().map(|_| random()).collect();
+        Ok(Self {
+            ssh_public_keys,
+            tls_public_key: Some(tls_public_key).filter(|key| !key.is_empty()),
+            ttl,
+            logins: logins.into_iter().collect(),
+            node,
+            serials,
+        })
+    }
+}
+
+/// What is to be signed for a user, once the transaction has committed.
+#[derive(Debug, Clone)]
+pub struct UserCerts {
+    /// SSH certificates, in the order of the keys.
+    pub ssh: Vec<UserCertSpec>,
+    /// X.509 client certificate.
+    pub tls: Option<LeafSpec>,
+    /// Signs the SSH certificates.
+    pub user_ca: ActiveCa,
+    /// Signs the X.509 certificate.
+    pub tls_ca: ActiveCa,
+    /// What the user trusts.
+    pub trust: TrustBundle,
+    /// When the certificates end.
+    pub expires_at_ms: UnixMillis,
+    /// Logins that they carry.
+    pub logins: BTreeSet<String>,
+}
+
+/// Decides on certificates for the caller, within what its roles allow. They end with the caller's session at the
+/// latest.
+///
+/// # Errors
+/// [`CoreError::Denied`] when nothing is allowed, a wanted login is not, or a role asks for a second factor;
+/// [`CoreError::Precondition`] when it takes more than 256 principals to say what is allowed;
+/// [`CoreError::Unauthenticated`] when the caller is not a user, or its session is about to end;
+/// [`CoreError::Storage`].
+pub fn user_certs(
+    tx: &mut (impl Transaction + ?Sized),
+    context: &Context,
+    request: &UserCertRequest,
+) -> Result<UserCerts, CoreError> {
+    let caller = context.caller.user()?;
+    let access = Access::of(&caller.roles, &caller.user.traits);
+    let options = access.options();
+    if options.require_mfa && matches!(caller.method(), AuthMethod::Password | AuthMethod::Unspecified) {
+        let reason = "your roles ask for a second factor, and this session was made with a password alone";
+        return Err(CoreError::Denied(reason.into()));
+    }
+    let grant = grant(tx, &access, request)?;
+    let lifetime = lifetime(tx.now(), caller, options, request.ttl)?;
+    let source_addresses = options.source_addresses.entries()?;
+    let expires_at_ms = lifetime.end.saturating_mul(1000);
+    let spec = |(public_key, serial): (&SshPublicKey, &u64)| UserCertSpec {
+        public_key: public_key.clone(),
+        key_id: caller.name.to_string(),
+        principals: grant.principals.iter().cloned().collect(),
+        serial: *serial,
+        valid_after: lifetime.start,
+        valid_before: lifetime.end,
+        extensions: options.extensions,
+        source_addresses: source_addresses.clone(),
+    };
+    let ssh: Vec<_> = request.ssh_public_keys.iter().zip(&request.serials).map(spec).collect();
+    record(tx, context, caller, &ssh, &grant, expires_at_ms);
+
+    let trust = trust::bundle(tx)?;
+    let tls = request.tls_public_key.as_ref().map(|public_key| LeafSpec {
+        public_key: public_key.clone(),
+        common_name: caller.name.to_string(),
+        identity: Some(Identity::User { cluster: trust.cluster_name.clone(), name: caller.name.to_string() }),
+        dns_names: Vec::new(),
+        ip_addresses: Vec::new(),
+        not_before: lifetime.start,
+        // The last second of the lifetime here, the first one after it in SSH's.
+        not_after: lifetime.end.saturating_sub(1),
+        client_auth: true,
+        server_auth: false,
+    });
+    let (user_ca, tls_ca) = (ca::active(tx, CaKind::User)?, ca::active(tx, CaKind::Tls)?);
+    Ok(UserCerts { ssh, tls, user_ca, tls_ca, trust, expires_at_ms, logins: grant.logins })
+}
+
+/// Unix seconds: a minute back, to the end by role, wish and session, whichever comes first.
+fn lifetime(
+    now: UnixMillis,
+    caller: &UserCaller,
+    options: &Options,
+    wanted: Option<Duration>,
+) -> Result<std::ops::Range<u64>, CoreError> {
+    let ttl = wanted.map_or(options.max_ttl, |wanted| wanted.min(options.max_ttl));
+    let ttl = u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX);
+    let end = now.saturating_add(ttl).min(caller.session.expires_at_ms) / 1000;
+    if end <= now / 1000 {
+        return Err(CoreError::Unauthenticated("the session is about to end: log in again"));
+    }
+    Ok((now / 1000).saturating_sub(BACKDATE_SECONDS)..end)
+}
+
+/// What the certificates let their holder do.
+#[derive(Debug, Default)]
+struct Grant {
+    principals: BTreeSet<String>,
+    logins: BTreeSet<String>,
+}
+
+impl Grant {
+    fn everywhere(&mut self, login: &str) {
+        self.principals.insert(login.to_owned());
+        self.logins.insert(login.to_owned());
+    }
+
+    fn on(&mut self, login: &str, id: &AgentId) {
+        self.principals.insert(format!("{login}@{id}"));
+        self.logins.insert(login.to_owned());
+    }
+}
+
+fn grant(
+    state: &mut (impl Read + ?Sized),
+    access: &Access,
+    request: &UserCertRequest,
+) -> Result<Grant, CoreError> {
+    let wanted = |logins: BTreeSet<String>| -> BTreeSet<String> {
+        if request.logins.is_empty() { logins } else { &logins & &request.logins }
+    };
+    let grant = match &request.node {
+        Some(node) => grant_on_one(state, access, node, wanted)?,
+        None => grant_on_all(state, access, wanted)?,
+    };
+    if let Some(login) = request.logins.difference(&grant.logins).next() {
+        let place = if request.node.is_some() { "that node, or there is no such node" } else { "any node" };
+        return Err(CoreError::Denied(format!("your roles do not allow the login {login} on {place}")));
+    }
+    if grant.principals.is_empty() {
+        let place = if request.node.is_some() { "that node, or there is no such node" } else { "any node" };
+        return Err(CoreError::Denied(format!("your roles allow no login on {place}")));
+    }
+    Ok(grant)
+}
+
+fn grant_on_one(
+    state: &mut (impl Read + ?Sized),
+    access: &Access,
+    node: &Wanted,
+    wanted: impl Fn(BTreeSet<String>) -> BTreeSet<String>,
+) -> Result<Grant, CoreError> {
+    let mut grant = Grant::default();
+    if let Some((id, node)) = find_node(state, node)? {
+        for login in wanted(logins_on(state, access, &id, &node)?) {
+            grant.on(&login, &id);
+        }
+    }
+    bounded(grant)
+}
+
+fn grant_on_all(
+    state: &mut (impl Read + ?Sized),
+    access: &Access,
+    wanted: impl Fn(BTreeSet<String>) -> BTreeSet<String>,
+) -> Result<Grant, CoreError> {
+    let mut grant = Grant::default();
+    let everywhere = wanted(access.logins_everywhere());
+    for login in &everywhere {
+        grant.everywhere(login);
+    }
+    let somewhere = &wanted(access.all_logins()) - &everywhere;
+    let mut after = None;
+    while !somewhere.is_empty() {
+        grant = bounded(grant)?;
+        let nodes = state.scan::<NodeKey>(after.as_ref(), CHUNK)?;
+        let Some((last, _)) = nodes.last() else { break };
+        after = Some(last.clone());
+        for (NodeKey(id), node) in &nodes {
+            for login in &logins_on(state, access, id, &node.row)? & &somewhere {
+                grant.on(&login, id);
+            }
+        }
+    }
+    bounded(grant)
+}
+
+fn bounded(grant: Grant) -> Result<Grant, CoreError> {
+    if grant.principals.len() <= MAX_PRINCIPALS {
+        return Ok(grant);
+    }
+    let reason = format!(
+        "a certificate names at most {MAX_PRINCIPALS} logins on nodes, and your roles allow more: say which node it \
+         is for, or which logins"
+    );
+    Err(CoreError::Precondition(reason))
+}
+
+/// The logins that are allowed on a node. An ingest has none.
+fn logins_on(
+    state: &mut (impl Read + ?Sized),
+    access: &Access,
+    id: &AgentId,
+    node: &NodeRow,
+) -> Result<BTreeSet<String>, CoreError> {
+    if node.kind() != NodeKind::Ssh {
+        return Ok(BTreeSet::new());
+    }
+    let agent_labels = node::agent_labels(state, id)?;
+    Ok(access.logins_on(&labels::effective(&agent_labels, &node.admin_labels)))
+}
+
+fn find_node(
+    state: &mut (impl Read + ?Sized),
+    wanted: &Wanted,
+) -> Result<Option<(AgentId, NodeRow)>, CoreError> {
+    let id = match wanted {
+        Wanted::Id(id) => id.clone(),
+        Wanted::Name(name) => match state.get(&PrincipalKey(name.to_string()))? {
+            Some(holder) => AgentId::parse("principal", &holder.row.agent_id)?,
+            None => return Ok(None),
+        },
+    };
+    Ok(state.get(&NodeKey(id.clone()))?.map(|node| (id, node.row)))
+}
+
+fn record(
+    tx: &mut (impl Transaction + ?Sized),
+    context: &Context,
+    caller: &UserCaller,
+    certificates: &[UserCertSpec],
+    grant: &Grant,
+    expires_at_ms: UnixMillis,
+) {
+    let joined = |parts: &mut dyn Iterator<Item = String>| parts.collect::<Vec<_>>().join(",");
+    let fields = [
+        ("session", caller.session.handle.clone()),
+        ("logins", joined(&mut grant.logins.iter().cloned())),
+        ("principals", joined(&mut grant.principals.iter().cloned())),
+        ("serials", joined(&mut certificates.iter().map(|spec| spec.serial.to_string()))),
+        ("keys", joined(&mut certificates.iter().map(|spec| spec.public_key.fingerprint()))),
+        ("expires_at_ms", expires_at_ms.to_string()),
+    ];
+    audit::append(tx, context, EventType::UserCertIssue, format!("user:{}", caller.name), &fields);
+}
+
+#[cfg(test)]
+#[path = "issue_tests.rs"]
+mod tests;

@@ -1,0 +1,444 @@
+//! Certificates of agents: against a join token for a join, by the agent's own certificate for a renewal. What makes a
+//! join complete is `registration`.
+//!
+//! A join is a token and a TLS key. Asking again with both, and with the same SSH key, is the same join: it gets the
+//! same agent id, is counted once, and can be for no other names. So whoever knows only the token and the public key
+//! of a joiner gets nothing that is of use without the joiner's private keys. A renewal keeps the TLS key, by which the
+//! agent is known: an agent that wants another one leaves and joins again.
+//!
+//! A name is held from the first certificate for it to the end of the last one, whether its holder has registered or
+//! not, unless the holder leaves.
+
+use mezite_pki::{
+    identity::Identity,
+    ssh::{HostCertSpec, SshPublicKey},
+    x509::{LeafSpec, check_public_key},
+};
+use sha2::{Digest, Sha256};
+use store_txn::{Read, ReadExt, Transaction, TransactionExt, UnixMillis};
+
+use crate::{
+    Caller, Context, CoreError,
+    audit::{self, EventType},
+    ca::{self, ActiveCa},
+    names::{AgentId, TokenName},
+    principal::{Principal, PrincipalPattern},
+    secret::SecretDigest,
+    tables::{
+        AgentLabelsKey, CaKind, IngestKey, IngestRow, JoinKey, JoinRow, NodeKey, NodeKind, NodeRow,
+        PrincipalKey, PrincipalRow, TokenKey, TokenRow, TokenUseKey, TokenUseRow,
+    },
+    token,
+    trust::{self, TrustBundle},
+    verdict::{Stop, Verdict, audited},
+};
+
+/// Life of an agent's certificates: 30 days.
+pub const HOST_CERT_TTL_MS: UnixMillis = 30 * 24 * 3600 * 1000;
+/// Certificates are good from so long before they are issued, in seconds, for clocks that are behind.
+pub(crate) const BACKDATE_SECONDS: u64 = 60;
+/// Most principals beside the hostname.
+const MAX_ADDITIONAL: usize = 32;
+
+/// Certificates that an agent asks for, checked.
+#[derive(Debug, Clone)]
+pub struct HostCertRequest {
+    ssh_public_key: Option<SshPublicKey>,
+    tls_public_key: Vec<u8>,
+    key_digest: [u8; 32],
+    /// The hostname first; no name twice.
+    principals: Vec<Principal>,
+    serial: u64,
+}
+
+impl HostCertRequest {
+    /// Reads a request: an OpenSSH public key line (empty: none), a DER SubjectPublicKeyInfo, a DNS name, and at most
+    /// 32 further names and addresses. `serial` is random.
+    ///
+    /// # Errors
+    /// [`CoreError::Invalid`].
+    pub fn new(
+        ssh_public_key: &str,
+        tls_public_key: Vec<u8>,
+        hostname: &str,
+        additional: &[String],
+        serial: u64,
+    ) -> Result<Self, CoreError> {
+        let ssh_public_key = match ssh_public_key {
+            "" => None,
+            line => Some(SshPublicKey::parse(line).map_err(CoreError::pki("ssh_public_key"))?),
+        };
+        check_public_key(&tls_public_key).map_err(CoreError::pki("tls_public_key"))?;
+        if additional.len() > MAX_ADDITIONAL {
+            return Err(CoreError::invalid("additional_principals", format!("at most {MAX_ADDITIONAL}")));
+        }
+        let mut principals = vec![Principal::parse_dns("hostname", hostname)?];
+        for (index, text) in additional.iter().enumerate() {
+            let principal = Principal::parse(&format!("additional_principals[{index}]"), text)?;
+            if !principals.contains(&principal) {
+                principals.push(principal);
+            }
+        }
+        let key_digest = Sha256::digest(&tls_public_key).into();
+        Ok(Self { ssh_public_key, tls_public_key, key_digest, principals, serial })
+    }
+
+    fn hostname(&self) -> String {
+        self.principals.first().map(Principal::to_string).unwrap_or_default()
+    }
+
+    fn names(&self) -> Vec<String> {
+        self.principals.iter().map(Principal::to_string).collect()
+    }
+
+    fn ssh_key_digest(&self) -> Vec<u8> {
+        let digest = |key: &SshPublicKey| Sha256::digest(key.line().as_bytes()).to_vec();
+        self.ssh_public_key.as_ref().map(digest).unwrap_or_default()
+    }
+}
+
+/// What is to be signed for an agent, once the transaction has committed.
+#[derive(Debug, Clone)]
+pub struct HostCerts {
+    /// The agent's id.
+    pub agent_id: AgentId,
+    /// SSH host certificate; an ingest may do without.
+    pub ssh: Option<HostCertSpec>,
+    /// The agent's identity.
+    pub tls: LeafSpec,
+    /// Signs the SSH certificate.
+    pub host_ca: ActiveCa,
+    /// Signs the identity.
+    pub tls_ca: ActiveCa,
+    /// What the agent trusts.
+    pub trust: TrustBundle,
+    /// When the certificates end.
+    pub expires_at_ms: UnixMillis,
+}
+
+/// Decides on an agent's certificates: with a token's secret for a join, of which `fresh` becomes the id if it is a new
+/// one, without for a renewal by the agent's own certificate. A refusal is audited.
+///
+/// # Errors
+/// [`CoreError::Unauthenticated`] with neither; [`CoreError::Invalid`]; [`CoreError::Storage`].
+pub fn certify(
+    tx: &mut (impl Transaction + ?Sized),
+    context: &Context,
+    secret: Option<SecretDigest>,
+    request: &HostCertRequest,
+    fresh: &AgentId,
+) -> Result<Verdict<HostCerts>, CoreError> {
+    let decision = match (secret, &context.caller) {
+        (Some(secret), _) => join(tx, context, secret, request, fresh),
+        (None, Caller::Agent { id, node } | Caller::Ingest { id, node }) => {
+            renew(tx, context, id, node.as_ref().clone(), request)
+        }
+        (None, Caller::Anonymous | Caller::User(_) | Caller::Unregistered { .. }) => {
+            let reason = "give a join token, or show the client certificate of an agent that has registered";
+            Err(CoreError::Unauthenticated(reason).into())
+        }
+    };
+    audited(tx, context, EventType::AgentJoinDenied, decision)
+}
+
+/// Where an agent stands.
+enum Place {
+    /// It has certificates, by this join.
+    Joining(JoinRow),
+    /// It has registered.
+    Registered,
+}
+
+fn join(
+    tx: &mut (impl Transaction + ?Sized),
+    context: &Context,
+    secret: SecretDigest,
+    request: &HostCertRequest,
+    fresh: &AgentId,
+) -> Result<HostCerts, Stop> {
+    let (name, token) = token::find(tx, secret)?;
+    let target = format!("token:{name}");
+    check_ssh_key(token.kind(), request)?;
+    check_allowed(&target, &token.allowed_principals, &request.principals)?;
+    let until = tx.now().saturating_add(HOST_CERT_TTL_MS);
+    let (id, kind) = match earlier(tx, &name, &token, request)? {
+        Some((id, place, node)) => {
+            check_same(&target, &node, request)?;
+            check_free(tx, &target, &id, request)?;
+            let kind = node.kind();
+            extend(tx, &id, place, NodeRow { expires_at_ms: until, ..node })?;
+            (id, kind)
+        }
+        None => {
+            token::check_unused(&name, &token)?;
+            check_free(tx, &target, fresh, request)?;
+            let kind = token.kind();
+            begin(tx, fresh, &name, token, request, until);
+            (fresh.clone(), kind)
+        }
+    };
+    issue(tx, context, &id, kind, request, &target)
+}
+
+/// The agent that joined with this token and TLS key before. Nothing is left of one whose certificates have ended, or
+/// that left.
+fn earlier(
+    tx: &mut (impl Transaction + ?Sized),
+    name: &TokenName,
+    token: &TokenRow,
+    request: &HostCertRequest,
+) -> Result<Option<(AgentId, Place, NodeRow)>, Stop> {
+    let Some(id) = user_of(tx, name, token, &request.key_digest)? else { return Ok(None) };
+    if let Some(node) = tx.get(&NodeKey(id.clone()))? {
+        return Ok(Some((id, Place::Registered, node.row)));
+    }
+    let join = tx.get(&JoinKey(id.clone()))?.map(|stored| stored.row);
+    let known = join.and_then(|join| Some((join.node.clone()?, join)));
+    Ok(known.map(|(node, join)| (id, Place::Joining(join), node)))
+}
+
+/// Who used a token with a TLS key.
+pub(crate) fn user_of(
+    tx: &mut (impl Transaction + ?Sized),
+    name: &TokenName,
+    token: &TokenRow,
+    key_digest: &[u8; 32],
+) -> Result<Option<AgentId>, CoreError> {
+    let used = tx.get(&TokenUseKey { token: name.clone(), key_digest: *key_digest })?;
+    let of_this_token = used.filter(|used| used.row.secret_digest == token.secret_digest);
+    of_this_token.map(|used| AgentId::parse("token use", &used.row.agent_id)).transpose()
+}
+
+/// Makes a new join: one use of the token.
+fn begin(
+    tx: &mut (impl Transaction + ?Sized),
+    id: &AgentId,
+    name: &TokenName,
+    mut token: TokenRow,
+    request: &HostCertRequest,
+    until: UnixMillis,
+) {
+    token.uses = token.uses.saturating_add(1);
+    let node = NodeRow {
+        kind: token.kind,
+        hostname: request.hostname(),
+        principals: request.names(),
+        admin_labels: token.labels.clone(),
+        registered_at_ms: 0,
+        key_digest: request.key_digest.to_vec(),
+        token: name.as_str().to_owned(),
+        ssh_key_digest: request.ssh_key_digest(),
+        expires_at_ms: until,
+    };
+    let used = TokenUseRow {
+        agent_id: id.as_str().to_owned(),
+        expires_at_ms: token.expires_at_ms,
+        secret_digest: token.secret_digest.clone(),
+    };
+    tx.put(&TokenUseKey { token: name.clone(), key_digest: request.key_digest }, &used);
+    let join = JoinRow { token: node.token.clone(), node: Some(node), expires_at_ms: token.expires_at_ms };
+    tx.put(&JoinKey(id.clone()), &join);
+    tx.put(&TokenKey(name.clone()), &token);
+}
+
+/// Keeps an agent to the end of its new certificates.
+fn extend(
+    tx: &mut (impl Transaction + ?Sized),
+    id: &AgentId,
+    place: Place,
+    node: NodeRow,
+) -> Result<(), CoreError> {
+    match place {
+        Place::Joining(join) => tx.put(&JoinKey(id.clone()), &JoinRow { node: Some(node), ..join }),
+        Place::Registered => {
+            let labels = AgentLabelsKey(id.clone());
+            if let Some(mut stored) = tx.get(&labels)? {
+                stored.row.expires_at_ms = node.expires_at_ms;
+                tx.put(&labels, &stored.row);
+            }
+            put_node(tx, id, &node);
+        }
+    }
+    Ok(())
+}
+
+/// Writes the row of an agent that has registered.
+pub(crate) fn put_node(tx: &mut (impl Transaction + ?Sized), id: &AgentId, node: &NodeRow) {
+    tx.put(&NodeKey(id.clone()), node);
+    if node.kind() == NodeKind::Ingest {
+        tx.put(&IngestKey(id.clone()), &IngestRow { expires_at_ms: node.expires_at_ms });
+    }
+}
+
+fn renew(
+    tx: &mut (impl Transaction + ?Sized),
+    context: &Context,
+    id: &AgentId,
+    node: NodeRow,
+    request: &HostCertRequest,
+) -> Result<HostCerts, Stop> {
+    let kind = node.kind();
+    check_ssh_key(kind, request)?;
+    if node.key_digest != request.key_digest {
+        let reason = "a renewal keeps the key of the client certificate: to change it, leave and join again";
+        return Err(CoreError::invalid("tls_public_key", reason).into());
+    }
+    let target = target(kind, id);
+    check_names(&target, &node, request)?;
+    check_free(tx, &target, id, request)?;
+    // The holder of the TLS key has proved to be the agent, so its SSH key may be another one from now on.
+    let ssh_key_digest = match &request.ssh_public_key {
+        Some(_) => request.ssh_key_digest(),
+        None => node.ssh_key_digest.clone(),
+    };
+    let expires_at_ms = tx.now().saturating_add(HOST_CERT_TTL_MS);
+    extend(tx, id, Place::Registered, NodeRow { ssh_key_digest, expires_at_ms, ..node })?;
+    issue(tx, context, id, kind, request, "renewal")
+}
+
+fn check_ssh_key(kind: NodeKind, request: &HostCertRequest) -> Result<(), CoreError> {
+    if kind == NodeKind::Ssh && request.ssh_public_key.is_none() {
+        return Err(CoreError::invalid("ssh_public_key", "an SSH node needs a certificate for its host key"));
+    }
+    Ok(())
+}
+
+/// Refuses names that the token does not allow, and those that no token does.
+fn check_allowed(target: &str, allowed: &[String], principals: &[Principal]) -> Result<(), Stop> {
+    let pattern = |text: &String| PrincipalPattern::parse("allowed_principals", text);
+    let allowed = allowed.iter().map(pattern).collect::<Result<Vec<_>, _>>()?;
+    for principal in principals {
+        if principal.is_internal() {
+            return Err(Stop::denied(target, format!("{principal} is kept for the cluster's own services")));
+        }
+        if principal.is_loopback() && !allowed.iter().any(|pattern| pattern.names(principal)) {
+            let reason = format!("{principal} means every host: a token must allow it by its exact name");
+            return Err(Stop::denied(target, reason));
+        }
+        if !allowed.is_empty() && !allowed.iter().any(|pattern| pattern.allows(principal)) {
+            return Err(Stop::denied(target, format!("the join token does not allow the name {principal}")));
+        }
+    }
+    Ok(())
+}
+
+/// Refuses to go on with a join that was begun by somebody with other keys, or for other names.
+fn check_same(target: &str, node: &NodeRow, request: &HostCertRequest) -> Result<(), Stop> {
+    if node.ssh_key_digest != request.ssh_key_digest() {
+        let reason = "this join was begun with another SSH key: use that one, or make new keys to join anew";
+        return Err(Stop::denied(target, reason));
+    }
+    check_names(target, node, request)
+}
+
+/// Refuses names that the agent does not have.
+fn check_names(target: &str, node: &NodeRow, request: &HostCertRequest) -> Result<(), Stop> {
+    let other = request.names().into_iter().find(|name| !node.principals.contains(name));
+    let other = other.or_else(|| Some(request.hostname()).filter(|name| *name != node.hostname));
+    let Some(other) = other else { return Ok(()) };
+    let reason = format!(
+        "{other}: this agent joined as {} for {}; to change its names, leave and join again",
+        node.hostname,
+        node.principals.join(", ")
+    );
+    Err(Stop::denied(target, reason))
+}
+
+/// Refuses names that another agent holds.
+fn check_free(
+    state: &mut (impl Read + ?Sized),
+    target: &str,
+    id: &AgentId,
+    request: &HostCertRequest,
+) -> Result<(), Stop> {
+    for name in request.names() {
+        let holder = state.get(&PrincipalKey(name.clone()))?;
+        if holder.is_some_and(|holder| holder.row.agent_id != id.as_str()) {
+            return Err(Stop::denied(target, format!("the name {name} belongs to another agent")));
+        }
+    }
+    Ok(())
+}
+
+/// Says what to sign, and holds its names until it ends.
+fn issue(
+    tx: &mut (impl Transaction + ?Sized),
+    context: &Context,
+    id: &AgentId,
+    kind: NodeKind,
+    request: &HostCertRequest,
+    by: &str,
+) -> Result<HostCerts, Stop> {
+    let expires_at_ms = tx.now().saturating_add(HOST_CERT_TTL_MS);
+    let names = request.names();
+    for name in &names {
+        let row = PrincipalRow { agent_id: id.as_str().to_owned(), expires_at_ms };
+        tx.put(&PrincipalKey(name.clone()), &row);
+    }
+    let fields = [
+        ("by", by.to_owned()),
+        ("principals", names.join(",")),
+        ("serial", request.serial.to_string()),
+        ("expires_at_ms", expires_at_ms.to_string()),
+        ("tls_key_sha256", hex::encode(request.key_digest)),
+    ];
+    audit::append(tx, context, EventType::HostCertIssue, target(kind, id), &fields);
+
+    let trust = trust::bundle(tx)?;
+    let lifetime = (tx.now() / 1000).saturating_sub(BACKDATE_SECONDS)..expires_at_ms / 1000;
+    let ssh = request.ssh_public_key.clone().map(|public_key| HostCertSpec {
+        public_key,
+        key_id: id.as_str().to_owned(),
+        principals: names,
+        serial: request.serial,
+        valid_after: lifetime.start,
+        valid_before: lifetime.end,
+    });
+    let tls = leaf(id, kind, request, &trust.cluster_name, lifetime);
+    let (host_ca, tls_ca) = (ca::active(tx, CaKind::Host)?, ca::active(tx, CaKind::Tls)?);
+    Ok(HostCerts { agent_id: id.clone(), ssh, tls, host_ca, tls_ca, trust, expires_at_ms })
+}
+
+fn leaf(
+    id: &AgentId,
+    kind: NodeKind,
+    request: &HostCertRequest,
+    cluster: &str,
+    lifetime: std::ops::Range<u64>,
+) -> LeafSpec {
+    let (mut dns_names, mut ip_addresses) = (Vec::new(), Vec::new());
+    for principal in &request.principals {
+        match principal {
+            Principal::Dns(name) => dns_names.push(name.clone()),
+            Principal::Ip(address) => ip_addresses.push(*address),
+        }
+    }
+    let (cluster, holder) = (cluster.to_owned(), id.as_str().to_owned());
+    let identity = if kind == NodeKind::Ingest {
+        dns_names.push(format!("ingest.{cluster}.mezite.internal"));
+        Identity::Ingest { cluster, id: holder.clone() }
+    } else {
+        Identity::Agent { cluster, id: holder.clone() }
+    };
+    LeafSpec {
+        public_key: request.tls_public_key.clone(),
+        common_name: holder,
+        identity: Some(identity),
+        dns_names,
+        ip_addresses,
+        not_before: lifetime.start,
+        // The last second of the lifetime here, the first one after it in SSH's.
+        not_after: lifetime.end.saturating_sub(1),
+        client_auth: true,
+        server_auth: true,
+    }
+}
+
+/// As the audit log names it.
+pub(crate) fn target(kind: NodeKind, id: &AgentId) -> String {
+    if kind == NodeKind::Ingest { format!("ingest:{id}") } else { format!("agent:{id}") }
+}
+
+#[cfg(test)]
+#[path = "join_tests.rs"]
+mod tests;

@@ -1,0 +1,311 @@
+//! Registered agents: what callers see of them, what an admin says of them, and how they go.
+
+use std::collections::BTreeSet;
+
+use store_txn::{Read, ReadExt, Transaction, TransactionExt, Versioned};
+
+use crate::{
+    Caller, Context, CoreError,
+    audit::{self, EventType},
+    evaluate::Access,
+    join,
+    labels::{self, Labels},
+    names::{AgentId, TokenName},
+    page::{Page, PageRequest},
+    presence::{self, PresenceTtl},
+    tables::{
+        AgentLabelsKey, IngestKey, JoinKey, NodeKey, NodeKind, NodeRow, PresenceKey, PresenceRow,
+        PrincipalKey, TokenUseKey,
+    },
+};
+
+/// Nodes that are read at a time.
+const CHUNK: usize = 256;
+/// Nodes that are looked at for one page: a filter that matches few must not read all of them in one call.
+const MAX_LOOKED_AT: usize = 4096;
+/// Most ingests that are told of.
+const MAX_INGESTS: usize = 1000;
+
+impl NodeKind {
+    /// For people.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Unspecified => "unspecified",
+            Self::Ssh => "node",
+            Self::Ingest => "ingest",
+        }
+    }
+}
+
+/// A registered agent.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Node {
+    /// Its id.
+    pub id: AgentId,
+    /// Revision that an admin's update names.
+    pub revision: u64,
+    /// What changes seldom.
+    pub row: NodeRow,
+    /// Labels that it reports.
+    pub agent_labels: Labels,
+    /// Its last report.
+    pub presence: Option<PresenceRow>,
+}
+
+impl Node {
+    /// Its labels: its own, and over them an admin's.
+    pub fn labels(&self) -> Labels {
+        labels::effective(&self.agent_labels, &self.row.admin_labels)
+    }
+
+    /// Whether it reported within the TTL.
+    pub fn is_online(&self, now: u64, ttl: PresenceTtl) -> bool {
+        self.presence.as_ref().is_some_and(|presence| ttl.is_alive(presence.last_seen_ms, now))
+    }
+}
+
+/// A node, and what the caller may do there.
+#[derive(Debug, Clone, PartialEq)]
+pub struct AccessibleNode {
+    /// The node.
+    pub node: Node,
+    /// Whether it reported within the TTL.
+    pub online: bool,
+    /// Logins that the caller's roles allow there.
+    pub logins: BTreeSet<String>,
+}
+
+/// Which nodes are asked for.
+#[derive(Debug, Clone, Default)]
+pub struct Filter {
+    /// Only those with all of these labels.
+    pub labels: Labels,
+    /// Only those that are online.
+    pub online_only: bool,
+}
+
+/// A registered agent.
+///
+/// # Errors
+/// [`CoreError::Storage`].
+pub fn get(state: &mut (impl Read + ?Sized), id: &AgentId) -> Result<Option<Node>, CoreError> {
+    match state.get(&NodeKey(id.clone()))? {
+        Some(stored) => complete(state, id.clone(), stored).map(Some),
+        None => Ok(None),
+    }
+}
+
+fn complete(
+    state: &mut (impl Read + ?Sized),
+    id: AgentId,
+    stored: Versioned<NodeRow>,
+) -> Result<Node, CoreError> {
+    let agent_labels = agent_labels(state, &id)?;
+    let presence = presence::get(state, &id)?;
+    Ok(Node { id, revision: stored.revision, row: stored.row, agent_labels, presence })
+}
+
+/// Labels that an agent reports.
+pub(crate) fn agent_labels(state: &mut (impl Read + ?Sized), id: &AgentId) -> Result<Labels, CoreError> {
+    Ok(state.get(&AgentLabelsKey(id.clone()))?.map(|stored| stored.row.labels).unwrap_or_default())
+}
+
+/// Nodes by id: all for an admin; for others the SSH nodes on which their roles allow a login. A page may hold fewer
+/// than asked for, or none, and still not be the last one.
+///
+/// # Errors
+/// [`CoreError::Unauthenticated`] when the caller is not a user; [`CoreError::Invalid`] for a page token of another
+/// list or labels out of bounds; [`CoreError::Storage`].
+pub fn list(
+    state: &mut (impl Read + ?Sized),
+    context: &Context,
+    filter: &Filter,
+    page: &PageRequest,
+    ttl: PresenceTtl,
+) -> Result<Page<AccessibleNode>, CoreError> {
+    let caller = context.caller.user()?;
+    labels::check("labels", &filter.labels)?;
+    let access = Access::of(&caller.roles, &caller.user.traits);
+    let mut after = page.after.as_deref().map(|id| AgentId::parse("page_token", id)).transpose()?;
+    let (mut items, mut looked_at) = (Vec::new(), 0);
+    while looked_at < MAX_LOOKED_AT {
+        let rows = state.scan(after.clone().map(NodeKey).as_ref(), CHUNK)?;
+        if rows.is_empty() {
+            return Ok(Page { items, next: None });
+        }
+        looked_at += rows.len();
+        for (key, stored) in rows {
+            if items.len() == page.size {
+                return Ok(Page { items, next: after.map(String::from) });
+            }
+            after = Some(key.0.clone());
+            let node = complete(state, key.0, stored)?;
+            items.extend(seen(node, &access, caller.is_admin(), filter, state.now(), ttl));
+        }
+    }
+    Ok(Page { items, next: after.map(String::from) })
+}
+
+fn seen(
+    node: Node,
+    access: &Access,
+    admin: bool,
+    filter: &Filter,
+    now: u64,
+    ttl: PresenceTtl,
+) -> Option<AccessibleNode> {
+    let labels = node.labels();
+    let online = node.is_online(now, ttl);
+    let asked_for = filter.labels.iter().all(|(key, value)| labels.get(key) == Some(value));
+    if !asked_for || (filter.online_only && !online) {
+        return None;
+    }
+    let ssh = node.row.kind() == NodeKind::Ssh;
+    let logins = if ssh { access.logins_on(&labels) } else { BTreeSet::new() };
+    (admin || !logins.is_empty()).then_some(AccessibleNode { node, online, logins })
+}
+
+/// Replaces the labels that an admin gave a node. Its revision is that of the commit.
+///
+/// # Errors
+/// [`CoreError::NotFound`], [`CoreError::StaleRevision`], [`CoreError::Invalid`], [`CoreError::Storage`].
+pub fn update_labels(
+    tx: &mut (impl Transaction + ?Sized),
+    context: &Context,
+    id: &AgentId,
+    admin_labels: Labels,
+    revision: u64,
+) -> Result<Node, CoreError> {
+    labels::check("admin_labels", &admin_labels)?;
+    let mut node = get(tx, id)?.ok_or_else(|| not_found(id))?;
+    CoreError::check_revision("node", id.as_str(), revision, node.revision)?;
+    node.row.admin_labels = admin_labels;
+    tx.put(&NodeKey(id.clone()), &node.row);
+    let shown: Vec<_> = node.row.admin_labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
+    let target = join::target(node.row.kind(), id);
+    audit::append(tx, context, EventType::NodeUpdate, target, &[("admin_labels", shown.join(","))]);
+    Ok(node)
+}
+
+/// Removes an agent: the one that calls, or, for an admin, the one that is named. Its names are free, its certificates
+/// are no credential any more, and it comes back only by a new join.
+///
+/// # Errors
+/// [`CoreError::Denied`] for an agent that names another, or is not registered; [`CoreError::NotFound`];
+/// [`CoreError::Unauthenticated`]; [`CoreError::Storage`].
+pub fn remove(
+    tx: &mut (impl Transaction + ?Sized),
+    context: &Context,
+    named: Option<&AgentId>,
+) -> Result<(), CoreError> {
+    let id = match &context.caller {
+        Caller::Agent { id, .. } | Caller::Ingest { id, .. } if named.is_none_or(|named| named == id) => id,
+        Caller::Agent { .. } | Caller::Ingest { .. } => {
+            return Err(CoreError::Denied("an agent removes itself alone".into()));
+        }
+        Caller::User(user) if user.is_admin() => {
+            named.ok_or_else(|| CoreError::invalid("agent_id", "say which agent to remove"))?
+        }
+        Caller::User(_) => {
+            return Err(CoreError::Denied("removing another agent needs the role admin".into()));
+        }
+        Caller::Unregistered { .. } => return Err(CoreError::Denied("this agent is not registered".into())),
+        Caller::Anonymous => {
+            return Err(CoreError::Unauthenticated("show the client certificate of the agent that leaves"));
+        }
+    };
+    let node = tx.get(&NodeKey(id.clone()))?.ok_or_else(|| not_found(id))?.row;
+    forget(tx, id, &node)?;
+    let fields = [("hostname", node.hostname.clone()), ("principals", node.principals.join(","))];
+    audit::append(tx, context, EventType::AgentLeave, join::target(node.kind(), id), &fields);
+    Ok(())
+}
+
+fn forget(tx: &mut (impl Transaction + ?Sized), id: &AgentId, node: &NodeRow) -> Result<(), CoreError> {
+    for name in &node.principals {
+        let key = PrincipalKey(name.clone());
+        if tx.get(&key)?.is_some_and(|holder| holder.row.agent_id == id.as_str()) {
+            tx.delete(&key);
+        }
+    }
+    // With the same token and keys it would otherwise be the same join again.
+    if let (Ok(token), Ok(key_digest)) =
+        (TokenName::parse("token", &node.token), node.key_digest.as_slice().try_into())
+    {
+        let used = TokenUseKey { token, key_digest };
+        if tx.get(&used)?.is_some_and(|stored| stored.row.agent_id == id.as_str()) {
+            tx.delete(&used);
+        }
+    }
+    tx.delete(&JoinKey(id.clone()));
+    tx.delete(&NodeKey(id.clone()));
+    tx.delete(&PresenceKey(id.clone()));
+    tx.delete(&AgentLabelsKey(id.clone()));
+    tx.delete(&IngestKey(id.clone()));
+    Ok(())
+}
+
+fn not_found(id: &AgentId) -> CoreError {
+    CoreError::NotFound { kind: "node", name: id.as_str().to_owned() }
+}
+
+/// Registered ingests, at most 1000.
+///
+/// # Errors
+/// [`CoreError::Storage`].
+pub fn ingests(state: &mut (impl Read + ?Sized)) -> Result<Vec<Node>, CoreError> {
+    let mut ingests = Vec::new();
+    for (key, _) in state.scan::<IngestKey>(None, MAX_INGESTS)? {
+        ingests.extend(get(state, &key.0)?);
+    }
+    Ok(ingests)
+}
+
+/// host:port of each live ingest, those with the least work in hand first.
+///
+/// # Errors
+/// [`CoreError::Storage`].
+pub fn live_ingests(state: &mut (impl Read + ?Sized), ttl: PresenceTtl) -> Result<Vec<String>, CoreError> {
+    let now = state.now();
+    let mut live: Vec<_> = ingests(state)?
+        .into_iter()
+        .filter(|node| node.is_online(now, ttl))
+        .filter_map(|node| node.presence)
+        .filter(|presence| !presence.address.is_empty())
+        .map(|presence| (presence.load, presence.address))
+        .collect();
+    live.sort_unstable();
+    Ok(live.into_iter().map(|(_, address)| address).collect())
+}
+
+/// How many SSH nodes there are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Counts {
+    /// Registered.
+    pub total: u32,
+    /// Of these, online.
+    pub online: u32,
+}
+
+/// Counts the SSH nodes.
+///
+/// # Errors
+/// [`CoreError::Storage`].
+pub fn count(state: &mut (impl Read + ?Sized), ttl: PresenceTtl) -> Result<Counts, CoreError> {
+    let (mut counts, mut after, now) = (Counts::default(), None, state.now());
+    loop {
+        let rows = state.scan::<NodeKey>(after.as_ref(), CHUNK)?;
+        let Some((last, _)) = rows.last() else { return Ok(counts) };
+        after = Some(last.clone());
+        for (key, _) in rows.iter().filter(|(_, stored)| stored.row.kind() == NodeKind::Ssh) {
+            let presence = presence::get(state, &key.0)?;
+            let online = presence.is_some_and(|presence| ttl.is_alive(presence.last_seen_ms, now));
+            counts.total = counts.total.saturating_add(1);
+            counts.online = counts.online.saturating_add(u32::from(online));
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "node_tests.rs"]
+mod tests;

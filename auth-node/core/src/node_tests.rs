@@ -1,0 +1,252 @@
+use std::time::Duration;
+
+use super::*;
+use crate::{
+    tables::{ConditionsRow, RoleRow, StringsRow, TokenUseKey},
+    testing::{assert_invalid, traits},
+    world::{World, assert_denied, labels, report},
+};
+
+const TTL: PresenceTtl = PresenceTtl(Duration::from_secs(45));
+
+/// A role that allows the login `root` on nodes with `env=dev`.
+fn dev_role() -> RoleRow {
+    let node_labels = [("env".to_owned(), StringsRow { values: vec!["dev".into()] })].into();
+    let allow = ConditionsRow { logins: vec!["root".into()], node_labels, ..ConditionsRow::default() };
+    RoleRow { allow: Some(allow), ..RoleRow::default() }
+}
+
+fn world() -> World {
+    let mut world = World::new();
+    world.add_role("dev", &dev_role());
+    world
+}
+
+fn page(
+    world: &mut World,
+    session: crate::secret::SecretDigest,
+    filter: &Filter,
+    size: usize,
+) -> Vec<String> {
+    let (mut hostnames, mut after) = (Vec::new(), None);
+    for _ in 0..100 {
+        let request = PageRequest { size, after };
+        let page = world.call(session, |tx, context| list(tx, context, filter, &request, TTL)).unwrap();
+        assert!(page.items.len() <= size);
+        hostnames.extend(page.items.into_iter().map(|item| item.node.row.hostname));
+        after = page.next;
+        if after.is_none() {
+            hostnames.sort();
+            return hostnames;
+        }
+    }
+    panic!("the list does not end");
+}
+
+#[test]
+fn lists_are_filtered_as_the_single_reads_are() {
+    let mut world = world();
+    world.joined(NodeKind::Ssh, "web1", &[("env", "dev")]);
+    world.joined(NodeKind::Ssh, "web2", &[("env", "prod")]);
+    world.joined(NodeKind::Ingest, "ingest1", &[("env", "dev")]);
+    let (dev, boss) = (world.user_with("ann", "dev", traits(&[])), world.boss);
+    let auditor = world.user_with("eve", "auditor", traits(&[]));
+    let all = Filter::default();
+    assert_eq!(page(&mut world, dev, &all, 100), ["web1"]);
+    assert_eq!(page(&mut world, boss, &all, 100), ["ingest1", "web1", "web2"]);
+    assert_eq!(page(&mut world, auditor, &all, 100), Vec::<String>::new());
+    let request = PageRequest::new(0, None);
+    let item = world.call(dev, |tx, context| list(tx, context, &all, &request, TTL)).unwrap().items.remove(0);
+    assert_eq!((item.logins, item.online), (["root".to_owned()].into(), true));
+    let anonymous = world.run(|tx, context| list(tx, context, &all, &request, TTL));
+    assert!(matches!(anonymous, Err(CoreError::Unauthenticated(_))));
+}
+
+#[test]
+fn an_admins_labels_decide_and_count_at_once() {
+    let mut world = world();
+    let host = world.joined(NodeKind::Ssh, "web1", &[("env", "dev")]);
+    let dev = world.user_with("ann", "dev", traits(&[]));
+    assert_eq!(page(&mut world, dev, &Filter::default(), 100), ["web1"]);
+    world.admin(|tx, context| update_labels(tx, context, &host.id(), labels(&[("env", "prod")]), 0)).unwrap();
+    assert!(page(&mut world, dev, &Filter::default(), 100).is_empty());
+}
+
+#[test]
+fn filters_narrow() {
+    let mut world = world();
+    let boss = world.boss;
+    world.joined(NodeKind::Ssh, "web1", &[("env", "dev"), ("os", "linux")]);
+    world.now += 44_999;
+    world.joined(NodeKind::Ssh, "web2", &[("env", "prod"), ("os", "linux")]);
+    let with = |pairs: &[(&str, &str)]| Filter { labels: labels(pairs), online_only: false };
+    assert_eq!(page(&mut world, boss, &with(&[("os", "linux")]), 9), ["web1", "web2"]);
+    assert_eq!(page(&mut world, boss, &with(&[("os", "linux"), ("env", "dev")]), 9), ["web1"]);
+    assert!(page(&mut world, boss, &with(&[("os", "")]), 9).is_empty());
+    let online = Filter { online_only: true, ..Filter::default() };
+    assert_eq!(page(&mut world, boss, &online, 9), ["web1", "web2"]);
+    world.now += 1;
+    assert_eq!(page(&mut world, boss, &online, 9), ["web2"]);
+    let (bad, request) = (with(&[("a b", "")]), PageRequest::new(0, None));
+    assert_invalid(world.admin(|tx, context| list(tx, context, &bad, &request, TTL)), "labels");
+    let foreign = PageRequest { size: 1, after: Some("x".into()) };
+    let all = Filter::default();
+    assert_invalid(world.admin(|tx, context| list(tx, context, &all, &foreign, TTL)), "page_token");
+}
+
+#[test]
+fn paging_ends_and_misses_nothing_however_few_match() {
+    let mut world = world();
+    let dev = world.user_with("ann", "dev", traits(&[]));
+    let mut expected = Vec::new();
+    for number in 0..20 {
+        let env = if number % 7 == 3 { "dev" } else { "prod" };
+        let hostname = format!("web{number:02}");
+        world.joined(NodeKind::Ssh, &hostname, &[("env", env)]);
+        if env == "dev" {
+            expected.push(hostname);
+        }
+    }
+    for size in [1, 2, 3, 4, 100] {
+        assert_eq!(page(&mut world, dev, &Filter::default(), size), expected, "pages of {size}");
+    }
+}
+
+#[test]
+fn updates_of_labels_are_bounded_compared_and_audited() {
+    let mut world = world();
+    let host = world.joined(NodeKind::Ssh, "web1", &[]);
+    let id = host.id();
+    let revision = world.node(&host).unwrap().revision;
+    let update = |world: &mut World, pairs: &[(&str, &str)], revision| {
+        world.admin(|tx, context| update_labels(tx, context, &id, labels(pairs), revision))
+    };
+    assert_eq!(update(&mut world, &[("env", "a")], revision).unwrap().labels(), labels(&[("env", "a")]));
+    let record = world.last_audit();
+    assert_eq!((record.event.as_str(), record.fields["admin_labels"].as_str()), ("node.update", "env=a"));
+    let stale = update(&mut world, &[("env", "b")], revision);
+    assert!(matches!(stale, Err(CoreError::StaleRevision { given, .. }) if given == revision));
+    assert_eq!(update(&mut world, &[], 0).unwrap().labels(), labels(&[]));
+    assert_invalid(update(&mut world, &[("a b", "")], 0), "admin_labels");
+    let other = AgentId::from_random([200; 16]);
+    let missing = world.admin(|tx, context| update_labels(tx, context, &other, Labels::new(), 0));
+    assert!(matches!(missing, Err(CoreError::NotFound { kind: "node", .. })));
+}
+
+#[test]
+fn whoever_leaves_leaves_nothing_behind() {
+    let mut world = world();
+    for kind in [NodeKind::Ssh, NodeKind::Ingest] {
+        let host = world.joined(kind, "web1", &[("env", "dev")]);
+        world.with(&host.credential(), |tx, context| remove(tx, context, None)).unwrap();
+        let record = world.last_audit();
+        assert_eq!(
+            (record.event.as_str(), record.actor.ends_with(host.id().as_str())),
+            ("agent.leave", true)
+        );
+        let key_digest = host.key_digest();
+        let id = host.id();
+        world
+            .run(|tx, _| {
+                assert!(
+                    tx.get(&NodeKey(id.clone()))?.is_none() && tx.get(&PresenceKey(id.clone()))?.is_none()
+                );
+                assert!(
+                    tx.get(&AgentLabelsKey(id.clone()))?.is_none()
+                        && tx.get(&IngestKey(id.clone()))?.is_none()
+                );
+                let token = TokenName::parse("token", "for-web1")?;
+                assert!(tx.get(&TokenUseKey { token, key_digest })?.is_none());
+                assert!(tx.get(&PrincipalKey("web1".into()))?.is_none());
+                Ok(())
+            })
+            .unwrap();
+        let again = world.with(&host.credential(), |tx, context| remove(tx, context, None));
+        assert_denied(again, "not registered");
+        world
+            .admin(|tx, context| crate::token::delete(tx, context, &TokenName::parse("token", "for-web1")?))
+            .unwrap();
+    }
+}
+
+#[test]
+fn only_an_admin_removes_another_agent() {
+    let mut world = world();
+    let (first, second) =
+        (world.joined(NodeKind::Ssh, "web1", &[]), world.joined(NodeKind::Ssh, "web2", &[]));
+    let dev = world.user_with("ann", "dev", traits(&[]));
+    let named = first.id();
+    let by_agent = world.with(&second.credential(), |tx, context| remove(tx, context, Some(&named)));
+    assert_denied(by_agent, "itself alone");
+    assert_denied(world.call(dev, |tx, context| remove(tx, context, Some(&named))), "needs the role admin");
+    let anonymous = world.run(|tx, context| remove(tx, context, Some(&named)));
+    assert!(matches!(anonymous, Err(CoreError::Unauthenticated(_))));
+    assert_invalid(world.admin(|tx, context| remove(tx, context, None)), "agent_id");
+    assert!(world.node(&first).is_some() && world.node(&second).is_some());
+    world.admin(|tx, context| remove(tx, context, Some(&named))).unwrap();
+    assert_eq!(world.last_audit().actor, "user:boss");
+    assert!(world.node(&first).is_none() && world.node(&second).is_some());
+    let again = world.admin(|tx, context| remove(tx, context, Some(&named)));
+    assert!(matches!(again, Err(CoreError::NotFound { .. })));
+}
+
+#[test]
+fn live_ingests_are_those_that_reported_the_least_busy_first() {
+    let mut world = world();
+    let first = world.joined(NodeKind::Ingest, "i1", &[]);
+    let second = world.joined(NodeKind::Ingest, "i2", &[]);
+    world.joined(NodeKind::Ssh, "web1", &[]);
+    let live = |world: &mut World| world.run(|tx, _| live_ingests(tx, TTL)).unwrap();
+    let busy = |load| presence::Report::new("1".into(), Labels::new(), String::new(), load).unwrap();
+    world.beat(&first, &busy(5)).unwrap();
+    world.beat(&second, &busy(2)).unwrap();
+    assert_eq!(live(&mut world), ["i2:22", "i1:22"]);
+    world.now += 44_000;
+    world.beat(&first, &busy(9)).unwrap();
+    world.now += 1000;
+    assert_eq!(live(&mut world), ["i1:22"]);
+    assert_eq!(world.run(|tx, _| ingests(tx)).unwrap().len(), 2);
+}
+
+#[test]
+fn ssh_nodes_are_counted() {
+    let mut world = world();
+    assert_eq!(world.run(|tx, _| count(tx, TTL)).unwrap(), Counts::default());
+    let host = world.joined(NodeKind::Ssh, "web1", &[]);
+    world.joined(NodeKind::Ssh, "web2", &[]);
+    world.joined(NodeKind::Ingest, "i1", &[]);
+    world.now += 40_000;
+    world.beat(&host, &report("", &[])).unwrap();
+    world.now += 10_000;
+    assert_eq!(world.run(|tx, _| count(tx, TTL)).unwrap(), Counts { total: 2, online: 1 });
+}
+
+/// A filter that matches one node of thousands: pages may be empty, and still go on.
+#[test]
+fn a_page_looks_at_so_many_nodes_and_goes_on_from_there() {
+    let mut world = world();
+    let dev = world.user_with("ann", "dev", traits(&[]));
+    let id = |number: u32| AgentId::parse("id", &format!("{number:08}-0000-4000-8000-000000000000")).unwrap();
+    let row = |env: &str| NodeRow {
+        kind: NodeKind::Ssh.into(),
+        hostname: env.into(),
+        admin_labels: labels(&[("env", env)]),
+        expires_at_ms: u64::MAX,
+        ..NodeRow::default()
+    };
+    world
+        .run(|tx, _| {
+            for number in 0..5000 {
+                tx.put(&NodeKey(id(number)), &row(if number == 4990 { "dev" } else { "prod" }));
+            }
+            Ok(())
+        })
+        .unwrap();
+    let first = PageRequest::new(10, None);
+    let all = Filter::default();
+    let page = world.call(dev, |tx, context| list(tx, context, &all, &first, TTL)).unwrap();
+    assert_eq!((page.items.len(), page.next.clone()), (0, Some(id(4095).to_string())));
+    let second = PageRequest::new(10, page.next);
+    let page = world.call(dev, |tx, context| list(tx, context, &all, &second, TTL)).unwrap();
+    assert_eq!((page.items.len(), page.items[0].node.id.clone(), page.next), (1, id(4990), None));
+}

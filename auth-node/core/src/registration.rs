@@ -1,0 +1,103 @@
+//! Registration: what completes a join. An agent that has certificates comes back with them, and is in the registry from
+//! then on.
+
+use store_txn::{ReadExt, Transaction, TransactionExt};
+
+use crate::{
+    Caller, Context, CoreError,
+    audit::{self, EventType},
+    cluster,
+    join::{put_node, target, user_of},
+    names::AgentId,
+    presence::{self, Report},
+    secret::SecretDigest,
+    tables::{JoinKey, NodeKind, NodeRow},
+    token,
+    verdict::{Stop, Verdict, audited},
+};
+
+/// An agent that is in the registry.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Registered {
+    /// Its id.
+    pub agent_id: AgentId,
+    /// Name of the cluster.
+    pub cluster_name: String,
+}
+
+/// Enters the calling agent in the registry, against the token that its certificates were issued for. An agent that is
+/// in it already is told so again, and its report counts. A refusal is audited.
+///
+/// # Errors
+/// [`CoreError::Unauthenticated`] without an agent's certificate; [`CoreError::Invalid`] for a report without an
+/// address; [`CoreError::Storage`].
+pub fn register(
+    tx: &mut (impl Transaction + ?Sized),
+    context: &Context,
+    secret: SecretDigest,
+    report: &Report,
+) -> Result<Verdict<Registered>, CoreError> {
+    if report.address().is_none() {
+        return Err(CoreError::invalid("address", "host:port where the service is reached"));
+    }
+    let decision = enter(tx, context, secret, report);
+    audited(tx, context, EventType::AgentJoinDenied, decision)
+}
+
+fn enter(
+    tx: &mut (impl Transaction + ?Sized),
+    context: &Context,
+    secret: SecretDigest,
+    report: &Report,
+) -> Result<Registered, Stop> {
+    let cluster_name = cluster::get(tx)?.row.name;
+    let (id, node) = match &context.caller {
+        Caller::Agent { id, node } | Caller::Ingest { id, node } => (id, node.as_ref().clone()),
+        Caller::Unregistered { id, kind, key_digest } => {
+            let node = finished(tx, id, *kind, key_digest, secret)?;
+            put_node(tx, id, &node);
+            tx.delete(&JoinKey(id.clone()));
+            let fields = [
+                ("token", node.token.clone()),
+                ("hostname", node.hostname.clone()),
+                ("address", report.address().unwrap_or_default().to_owned()),
+            ];
+            audit::append(tx, context, EventType::AgentJoin, target(*kind, id), &fields);
+            (id, node)
+        }
+        Caller::Anonymous | Caller::User(_) => {
+            let reason = "show the client certificate that GenerateHostCerts issued";
+            return Err(CoreError::Unauthenticated(reason).into());
+        }
+    };
+    presence::put(tx, id, &node, report)?;
+    Ok(Registered { agent_id: id.clone(), cluster_name })
+}
+
+/// The node that a join becomes, if the token is good and the join is this agent's.
+fn finished(
+    tx: &mut (impl Transaction + ?Sized),
+    id: &AgentId,
+    kind: NodeKind,
+    key_digest: &[u8; 32],
+    secret: SecretDigest,
+) -> Result<NodeRow, Stop> {
+    let (name, token) = token::find(tx, secret)?;
+    let join = match user_of(tx, &name, &token, key_digest)? {
+        Some(user) if user == *id => tx.get(&JoinKey(id.clone()))?,
+        _ => None,
+    };
+    let node = join.and_then(|join| join.row.node);
+    match node.filter(|node| node.kind() == kind && node.key_digest == key_digest) {
+        Some(node) => Ok(NodeRow { registered_at_ms: tx.now(), ..node }),
+        None => {
+            let reason =
+                "this certificate was not issued against that join token, or the agent has left since";
+            Err(Stop::denied(target(kind, id), reason))
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "registration_tests.rs"]
+mod tests;

@@ -1,0 +1,255 @@
+//! Login sessions. A session's id is a secret that only its holder knows; here it is a digest. What names a session to
+//! others is its handle. A session that was ended is not honoured by any call that begins afterwards.
+
+use store_txn::{Read, ReadExt, Transaction, TransactionExt};
+
+use crate::{
+    Caller, Context, CoreError,
+    audit::{self, EventType},
+    names::{SessionHandle, UserName},
+    page::{Page, PageRequest},
+    secret::{SecretDigest, SecretKind},
+    tables::{
+        AuthMethod, ClusterKey, SessionHandleKey, SessionKey, SessionRefRow, SessionRow, UserSessionKey,
+    },
+};
+
+const KIND: &str = "session";
+
+/// Most sessions of one user: one more ends the one that would end first.
+pub const MAX_PER_USER: usize = 100;
+/// Rows that are looked at in one step where all of a user's sessions are meant.
+const STEP: usize = 256;
+/// Longest text that is taken for a session's id or handle, in bytes.
+const MAX_REFERENCE: usize = 256;
+
+/// A session to be made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NewSession {
+    /// Digest of its id.
+    pub digest: SecretDigest,
+    /// Public handle.
+    pub handle: SessionHandle,
+    /// How the user proved itself.
+    pub method: AuthMethod,
+    /// How long it lasts, in milliseconds.
+    pub ttl_ms: u64,
+}
+
+/// Names a session: by its handle, or by its id.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SessionRef {
+    /// By its public handle.
+    Handle(SessionHandle),
+    /// By its id, a secret.
+    Id(SecretDigest),
+}
+
+impl SessionRef {
+    /// Reads a handle; anything else is taken for an id.
+    ///
+    /// # Errors
+    /// [`CoreError::Invalid`] for `field` when it is empty or longer than either can be.
+    pub fn parse(field: &str, text: &str) -> Result<Self, CoreError> {
+        if !(1..=MAX_REFERENCE).contains(&text.len()) {
+            return Err(CoreError::invalid(field, "a session's id or handle is needed"));
+        }
+        let id = || Self::Id(SecretDigest::of(SecretKind::Session, text));
+        Ok(SessionHandle::parse(text).map_or_else(id, Self::Handle))
+    }
+}
+
+/// Makes a session of a user. It comes from the address that the context tells. Whoever has as many as a user may have
+/// loses the one that would end first.
+///
+/// # Errors
+/// [`CoreError::Storage`].
+pub(crate) fn create(
+    tx: &mut (impl Transaction + ?Sized),
+    context: &Context,
+    user: &UserName,
+    new: &NewSession,
+) -> Result<SessionRow, CoreError> {
+    let mut sessions = all_of(tx, user)?;
+    sessions.sort_by_key(|(_, session)| std::cmp::Reverse(session.expires_at_ms));
+    for (key, session) in sessions.iter().skip(MAX_PER_USER - 1) {
+        remove(tx, key, session)?;
+    }
+
+    let now = tx.now();
+    let row = SessionRow {
+        user: user.to_string(),
+        handle: new.handle.to_string(),
+        created_at_ms: now,
+        expires_at_ms: now.saturating_add(new.ttl_ms),
+        method: new.method.into(),
+        client_address: context.origin.client_address.clone(),
+        epoch: epoch(tx)?,
+    };
+    let reference = SessionRefRow { digest: new.digest.0.to_vec(), expires_at_ms: row.expires_at_ms };
+    tx.put(&SessionKey(new.digest), &row);
+    tx.put(&SessionHandleKey(new.handle.clone()), &reference);
+    tx.put(&UserSessionKey { user: user.clone(), handle: new.handle.clone() }, &reference);
+    Ok(row)
+}
+
+/// A page of active sessions, ordered by handle: the caller's own, or everybody's for an admin; of `user` alone, if
+/// given.
+///
+/// # Errors
+/// [`CoreError::Unauthenticated`] when the caller is not a user; [`CoreError::Invalid`] for a page token that is not of
+/// this list; [`CoreError::Storage`].
+pub fn list(
+    state: &mut (impl Read + ?Sized),
+    caller: &Caller,
+    user: Option<&UserName>,
+    page: &PageRequest,
+) -> Result<Page<SessionRow>, CoreError> {
+    let after = page.after.as_deref().map(|text| {
+        SessionHandle::parse(text)
+            .ok_or_else(|| CoreError::invalid("page_token", "this is not a token of this list"))
+    });
+    let after = after.transpose()?;
+    let caller = caller.user()?;
+    let limit = page.size.saturating_add(1);
+    let references = match user {
+        // What is not the caller's own is not in the list, as if it were not there.
+        Some(name) if !caller.is_admin() && *name != caller.name => Vec::new(),
+        None if caller.is_admin() => {
+            let rows = state.scan(after.map(SessionHandleKey).as_ref(), limit)?;
+            rows.into_iter().map(|(key, reference)| (key.0, reference.row)).collect()
+        }
+        _ => {
+            let user = user.unwrap_or(&caller.name);
+            let after = after.map(|handle| UserSessionKey { user: user.clone(), handle });
+            let rows =
+                state.scan_under::<UserSessionKey>(UserSessionKey::front(user), after.as_ref(), limit)?;
+            rows.into_iter().map(|(key, reference)| (key.handle, reference.row)).collect::<Vec<_>>()
+        }
+    };
+    let page = Page::cut(references, page.size, |(handle, _)| handle.to_string());
+    let epoch = epoch(state)?;
+    let mut items = Vec::with_capacity(page.items.len());
+    for (_, reference) in page.items {
+        let session = state.get(&SessionKey(digest(&reference)?))?;
+        items.extend(session.map(|session| session.row).filter(|session| session.epoch == epoch));
+    }
+    Ok(Page { items, next: page.next })
+}
+
+/// Ends a session of anybody.
+///
+/// # Errors
+/// [`CoreError::NotFound`], [`CoreError::Storage`].
+pub fn revoke(
+    tx: &mut (impl Transaction + ?Sized),
+    context: &Context,
+    which: &SessionRef,
+) -> Result<(), CoreError> {
+    let name = match which {
+        SessionRef::Handle(handle) => handle.to_string(),
+        SessionRef::Id(_) => "no session has this id or handle".into(),
+    };
+    let not_found = || CoreError::NotFound { kind: KIND, name: name.clone() };
+    let digest = match which {
+        SessionRef::Id(digest) => *digest,
+        SessionRef::Handle(handle) => {
+            digest(&tx.get(&SessionHandleKey(handle.clone()))?.ok_or_else(not_found)?.row)?
+        }
+    };
+    let session = tx.get(&SessionKey(digest))?.ok_or_else(not_found)?.row;
+    end(tx, digest, &session)?;
+    let fields = [("user", session.user.clone())];
+    audit::append(tx, context, EventType::SessionRevoke, target(&session), &fields);
+    Ok(())
+}
+
+/// Ends the session that the call is made with.
+///
+/// # Errors
+/// [`CoreError::Unauthenticated`] when the caller is not a user; [`CoreError::Storage`].
+pub fn logout(tx: &mut (impl Transaction + ?Sized), context: &Context) -> Result<(), CoreError> {
+    let caller = context.caller.user()?;
+    end(tx, caller.digest, &caller.session)?;
+    audit::append(tx, context, EventType::Logout, target(&caller.session), &[]);
+    Ok(())
+}
+
+/// Ends all sessions of a user but one. Answers how many those were. What ends them appends the audit record.
+///
+/// # Errors
+/// [`CoreError::Storage`].
+pub fn end_all_of(
+    tx: &mut (impl Transaction + ?Sized),
+    user: &UserName,
+    except: Option<SecretDigest>,
+) -> Result<u32, CoreError> {
+    let mut ended = 0;
+    for (key, reference) in all_of(tx, user)? {
+        if except.is_none_or(|kept| reference.digest != kept.0) {
+            remove(tx, &key, &reference)?;
+            ended += 1;
+        }
+    }
+    Ok(ended)
+}
+
+/// How the audit log names a session.
+pub(crate) fn target(session: &SessionRow) -> String {
+    format!("session:{}", session.handle)
+}
+
+fn all_of(
+    tx: &mut (impl Transaction + ?Sized),
+    user: &UserName,
+) -> Result<Vec<(UserSessionKey, SessionRefRow)>, CoreError> {
+    let mut all: Vec<(UserSessionKey, SessionRefRow)> = Vec::new();
+    loop {
+        let after = all.last().map(|(key, _)| key);
+        let rows = tx.scan_under::<UserSessionKey>(UserSessionKey::front(user), after, STEP)?;
+        let last_step = rows.len() < STEP;
+        all.extend(rows.into_iter().map(|(key, reference)| (key, reference.row)));
+        if last_step {
+            return Ok(all);
+        }
+    }
+}
+
+fn end(
+    tx: &mut (impl Transaction + ?Sized),
+    digest: SecretDigest,
+    session: &SessionRow,
+) -> Result<(), CoreError> {
+    let user = UserName::parse("session.user", &session.user)?;
+    let handle = SessionHandle::parse(&session.handle).ok_or_else(|| damaged("its handle is not one"))?;
+    let reference = SessionRefRow { digest: digest.0.to_vec(), expires_at_ms: session.expires_at_ms };
+    remove(tx, &UserSessionKey { user, handle }, &reference)
+}
+
+fn remove(
+    tx: &mut (impl Transaction + ?Sized),
+    key: &UserSessionKey,
+    reference: &SessionRefRow,
+) -> Result<(), CoreError> {
+    tx.delete(&SessionKey(digest(reference)?));
+    tx.delete(&SessionHandleKey(key.handle.clone()));
+    tx.delete(key);
+    Ok(())
+}
+
+fn digest(reference: &SessionRefRow) -> Result<SecretDigest, CoreError> {
+    let bytes: Result<[u8; 32], _> = reference.digest.as_slice().try_into();
+    bytes.map(SecretDigest).map_err(|_| damaged("its digest is not one"))
+}
+
+fn damaged(what: &str) -> CoreError {
+    CoreError::Internal(format!("a stored session is damaged: {what}"))
+}
+
+fn epoch(state: &mut (impl Read + ?Sized)) -> Result<u64, CoreError> {
+    Ok(state.get(&ClusterKey)?.map_or(0, |cluster| cluster.row.session_epoch))
+}
+
+#[cfg(test)]
+#[path = "session_tests.rs"]
+mod tests;

@@ -1,0 +1,175 @@
+//! A small cluster in memory, for the tests of this crate: the built-in roles and one admin, `boss`.
+
+use std::collections::BTreeMap;
+
+use store_txn::{
+    TransactionExt,
+    memory::{MemoryStore, MemoryTransaction},
+};
+
+use crate::{
+    Caller, Context, CoreError, Credential, Origin,
+    audit::{self, AuditRow},
+    context,
+    evaluate::Traits,
+    login,
+    names::{RoleName, SessionHandle, UserName},
+    role,
+    secret::{PasswordHash, SecretDigest, SecretKind},
+    session::NewSession,
+    tables::{AuthMethod, ClusterKey, ClusterRow, RoleKey, RoleRow, SessionRow, StringsRow},
+    user::{self, Grants, NewUser},
+};
+
+/// Life of a session in these tests, in milliseconds.
+pub(crate) const SESSION_TTL_MS: u64 = 1_000_000;
+
+pub(crate) fn name(text: &str) -> UserName {
+    UserName::parse("name", text).unwrap()
+}
+
+pub(crate) fn role_name(text: &str) -> RoleName {
+    RoleName::parse("name", text).unwrap()
+}
+
+pub(crate) fn hash(text: &str) -> PasswordHash {
+    PasswordHash::new(format!("$hash of {text}"))
+}
+
+pub(crate) fn strings(values: &[&str]) -> StringsRow {
+    StringsRow { values: values.iter().map(|&value| value.to_owned()).collect() }
+}
+
+pub(crate) fn traits(traits: &[(&str, &[&str])]) -> Traits {
+    traits.iter().map(|(name, values)| ((*name).to_owned(), strings(values))).collect()
+}
+
+pub(crate) fn grants(roles: &[&str]) -> Grants {
+    Grants { roles: roles.iter().map(|role| role_name(role)).collect(), traits: BTreeMap::new() }
+}
+
+pub(crate) fn anonymous() -> Context {
+    let origin = Origin { node_id: 1, request_id: "r".into(), client_address: "192.0.2.9".into() };
+    Context { caller: Caller::Anonymous, origin }
+}
+
+/// The id of the `number`th session, and what is stored of it.
+pub(crate) fn session_id(number: u64) -> String {
+    format!("secret session id {number}")
+}
+
+pub(crate) fn new_session(number: u64) -> NewSession {
+    let mut random = [0; 16];
+    random[..8].copy_from_slice(&number.to_be_bytes());
+    NewSession {
+        digest: SecretDigest::of(SecretKind::Session, &session_id(number)),
+        handle: SessionHandle::from_random(random),
+        method: AuthMethod::Password,
+        ttl_ms: SESSION_TTL_MS,
+    }
+}
+
+pub(crate) struct Cluster {
+    pub(crate) store: MemoryStore,
+    /// The time of the next transaction, in milliseconds.
+    pub(crate) now: u64,
+    /// The session of `boss`.
+    pub(crate) boss: SecretDigest,
+    sessions: u64,
+}
+
+impl Cluster {
+    pub(crate) fn new() -> Self {
+        let boss = new_session(0).digest;
+        let mut cluster = Self { store: MemoryStore::default(), now: 1000, boss, sessions: 0 };
+        cluster
+            .run(|tx| {
+                tx.put(&ClusterKey, &ClusterRow { session_epoch: 1, ..ClusterRow::default() });
+                for role in role::built_ins() {
+                    tx.put(&RoleKey(role.name), &role.row);
+                }
+                user::create_first_admin(tx, &anonymous(), &name("boss"), &hash("boss"))
+            })
+            .unwrap();
+        cluster.log_in("boss");
+        cluster
+    }
+
+    pub(crate) fn run<T>(
+        &mut self,
+        work: impl FnOnce(&mut MemoryTransaction<'_>) -> Result<T, CoreError>,
+    ) -> Result<T, CoreError> {
+        self.store.transact(self.now, work)
+    }
+
+    /// Works as the user of a session does: authenticated in the same transaction.
+    pub(crate) fn call<T>(
+        &mut self,
+        session: SecretDigest,
+        work: impl FnOnce(&mut MemoryTransaction<'_>, &Context) -> Result<T, CoreError>,
+    ) -> Result<T, CoreError> {
+        self.run(|tx| {
+            let caller = context::authenticate(tx, &Credential::Session(session))?;
+            work(tx, &Context { caller, ..anonymous() })
+        })
+    }
+
+    /// The same as the admin `boss`.
+    pub(crate) fn admin<T>(
+        &mut self,
+        work: impl FnOnce(&mut MemoryTransaction<'_>, &Context) -> Result<T, CoreError>,
+    ) -> Result<T, CoreError> {
+        self.call(self.boss, work)
+    }
+
+    pub(crate) fn is_honoured(&mut self, session: SecretDigest) -> bool {
+        self.call(session, |_, _| Ok(())).is_ok()
+    }
+
+    pub(crate) fn add_role(&mut self, role: &str, row: &RoleRow) {
+        self.admin(|tx, context| role::create(tx, context, &role_name(role), row)).unwrap();
+    }
+
+    /// Makes a user whose password's hash is `hash(user)`.
+    pub(crate) fn add_user(&mut self, user: &str, grants: Grants) {
+        let new = NewUser { name: name(user), grants, password_hash: hash(user) };
+        self.admin(|tx, context| user::create(tx, context, &new)).unwrap();
+    }
+
+    /// Logs a user of [`Self::add_user`] in.
+    pub(crate) fn log_in(&mut self, user: &str) -> SecretDigest {
+        self.log_in_row(user).0
+    }
+
+    pub(crate) fn log_in_row(&mut self, user: &str) -> (SecretDigest, SessionRow) {
+        let new = new_session(self.sessions);
+        self.sessions += 1;
+        let row = self.run(|tx| login::complete(tx, &anonymous(), &name(user), &hash(user), &new)).unwrap();
+        (new.digest, row)
+    }
+
+    pub(crate) fn audit(&mut self) -> Vec<AuditRow> {
+        let records = self.run(|tx| audit::records(tx, 1, usize::MAX)).unwrap();
+        records.into_iter().map(|(_, row)| row).collect()
+    }
+
+    pub(crate) fn last_audit(&mut self) -> AuditRow {
+        self.audit().pop().unwrap()
+    }
+
+    /// How many rows there are in a range of all keys, for tests of what is left behind.
+    pub(crate) fn rows(&mut self, front: store_txn::KeyWriter) -> usize {
+        use store_txn::Read as _;
+        let range = store_txn::KeyRange::prefix(&front.finish());
+        self.run(|tx| Ok(tx.scan_raw(&range, usize::MAX)?.len())).unwrap()
+    }
+}
+
+/// Checks that a result is a refusal for this field.
+#[track_caller]
+pub(crate) fn assert_invalid<T: std::fmt::Debug>(result: Result<T, CoreError>, wanted: &str) {
+    match result {
+        Err(CoreError::Invalid { field, .. }) if field == wanted => {}
+        other => panic!("expected a refusal of {wanted}, got {other:?}"),
+    }
+}

@@ -1,0 +1,220 @@
+//! Join tokens: what a host or an ingest joins the cluster with. The store has the digest of a token's secret; its name
+//! is public and no credential.
+
+use std::time::Duration;
+
+use store_txn::{Read, ReadExt, Transaction, TransactionExt, UnixMillis, Versioned};
+
+use crate::{
+    Context, CoreError,
+    audit::{self, EventType},
+    labels::{self, Labels},
+    names::TokenName,
+    page::{Page, PageRequest},
+    principal::PrincipalPattern,
+    secret::SecretDigest,
+    tables::{JoinMethod, NodeKind, TokenKey, TokenRow, TokenSecretKey, TokenSecretRow},
+    verdict::{Refusal, Stop, Verdict, audited},
+};
+
+/// Life of a token when its maker does not say.
+const DEFAULT_TTL: Duration = Duration::from_secs(3600);
+/// Shortest life of a token.
+const MIN_TTL: Duration = Duration::from_secs(60);
+/// Longest life of a token.
+const MAX_TTL: Duration = Duration::from_secs(30 * 24 * 3600);
+/// Most joins with one token.
+const MAX_USES: u32 = 10_000;
+/// Most patterns of principals that a token allows.
+const MAX_PRINCIPALS: usize = 64;
+
+/// What the holder of a secret is told that is no good, whatever is wrong with it.
+const NOT_ACCEPTED: &str = "the join token is not accepted: it is unknown, used up, or past its end; ask an administrator for a new one";
+
+/// A token to make.
+#[derive(Debug, Clone)]
+pub struct NewToken {
+    /// Public name.
+    pub name: TokenName,
+    /// What it lets join.
+    pub kind: NodeKind,
+    /// How a joiner proves that it may use it.
+    pub method: JoinMethod,
+    /// How long it is good; `None`: one hour. 1 minute to 30 days.
+    pub ttl: Option<Duration>,
+    /// How many joins it is good for; 0: one. At most 10,000.
+    pub max_uses: u32,
+    /// Labels, as an admin's, of a node that joins with it.
+    pub labels: Labels,
+    /// Patterns of the principals that it allows, at most 64; none: any ordinary one.
+    pub allowed_principals: Vec<String>,
+    /// Digest of the secret.
+    pub secret: SecretDigest,
+}
+
+/// Makes a token.
+///
+/// # Errors
+/// [`CoreError::Invalid`] for what is out of bounds; [`CoreError::AlreadyExists`]; [`CoreError::Storage`].
+pub fn create(
+    tx: &mut (impl Transaction + ?Sized),
+    context: &Context,
+    new: NewToken,
+) -> Result<TokenRow, CoreError> {
+    let allowed_principals = check(&new)?;
+    let ttl = checked_ttl(new.ttl)?;
+    let key = TokenKey(new.name);
+    if tx.get(&key)?.is_some() {
+        return Err(CoreError::AlreadyExists { kind: "token", name: key.0.into() });
+    }
+    let now = tx.now();
+    let row = TokenRow {
+        kind: new.kind.into(),
+        method: new.method.into(),
+        expires_at_ms: now.saturating_add(ttl),
+        max_uses: new.max_uses.max(1),
+        uses: 0,
+        labels: new.labels,
+        allowed_principals,
+        created_by: context.caller.actor(),
+        created_at_ms: now,
+        secret_digest: new.secret.0.to_vec(),
+    };
+    let secret = TokenSecretRow { token: key.0.as_str().to_owned(), expires_at_ms: row.expires_at_ms };
+    tx.put(&TokenSecretKey(new.secret), &secret);
+    tx.put(&key, &row);
+    let fields = [
+        ("kind", row.kind().name().to_owned()),
+        ("max_uses", row.max_uses.to_string()),
+        ("expires_at_ms", row.expires_at_ms.to_string()),
+        ("allowed_principals", row.allowed_principals.join(",")),
+    ];
+    audit::append(tx, context, EventType::TokenCreate, format!("token:{}", key.0), &fields);
+    Ok(row)
+}
+
+/// Checks all but the lifetime; returns the patterns in canonical form.
+fn check(new: &NewToken) -> Result<Vec<String>, CoreError> {
+    if new.kind == NodeKind::Unspecified {
+        return Err(CoreError::invalid("kind", "say what the token lets join: a node or an ingest"));
+    }
+    match new.method {
+        JoinMethod::Token => {}
+        JoinMethod::Iam | JoinMethod::Unspecified => {
+            return Err(CoreError::invalid("method", "this release has JOIN_METHOD_TOKEN alone"));
+        }
+    }
+    if new.max_uses > MAX_USES {
+        return Err(CoreError::invalid("max_uses", format!("at most {MAX_USES}")));
+    }
+    labels::check("labels", &new.labels)?;
+    if new.allowed_principals.len() > MAX_PRINCIPALS {
+        return Err(CoreError::invalid("allowed_principals", format!("at most {MAX_PRINCIPALS}")));
+    }
+    let canonical = |(index, text): (usize, &String)| {
+        PrincipalPattern::parse(&format!("allowed_principals[{index}]"), text)
+            .map(|pattern| pattern.to_string())
+    };
+    new.allowed_principals.iter().enumerate().map(canonical).collect()
+}
+
+fn checked_ttl(ttl: Option<Duration>) -> Result<UnixMillis, CoreError> {
+    let ttl = ttl.unwrap_or(DEFAULT_TTL);
+    if !(MIN_TTL..=MAX_TTL).contains(&ttl) {
+        return Err(CoreError::invalid("ttl", "1 minute to 30 days"));
+    }
+    Ok(u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX))
+}
+
+/// A token.
+///
+/// # Errors
+/// [`CoreError::NotFound`]: there is none, or it has ended. [`CoreError::Storage`].
+pub fn get(state: &mut (impl Read + ?Sized), name: &TokenName) -> Result<Versioned<TokenRow>, CoreError> {
+    state.get(&TokenKey(name.clone()))?.ok_or_else(|| not_found(name))
+}
+
+/// Tokens by name; those that have ended are not among them.
+///
+/// # Errors
+/// [`CoreError::Invalid`] for a page token of another list; [`CoreError::Storage`].
+pub fn list(
+    state: &mut (impl Read + ?Sized),
+    page: &PageRequest,
+) -> Result<Page<(TokenName, Versioned<TokenRow>)>, CoreError> {
+    let after = page.after.as_deref().map(|name| TokenName::parse("page_token", name)).transpose()?;
+    let rows = state.scan(after.map(TokenKey).as_ref(), page.size + 1)?;
+    let rows = rows.into_iter().map(|(key, row)| (key.0, row)).collect();
+    Ok(Page::cut(rows, page.size, |(name, _)| name.as_str().to_owned()))
+}
+
+/// Deletes a token. Agents that joined with it stay; joins that are not finished cannot be.
+///
+/// # Errors
+/// [`CoreError::NotFound`], [`CoreError::Storage`].
+pub fn delete(
+    tx: &mut (impl Transaction + ?Sized),
+    context: &Context,
+    name: &TokenName,
+) -> Result<(), CoreError> {
+    let row = get(tx, name)?.row;
+    if let Ok(digest) = row.secret_digest.as_slice().try_into() {
+        tx.delete(&TokenSecretKey(SecretDigest(digest)));
+    }
+    tx.delete(&TokenKey(name.clone()));
+    audit::append(tx, context, EventType::TokenDelete, format!("token:{name}"), &[]);
+    Ok(())
+}
+
+/// Tells whether a secret's token would let one more join now. It does not use it. A refusal is audited.
+///
+/// # Errors
+/// [`CoreError::Storage`].
+pub fn validate(
+    tx: &mut (impl Transaction + ?Sized),
+    context: &Context,
+    secret: SecretDigest,
+) -> Result<Verdict<TokenRow>, CoreError> {
+    let decision = find(tx, secret).and_then(|(name, row)| {
+        check_unused(&name, &row)?;
+        Ok(row)
+    });
+    audited(tx, context, EventType::AgentJoinDenied, decision)
+}
+
+/// The token of a secret. Method and time are checked; uses are not.
+pub(crate) fn find(
+    state: &mut (impl Read + ?Sized),
+    secret: SecretDigest,
+) -> Result<(TokenName, TokenRow), Stop> {
+    let unknown = || refused("join", "the token is unknown, deleted, or past its end");
+    let name = state.get(&TokenSecretKey(secret))?.ok_or_else(unknown)?.row.token;
+    let name = TokenName::parse("token", &name)?;
+    let row = state.get(&TokenKey(name.clone()))?.ok_or_else(unknown)?.row;
+    if row.method() != JoinMethod::Token || row.secret_digest != secret.0 {
+        return Err(refused(format!("token:{name}"), "the token has no such secret"));
+    }
+    Ok((name, row))
+}
+
+/// Refuses a token whose joins have all been made.
+pub(crate) fn check_unused(name: &TokenName, row: &TokenRow) -> Result<(), Stop> {
+    if row.uses < row.max_uses {
+        return Ok(());
+    }
+    Err(refused(format!("token:{name}"), "the token is used up"))
+}
+
+/// A refusal by which the caller cannot tell what is wrong with the token.
+pub(crate) fn refused(target: impl Into<String>, reason: impl Into<String>) -> Stop {
+    let answer = CoreError::Denied(NOT_ACCEPTED.into());
+    Stop::Refused(Refusal { answer, reason: reason.into(), target: target.into() })
+}
+
+fn not_found(name: &TokenName) -> CoreError {
+    CoreError::NotFound { kind: "token", name: name.as_str().to_owned() }
+}
+
+#[cfg(test)]
+#[path = "token_tests.rs"]
+mod tests;

@@ -1,0 +1,408 @@
+//! Local users: who there is, which roles and traits they have, and their passwords' hashes, which never leave this
+//! crate but to be verified. Nobody gives what it does not hold, and the cluster never loses its last admin.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use store_txn::{Read, ReadExt, Transaction, TransactionExt, UnixMillis, Versioned};
+
+use crate::{
+    Context, CoreError,
+    audit::{self, EventType},
+    context::UserCaller,
+    evaluate::Traits,
+    host_login::is_trait_name,
+    names::{RoleName, UserName},
+    page::{Page, PageRequest},
+    role,
+    secret::PasswordHash,
+    session,
+    tables::{MarkRow, RoleKey, RoleMemberKey, StringsRow, UserKey, UserRow},
+};
+
+const KIND: &str = "user";
+
+/// Most roles of a user.
+const MAX_ROLES: usize = 64;
+/// Most traits of a user.
+const MAX_TRAITS: usize = 64;
+/// Most values of a trait.
+const MAX_VALUES: usize = 64;
+/// Longest value of a trait, in bytes.
+const MAX_VALUE: usize = 256;
+/// Largest traits in all: names and values, in bytes.
+const MAX_TRAIT_BYTES: usize = 16 * 1024;
+/// Shortest and longest new password, in bytes.
+const PASSWORD_BYTES: std::ops::RangeInclusive<usize> = 12..=1024;
+
+/// A user as callers see it: everything but the password's hash.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct User {
+    /// Canonical name.
+    pub name: UserName,
+    /// Names of roles, ascending.
+    pub roles: Vec<String>,
+    /// For role templates.
+    pub traits: Traits,
+    /// When it was made.
+    pub created_at_ms: UnixMillis,
+    /// Who made it.
+    pub created_by: String,
+    /// Rises with every change; 0 for a write of this same transaction.
+    pub revision: u64,
+}
+
+/// What an admin gives a user.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Grants {
+    /// Roles, at most 64; all must exist.
+    pub roles: BTreeSet<RoleName>,
+    /// Traits, at most 64 with at most 64 values of 1 to 256 bytes, 16 KiB in all. A trait's name has 1 to 63 characters
+    /// of `[a-zA-Z0-9._-]`.
+    pub traits: Traits,
+}
+
+/// A user to be made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NewUser {
+    /// Name.
+    pub name: UserName,
+    /// Roles and traits.
+    pub grants: Grants,
+    /// Hash of the password.
+    pub password_hash: PasswordHash,
+}
+
+impl User {
+    fn of(name: UserName, stored: Versioned<UserRow>) -> Self {
+        let Versioned { revision, row } = stored;
+        let UserRow { roles, traits, password_hash: _, created_at_ms, created_by } = row;
+        Self { name, roles, traits, created_at_ms, created_by, revision }
+    }
+}
+
+/// Checks the length of a new password: 12 to 1024 bytes.
+///
+/// # Errors
+/// [`CoreError::Invalid`] for `field`.
+pub fn check_new_password(field: &str, password: &str) -> Result<(), CoreError> {
+    if PASSWORD_BYTES.contains(&password.len()) {
+        return Ok(());
+    }
+    let (least, most) = (PASSWORD_BYTES.start(), PASSWORD_BYTES.end());
+    Err(CoreError::invalid(field, format!("a password has {least} to {most} bytes")))
+}
+
+/// Checks the length of a password that is to be verified: at most 1024 bytes.
+///
+/// # Errors
+/// [`CoreError::Invalid`] for `field`.
+pub fn check_given_password(field: &str, password: &str) -> Result<(), CoreError> {
+    let most = PASSWORD_BYTES.end();
+    if password.len() <= *most {
+        return Ok(());
+    }
+    Err(CoreError::invalid(field, format!("a password has at most {most} bytes")))
+}
+
+/// One user.
+///
+/// # Errors
+/// [`CoreError::NotFound`], [`CoreError::Storage`].
+pub fn get(state: &mut (impl Read + ?Sized), name: &UserName) -> Result<User, CoreError> {
+    Ok(User::of(name.clone(), stored(state, name)?))
+}
+
+/// A page of the users, ordered by name.
+///
+/// # Errors
+/// [`CoreError::Invalid`] for a page token that is not of this list; [`CoreError::Storage`].
+pub fn list(state: &mut (impl Read + ?Sized), page: &PageRequest) -> Result<Page<User>, CoreError> {
+    let after = page.after.as_deref().map(|text| UserName::parse("page_token", text)).transpose()?;
+    let rows = state.scan(after.map(UserKey).as_ref(), page.size.saturating_add(1))?;
+    let users = rows.into_iter().map(|(key, row)| User::of(key.0, row)).collect();
+    Ok(Page::cut(users, page.size, |user| user.name.to_string()))
+}
+
+/// Creates a user.
+///
+/// # Errors
+/// [`CoreError::Invalid`], [`CoreError::NotFound`] for a role, [`CoreError::Denied`] for what the caller does not hold,
+/// [`CoreError::AlreadyExists`], [`CoreError::Storage`].
+pub fn create(
+    tx: &mut (impl Transaction + ?Sized),
+    context: &Context,
+    new: &NewUser,
+) -> Result<User, CoreError> {
+    check_grants(&new.grants)?;
+    roles_exist(tx, &new.grants.roles)?;
+    holds(context.caller.user()?, &new.grants)?;
+    insert(tx, context, new)
+}
+
+/// Creates the first user of a cluster, an admin. The built-in roles must be there already.
+///
+/// # Errors
+/// [`CoreError::Precondition`] when there is a user; else as [`create`].
+pub fn create_first_admin(
+    tx: &mut (impl Transaction + ?Sized),
+    context: &Context,
+    name: &UserName,
+    password_hash: &PasswordHash,
+) -> Result<User, CoreError> {
+    if !tx.scan::<UserKey>(None, 1)?.is_empty() {
+        return Err(CoreError::Precondition(
+            "the cluster has users already: an admin makes more of them".into(),
+        ));
+    }
+    let grants = Grants { roles: [RoleName::admin()].into(), traits: Traits::new() };
+    roles_exist(tx, &grants.roles)?;
+    insert(tx, context, &NewUser { name: name.clone(), grants, password_hash: password_hash.clone() })
+}
+
+fn insert(tx: &mut (impl Transaction + ?Sized), context: &Context, new: &NewUser) -> Result<User, CoreError> {
+    let key = UserKey(new.name.clone());
+    if tx.get(&key)?.is_some() {
+        return Err(CoreError::AlreadyExists { kind: KIND, name: new.name.to_string() });
+    }
+    let row = UserRow {
+        roles: texts(&new.grants.roles),
+        traits: new.grants.traits.clone(),
+        password_hash: new.password_hash.as_str().to_owned(),
+        created_at_ms: tx.now(),
+        created_by: context.caller.actor(),
+    };
+    tx.put(&key, &row);
+    for role in &new.grants.roles {
+        tx.put(&RoleMemberKey { role: role.clone(), user: new.name.clone() }, &MarkRow {});
+    }
+    let fields = [("roles", row.roles.join(",")), ("traits", shown(&row.traits))];
+    audit::append(tx, context, EventType::UserCreate, target(&new.name), &fields);
+    Ok(User::of(new.name.clone(), Versioned { revision: 0, row }))
+}
+
+/// Replaces a user's roles and traits. Its sessions go on with the new ones.
+///
+/// # Errors
+/// [`CoreError::Invalid`], [`CoreError::NotFound`] for the user or a role, [`CoreError::StaleRevision`],
+/// [`CoreError::Denied`] for what the caller does not hold, [`CoreError::Precondition`] when the last admin would lose
+/// its role, [`CoreError::Storage`].
+pub fn update(
+    tx: &mut (impl Transaction + ?Sized),
+    context: &Context,
+    name: &UserName,
+    revision: u64,
+    grants: &Grants,
+) -> Result<User, CoreError> {
+    check_grants(grants)?;
+    let current = stored(tx, name)?;
+    CoreError::check_revision(KIND, name.as_str(), revision, current.revision)?;
+    roles_exist(tx, &grants.roles)?;
+    let caller = context.caller.user()?;
+    let before = held(&current.row)?;
+    holds(caller, &before)?;
+    holds(caller, grants)?;
+    let is_admin = |grants: &Grants| grants.roles.iter().any(RoleName::is_admin);
+    if is_admin(&before) && !is_admin(grants) {
+        keep_an_admin(tx, name)?;
+    }
+
+    for role in before.roles.difference(&grants.roles) {
+        tx.delete(&RoleMemberKey { role: role.clone(), user: name.clone() });
+    }
+    for role in grants.roles.difference(&before.roles) {
+        tx.put(&RoleMemberKey { role: role.clone(), user: name.clone() }, &MarkRow {});
+    }
+    let row = UserRow { roles: texts(&grants.roles), traits: grants.traits.clone(), ..current.row };
+    tx.put(&UserKey(name.clone()), &row);
+    let fields = [("roles", row.roles.join(",")), ("traits", shown(&row.traits))];
+    audit::append(tx, context, EventType::UserUpdate, target(name), &fields);
+    Ok(User::of(name.clone(), Versioned { revision: 0, row }))
+}
+
+/// Deletes a user and ends its sessions. Answers how many those were.
+///
+/// # Errors
+/// [`CoreError::NotFound`], [`CoreError::Precondition`] for the last admin, [`CoreError::Storage`].
+pub fn delete(
+    tx: &mut (impl Transaction + ?Sized),
+    context: &Context,
+    name: &UserName,
+) -> Result<u32, CoreError> {
+    let current = stored(tx, name)?;
+    let before = held(&current.row)?;
+    if before.roles.iter().any(RoleName::is_admin) {
+        keep_an_admin(tx, name)?;
+    }
+    for role in before.roles {
+        tx.delete(&RoleMemberKey { role, user: name.clone() });
+    }
+    tx.delete(&UserKey(name.clone()));
+    let ended = session::end_all_of(tx, name, None)?;
+    audit::append(tx, context, EventType::UserDelete, target(name), &[("sessions_ended", ended.to_string())]);
+    Ok(ended)
+}
+
+/// Sets a user's password and ends all its sessions. Answers how many those were.
+///
+/// # Errors
+/// [`CoreError::NotFound`], [`CoreError::Denied`] when the user has what the caller does not hold,
+/// [`CoreError::Storage`].
+pub fn reset_password(
+    tx: &mut (impl Transaction + ?Sized),
+    context: &Context,
+    name: &UserName,
+    new_hash: &PasswordHash,
+) -> Result<u32, CoreError> {
+    let current = stored(tx, name)?;
+    // Who knows a user's password has what the user has.
+    holds(context.caller.user()?, &held(&current.row)?)?;
+    set_hash(tx, name, current.row, new_hash);
+    let ended = session::end_all_of(tx, name, None)?;
+    audit::append(
+        tx,
+        context,
+        EventType::PasswordReset,
+        target(name),
+        &[("sessions_ended", ended.to_string())],
+    );
+    Ok(ended)
+}
+
+/// Sets the caller's own password, after the old one was verified against `verified`, and ends its other sessions.
+/// Answers how many those were.
+///
+/// # Errors
+/// [`CoreError::Precondition`] when the stored hash is not the verified one any more; [`CoreError::Unauthenticated`],
+/// [`CoreError::Storage`].
+pub fn change_password(
+    tx: &mut (impl Transaction + ?Sized),
+    context: &Context,
+    verified: &PasswordHash,
+    new_hash: &PasswordHash,
+) -> Result<u32, CoreError> {
+    let caller = context.caller.user()?;
+    let current = stored(tx, &caller.name)?;
+    if current.row.password_hash != verified.as_str() {
+        return Err(CoreError::Precondition(
+            "the password was changed meanwhile: try again with that one".into(),
+        ));
+    }
+    set_hash(tx, &caller.name, current.row, new_hash);
+    let ended = session::end_all_of(tx, &caller.name, Some(caller.digest))?;
+    let fields = [("sessions_ended", ended.to_string())];
+    audit::append(tx, context, EventType::PasswordChange, target(&caller.name), &fields);
+    Ok(ended)
+}
+
+fn set_hash(tx: &mut (impl Transaction + ?Sized), name: &UserName, row: UserRow, hash: &PasswordHash) {
+    tx.put(&UserKey(name.clone()), &UserRow { password_hash: hash.as_str().to_owned(), ..row });
+}
+
+fn target(name: &UserName) -> String {
+    format!("user:{name}")
+}
+
+fn stored(state: &mut (impl Read + ?Sized), name: &UserName) -> Result<Versioned<UserRow>, CoreError> {
+    let not_found = || CoreError::NotFound { kind: KIND, name: name.to_string() };
+    state.get(&UserKey(name.clone()))?.ok_or_else(not_found)
+}
+
+/// What a stored user has.
+fn held(row: &UserRow) -> Result<Grants, CoreError> {
+    let names = row.roles.iter().map(|name| RoleName::parse("user.roles", name));
+    Ok(Grants { roles: names.collect::<Result<_, _>>()?, traits: row.traits.clone() })
+}
+
+fn texts(roles: &BTreeSet<RoleName>) -> Vec<String> {
+    roles.iter().map(RoleName::to_string).collect()
+}
+
+/// Traits as the audit log shows them: `logins=ann root,team=red`.
+fn shown(traits: &Traits) -> String {
+    let each = traits.iter().map(|(name, strings)| format!("{name}={}", strings.values.join(" ")));
+    each.collect::<Vec<_>>().join(",")
+}
+
+fn check_grants(grants: &Grants) -> Result<(), CoreError> {
+    if grants.roles.len() > MAX_ROLES {
+        return Err(CoreError::invalid("user.roles", format!("at most {MAX_ROLES} roles")));
+    }
+    check_traits(&grants.traits)
+}
+
+fn check_traits(traits: &Traits) -> Result<(), CoreError> {
+    let invalid = |reason: String| Err(CoreError::invalid("user.traits", reason));
+    if traits.len() > MAX_TRAITS {
+        return invalid(format!("at most {MAX_TRAITS} traits"));
+    }
+    for (name, strings) in traits {
+        if !is_trait_name(name) {
+            return invalid("a trait's name has 1 to 63 characters of a-z A-Z 0-9 . _ -".into());
+        }
+        if strings.values.len() > MAX_VALUES {
+            return invalid(format!("trait {name} has more than {MAX_VALUES} values"));
+        }
+        let good =
+            |value: &String| (1..=MAX_VALUE).contains(&value.len()) && !value.chars().any(char::is_control);
+        if !strings.values.iter().all(good) {
+            return invalid(format!(
+                "a value of trait {name} has control characters, or not 1 to {MAX_VALUE} bytes"
+            ));
+        }
+    }
+    let bytes = |(name, strings): (&String, &StringsRow)| {
+        name.len() + strings.values.iter().map(String::len).sum::<usize>()
+    };
+    if traits.iter().map(bytes).sum::<usize>() > MAX_TRAIT_BYTES {
+        return invalid(format!("traits have at most {MAX_TRAIT_BYTES} bytes in all"));
+    }
+    Ok(())
+}
+
+fn roles_exist(tx: &mut (impl Transaction + ?Sized), roles: &BTreeSet<RoleName>) -> Result<(), CoreError> {
+    for name in roles {
+        if tx.get(&RoleKey(name.clone()))?.is_none() {
+            return Err(role::not_found(name));
+        }
+    }
+    Ok(())
+}
+
+/// Refuses what the caller does not hold itself. An admin may give everything.
+fn holds(caller: &UserCaller, grants: &Grants) -> Result<(), CoreError> {
+    if caller.is_admin() {
+        return Ok(());
+    }
+    if let Some(role) = grants.roles.iter().find(|name| !caller.roles.iter().any(|role| role.name == **name))
+    {
+        return Err(CoreError::Denied(format!(
+            "you do not hold role {role}, so you cannot give it or manage who has it"
+        )));
+    }
+    let own: &BTreeMap<String, StringsRow> = &caller.user.traits;
+    let has =
+        |name: &String, value: &String| own.get(name).is_some_and(|strings| strings.values.contains(value));
+    let lacks =
+        |(name, strings): &(&String, &StringsRow)| !strings.values.iter().all(|value| has(name, value));
+    if let Some((name, _)) = grants.traits.iter().find(lacks) {
+        let reason = format!(
+            "you do not have all values of trait {name}, so you cannot give them or manage who has them"
+        );
+        return Err(CoreError::Denied(reason));
+    }
+    Ok(())
+}
+
+/// Refuses when nobody but `leaving` holds the role `admin`.
+fn keep_an_admin(tx: &mut (impl Transaction + ?Sized), leaving: &UserName) -> Result<(), CoreError> {
+    let admins = tx.scan_under::<RoleMemberKey>(RoleMemberKey::front(&RoleName::admin()), None, 2)?;
+    if admins.iter().any(|(key, _)| key.user != *leaving) {
+        return Ok(());
+    }
+    let reason = format!("{leaving} is the last admin: give another user the role admin first");
+    Err(CoreError::Precondition(reason))
+}
+
+#[cfg(test)]
+#[path = "user_tests.rs"]
+mod tests;

@@ -1,0 +1,140 @@
+//! The other side of a join: decides on a node that wants to join this cluster, and gives it what it needs.
+
+use std::{sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use auth_core::{
+    Caller, Context, CoreError, Origin,
+    ca::{self, Kek},
+    cluster,
+    secret::{SecretDigest, SecretKind},
+    tables::{CaKey, CaKind},
+};
+use mezite_pki::{
+    PkiError,
+    x509::{LeafSpec, X509Ca, check_public_key},
+};
+use raft_store::{Clock, JoinHandler, JoinRequest, JoinResponse, Member, Store, peer_dns_name};
+use sha2::{Digest as _, Sha256};
+use store_txn::ReadExt as _;
+use tonic::Status;
+
+use super::{init::BACKDATE, sealed};
+use crate::{ca_keys::CaKeys, config::host_of, error::ApiError};
+
+/// Life of a peer certificate: as long as the node, since what ends a node's membership is its removal.
+const PEER_LIFE: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
+/// Longest token that is looked at, in bytes.
+const MAX_TOKEN: usize = 256;
+/// Longest peer address that is looked at, in bytes.
+const MAX_ADDRESS: usize = 261;
+
+/// Signs the certificate that a node proves itself to its peers with. `now` is in Unix seconds.
+pub(super) fn peer_certificate(
+    authority: &X509Ca,
+    public_key: Vec<u8>,
+    cluster_id: &str,
+    node_id: u64,
+    now: u64,
+) -> Result<String, PkiError> {
+    authority.issue(&LeafSpec {
+        public_key,
+        common_name: format!("mezite auth node {node_id}"),
+        identity: None,
+        dns_names: vec![peer_dns_name(cluster_id, node_id)],
+        ip_addresses: Vec::new(),
+        not_before: now.saturating_sub(BACKDATE.as_secs()),
+        not_after: (now + PEER_LIFE.as_secs()).min(authority.info().not_after),
+        client_auth: true,
+        server_auth: true,
+    })
+}
+
+/// Decides on nodes that want to join.
+pub(crate) struct Joiner {
+    pub(crate) store: Store,
+    pub(crate) cas: Arc<CaKeys>,
+    pub(crate) kek: Arc<Kek>,
+    pub(crate) clock: Clock,
+    pub(crate) cluster_id: String,
+    pub(crate) node_id: u64,
+}
+
+#[async_trait]
+impl JoinHandler for Joiner {
+    async fn join(&self, request: JoinRequest) -> Result<JoinResponse, Status> {
+        let request_id = hex::encode(rand::random::<[u8; 8]>());
+        self.admit(request, &request_id).await.map_err(|error| {
+            if error.is_ours() {
+                tracing::error!(request_id, %error, "a node could not join");
+            } else {
+                tracing::warn!(request_id, %error, "a node was refused");
+            }
+            error.into_status(&request_id)
+        })
+    }
+}
+
+impl Joiner {
+    async fn admit(&self, request: JoinRequest, request_id: &str) -> Result<JoinResponse, ApiError> {
+        check(&request)?;
+        let JoinRequest { token, public_key, sealing_key, peer_address } = request;
+        let secret = SecretDigest::of(SecretKind::AuthJoinToken, &token);
+        let key_digest = Sha256::digest(&public_key).into();
+        let origin =
+            Origin { node_id: self.node_id, request_id: request_id.to_owned(), client_address: peer_address };
+        let context = Context { caller: Caller::Anonymous, origin };
+        let joined = self.store.transact(move |tx| {
+            let verdict = cluster::use_auth_join_token(tx, &context, secret, key_digest)?;
+            let row = tx.get(&CaKey(CaKind::Peer))?;
+            Ok::<_, CoreError>((verdict, ca::active(tx, CaKind::Peer)?, row))
+        });
+        let (verdict, active, row) = joined.await?.value;
+        let node_id = verdict.into_result()?;
+
+        let authority = self.cas.x509(&active)?;
+        let now = (self.clock)() / 1000;
+        let certificate = peer_certificate(&authority, public_key.into(), &self.cluster_id, node_id, now)?;
+        let (encapsulated_key, sealed) = sealed::seal(&self.kek, &sealing_key, &self.cluster_id, node_id)
+            .ok_or_else(|| CoreError::invalid("sealing_key", "not an X25519 public key"))?;
+        let trusted = row.into_iter().flat_map(|row| row.row.trusted).map(|key| key.public);
+        let ca_certificates = std::iter::once(active.key.public).chain(trusted).collect();
+        tracing::info!(node_id, request_id, "a node got its identity");
+        Ok(JoinResponse {
+            node_id,
+            cluster_id: self.cluster_id.clone(),
+            certificate,
+            ca_certificates,
+            members: self.members(),
+            sealed: sealed.into(),
+            encapsulated_key: encapsulated_key.into(),
+        })
+    }
+
+    fn members(&self) -> Vec<Member> {
+        let member = |known: raft_store::MemberStatus| Member {
+            node_id: known.node_id,
+            peer_address: known.peer_address,
+            app_address: known.app_address,
+        };
+        self.store.status().members.into_iter().map(member).collect()
+    }
+}
+
+/// Checks what a token need not be used up for.
+fn check(request: &JoinRequest) -> Result<(), CoreError> {
+    if request.token.len() > MAX_TOKEN {
+        return Err(CoreError::invalid("token", "it is too long to be a token"));
+    }
+    check_public_key(&request.public_key).map_err(CoreError::pki("public_key"))?;
+    if request.sealing_key.len() != sealed::PUBLIC_KEY_LENGTH {
+        return Err(CoreError::invalid("sealing_key", "not an X25519 public key"));
+    }
+    if request.peer_address.len() > MAX_ADDRESS || host_of(&request.peer_address).is_none() {
+        return Err(CoreError::invalid(
+            "peer_address",
+            "must be host:port, as other nodes reach the joining one",
+        ));
+    }
+    Ok(())
+}

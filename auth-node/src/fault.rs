@@ -1,0 +1,76 @@
+//! Why a node cannot be made, cannot start, or cannot go on. Its text is for the operator at the terminal.
+
+use std::{io, net::SocketAddr, path::PathBuf};
+
+use auth_core::CoreError;
+use mezite_pki::PkiError;
+use raft_store::{StoreError, TransactError};
+
+use crate::{error::ApiError, files::FileError};
+
+/// Why a node cannot be made, cannot start, or cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub enum NodeError {
+    /// A file cannot be used.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// Another process has the data directory.
+    #[error("{0} is used by another auth-node process: stop that one first")]
+    InUse(PathBuf),
+    /// A file of the data directory does not hold what it should.
+    #[error("{file} {reason}")]
+    Malformed {
+        /// Which file.
+        file: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The data directory is not in the state that the command is for. Nothing was changed.
+    #[error("{0}")]
+    Refused(String),
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The domain refused what is in the command or the configuration.
+    #[error(transparent)]
+    Core(#[from] CoreError),
+    /// A key or certificate cannot be made or used.
+    #[error(transparent)]
+    Pki(#[from] PkiError),
+    /// TLS cannot be set up.
+    #[error("TLS cannot be set up: {0}")]
+    Tls(String),
+    /// An address cannot be listened on.
+    #[error("cannot listen on {address}: {source}")]
+    Listen {
+        /// Which address.
+        address: SocketAddr,
+        /// Why.
+        source: io::Error,
+    },
+    /// What the cluster answered to a join cannot be used.
+    #[error("the cluster's answer cannot be used: {0}")]
+    Answer(String),
+    /// The node cannot go on.
+    #[error("the node has failed: {0}")]
+    Failed(String),
+}
+
+impl From<TransactError<CoreError>> for NodeError {
+    fn from(error: TransactError<CoreError>) -> Self {
+        match error {
+            TransactError::Refused(refusal) => Self::Core(refusal),
+            TransactError::Store(error) => Self::Store(error),
+        }
+    }
+}
+
+impl From<ApiError> for NodeError {
+    fn from(error: ApiError) -> Self {
+        match error {
+            ApiError::Core(error) => Self::Core(error),
+            ApiError::Store(error) => Self::Store(error),
+            other => Self::Failed(other.to_string()),
+        }
+    }
+}

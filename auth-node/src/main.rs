@@ -1,0 +1,210 @@
+//! auth-node: makes a cluster or joins one, and serves it until it is told to stop.
+
+use std::{
+    io::IsTerminal as _,
+    path::{Path, PathBuf},
+    process::ExitCode,
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result};
+use auth_node::{
+    Init, Join, NodeError,
+    config::{Config, LogConfig, LogFormat},
+    init, join, secret_from, start,
+};
+use clap::{Args, Parser, Subcommand};
+use tokio::{
+    runtime::Runtime,
+    signal::unix::{SignalKind, signal},
+};
+use tracing_subscriber::EnvFilter;
+
+/// How long work that cannot be interrupted, such as a write, may go on after everything else has ended.
+const RUNTIME_PATIENCE: Duration = Duration::from_secs(1);
+
+/// The control plane of Mezite
+#[derive(Debug, Parser)]
+#[command(name = "auth-node", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Make the first node of a new cluster; run again to finish an init that was interrupted
+    Init {
+        #[command(flatten)]
+        common: Common,
+        /// Name of the cluster: a-z, 0-9, - and dots, at most 63 characters
+        #[arg(long, value_name = "NAME")]
+        cluster_name: String,
+        /// Name of the first user, who administers the cluster
+        #[arg(long, value_name = "NAME")]
+        admin_user: String,
+        /// File with that user's password, mode 0600; without it, a password is made and printed once
+        #[arg(long, value_name = "FILE")]
+        admin_password_file: Option<PathBuf>,
+    },
+    /// Make a further node of a cluster; run again to finish a join that was interrupted
+    Join {
+        #[command(flatten)]
+        common: Common,
+        /// File with the token of `mezctl auth-nodes token`, mode 0600. Not needed once joined
+        #[arg(long, value_name = "FILE")]
+        token_file: Option<PathBuf>,
+        /// Pin of the cluster's peer CA, as printed beside the token
+        #[arg(long, value_name = "PIN")]
+        ca_pin: Option<String>,
+        /// host:port of members' peer listeners; each is tried
+        #[arg(long, value_name = "HOST:PORT", value_delimiter = ',')]
+        peer: Vec<String>,
+    },
+    /// Serve until SIGTERM
+    Run {
+        #[command(flatten)]
+        common: Common,
+    },
+}
+
+#[derive(Debug, Args)]
+struct Common {
+    /// Configuration, TOML
+    #[arg(long, value_name = "FILE")]
+    config: PathBuf,
+    /// Override a field, such as `limits.max_relays=64`
+    #[arg(long = "set", value_name = "FIELD=VALUE")]
+    set: Vec<String>,
+    /// Check the configuration and do nothing else
+    #[arg(long)]
+    check_config: bool,
+    /// Print the configuration, defaults and overrides included, and do nothing else
+    #[arg(long)]
+    print_config: bool,
+}
+
+impl Common {
+    /// The configuration; `None` when there is nothing more to do.
+    fn load(&self) -> Result<Option<Config>> {
+        // What is not Unicode is not ours.
+        let environment = std::env::vars_os()
+            .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
+        let config = Config::load(&self.config, environment, &self.set)
+            .with_context(|| format!("configuration {}", self.config.display()))?;
+        filter(&config.log)?;
+        if self.print_config {
+            print!("{}", config.print()?);
+        }
+        Ok((!self.print_config && !self.check_config).then_some(config))
+    }
+}
+
+fn main() -> ExitCode {
+    match run(Cli::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("auth-node: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(cli: Cli) -> Result<()> {
+    let (Command::Init { common, .. } | Command::Join { common, .. } | Command::Run { common }) =
+        &cli.command;
+    let Some(config) = common.load()? else { return Ok(()) };
+    // A second installation can only fail because the first one stands.
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    log(&config.log)?;
+    let runtime = Runtime::new().context("the runtime cannot be started")?;
+    let done = match cli.command {
+        Command::Init { cluster_name, admin_user, admin_password_file, .. } => {
+            let password = admin_password_file.as_deref().map(secret_from).transpose()?;
+            let new = Init { cluster_name, admin_user, admin_password: password };
+            runtime.block_on(make_cluster(&config, new))
+        }
+        Command::Join { token_file, ca_pin, peer, .. } => {
+            runtime.block_on(join_cluster(&config, || how_to_join(token_file.as_deref(), ca_pin, peer)))
+        }
+        Command::Run { .. } => runtime.block_on(serve(config)),
+    };
+    runtime.shutdown_timeout(RUNTIME_PATIENCE);
+    done
+}
+
+fn filter(log: &LogConfig) -> Result<EnvFilter> {
+    EnvFilter::try_new(&log.level).context("log.level")
+}
+
+fn log(log: &LogConfig) -> Result<()> {
+    let colours = std::io::stderr().is_terminal();
+    let builder = tracing_subscriber::fmt().with_env_filter(filter(log)?).with_writer(std::io::stderr);
+    let builder = builder.with_ansi(colours);
+    match log.format {
+        LogFormat::Text => builder.init(),
+        LogFormat::Json => builder.json().init(),
+    }
+    Ok(())
+}
+
+async fn make_cluster(config: &Config, new: Init) -> Result<()> {
+    let made = init(config, new).await?;
+    println!("cluster     {}", made.cluster_name);
+    println!("cluster id  {}", made.cluster_id);
+    println!("ca pin      {}", made.ca_pin);
+    println!("admin       {}", made.admin_user);
+    match &made.admin_password {
+        Some(password) => println!("password    {} (shown once)", password.as_str()),
+        None if made.resumed => {
+            println!("password    the one that was given to the init that was interrupted")
+        }
+        None => println!("password    the one that was given"),
+    }
+    println!();
+    println!("Start the node with `auth-node run`, and then log in:");
+    let (address, pin, admin) = (&config.advertise, &made.ca_pin, &made.admin_user);
+    println!("  mezctl login --addr {address} --ca-pin {pin} --user {admin}");
+    println!(
+        "Keep {} safe, and apart from backups: without it no CA key can be used.",
+        config.kek_path().display()
+    );
+    Ok(made.finish()?)
+}
+
+fn how_to_join(
+    token_file: Option<&Path>,
+    ca_pin: Option<String>,
+    peers: Vec<String>,
+) -> Result<Join, NodeError> {
+    let needed = || NodeError::Refused("joining needs --token-file, --ca-pin and --peer".into());
+    let (Some(token_file), Some(ca_pin)) = (token_file, ca_pin) else { return Err(needed()) };
+    Ok(Join { token: secret_from(token_file)?, ca_pin, peers })
+}
+
+async fn join_cluster(config: &Config, how: impl FnOnce() -> Result<Join, NodeError>) -> Result<()> {
+    let joined = join(config, how).await?;
+    let how = if joined.already { "had joined" } else { "joined" };
+    println!("node {} {how} cluster {}; start it with `auth-node run`", joined.node_id, joined.cluster_id);
+    Ok(())
+}
+
+async fn serve(config: Config) -> Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut handle = tokio::select! {
+        started = start(config) => started?,
+        _ = terminate.recv() => return Ok(()),
+        _ = interrupt.recv() => return Ok(()),
+    };
+    tokio::select! {
+        _ = terminate.recv() => (),
+        _ = interrupt.recv() => (),
+        broken = handle.broken() => return Err(broken.into()),
+    }
+    tracing::info!("stopping");
+    if !handle.stop().await {
+        tracing::warn!("some calls were not answered in time");
+    }
+    Ok(())
+}

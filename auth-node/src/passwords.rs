@@ -1,0 +1,238 @@
+//! Passwords: hashed and verified with Argon2id, so many at a time and so many waiting. Each takes tens of milliseconds
+//! of a processor and 19 MiB, so a storm of logins is turned away at the door rather than starve what else the node does.
+//!
+//! The name of a user that does not exist costs the same: a hash that nobody's password made is verified instead.
+
+use std::{sync::Arc, time::Duration};
+
+use argon2::{
+    Algorithm, Argon2, Params, Version,
+    password_hash::{Error as HashError, PasswordHasher as _, PasswordVerifier as _, phc},
+};
+use auth_core::{CoreError, secret::PasswordHash};
+use base64::{Engine as _, engine::general_purpose::STANDARD_NO_PAD};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use zeroize::Zeroizing;
+
+use crate::error::ApiError;
+
+/// Memory of one hash, in KiB; with the passes and lanes, the first choice of OWASP's Password Storage Cheat Sheet.
+const MEMORY_KIB: u32 = 19_456;
+/// Passes over the memory.
+const PASSES: u32 = 2;
+/// Lanes.
+const LANES: u32 = 1;
+/// When somebody who was turned away may try again.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
+
+/// Bounds the passwords that are hashed at a time, and that wait for it.
+pub(crate) struct PasswordPool {
+    places: Arc<Semaphore>,
+    threads: Arc<Semaphore>,
+    nobodys: PasswordHash,
+}
+
+/// A place in the pool, for the passwords of one call. Dropping it gives it up.
+pub(crate) struct Turn {
+    _place: OwnedSemaphorePermit,
+    threads: Arc<Semaphore>,
+    nobodys: PasswordHash,
+}
+
+impl PasswordPool {
+    /// A pool that hashes on at most `threads` threads, for which `queue` more calls may wait.
+    ///
+    /// # Errors
+    /// [`CoreError::Internal`] when the operating system gives no randomness or memory.
+    pub(crate) fn new(threads: usize, queue: usize) -> Result<Self, CoreError> {
+        let unguessable = Zeroizing::new(STANDARD_NO_PAD.encode(rand::random::<[u8; 32]>()));
+        Ok(Self {
+            places: Arc::new(Semaphore::new(threads.saturating_add(queue))),
+            threads: Arc::new(Semaphore::new(threads)),
+            nobodys: hash(&unguessable)?,
+        })
+    }
+
+    /// Takes a place, or refuses at once.
+    ///
+    /// # Errors
+    /// [`ApiError::Busy`] when all places are taken.
+    pub(crate) fn admit(&self) -> Result<Turn, ApiError> {
+        let busy =
+            |_| ApiError::Busy { what: "too many passwords are being checked", retry_after: RETRY_AFTER };
+        let place = Arc::clone(&self.places).try_acquire_owned().map_err(busy)?;
+        Ok(Turn { _place: place, threads: Arc::clone(&self.threads), nobodys: self.nobodys.clone() })
+    }
+}
+
+impl Turn {
+    /// Whether a password is the one of a hash. Without a hash it takes as long, and is not.
+    ///
+    /// # Errors
+    /// [`CoreError::Internal`] for a hash that cannot be read.
+    pub(crate) async fn verify(
+        &self,
+        known: Option<&PasswordHash>,
+        password: &Zeroizing<String>,
+    ) -> Result<bool, ApiError> {
+        let exists = known.is_some();
+        let (against, password) = (known.unwrap_or(&self.nobodys).clone(), password.clone());
+        let matches = self.on_thread(move || verify(&against, &password)).await?;
+        Ok(matches && exists)
+    }
+
+    /// The hash of a password, with a new salt.
+    ///
+    /// # Errors
+    /// [`CoreError::Internal`] when the operating system gives no randomness or memory.
+    pub(crate) async fn hash(&self, password: &Zeroizing<String>) -> Result<PasswordHash, ApiError> {
+        let password = password.clone();
+        self.on_thread(move || hash(&password)).await
+    }
+
+    /// Works on a thread of its own, once one is free. A call that is given up meanwhile keeps its thread to the end.
+    async fn on_thread<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> Result<T, CoreError> + Send + 'static,
+    ) -> Result<T, ApiError> {
+        let internal = |error: &dyn std::fmt::Display| ApiError::Internal(format!("password pool: {error}"));
+        let thread = Arc::clone(&self.threads).acquire_owned().await.map_err(|error| internal(&error))?;
+        let done = tokio::task::spawn_blocking(move || {
+            let done = work();
+            drop(thread);
+            done
+        });
+        Ok(done.await.map_err(|error| internal(&error))??)
+    }
+}
+
+fn failed(error: impl std::fmt::Display) -> CoreError {
+    CoreError::Internal(format!("password hash: {error}"))
+}
+
+fn argon2id() -> Result<Argon2<'static>, CoreError> {
+    let params = Params::new(MEMORY_KIB, PASSES, LANES, None).map_err(failed)?;
+    Ok(Argon2::new(Algorithm::Argon2id, Version::V0x13, params))
+}
+
+/// The hash of a password, with a new salt.
+fn hash(password: &str) -> Result<PasswordHash, CoreError> {
+    let hash: phc::PasswordHash = argon2id()?.hash_password(password.as_bytes()).map_err(failed)?;
+    Ok(PasswordHash::new(hash.to_string()))
+}
+
+fn verify(hash: &PasswordHash, password: &str) -> Result<bool, CoreError> {
+    let hash = phc::PasswordHash::new(hash.as_str()).map_err(failed)?;
+    match argon2id()?.verify_password(password.as_bytes(), &hash) {
+        Ok(()) => Ok(true),
+        Err(HashError::PasswordInvalid) => Ok(false),
+        Err(error) => Err(failed(error)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+
+    fn password(text: &str) -> Zeroizing<String> {
+        Zeroizing::new(text.to_owned())
+    }
+
+    /// Made by the reference implementation, libargon2: `argon2id_hash_encoded` with salt `somesaltsomesalt`.
+    const REFERENCE: &str =
+        "$argon2id$v=19$m=19456,t=2,p=1$c29tZXNhbHRzb21lc2FsdA$k9ohroejZy1PN5E1SbHNPug6vB8eQAahb5SOAp6iGF4";
+
+    #[tokio::test]
+    async fn the_password_of_a_hash_is_known_and_another_is_not() {
+        let pool = PasswordPool::new(1, 0).unwrap();
+        let turn = pool.admit().unwrap();
+        let hash = turn.hash(&password("correct horse")).await.unwrap();
+        assert!(hash.as_str().starts_with("$argon2id$v=19$m=19456,t=2,p=1$"), "{}", hash.as_str());
+        assert!(turn.verify(Some(&hash), &password("correct horse")).await.unwrap());
+        for wrong in ["", "correct hors", "correct horse ", "Correct horse"] {
+            assert!(!turn.verify(Some(&hash), &password(wrong)).await.unwrap());
+        }
+        assert_ne!(hash, turn.hash(&password("correct horse")).await.unwrap());
+    }
+
+    #[tokio::test]
+    async fn hashes_are_those_of_the_reference_implementation() {
+        let turn = PasswordPool::new(1, 0).unwrap().admit().unwrap();
+        let reference = PasswordHash::new(REFERENCE.to_owned());
+        assert!(turn.verify(Some(&reference), &password("correct horse")).await.unwrap());
+        assert!(!turn.verify(Some(&reference), &password("correct house")).await.unwrap());
+        let rubbish = PasswordHash::new("not a hash".into());
+        assert!(matches!(
+            turn.verify(Some(&rubbish), &password("x")).await,
+            Err(ApiError::Core(CoreError::Internal(_)))
+        ));
+    }
+
+    #[test]
+    fn an_unknown_user_costs_the_same_hash_and_a_match_on_it_still_fails() {
+        let unguessable = password("what the dummy is of");
+        let turn = Turn {
+            nobodys: hash(&unguessable).unwrap(),
+            ..PasswordPool::new(1, 0).unwrap().admit().unwrap()
+        };
+        let costs = |hash: &PasswordHash| hash.as_str().rsplitn(3, '$').last().unwrap().to_owned();
+        assert_eq!(costs(&turn.nobodys), costs(&hash("another").unwrap()));
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        assert!(verify(&turn.nobodys, &unguessable).unwrap());
+        assert!(!runtime.block_on(turn.verify(None, &unguessable)).unwrap());
+    }
+
+    #[tokio::test]
+    async fn past_the_bound_a_call_is_refused_at_once() {
+        let pool = PasswordPool::new(1, 1).unwrap();
+        let (first, second) = (pool.admit().unwrap(), pool.admit().unwrap());
+        let refused = pool.admit().err().unwrap();
+        assert!(matches!(refused, ApiError::Busy { .. }));
+        let status = refused.into_status("r");
+        assert_eq!(status.code(), tonic::Code::ResourceExhausted);
+        assert!(tonic_types::StatusExt::get_details_retry_info(&status).is_some());
+
+        // One works; the other waits until it is done, and not longer.
+        let (go, wait) = mpsc::channel::<()>();
+        let (began, begin) = tokio::sync::oneshot::channel();
+        let working = tokio::spawn(async move {
+            let work = move || {
+                began.send(()).unwrap();
+                wait.recv().map_err(failed)
+            };
+            first.on_thread(work).await
+        });
+        begin.await.unwrap();
+        let mut waiting = tokio::spawn(async move { second.on_thread(|| Ok(7)).await });
+        tokio::task::yield_now().await;
+        assert_eq!(pool.threads.available_permits(), 0);
+        assert!(!waiting.is_finished());
+        go.send(()).unwrap();
+        working.await.unwrap().unwrap();
+        assert_eq!((&mut waiting).await.unwrap().unwrap(), 7);
+        assert!(pool.admit().is_ok());
+    }
+
+    #[tokio::test]
+    async fn a_call_that_is_given_up_keeps_its_thread_until_it_is_done() {
+        let pool = PasswordPool::new(1, 0).unwrap();
+        let turn = pool.admit().unwrap();
+        let (go, wait) = mpsc::channel::<()>();
+        let (began, begin) = tokio::sync::oneshot::channel();
+        let work = move || {
+            began.send(()).unwrap();
+            wait.recv().map_err(failed)
+        };
+        let given_up = tokio::spawn(async move { turn.on_thread(work).await });
+        begin.await.unwrap();
+        given_up.abort();
+        assert!(given_up.await.is_err());
+        // Its place is free, its thread is not.
+        assert!(pool.admit().is_ok());
+        assert_eq!(pool.threads.available_permits(), 0);
+        go.send(()).unwrap();
+        drop(pool.threads.acquire().await.unwrap());
+    }
+}

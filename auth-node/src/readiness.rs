@@ -1,0 +1,78 @@
+//! Whether the node lives, and whether it should be sent calls.
+
+use std::{sync::OnceLock, time::Duration};
+
+use raft_store::Store;
+use tokio_util::sync::CancellationToken;
+
+/// A node that cannot confirm within this that it is current is not ready.
+const CONFIRM: Duration = Duration::from_secs(1);
+
+/// Whether the node lives, and whether it should be sent calls.
+pub(crate) struct Readiness {
+    store: Store,
+    serving: CancellationToken,
+    leaving: CancellationToken,
+    dead: OnceLock<String>,
+}
+
+impl Readiness {
+    /// Of a node that does not serve yet.
+    pub(crate) fn new(store: Store) -> Self {
+        Self {
+            store,
+            serving: CancellationToken::new(),
+            leaving: CancellationToken::new(),
+            dead: OnceLock::new(),
+        }
+    }
+
+    /// The port of the API is open.
+    pub(crate) fn serve(&self) {
+        self.serving.cancel();
+    }
+
+    /// The node stops: it is not ready any more.
+    pub(crate) fn leave(&self) {
+        self.leaving.cancel();
+    }
+
+    /// The node does not live any more.
+    pub(crate) fn die(&self, reason: String) {
+        // The first reason counts.
+        let _ = self.dead.set(reason);
+    }
+
+    pub(crate) fn is_leaving(&self) -> bool {
+        self.leaving.is_cancelled()
+    }
+
+    /// Resolves when the node stops.
+    pub(crate) async fn leaving(&self) {
+        self.leaving.cancelled().await;
+    }
+
+    /// Whether the process is of use.
+    ///
+    /// # Errors
+    /// Why a restart would help.
+    pub(crate) fn alive(&self) -> Result<(), String> {
+        self.dead.get().map_or(Ok(()), |reason| Err(reason.clone()))
+    }
+
+    /// Whether the node should be sent calls: it serves, a leader with a quorum is known, and its state is up
+    /// to it.
+    ///
+    /// # Errors
+    /// Why not.
+    pub(crate) async fn check(&self) -> Result<(), String> {
+        self.alive()?;
+        if self.is_leaving() {
+            return Err("the node is stopping".into());
+        }
+        if !self.serving.is_cancelled() {
+            return Err("the node waits for the cluster before it serves".into());
+        }
+        self.store.confirm(CONFIRM).await.map_err(|error| error.to_string())
+    }
+}

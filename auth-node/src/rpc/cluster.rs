@@ -1,0 +1,78 @@
+//! The auth cluster itself: how it is, and tokens with which further nodes join it.
+
+use auth_core::{
+    ca, cluster, node,
+    secret::{SecretDigest, SecretKind},
+    tables::CaKind,
+};
+use mezite_pki::x509::CertificateInfo;
+use mezite_proto::v1;
+use raft_store::MemberStatus;
+use store_txn::Read as _;
+
+use super::{convert, nodes};
+use crate::{authn::Call, error::ApiError, service::Service};
+
+pub(crate) async fn status(
+    service: &Service,
+    call: &Call,
+    _request: v1::GetClusterStatusRequest,
+) -> Result<v1::GetClusterStatusResponse, ApiError> {
+    let ttl = service.settings.presence_ttl;
+    let read = service.read(call, move |view, _| {
+        let now = view.now();
+        let ingests = node::ingests(view)?;
+        Ok((ingests.into_iter().map(|node| nodes::node(node, now, ttl)).collect(), node::count(view, ttl)?))
+    });
+    let (ingests, counts) = read.await?;
+    let status = service.store.status();
+    Ok(v1::GetClusterStatusResponse {
+        cluster_name: service.settings.cluster.clone(),
+        cluster_id: service.settings.cluster_id.clone(),
+        node_id: status.node_id,
+        leader_id: status.leader_id.unwrap_or_default(),
+        term: status.term,
+        committed_index: status.committed_index,
+        applied_index: status.applied_index,
+        last_log_index: status.last_log_index,
+        snapshot_index: status.snapshot_index,
+        database_size: status.database_size,
+        members: status.members.into_iter().map(member).collect(),
+        ingests,
+        nodes_online: counts.online,
+        nodes_total: counts.total,
+        revision: status.revision,
+    })
+}
+
+fn member(member: MemberStatus) -> v1::Member {
+    v1::Member {
+        node_id: member.node_id,
+        peer_address: member.peer_address,
+        api_address: member.app_address,
+        voter: member.voter,
+        matched_index: member.matched_index.unwrap_or_default(),
+    }
+}
+
+pub(crate) async fn create_join_token(
+    service: &Service,
+    call: &Call,
+    request: v1::CreateAuthJoinTokenRequest,
+) -> Result<v1::CreateAuthJoinTokenResponse, ApiError> {
+    let ttl = request.ttl.map(|ttl| convert::duration_in("ttl", ttl)).transpose()?;
+    let token = convert::secret();
+    let digest = SecretDigest::of(SecretKind::AuthJoinToken, &token);
+    let made = service.write(call, move |tx, context| {
+        let ends = cluster::create_auth_join_token(tx, context, digest, ttl)?;
+        Ok((ends, ca::active(tx, CaKind::Peer)?.key.public))
+    });
+    let (ends, peer_ca) = made.await?.value;
+    let members = service.store.status().members;
+    Ok(v1::CreateAuthJoinTokenResponse {
+        token: token.to_string(),
+        ca_pin: CertificateInfo::from_pem(&peer_ca)?.spki_pin,
+        expires_at: Some(convert::timestamp(ends)),
+        peer_addresses: members.into_iter().map(|member| member.peer_address).collect(),
+    })
+}

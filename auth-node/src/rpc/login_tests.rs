@@ -1,0 +1,130 @@
+use tonic::Code;
+
+use super::*;
+use crate::rpc::{
+    testing::{BOSS, Node, anonymous, assert_invalid, with},
+    users,
+};
+
+async fn change(node: &Node, session: &str, old: &str, new: &str) -> Result<u32, ApiError> {
+    let request = v1::ChangePasswordRequest { old_password: old.into(), new_password: new.into() };
+    Ok(change_password(&node.service, &with(session, "ChangePassword"), request).await?.sessions_ended)
+}
+
+async fn is_honoured(node: &Node, session: &str) -> bool {
+    let request = v1::GetUserRequest { name: "boss".into() };
+    match users::get(&node.service, &with(session, "GetUser"), request).await {
+        Ok(_) => true,
+        Err(error) if error.code() == Code::Unauthenticated => false,
+        Err(error) => panic!("{error}"),
+    }
+}
+
+#[tokio::test]
+async fn a_password_is_exchanged_for_a_session_that_is_shown_once() {
+    let node = Node::start().await;
+    let request = v1::AuthenticateLocalRequest { username: "BOSS".into(), password: BOSS.into() };
+    let reply = authenticate_local(&node.service, &anonymous("AuthenticateLocal"), request).await.unwrap();
+    let (id, session) = (reply.session_id, reply.session.unwrap());
+    assert_eq!(URL_SAFE_NO_PAD.decode(&id).unwrap().len(), 32);
+    assert_eq!((session.user.as_str(), session.client_address.as_str()), ("boss", "192.0.2.9"));
+    assert_eq!(session.method(), v1::AuthMethod::Password);
+    let (created, expires) = (session.created_at.unwrap(), session.expires_at.unwrap());
+    assert_eq!(expires.seconds - created.seconds, 3600);
+    assert!(is_honoured(&node, &id).await);
+    assert!(!is_honoured(&node, &session.handle).await);
+
+    let record = node.audited("user.login").await.pop().unwrap();
+    assert_eq!((record.actor.as_str(), record.client_address.as_str()), ("user:boss", "192.0.2.9"));
+    assert_eq!(record.target, format!("session:{}", session.handle));
+    assert!(node.audit().await.iter().all(|record| !format!("{record:?}").contains(&id)));
+    assert_ne!(node.boss().await, id);
+}
+
+#[tokio::test]
+async fn unknown_user_and_wrong_password_give_the_same_answer() {
+    let node = Node::start().await;
+    let mut answers = Vec::new();
+    for (username, password) in
+        [("boss", "not the password"), ("hunter2", BOSS), ("not a name", BOSS), ("", ""), ("boss", "")]
+    {
+        let status = node.log_in(username, password).await.unwrap_err().into_status("r");
+        assert_eq!(status.code(), Code::Unauthenticated);
+        answers.push((status.message().to_owned(), status.details().to_vec()));
+    }
+    assert!(answers.iter().all(|answer| *answer == answers[0]), "{answers:?}");
+    assert_eq!(answers[0].0, "wrong username or password");
+
+    let records = node.audited("user.login.failed").await;
+    let targets: Vec<_> = records.iter().map(|record| record.target.as_str()).collect();
+    assert_eq!(targets, ["user:boss", "user:?", "user:?", "user:?", "user:boss"]);
+    assert!(records.iter().all(|record| !record.success && record.actor == "anonymous"));
+    assert!(node.audit().await.iter().all(|record| !format!("{record:?}").contains("hunter2")));
+}
+
+#[tokio::test]
+async fn a_session_that_has_ended_does_not_stand_in_the_way_of_a_login() {
+    let node = Node::start().await;
+    let request = v1::AuthenticateLocalRequest { username: "boss".into(), password: BOSS.into() };
+    let call = with("a session that is over", "AuthenticateLocal");
+    assert!(authenticate_local(&node.service, &call, request).await.is_ok());
+}
+
+#[tokio::test]
+async fn past_the_bound_of_the_pool_a_login_is_refused_at_once() {
+    let node = Node::start().await;
+    let turns = [node.service.passwords.admit().unwrap(), node.service.passwords.admit().unwrap()];
+    let records = node.audit().await.len();
+    for password in [BOSS, "not the password"] {
+        let refused = node.log_in("boss", password).await.unwrap_err();
+        assert_eq!(refused.code(), Code::ResourceExhausted);
+    }
+    assert_eq!(node.audit().await.len(), records);
+    drop(turns);
+    assert!(node.log_in("boss", BOSS).await.is_ok());
+}
+
+#[tokio::test]
+async fn passwords_are_bounded_before_anything_is_done() {
+    let node = Node::start().await;
+    let records = node.audit().await.len();
+    assert_invalid(node.log_in("boss", &"p".repeat(1025)).await, "password");
+    assert_eq!(node.audit().await.len(), records);
+    let session = node.boss().await;
+    assert_invalid(change(&node, &session, &"p".repeat(1025), "another password").await, "old_password");
+    for bad in ["eleven byte", &"p".repeat(1025)] {
+        assert_invalid(change(&node, &session, BOSS, bad).await, "new_password");
+    }
+}
+
+#[tokio::test]
+async fn change_password_verifies_the_old_password_always_and_ends_the_users_other_sessions() {
+    let node = Node::start().await;
+    let (session, other) = (node.boss().await, node.boss().await);
+    assert_invalid(change(&node, &session, "not the password", "another password").await, "old_password");
+    let failed = node.audited("user.password.change.failed").await;
+    assert_eq!(
+        (failed.len(), failed[0].actor.as_str(), failed[0].target.as_str()),
+        (1, "user:boss", "user:boss")
+    );
+    assert_invalid(change(&node, &session, BOSS, BOSS).await, "new_password");
+    assert!(is_honoured(&node, &other).await && node.log_in("boss", BOSS).await.is_ok());
+
+    // The one of the check just made, and `other`.
+    assert_eq!(change(&node, &session, BOSS, "another password").await.unwrap(), 2);
+    assert!(is_honoured(&node, &session).await && !is_honoured(&node, &other).await);
+    assert_eq!(node.log_in("boss", BOSS).await.unwrap_err().code(), Code::Unauthenticated);
+    assert!(node.log_in("boss", "another password").await.is_ok());
+    let refused = change(&node, &other, "another password", "a third password").await.unwrap_err();
+    assert_eq!(refused.code(), Code::Unauthenticated);
+}
+
+#[tokio::test]
+async fn a_session_that_logged_out_is_not_honoured() {
+    let node = Node::start().await;
+    let (session, other) = (node.boss().await, node.boss().await);
+    logout(&node.service, &with(&session, "Logout"), v1::LogoutRequest {}).await.unwrap();
+    assert!(!is_honoured(&node, &session).await && is_honoured(&node, &other).await);
+    let again = logout(&node.service, &with(&session, "Logout"), v1::LogoutRequest {}).await.unwrap_err();
+    assert_eq!(again.code(), Code::Unauthenticated);
+}

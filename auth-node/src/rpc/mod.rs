@@ -1,0 +1,482 @@
+//! The one table of the API's methods, and what is the same for all of them: a call is told who may make it,
+//! what it brings and how long it may take; its handler runs; it is measured and logged; an error becomes a
+//! status.
+//!
+//! A family's module parses, draws what is random, has the domain decide, and converts. It decides nothing
+//! itself.
+
+mod certs;
+mod cluster;
+mod convert;
+mod joining;
+mod login;
+mod nodes;
+mod ping;
+mod presence;
+mod recordings;
+mod roles;
+mod sessions;
+#[cfg(test)]
+mod testing;
+mod tokens;
+mod trust;
+mod users;
+
+use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
+
+use auth_core::{CoreError, Origin};
+use futures::Stream;
+use mezite_proto::{
+    access,
+    v1::{self, AccessClass, auth_service_server::AuthService},
+};
+use tonic::{Code, Request, Response, Status, Streaming};
+
+use crate::{
+    authn::{self, Call, Here},
+    error::ApiError,
+    metrics::Measured,
+    service::Service,
+};
+
+/// Methods that later releases build. They are authorised, and then UNIMPLEMENTED.
+pub const NOT_YET: &[&str] = &[
+    "BeginWebAuthnLogin",
+    "FinishWebAuthnLogin",
+    "BeginWebAuthnRegistration",
+    "FinishWebAuthnRegistration",
+    "ListWebAuthnDevices",
+    "DeleteWebAuthnDevice",
+    "GetRevocationList",
+    "RegisterUsingIAMMethod",
+    "CreateAgentIdentity",
+    "UpdateAgentIdentity",
+    "DeleteAgentIdentity",
+    "GetAgentIdentity",
+    "ListAgentIdentities",
+    "BootstrapAgentIdentity",
+    "RenewAgentIdentity",
+    "AuthenticateSPIFFE",
+    "CreateLock",
+    "GetLock",
+    "ListLocks",
+    "DeleteLock",
+    "CreateConnector",
+    "GetConnector",
+    "ListConnectors",
+    "UpdateConnector",
+    "DeleteConnector",
+    "CreateTrustedCluster",
+    "GetTrustedCluster",
+    "ListTrustedClusters",
+    "UpdateTrustedCluster",
+    "DeleteTrustedCluster",
+    "GetClusterConfig",
+    "UpdateClusterConfig",
+    "RotateCA",
+    "GetCARotation",
+    "EmitAuditEvent",
+    "QueryAuditEvents",
+    "CreateAccessRequest",
+    "GetAccessRequest",
+    "ListAccessRequests",
+    "ReviewAccessRequest",
+    "CancelAccessRequest",
+    "ListMembers",
+    "AddMember",
+    "RemoveMember",
+    "SaveBackup",
+];
+
+/// Methods that are declared and stay without an effect. They are authorised, and then UNIMPLEMENTED.
+pub const RESERVED: &[&str] = &[
+    "ArchiveAuditEvents",
+    "ConfigurePlugin",
+    "ListPlugins",
+    "SetPluginEnabled",
+    "CreateNotificationChannel",
+    "ListNotificationChannels",
+    "DisableNotificationChannel",
+    "DeleteNotificationChannel",
+    "ValidateTOTP",
+];
+
+/// The API, as tonic serves it.
+#[derive(Clone)]
+pub(crate) struct Api {
+    service: Arc<Service>,
+}
+
+/// What a server-streaming method answers.
+type Replies<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+/// A call that has begun.
+struct Begun {
+    call: Call,
+    measured: Measured,
+}
+
+impl Begun {
+    /// Ends the call: measures it, logs it, and tells the caller what went wrong.
+    fn end<T>(self, result: Result<T, ApiError>) -> Result<Response<T>, Status> {
+        let method = self.call.method.method;
+        end(method, &self.call.origin, self.measured, result)
+    }
+}
+
+fn end<T>(
+    method: &'static str,
+    origin: &Origin,
+    measured: Measured,
+    result: Result<T, ApiError>,
+) -> Result<Response<T>, Status> {
+    let (request_id, client) = (origin.request_id.as_str(), origin.client_address.as_str());
+    match result {
+        Ok(reply) => {
+            tracing::debug!(method, request_id, client, "done");
+            measured.end(Code::Ok);
+            Ok(Response::new(reply))
+        }
+        Err(error) => {
+            let code = error.code();
+            if error.is_ours() {
+                tracing::error!(method, request_id, client, %error, "the call failed");
+            } else {
+                tracing::info!(method, request_id, client, ?code, %error, "refused");
+            }
+            measured.end(code);
+            Err(error.into_status(request_id))
+        }
+    }
+}
+
+/// Carries a call out within its deadline.
+async fn within<T>(
+    deadline: Option<Duration>,
+    work: impl Future<Output = Result<T, ApiError>>,
+) -> Result<T, ApiError> {
+    match deadline {
+        None => work.await,
+        Some(deadline) => {
+            tokio::time::timeout(deadline, work).await.unwrap_or(Err(ApiError::DeadlineExceeded))
+        }
+    }
+}
+
+impl Api {
+    /// Of what handlers work with.
+    pub(crate) fn new(service: Arc<Service>) -> Self {
+        Self { service }
+    }
+
+    /// A call of one message each way, which has a deadline whether the client sets one or not.
+    fn begin<T>(&self, method: &'static str, request: &Request<T>) -> Result<Begun, Status> {
+        let longest = self.service.settings.call_timeout;
+        self.begin_within(method, request, |metadata| authn::deadline(metadata, longest).map(Some))
+    }
+
+    /// A call that lasts as long as its messages flow.
+    fn begin_stream<T>(&self, method: &'static str, request: &Request<T>) -> Result<Begun, Status> {
+        self.begin_within(method, request, |_| Ok(None))
+    }
+
+    fn begin_within<T>(
+        &self,
+        method: &'static str,
+        request: &Request<T>,
+        deadline: impl FnOnce(&tonic::metadata::MetadataMap) -> Result<Option<Duration>, CoreError>,
+    ) -> Result<Begun, Status> {
+        let measured = Measured::begin(method);
+        let settings = &self.service.settings;
+        let origin = authn::origin(request.extensions(), settings.node_id);
+        let here = Here { cluster: &settings.cluster, now: (self.service.clock)() / 1000 };
+        let prepared = access::rule(method)
+            .ok_or_else(|| CoreError::Denied(format!("{method} has no access rule")))
+            .and_then(|rule| {
+                let credential = authn::credential(request.metadata(), request.extensions(), here)?;
+                Ok((rule, credential, deadline(request.metadata())?))
+            });
+        match prepared {
+            Ok((method, credential, deadline)) => {
+                Ok(Begun { call: Call { method, credential, origin, deadline }, measured })
+            }
+            Err(error) => Err(refused(end::<()>(method, &origin, measured, Err(error.into())))),
+        }
+    }
+}
+
+fn refused(result: Result<Response<()>, Status>) -> Status {
+    result.err().unwrap_or_else(|| Status::internal("internal error"))
+}
+
+/// Handlers parse before they read or write, and only then is it known who calls: whoever may not make the
+/// call at all is told that, and nothing of what else is wrong with it.
+async fn after_admission<T>(
+    service: &Service,
+    call: &Call,
+    result: Result<T, ApiError>,
+) -> Result<T, ApiError> {
+    let public = call.method.classes.contains(&AccessClass::Public);
+    if !public && matches!(result, Err(ApiError::Core(CoreError::Invalid { .. }))) {
+        service.read(call, |_, _| Ok(())).await?;
+    }
+    result
+}
+
+/// Authorises, and then says that the method does nothing yet.
+async fn later<Q, T: Send + 'static>(service: &Service, call: &Call, _request: Q) -> Result<T, ApiError> {
+    service.read(call, |_, _| Err(CoreError::Unimplemented)).await
+}
+
+/// Authorises, and then says that the method does nothing.
+async fn reserved<Q, T: Send + 'static>(service: &Service, call: &Call, request: Q) -> Result<T, ApiError> {
+    later(service, call, request).await
+}
+
+/// A line per method: its name, what it takes and answers, and its handler.
+macro_rules! api {
+    (
+        unary { $($method:ident: $name:ident($request:ident) -> $reply:ident = $($handler:ident)::+;)+ }
+        streaming { $($streaming:tt)* }
+    ) => {
+        #[tonic::async_trait]
+        impl AuthService for Api {
+            $(
+                async fn $name(&self, request: Request<v1::$request>) -> Result<Response<v1::$reply>, Status> {
+                    let begun = self.begin(stringify!($method), &request)?;
+                    let (service, call) = (&self.service, &begun.call);
+                    let work = async {
+                        let result = $($handler)::+(service, call, request.into_inner()).await;
+                        after_admission(service, call, result).await
+                    };
+                    let result = within(call.deadline, work).await;
+                    begun.end(result)
+                }
+            )+
+
+            $($streaming)*
+        }
+
+        /// Methods of one message each way, and their handlers.
+        #[cfg(test)]
+        const UNARY: &[(&str, &str)] = &[$((stringify!($method), stringify!($($handler)::+)),)+];
+    };
+}
+
+api! {
+    unary {
+        // Login.
+        Ping: ping(PingRequest) -> PingResponse = ping::ping;
+        AuthenticateLocal:
+            authenticate_local(AuthenticateLocalRequest) -> AuthenticateLocalResponse = login::authenticate_local;
+        BeginWebAuthnLogin:
+            begin_web_authn_login(BeginWebAuthnLoginRequest) -> BeginWebAuthnLoginResponse = later;
+        FinishWebAuthnLogin:
+            finish_web_authn_login(FinishWebAuthnLoginRequest) -> FinishWebAuthnLoginResponse = later;
+        ChangePassword:
+            change_password(ChangePasswordRequest) -> ChangePasswordResponse = login::change_password;
+        Logout: logout(LogoutRequest) -> LogoutResponse = login::logout;
+        BeginWebAuthnRegistration:
+            begin_web_authn_registration(BeginWebAuthnRegistrationRequest) -> BeginWebAuthnRegistrationResponse = later;
+        FinishWebAuthnRegistration:
+            finish_web_authn_registration(FinishWebAuthnRegistrationRequest) -> FinishWebAuthnRegistrationResponse = later;
+        ListWebAuthnDevices:
+            list_web_authn_devices(ListWebAuthnDevicesRequest) -> ListWebAuthnDevicesResponse = later;
+        DeleteWebAuthnDevice:
+            delete_web_authn_device(DeleteWebAuthnDeviceRequest) -> DeleteWebAuthnDeviceResponse = later;
+
+        // Certificates.
+        IssueUserCerts:
+            issue_user_certs(IssueUserCertsRequest) -> IssueUserCertsResponse = certs::issue_user_certs;
+        GetTrustBundle: get_trust_bundle(GetTrustBundleRequest) -> GetTrustBundleResponse = trust::get_bundle;
+        GetRevocationList: get_revocation_list(GetRevocationListRequest) -> GetRevocationListResponse = later;
+        GenerateHostCerts:
+            generate_host_certs(GenerateHostCertsRequest) -> GenerateHostCertsResponse = joining::generate_host_certs;
+
+        // Joining.
+        ValidateJoinToken:
+            validate_join_token(ValidateJoinTokenRequest) -> ValidateJoinTokenResponse = joining::validate_token;
+        RegisterAgent: register_agent(RegisterAgentRequest) -> RegisterAgentResponse = joining::register;
+
+        // Presence.
+        AgentHeartbeat:
+            agent_heartbeat(AgentHeartbeatRequest) -> AgentHeartbeatResponse = presence::heartbeat;
+        DeregisterAgent:
+            deregister_agent(DeregisterAgentRequest) -> DeregisterAgentResponse = joining::deregister;
+
+        // Nodes.
+        ListNodes: list_nodes(ListNodesRequest) -> ListNodesResponse = nodes::list;
+        UpdateNode: update_node(UpdateNodeRequest) -> UpdateNodeResponse = nodes::update;
+
+        // Agent identities: bots, CI jobs, AI agents.
+        CreateAgentIdentity:
+            create_agent_identity(CreateAgentIdentityRequest) -> CreateAgentIdentityResponse = later;
+        UpdateAgentIdentity:
+            update_agent_identity(UpdateAgentIdentityRequest) -> UpdateAgentIdentityResponse = later;
+        DeleteAgentIdentity:
+            delete_agent_identity(DeleteAgentIdentityRequest) -> DeleteAgentIdentityResponse = later;
+        GetAgentIdentity: get_agent_identity(GetAgentIdentityRequest) -> GetAgentIdentityResponse = later;
+        ListAgentIdentities:
+            list_agent_identities(ListAgentIdentitiesRequest) -> ListAgentIdentitiesResponse = later;
+        BootstrapAgentIdentity:
+            bootstrap_agent_identity(BootstrapAgentIdentityRequest) -> BootstrapAgentIdentityResponse = later;
+        RenewAgentIdentity:
+            renew_agent_identity(RenewAgentIdentityRequest) -> RenewAgentIdentityResponse = later;
+        AuthenticateSPIFFE:
+            authenticate_spiffe(AuthenticateSpiffeRequest) -> AuthenticateSpiffeResponse = later;
+
+        // Users and roles.
+        GetUser: get_user(GetUserRequest) -> GetUserResponse = users::get;
+        ListUsers: list_users(ListUsersRequest) -> ListUsersResponse = users::list;
+        CreateUser: create_user(CreateUserRequest) -> CreateUserResponse = users::create;
+        UpdateUser: update_user(UpdateUserRequest) -> UpdateUserResponse = users::update;
+        DeleteUser: delete_user(DeleteUserRequest) -> DeleteUserResponse = users::delete;
+        ResetUserPassword:
+            reset_user_password(ResetUserPasswordRequest) -> ResetUserPasswordResponse = users::reset_password;
+        GetRole: get_role(GetRoleRequest) -> GetRoleResponse = roles::get;
+        ListRoles: list_roles(ListRolesRequest) -> ListRolesResponse = roles::list;
+        CreateRole: create_role(CreateRoleRequest) -> CreateRoleResponse = roles::create;
+        UpdateRole: update_role(UpdateRoleRequest) -> UpdateRoleResponse = roles::update;
+        DeleteRole: delete_role(DeleteRoleRequest) -> DeleteRoleResponse = roles::delete;
+
+        // Tokens.
+        CreateToken: create_token(CreateTokenRequest) -> CreateTokenResponse = tokens::create;
+        GetToken: get_token(GetTokenRequest) -> GetTokenResponse = tokens::get;
+        ListTokens: list_tokens(ListTokensRequest) -> ListTokensResponse = tokens::list;
+        DeleteToken: delete_token(DeleteTokenRequest) -> DeleteTokenResponse = tokens::delete;
+
+        // Locks.
+        CreateLock: create_lock(CreateLockRequest) -> CreateLockResponse = later;
+        GetLock: get_lock(GetLockRequest) -> GetLockResponse = later;
+        ListLocks: list_locks(ListLocksRequest) -> ListLocksResponse = later;
+        DeleteLock: delete_lock(DeleteLockRequest) -> DeleteLockResponse = later;
+
+        // Connectors: single sign-on providers.
+        CreateConnector: create_connector(CreateConnectorRequest) -> CreateConnectorResponse = later;
+        GetConnector: get_connector(GetConnectorRequest) -> GetConnectorResponse = later;
+        ListConnectors: list_connectors(ListConnectorsRequest) -> ListConnectorsResponse = later;
+        UpdateConnector: update_connector(UpdateConnectorRequest) -> UpdateConnectorResponse = later;
+        DeleteConnector: delete_connector(DeleteConnectorRequest) -> DeleteConnectorResponse = later;
+
+        // Trusted clusters.
+        CreateTrustedCluster:
+            create_trusted_cluster(CreateTrustedClusterRequest) -> CreateTrustedClusterResponse = later;
+        GetTrustedCluster: get_trusted_cluster(GetTrustedClusterRequest) -> GetTrustedClusterResponse = later;
+        ListTrustedClusters:
+            list_trusted_clusters(ListTrustedClustersRequest) -> ListTrustedClustersResponse = later;
+        UpdateTrustedCluster:
+            update_trusted_cluster(UpdateTrustedClusterRequest) -> UpdateTrustedClusterResponse = later;
+        DeleteTrustedCluster:
+            delete_trusted_cluster(DeleteTrustedClusterRequest) -> DeleteTrustedClusterResponse = later;
+
+        // Cluster configuration.
+        GetClusterConfig: get_cluster_config(GetClusterConfigRequest) -> GetClusterConfigResponse = later;
+        UpdateClusterConfig:
+            update_cluster_config(UpdateClusterConfigRequest) -> UpdateClusterConfigResponse = later;
+
+        // Certificate authorities.
+        RotateCA: rotate_ca(RotateCaRequest) -> RotateCaResponse = later;
+        GetCARotation: get_ca_rotation(GetCaRotationRequest) -> GetCaRotationResponse = later;
+
+        // Sessions.
+        ListActiveSessions:
+            list_active_sessions(ListActiveSessionsRequest) -> ListActiveSessionsResponse = sessions::list;
+        RevokeSession: revoke_session(RevokeSessionRequest) -> RevokeSessionResponse = sessions::revoke;
+
+        // Audit.
+        EmitAuditEvent: emit_audit_event(EmitAuditEventRequest) -> EmitAuditEventResponse = later;
+        QueryAuditEvents: query_audit_events(QueryAuditEventsRequest) -> QueryAuditEventsResponse = later;
+
+        // Access requests.
+        CreateAccessRequest:
+            create_access_request(CreateAccessRequestRequest) -> CreateAccessRequestResponse = later;
+        GetAccessRequest: get_access_request(GetAccessRequestRequest) -> GetAccessRequestResponse = later;
+        ListAccessRequests:
+            list_access_requests(ListAccessRequestsRequest) -> ListAccessRequestsResponse = later;
+        ReviewAccessRequest:
+            review_access_request(ReviewAccessRequestRequest) -> ReviewAccessRequestResponse = later;
+        CancelAccessRequest:
+            cancel_access_request(CancelAccessRequestRequest) -> CancelAccessRequestResponse = later;
+
+        // Recordings. Served by recording ingest; relayed by auth nodes.
+        UploadSessionRecording:
+            upload_session_recording(UploadSessionRecordingRequest) -> UploadSessionRecordingResponse = recordings::upload;
+        ListSessionRecordings:
+            list_session_recordings(ListSessionRecordingsRequest) -> ListSessionRecordingsResponse = recordings::list;
+        GetSessionRecording:
+            get_session_recording(GetSessionRecordingRequest) -> GetSessionRecordingResponse = recordings::get;
+
+        // The nodes of the auth cluster itself.
+        ListMembers: list_members(ListMembersRequest) -> ListMembersResponse = later;
+        AddMember: add_member(AddMemberRequest) -> AddMemberResponse = later;
+        RemoveMember: remove_member(RemoveMemberRequest) -> RemoveMemberResponse = later;
+        GetClusterStatus:
+            get_cluster_status(GetClusterStatusRequest) -> GetClusterStatusResponse = cluster::status;
+        CreateAuthJoinToken:
+            create_auth_join_token(CreateAuthJoinTokenRequest) -> CreateAuthJoinTokenResponse = cluster::create_join_token;
+
+        // Reserved: these answer UNIMPLEMENTED after authorization.
+        ArchiveAuditEvents:
+            archive_audit_events(ArchiveAuditEventsRequest) -> ArchiveAuditEventsResponse = reserved;
+        ConfigurePlugin: configure_plugin(ConfigurePluginRequest) -> ConfigurePluginResponse = reserved;
+        ListPlugins: list_plugins(ListPluginsRequest) -> ListPluginsResponse = reserved;
+        SetPluginEnabled: set_plugin_enabled(SetPluginEnabledRequest) -> SetPluginEnabledResponse = reserved;
+        CreateNotificationChannel:
+            create_notification_channel(CreateNotificationChannelRequest) -> CreateNotificationChannelResponse = reserved;
+        ListNotificationChannels:
+            list_notification_channels(ListNotificationChannelsRequest) -> ListNotificationChannelsResponse = reserved;
+        DisableNotificationChannel:
+            disable_notification_channel(DisableNotificationChannelRequest) -> DisableNotificationChannelResponse = reserved;
+        DeleteNotificationChannel:
+            delete_notification_channel(DeleteNotificationChannelRequest) -> DeleteNotificationChannelResponse = reserved;
+        ValidateTOTP: validate_totp(ValidateTotpRequest) -> ValidateTotpResponse = reserved;
+    }
+
+    streaming {
+        type RegisterUsingIAMMethodStream = Replies<v1::RegisterUsingIamMethodResponse>;
+
+        async fn register_using_iam_method(
+            &self,
+            request: Request<Streaming<v1::RegisterUsingIamMethodRequest>>,
+        ) -> Result<Response<Self::RegisterUsingIAMMethodStream>, Status> {
+            let begun = self.begin_stream("RegisterUsingIAMMethod", &request)?;
+            let result = later(&self.service, &begun.call, ()).await;
+            begun.end(result)
+        }
+
+        async fn stream_session_recording(
+            &self,
+            request: Request<Streaming<v1::StreamSessionRecordingRequest>>,
+        ) -> Result<Response<v1::StreamSessionRecordingResponse>, Status> {
+            let begun = self.begin_stream("StreamSessionRecording", &request)?;
+            let result = recordings::stream(&self.service, &begun.call, request.into_inner()).await;
+            begun.end(result)
+        }
+
+        type DownloadSessionRecordingStream = Replies<v1::DownloadSessionRecordingResponse>;
+
+        async fn download_session_recording(
+            &self,
+            request: Request<v1::DownloadSessionRecordingRequest>,
+        ) -> Result<Response<Self::DownloadSessionRecordingStream>, Status> {
+            let begun = self.begin_stream("DownloadSessionRecording", &request)?;
+            let result = recordings::download(&self.service, &begun.call, request.into_inner()).await;
+            begun.end(result)
+        }
+
+        type SaveBackupStream = Replies<v1::SaveBackupResponse>;
+
+        async fn save_backup(
+            &self,
+            request: Request<v1::SaveBackupRequest>,
+        ) -> Result<Response<Self::SaveBackupStream>, Status> {
+            let begun = self.begin_stream("SaveBackup", &request)?;
+            let result = later(&self.service, &begun.call, ()).await;
+            begun.end(result)
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "table_tests.rs"]
+mod tests;

@@ -1,0 +1,107 @@
+//! Registered agents, as users and admins see them.
+
+use auth_core::{
+    names::AgentId,
+    node::{self, AccessibleNode, Filter, Node},
+    presence::PresenceTtl,
+    tables::{NodeKind, PresenceRow},
+};
+use mezite_proto::v1;
+use store_txn::Read as _;
+
+use super::convert;
+use crate::{authn::Call, error::ApiError, service::Service};
+
+/// Lists the nodes that the caller's roles let it see, ordered by id.
+pub(crate) async fn list(
+    service: &Service,
+    call: &Call,
+    request: v1::ListNodesRequest,
+) -> Result<v1::ListNodesResponse, ApiError> {
+    let ttl = service.settings.presence_ttl;
+    let page = convert::page(request.page_size, &request.page_token);
+    let filter = Filter { labels: request.labels, online_only: request.online_only };
+    let listed = service.read(call, move |view, context| node::list(view, context, &filter, &page?, ttl));
+    let page = listed.await?.map(accessible);
+    Ok(v1::ListNodesResponse { nodes: page.items, next_page_token: convert::page_token(page.next) })
+}
+
+/// Replaces the labels that an admin gave a node.
+pub(crate) async fn update(
+    service: &Service,
+    call: &Call,
+    request: v1::UpdateNodeRequest,
+) -> Result<v1::UpdateNodeResponse, ApiError> {
+    let (ttl, revision) = (service.settings.presence_ttl, request.revision);
+    let asked = AgentId::parse("agent_id", &request.agent_id).map(|id| (id, request.admin_labels));
+    let updated = service.write(call, move |tx, context| {
+        let (id, labels) = asked.clone()?;
+        Ok((node::update_labels(tx, context, &id, labels, revision)?, tx.now()))
+    });
+    let updated = updated.await?;
+    let (changed, now) = updated.value;
+    let changed = Node { revision: updated.revision, ..changed };
+    Ok(v1::UpdateNodeResponse { node: Some(node(changed, now, ttl)) })
+}
+
+fn accessible(item: AccessibleNode) -> v1::AccessibleNode {
+    let AccessibleNode { node, online, logins } = item;
+    v1::AccessibleNode { node: Some(reply(node, online)), logins: logins.into_iter().collect() }
+}
+
+/// A node as it is told, at a time.
+pub(super) fn node(node: Node, now: u64, ttl: PresenceTtl) -> v1::Node {
+    let online = node.is_online(now, ttl);
+    reply(node, online)
+}
+
+fn reply(node: Node, online: bool) -> v1::Node {
+    let kind = match node.row.kind() {
+        NodeKind::Unspecified => v1::NodeKind::Unspecified,
+        NodeKind::Ssh => v1::NodeKind::Ssh,
+        NodeKind::Ingest => v1::NodeKind::Ingest,
+    };
+    let last_seen_at = node.presence.as_ref().map(|presence| convert::timestamp(presence.last_seen_ms));
+    let PresenceRow { address, version, load, .. } = node.presence.unwrap_or_default();
+    v1::Node {
+        agent_id: node.id.into(),
+        kind: kind.into(),
+        hostname: node.row.hostname,
+        address,
+        agent_labels: node.agent_labels,
+        admin_labels: node.row.admin_labels,
+        version,
+        online,
+        last_seen_at,
+        registered_at: Some(convert::timestamp(node.row.registered_at_ms)),
+        revision: node.revision,
+        load,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use auth_core::tables::NodeRow;
+
+    use super::*;
+
+    #[test]
+    fn a_node_is_told_with_its_last_report() {
+        let presence =
+            PresenceRow { last_seen_ms: 1000, address: "web1:22".into(), load: 3, ..PresenceRow::default() };
+        let row = NodeRow { kind: NodeKind::Ssh.into(), hostname: "web1".into(), ..NodeRow::default() };
+        let told = |presence, now| {
+            let id = AgentId::from_random([1; 16]);
+            let stored = Node { id, revision: 4, row: row.clone(), agent_labels: [].into(), presence };
+            node(stored, now, PresenceTtl(Duration::from_secs(45)))
+        };
+        let online = told(Some(presence.clone()), 2000);
+        assert_eq!((online.kind(), online.address.as_str(), online.load), (v1::NodeKind::Ssh, "web1:22", 3));
+        assert!(online.online && online.last_seen_at == Some(convert::timestamp(1000)));
+        assert!(!told(Some(presence), 46_000).online);
+        let silent = told(None, 2000);
+        assert!(!silent.online && silent.last_seen_at.is_none() && silent.revision == 4);
+    }
+}

@@ -1,0 +1,28 @@
+//! `Ping`: answered from this node's own state, so that it works without a quorum too.
+
+use auth_core::{cluster, node};
+use mezite_proto::v1;
+
+use super::convert;
+use crate::{authn::Call, error::ApiError, service::Service};
+
+pub(crate) async fn ping(
+    service: &Service,
+    call: &Call,
+    _request: v1::PingRequest,
+) -> Result<v1::PingResponse, ApiError> {
+    let ttl = service.settings.presence_ttl;
+    let read = service.read_local(call, move |view| {
+        let cluster = cluster::get(view)?.row;
+        Ok((cluster, node::live_ingests(view, ttl)?))
+    });
+    let (cluster, ingest_addresses) = read.await?;
+    Ok(v1::PingResponse {
+        cluster_name: cluster.name,
+        cluster_id: cluster.cluster_id,
+        node_id: service.settings.node_id,
+        server_version: env!("CARGO_PKG_VERSION").into(),
+        server_time: Some(convert::timestamp((service.clock)())),
+        ingest_addresses,
+    })
+}

@@ -1,0 +1,221 @@
+//! Recordings: who may write or see them is decided here, and the rest by an ingest that is asked.
+//!
+//! An admin, and a role that allows it, sees all of them; any other user its own, and others look as if they
+//! were not there.
+
+use auth_core::{
+    Caller, Context, CoreError,
+    evaluate::Access,
+    names::{AgentId, UserName},
+    node,
+    rules::{Resource, Verb},
+};
+use futures::StreamExt as _;
+use mezite_proto::v1;
+use tonic::{Code, Streaming};
+
+use super::Replies;
+use crate::{authn::Call, error::ApiError, relay::on_behalf, service::Service};
+
+/// Which recordings a caller sees.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Scope {
+    All,
+    Own(UserName),
+}
+
+impl Scope {
+    fn of(context: &Context, verb: Verb) -> Result<Self, CoreError> {
+        match &context.caller {
+            Caller::Ingest { .. } => Ok(Self::All),
+            Caller::User(user) => {
+                let access = Access::of(&user.roles, &user.user.traits);
+                let all = user.is_admin() || access.may(Resource::Recordings, verb);
+                Ok(if all { Self::All } else { Self::Own(user.name.clone()) })
+            }
+            Caller::Anonymous | Caller::Agent { .. } | Caller::Unregistered { .. } => {
+                Err(CoreError::Denied("recordings are read by users".into()))
+            }
+        }
+    }
+
+    fn shows(&self, recording: Option<&v1::Recording>) -> bool {
+        match self {
+            Self::All => true,
+            Self::Own(name) => {
+                let metadata = recording.and_then(|recording| recording.metadata.as_ref());
+                metadata.is_some_and(|metadata| metadata.user == name.as_str())
+            }
+        }
+    }
+}
+
+/// The agent that calls, and the ingests that live.
+async fn writer(service: &Service, call: &Call) -> Result<(AgentId, Vec<String>), ApiError> {
+    let ttl = service.settings.presence_ttl;
+    let read = service.read(call, move |view, context| match &context.caller {
+        Caller::Agent { id, .. } => Ok((id.clone(), node::live_ingests(view, ttl)?)),
+        _ => Err(CoreError::Denied("recordings are written by agents".into())),
+    });
+    read.await
+}
+
+/// What the caller sees, and the ingests that live.
+async fn reader(service: &Service, call: &Call, verb: Verb) -> Result<(Scope, Vec<String>), ApiError> {
+    let ttl = service.settings.presence_ttl;
+    let read = service
+        .read(call, move |view, context| Ok((Scope::of(context, verb)?, node::live_ingests(view, ttl)?)));
+    read.await
+}
+
+pub(crate) async fn stream(
+    service: &Service,
+    call: &Call,
+    messages: Streaming<v1::StreamSessionRecordingRequest>,
+) -> Result<v1::StreamSessionRecordingResponse, ApiError> {
+    let (agent, ingests) = writer(service, call).await?;
+    service.relay.stream(ingests, &agent, messages).await
+}
+
+pub(crate) async fn upload(
+    service: &Service,
+    call: &Call,
+    request: v1::UploadSessionRecordingRequest,
+) -> Result<v1::UploadSessionRecordingResponse, ApiError> {
+    let (agent, ingests) = writer(service, call).await?;
+    let _permit = service.relay.permit()?;
+    let agent = &agent;
+    let ask = service.relay.ask(ingests, |mut ingest| {
+        let request = request.clone();
+        async move {
+            let request = on_behalf(agent, request).map_err(|error| error.into_status(""))?;
+            ingest.upload_session_recording(request).await
+        }
+    });
+    ask.await
+}
+
+pub(crate) async fn list(
+    service: &Service,
+    call: &Call,
+    mut request: v1::ListSessionRecordingsRequest,
+) -> Result<v1::ListSessionRecordingsResponse, ApiError> {
+    let (scope, ingests) = reader(service, call, Verb::List).await?;
+    if let Scope::Own(name) = &scope {
+        if !request.user.is_empty() && UserName::parse("user", &request.user)? != *name {
+            return Ok(v1::ListSessionRecordingsResponse::default());
+        }
+        request.user = name.to_string();
+    }
+    let ask = service.relay.ask(ingests, |mut ingest| {
+        let request = request.clone();
+        async move { ingest.list_session_recordings(request).await }
+    });
+    let mut reply: v1::ListSessionRecordingsResponse = ask.await?;
+    // An ingest filters; that it did is not left to it.
+    reply.recordings.retain(|recording| scope.shows(Some(recording)));
+    Ok(reply)
+}
+
+pub(crate) async fn get(
+    service: &Service,
+    call: &Call,
+    request: v1::GetSessionRecordingRequest,
+) -> Result<v1::GetSessionRecordingResponse, ApiError> {
+    let (scope, ingests) = reader(service, call, Verb::Read).await?;
+    if scope != Scope::All && request.limit > 0 {
+        check_visible(service, ingests.clone(), &scope, &request.recording_id).await?;
+    }
+    let reply = fetch(service, ingests, request.clone()).await?;
+    if scope.shows(reply.recording.as_ref()) { Ok(reply) } else { Err(not_found(&request.recording_id)) }
+}
+
+pub(crate) async fn download(
+    service: &Service,
+    call: &Call,
+    request: v1::DownloadSessionRecordingRequest,
+) -> Result<Replies<v1::DownloadSessionRecordingResponse>, ApiError> {
+    let (scope, ingests) = reader(service, call, Verb::Read).await?;
+    let id = request.recording_id.clone();
+    if scope != Scope::All {
+        check_visible(service, ingests.clone(), &scope, &id).await?;
+    }
+    let pieces = service.relay.download(ingests, request).await.map_err(|error| hidden(error, &id))?;
+    let request_id = call.origin.request_id.clone();
+    Ok(pieces.map(move |piece| piece.map_err(|error| error.into_status(&request_id))).boxed())
+}
+
+/// Checks that a recording is one that the caller sees, before anything else is said of it.
+async fn check_visible(
+    service: &Service,
+    ingests: Vec<String>,
+    scope: &Scope,
+    id: &str,
+) -> Result<(), ApiError> {
+    let request = v1::GetSessionRecordingRequest { recording_id: id.to_owned(), offset: 0, limit: 0 };
+    let reply = fetch(service, ingests, request).await?;
+    if scope.shows(reply.recording.as_ref()) { Ok(()) } else { Err(not_found(id)) }
+}
+
+async fn fetch(
+    service: &Service,
+    ingests: Vec<String>,
+    request: v1::GetSessionRecordingRequest,
+) -> Result<v1::GetSessionRecordingResponse, ApiError> {
+    let ask = service.relay.ask(ingests, |mut ingest| {
+        let request = request.clone();
+        async move { ingest.get_session_recording(request).await }
+    });
+    ask.await.map_err(|error| hidden(error, &request.recording_id))
+}
+
+fn not_found(id: &str) -> ApiError {
+    CoreError::NotFound { kind: "recording", name: id.to_owned() }.into()
+}
+
+/// A recording that is not there and one that the caller may not see are answered alike.
+fn hidden(error: ApiError, id: &str) -> ApiError {
+    if error.code() == Code::NotFound { not_found(id) } else { error }
+}
+
+#[cfg(test)]
+mod tests {
+    use tonic::Status;
+
+    use super::*;
+
+    fn of(user: &str) -> v1::Recording {
+        let metadata = v1::RecordingMetadata { user: user.into(), ..Default::default() };
+        v1::Recording { metadata: Some(metadata), ..Default::default() }
+    }
+
+    #[test]
+    fn lists_are_filtered_as_the_single_reads_are() {
+        let own = Scope::Own(UserName::parse("", "ann").unwrap());
+        assert!(own.shows(Some(&of("ann"))));
+        for other in [Some(of("bob")), Some(of("")), Some(v1::Recording::default()), None] {
+            assert!(!own.shows(other.as_ref()), "{other:?}");
+            assert!(Scope::All.shows(other.as_ref()));
+        }
+    }
+
+    #[test]
+    fn not_found_and_denied_look_alike_where_existence_is_a_secret() {
+        let missing =
+            hidden(ApiError::Relayed(Box::new(Status::not_found("no such recording; send metadata"))), "r");
+        let (missing, denied) = (missing.into_status("x"), not_found("r").into_status("x"));
+        assert_eq!(
+            (missing.code(), missing.message(), missing.details()),
+            (denied.code(), denied.message(), denied.details())
+        );
+    }
+
+    #[test]
+    fn an_agent_reads_no_recordings() {
+        let context = Context { caller: Caller::Anonymous, origin: Default::default() };
+        assert!(matches!(Scope::of(&context, Verb::Read), Err(CoreError::Denied(_))));
+        let id = AgentId::from_random([1; 16]);
+        let agent = Context { caller: Caller::Agent { id, node: Box::default() }, ..context };
+        assert!(matches!(Scope::of(&agent, Verb::List), Err(CoreError::Denied(_))));
+    }
+}

@@ -1,0 +1,87 @@
+//! Login sessions that are active, and their end.
+
+use auth_core::{
+    names::UserName,
+    session::{self, SessionRef},
+    tables::SessionRow,
+};
+use mezite_proto::v1;
+use zeroize::Zeroizing;
+
+use super::convert;
+use crate::{authn::Call, error::ApiError, service::Service};
+
+/// Lists sessions that are active: the caller's own, or everybody's for an admin.
+pub(crate) async fn list(
+    service: &Service,
+    call: &Call,
+    request: v1::ListActiveSessionsRequest,
+) -> Result<v1::ListActiveSessionsResponse, ApiError> {
+    let page = convert::page(request.page_size, &request.page_token)?;
+    let user = (!request.user.is_empty()).then(|| UserName::parse("user", &request.user)).transpose()?;
+    let list =
+        service.read(call, move |view, context| session::list(view, &context.caller, user.as_ref(), &page));
+    let page = list.await?.map(session);
+    Ok(v1::ListActiveSessionsResponse {
+        sessions: page.items,
+        next_page_token: convert::page_token(page.next),
+    })
+}
+
+/// Revokes a session. When this answers, no node honours it.
+pub(crate) async fn revoke(
+    service: &Service,
+    call: &Call,
+    request: v1::RevokeSessionRequest,
+) -> Result<v1::RevokeSessionResponse, ApiError> {
+    let which = SessionRef::parse("session", &Zeroizing::new(request.session))?;
+    service.write(call, move |tx, context| session::revoke(tx, context, &which)).await?;
+    Ok(v1::RevokeSessionResponse {})
+}
+
+/// A session as lists show it.
+pub(super) fn session(row: SessionRow) -> v1::Session {
+    v1::Session {
+        method: row.method,
+        created_at: Some(convert::timestamp(row.created_at_ms)),
+        expires_at: Some(convert::timestamp(row.expires_at_ms)),
+        handle: row.handle,
+        user: row.user,
+        client_address: row.client_address,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use auth_core::tables::AuthMethod;
+
+    use super::*;
+
+    #[test]
+    fn ways_to_log_in_have_the_numbers_of_the_api() {
+        let number = |method: AuthMethod| v1::AuthMethod::try_from(i32::from(method)).unwrap();
+        assert_eq!(number(AuthMethod::Unspecified), v1::AuthMethod::Unspecified);
+        assert_eq!(number(AuthMethod::Password), v1::AuthMethod::Password);
+        assert_eq!(number(AuthMethod::Webauthn), v1::AuthMethod::Webauthn);
+    }
+
+    #[test]
+    fn a_session_is_shown_whole() {
+        let row = SessionRow {
+            user: "ann".into(),
+            handle: "h".into(),
+            created_at_ms: 1000,
+            expires_at_ms: 2000,
+            method: AuthMethod::Password.into(),
+            client_address: "192.0.2.1".into(),
+            epoch: 1,
+        };
+        let shown = session(row);
+        assert_eq!(
+            (shown.user.as_str(), shown.handle.as_str(), shown.client_address.as_str()),
+            ("ann", "h", "192.0.2.1")
+        );
+        assert_eq!(shown.method(), v1::AuthMethod::Password);
+        assert_eq!((shown.created_at.unwrap().seconds, shown.expires_at.unwrap().seconds), (1, 2));
+    }
+}

@@ -1,0 +1,172 @@
+//! What handlers work with, for their tests: a node's service over a real store, of one member, and calls to it. The
+//! cluster has the built-in roles and one admin, `boss`; it has no certificate authorities.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use arc_swap::ArcSwap;
+use auth_core::{
+    Caller, Context, CoreError, Credential, Origin,
+    audit::{self, AuditRow},
+    ca::Kek,
+    names::UserName,
+    presence::PresenceTtl,
+    role,
+    secret::{SecretDigest, SecretKind},
+    tables::{ClusterKey, ClusterRow, RoleKey},
+    user,
+};
+use mezite_pki::x509::{KeyPair, LeafSpec, X509Ca};
+use mezite_proto::{access, v1};
+use raft_store::{Fatal, Limits, PeerIdentity, Store, StoreConfig, Timing, peer_dns_name};
+use rustls::{ClientConfig, RootCertStore};
+use store_txn::TransactionExt as _;
+use tempfile::TempDir;
+use zeroize::Zeroizing;
+
+use super::login;
+use crate::{
+    authn::Call,
+    ca_keys::CaKeys,
+    clock,
+    config::LimitsConfig,
+    error::ApiError,
+    passwords::PasswordPool,
+    presence::Presence,
+    relay::Relay,
+    service::{Service, Settings},
+};
+
+const CLUSTER: &str = "test.example";
+const CLUSTER_ID: &str = "0123-test";
+
+/// Password of the admin `boss`.
+pub(super) const BOSS: &str = "the password of boss";
+
+/// A node's service.
+pub(super) struct Node {
+    pub(super) service: Service,
+    _folder: TempDir,
+}
+
+impl Node {
+    pub(super) async fn start() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let clock = clock::system();
+        let config = StoreConfig {
+            data_dir: folder.path().to_owned(),
+            listen: SocketAddr::from(([127, 0, 0, 1], 0)),
+            advertise: "127.0.0.1:0".into(),
+            app_address: String::new(),
+            clock: Arc::clone(&clock),
+            timing: Timing::default(),
+            limits: Limits::default(),
+        };
+        let fatal = Fatal::new(|reason| panic!("{reason}"));
+        let store = Store::open(config, identity(clock() / 1000), fatal).await.unwrap();
+        store.initialize().await.unwrap();
+
+        let passwords = PasswordPool::new(1, 1).unwrap();
+        let hash = passwords.admit().unwrap().hash(&Zeroizing::new(BOSS.into())).await.unwrap();
+        let rows = store.transact(move |tx| {
+            tx.put(&ClusterKey, &ClusterRow { session_epoch: 1, ..ClusterRow::default() });
+            for role in role::built_ins() {
+                tx.put(&RoleKey(role.name), &role.row);
+            }
+            let context = Context { caller: Caller::Anonymous, origin: Origin::default() };
+            user::create_first_admin(tx, &context, &UserName::parse("name", "boss")?, &hash)
+        });
+        rows.await.unwrap();
+
+        let ttl = PresenceTtl(Duration::from_secs(60));
+        let service = Service {
+            passwords,
+            cas: Arc::new(CaKeys::new(Arc::new(Kek::new(Zeroizing::new([7; 32]))))),
+            presence: Presence::start(store.clone(), ttl),
+            relay: Relay::new(CLUSTER, tls(), &LimitsConfig::default()).unwrap(),
+            settings: Settings {
+                node_id: 1,
+                cluster_id: CLUSTER_ID.into(),
+                cluster: CLUSTER.into(),
+                session_ttl: Duration::from_secs(3600),
+                heartbeat_interval: Duration::from_secs(20),
+                presence_ttl: ttl,
+                call_timeout: Duration::from_secs(30),
+            },
+            clock,
+            store,
+        };
+        Self { service, _folder: folder }
+    }
+
+    /// Logs in, and answers the session's id.
+    pub(super) async fn log_in(&self, username: &str, password: &str) -> Result<String, ApiError> {
+        let request = v1::AuthenticateLocalRequest { username: username.into(), password: password.into() };
+        let reply =
+            login::authenticate_local(&self.service, &anonymous("AuthenticateLocal"), request).await?;
+        Ok(reply.session_id)
+    }
+
+    pub(super) async fn boss(&self) -> String {
+        self.log_in("boss", BOSS).await.unwrap()
+    }
+
+    /// All audit records so far.
+    pub(super) async fn audit(&self) -> Vec<AuditRow> {
+        let read = self.service.store.read(|view| audit::records(view, 1, usize::MAX));
+        let records: Vec<_> = read.await.map_err(ApiError::from).unwrap();
+        records.into_iter().map(|(_, row)| row).collect()
+    }
+
+    /// The audit records of one event.
+    pub(super) async fn audited(&self, event: &str) -> Vec<AuditRow> {
+        self.audit().await.into_iter().filter(|row| row.event == event).collect()
+    }
+}
+
+/// A call of a method without a credential.
+pub(super) fn anonymous(method: &str) -> Call {
+    let origin = Origin { node_id: 1, request_id: "r".into(), client_address: "192.0.2.9".into() };
+    Call { method: access::rule(method).unwrap(), credential: Credential::None, origin, deadline: None }
+}
+
+/// A call of a method with a session.
+pub(super) fn with(session: &str, method: &str) -> Call {
+    let credential = Credential::Session(SecretDigest::of(SecretKind::Session, session));
+    Call { credential, ..anonymous(method) }
+}
+
+/// Checks that a result is a refusal of this field.
+#[track_caller]
+pub(super) fn assert_invalid<T: std::fmt::Debug>(result: Result<T, ApiError>, wanted: &str) {
+    match result {
+        Err(ApiError::Core(CoreError::Invalid { field, .. })) if field == wanted => {}
+        other => panic!("expected a refusal of {wanted}, got {other:?}"),
+    }
+}
+
+fn identity(now: u64) -> PeerIdentity {
+    let ca = X509Ca::generate("test peer CA", now - 60, now + 3600).unwrap();
+    let key = KeyPair::generate_p256().unwrap();
+    let leaf = LeafSpec {
+        public_key: key.spki_der(),
+        common_name: "node".into(),
+        identity: None,
+        dns_names: vec![peer_dns_name(CLUSTER_ID, 1)],
+        ip_addresses: Vec::new(),
+        not_before: now - 60,
+        not_after: now + 3600,
+        client_auth: true,
+        server_auth: true,
+    };
+    let certificate = ca.issue(&leaf).unwrap();
+    PeerIdentity::from_pem(CLUSTER_ID, 1, &certificate, &key.private_pem(), ca.certificate_pem()).unwrap()
+}
+
+/// For ingests, of which there are none.
+fn tls() -> Arc<ArcSwap<ClientConfig>> {
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+    Arc::new(ArcSwap::from_pointee(
+        config.with_root_certificates(RootCertStore::empty()).with_no_client_auth(),
+    ))
+}

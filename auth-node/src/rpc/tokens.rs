@@ -1,0 +1,178 @@
+//! Join tokens.
+
+use auth_core::{
+    CoreError,
+    names::TokenName,
+    secret::{SecretDigest, SecretKind},
+    tables::{JoinMethod, NodeKind, TokenRow},
+    token::{self, NewToken},
+};
+use mezite_proto::v1;
+use store_txn::Versioned;
+
+use super::convert;
+use crate::{authn::Call, error::ApiError, service::Service};
+
+/// Creates a join token. Its secret is in the reply and nowhere else.
+pub(crate) async fn create(
+    service: &Service,
+    call: &Call,
+    request: v1::CreateTokenRequest,
+) -> Result<v1::CreateTokenResponse, ApiError> {
+    let secret = convert::secret();
+    let new = parse(request, SecretDigest::of(SecretKind::JoinToken, &secret));
+    let made = service.write(call, move |tx, context| {
+        let new = new.clone()?;
+        Ok((new.name.clone(), token::create(tx, context, new)?))
+    });
+    let made = made.await?;
+    let (name, row) = made.value;
+    let token = reply((name, Versioned { revision: made.revision, row }));
+    Ok(v1::CreateTokenResponse { token: Some(token), secret: secret.as_str().to_owned() })
+}
+
+/// Answers one join token, without its secret.
+pub(crate) async fn get(
+    service: &Service,
+    call: &Call,
+    request: v1::GetTokenRequest,
+) -> Result<v1::GetTokenResponse, ApiError> {
+    let name = TokenName::parse("name", &request.name);
+    let found = service.read(call, move |view, _| {
+        let name = name?;
+        let row = token::get(view, &name)?;
+        Ok((name, row))
+    });
+    Ok(v1::GetTokenResponse { token: Some(reply(found.await?)) })
+}
+
+/// Lists join tokens, ordered by name.
+pub(crate) async fn list(
+    service: &Service,
+    call: &Call,
+    request: v1::ListTokensRequest,
+) -> Result<v1::ListTokensResponse, ApiError> {
+    let page = convert::page(request.page_size, &request.page_token);
+    let page = service.read(call, move |view, _| token::list(view, &page?)).await?.map(reply);
+    Ok(v1::ListTokensResponse { tokens: page.items, next_page_token: convert::page_token(page.next) })
+}
+
+/// Deletes a join token. Agents that joined with it stay.
+pub(crate) async fn delete(
+    service: &Service,
+    call: &Call,
+    request: v1::DeleteTokenRequest,
+) -> Result<v1::DeleteTokenResponse, ApiError> {
+    let name = TokenName::parse("name", &request.name);
+    service
+        .write(call, move |tx, context| token::delete(tx, context, name.as_ref().map_err(Clone::clone)?))
+        .await?;
+    Ok(v1::DeleteTokenResponse {})
+}
+
+fn parse(request: v1::CreateTokenRequest, secret: SecretDigest) -> Result<NewToken, CoreError> {
+    if !request.iam_rules.is_empty() {
+        return Err(CoreError::invalid(
+            "iam_rules",
+            "this release has JOIN_METHOD_TOKEN alone, which has no such rules",
+        ));
+    }
+    let name = match request.name.as_str() {
+        "" => format!("token-{}", hex::encode(rand::random::<[u8; 6]>())),
+        given => given.to_owned(),
+    };
+    Ok(NewToken {
+        name: TokenName::parse("name", &name)?,
+        kind: match v1::TokenKind::try_from(request.kind) {
+            Ok(v1::TokenKind::Node) => NodeKind::Ssh,
+            Ok(v1::TokenKind::Ingest) => NodeKind::Ingest,
+            Ok(v1::TokenKind::Unspecified) | Err(_) => NodeKind::Unspecified,
+        },
+        method: match v1::JoinMethod::try_from(request.method) {
+            Ok(v1::JoinMethod::Unspecified | v1::JoinMethod::Token) => JoinMethod::Token,
+            Ok(v1::JoinMethod::Iam) => JoinMethod::Iam,
+            Err(_) => JoinMethod::Unspecified,
+        },
+        ttl: request.ttl.map(|ttl| convert::duration_in("ttl", ttl)).transpose()?,
+        max_uses: request.max_uses,
+        labels: request.labels,
+        allowed_principals: request.allowed_principals,
+        secret,
+    })
+}
+
+/// What a token lets join, as it is told.
+pub(super) fn kind(row: &TokenRow) -> v1::TokenKind {
+    match row.kind() {
+        NodeKind::Unspecified => v1::TokenKind::Unspecified,
+        NodeKind::Ssh => v1::TokenKind::Node,
+        NodeKind::Ingest => v1::TokenKind::Ingest,
+    }
+}
+
+fn reply((name, stored): (TokenName, Versioned<TokenRow>)) -> v1::Token {
+    let Versioned { revision, row } = stored;
+    let method = match row.method() {
+        JoinMethod::Unspecified => v1::JoinMethod::Unspecified,
+        JoinMethod::Token => v1::JoinMethod::Token,
+        JoinMethod::Iam => v1::JoinMethod::Iam,
+    };
+    v1::Token {
+        name: name.into(),
+        kind: kind(&row).into(),
+        method: method.into(),
+        expires_at: Some(convert::timestamp(row.expires_at_ms)),
+        max_uses: row.max_uses,
+        uses: row.uses,
+        labels: row.labels,
+        allowed_principals: row.allowed_principals,
+        iam_rules: Vec::new(),
+        created_by: row.created_by,
+        created_at: Some(convert::timestamp(row.created_at_ms)),
+        revision,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parsed(request: v1::CreateTokenRequest) -> Result<NewToken, CoreError> {
+        parse(request, SecretDigest([0; 32]))
+    }
+
+    #[test]
+    fn a_token_without_a_name_gets_one_of_its_own() {
+        let request = || v1::CreateTokenRequest { kind: v1::TokenKind::Node.into(), ..Default::default() };
+        let (one, other) = (parsed(request()).unwrap(), parsed(request()).unwrap());
+        assert_ne!(one.name, other.name);
+        assert_eq!(
+            (one.kind, one.method, one.ttl, one.max_uses),
+            (NodeKind::Ssh, JoinMethod::Token, None, 0)
+        );
+        let named = parsed(v1::CreateTokenRequest { name: "web".into(), ..request() }).unwrap();
+        assert_eq!(named.name.as_str(), "web");
+        assert!(parsed(v1::CreateTokenRequest { name: "a b".into(), ..request() }).is_err());
+    }
+
+    #[test]
+    fn numbers_that_this_release_does_not_know_are_not_taken_for_others() {
+        let unknown = v1::CreateTokenRequest { kind: 9, method: 9, ..Default::default() };
+        let new = parsed(unknown).unwrap();
+        assert_eq!((new.kind, new.method), (NodeKind::Unspecified, JoinMethod::Unspecified));
+        let iam = v1::CreateTokenRequest { iam_rules: vec![v1::IamRule::default()], ..Default::default() };
+        assert!(parsed(iam).is_err());
+        let ttl = Some(prost_types::Duration { seconds: -1, nanos: 0 });
+        assert!(parsed(v1::CreateTokenRequest { ttl, ..Default::default() }).is_err());
+    }
+
+    #[test]
+    fn a_secret_or_its_digest_is_never_told_again() {
+        let row =
+            TokenRow { secret_digest: b"digest".to_vec(), kind: NodeKind::Ssh.into(), ..TokenRow::default() };
+        let name = TokenName::parse("name", "web").unwrap();
+        let reply = reply((name, Versioned { revision: 3, row }));
+        assert_eq!((reply.name.as_str(), reply.kind(), reply.revision), ("web", v1::TokenKind::Node, 3));
+        assert!(!format!("{reply:?}").contains("digest"));
+    }
+}

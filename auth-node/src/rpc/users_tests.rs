@@ -1,0 +1,216 @@
+use tonic::Code;
+
+use super::*;
+use crate::rpc::{
+    roles, sessions,
+    testing::{Node, assert_invalid, with},
+};
+
+const PASSWORD: &str = "a password of ann";
+
+fn ann(roles: &[&str]) -> v1::User {
+    let roles = roles.iter().map(|&role| role.to_owned()).collect();
+    v1::User { name: "Ann".into(), roles, ..v1::User::default() }
+}
+
+async fn create_ann(node: &Node, session: &str, password: &str) -> Result<v1::User, ApiError> {
+    let request = v1::CreateUserRequest { user: Some(ann(&["access"])), password: password.into() };
+    Ok(create(&node.service, &with(session, "CreateUser"), request).await?.user.unwrap())
+}
+
+async fn get_ann(node: &Node, session: &str) -> Result<v1::User, ApiError> {
+    let request = v1::GetUserRequest { name: "ANN".into() };
+    Ok(get(&node.service, &with(session, "GetUser"), request).await?.user.unwrap())
+}
+
+#[tokio::test]
+async fn what_a_change_answers_is_what_is_read() {
+    let node = Node::start().await;
+    let boss = node.boss().await;
+    let made = create_ann(&node, &boss, PASSWORD).await.unwrap();
+    assert_eq!((made.name.as_str(), made.created_by.as_str()), ("ann", "user:boss"));
+    assert_eq!(get_ann(&node, &boss).await.unwrap(), made);
+
+    let change = async |revision| {
+        let request = v1::UpdateUserRequest { user: Some(v1::User { revision, ..ann(&["auditor"]) }) };
+        let reply = update(&node.service, &with(&boss, "UpdateUser"), request).await?;
+        Ok::<_, ApiError>(reply.user.unwrap())
+    };
+    let changed = change(made.revision).await.unwrap();
+    assert!(changed.revision > made.revision);
+    assert_eq!(get_ann(&node, &boss).await.unwrap(), changed);
+    assert_eq!(change(made.revision).await.unwrap_err().code(), Code::Aborted);
+    assert!(change(changed.revision).await.is_ok());
+
+    let request = v1::ListUsersRequest { page_size: 1, ..Default::default() };
+    let first = list(&node.service, &with(&boss, "ListUsers"), request.clone()).await.unwrap();
+    let request = v1::ListUsersRequest { page_token: first.next_page_token, ..request };
+    let second = list(&node.service, &with(&boss, "ListUsers"), request).await.unwrap();
+    assert_eq!((first.users[0].name.as_str(), second.users[0].name.as_str()), ("ann", "boss"));
+    assert_eq!(second.next_page_token, "");
+}
+
+#[tokio::test]
+async fn nobody_but_an_admin_has_passwords_hashed() {
+    let node = Node::start().await;
+    let boss = node.boss().await;
+    create_ann(&node, &boss, PASSWORD).await.unwrap();
+    let session = node.log_in("ann", PASSWORD).await.unwrap();
+    // With the pool full, whoever got as far as it would be told that it is busy.
+    let _turns = [node.service.passwords.admit().unwrap(), node.service.passwords.admit().unwrap()];
+    let reset = async |session: &str| {
+        let request =
+            v1::ResetUserPasswordRequest { name: "boss".into(), new_password: "another password".into() };
+        reset_password(&node.service, &with(session, "ResetUserPassword"), request).await
+    };
+    assert_eq!(create_ann(&node, &session, PASSWORD).await.unwrap_err().code(), Code::PermissionDenied);
+    assert_eq!(reset(&session).await.unwrap_err().code(), Code::PermissionDenied);
+    assert_eq!(create_ann(&node, "nobody's", PASSWORD).await.unwrap_err().code(), Code::Unauthenticated);
+    assert_eq!(reset("nobody's").await.unwrap_err().code(), Code::Unauthenticated);
+    assert_eq!(create_ann(&node, &boss, PASSWORD).await.unwrap_err().code(), Code::ResourceExhausted);
+    let denied = node.audited("access.denied").await;
+    let targets: Vec<_> =
+        denied.iter().map(|record| (record.actor.as_str(), record.target.as_str())).collect();
+    assert_eq!(targets, [("user:ann", "method:CreateUser"), ("user:ann", "method:ResetUserPassword")]);
+}
+
+#[tokio::test]
+async fn new_passwords_are_bounded() {
+    let node = Node::start().await;
+    let boss = node.boss().await;
+    for bad in ["eleven byte", &"p".repeat(1025)] {
+        assert_invalid(create_ann(&node, &boss, bad).await, "password");
+        let request = v1::ResetUserPasswordRequest { name: "boss".into(), new_password: bad.into() };
+        assert_invalid(
+            reset_password(&node.service, &with(&boss, "ResetUserPassword"), request).await,
+            "new_password",
+        );
+    }
+}
+
+#[tokio::test]
+async fn after_a_reset_or_a_deletion_no_session_of_the_user_is_honoured() {
+    let node = Node::start().await;
+    let boss = node.boss().await;
+    create_ann(&node, &boss, PASSWORD).await.unwrap();
+    let session = node.log_in("ann", PASSWORD).await.unwrap();
+    let request =
+        v1::ResetUserPasswordRequest { name: "ann".into(), new_password: "another password".into() };
+    let reset = reset_password(&node.service, &with(&boss, "ResetUserPassword"), request).await.unwrap();
+    assert_eq!(reset.sessions_ended, 1);
+    assert_eq!(get_ann(&node, &session).await.unwrap_err().code(), Code::Unauthenticated);
+    assert_eq!(node.log_in("ann", PASSWORD).await.unwrap_err().code(), Code::Unauthenticated);
+
+    let session = node.log_in("ann", "another password").await.unwrap();
+    let request = v1::DeleteUserRequest { name: "ann".into() };
+    let deleted = delete(&node.service, &with(&boss, "DeleteUser"), request).await.unwrap();
+    assert_eq!(deleted.sessions_ended, 1);
+    assert_eq!(get_ann(&node, &session).await.unwrap_err().code(), Code::Unauthenticated);
+    assert_eq!(node.log_in("ann", "another password").await.unwrap_err().code(), Code::Unauthenticated);
+}
+
+#[tokio::test]
+async fn a_revoked_session_is_not_honoured() {
+    let node = Node::start().await;
+    let boss = node.boss().await;
+    create_ann(&node, &boss, PASSWORD).await.unwrap();
+    let (first, second) =
+        (node.log_in("ann", PASSWORD).await.unwrap(), node.log_in("ann", PASSWORD).await.unwrap());
+    let own = async |session: &str| {
+        let call = with(session, "ListActiveSessions");
+        sessions::list(&node.service, &call, v1::ListActiveSessionsRequest::default()).await
+    };
+    let revoke = async |caller: &str, session: &str| {
+        let request = v1::RevokeSessionRequest { session: session.to_owned() };
+        sessions::revoke(&node.service, &with(caller, "RevokeSession"), request).await
+    };
+    let listed = own(&first).await.unwrap().sessions;
+    assert_eq!(listed.iter().map(|session| session.user.as_str()).collect::<Vec<_>>(), ["ann", "ann"]);
+    assert_eq!(revoke(&first, &second).await.unwrap_err().code(), Code::PermissionDenied);
+
+    revoke(&boss, &first).await.unwrap();
+    assert_eq!(own(&first).await.unwrap_err().code(), Code::Unauthenticated);
+    let left = own(&second).await.unwrap().sessions;
+    assert_eq!(left.len(), 1);
+    revoke(&boss, &left[0].handle).await.unwrap();
+    assert_eq!(own(&second).await.unwrap_err().code(), Code::Unauthenticated);
+    assert_eq!(revoke(&boss, &left[0].handle).await.unwrap_err().code(), Code::NotFound);
+    let missing = revoke(&boss, &first).await.unwrap_err();
+    assert!(missing.code() == Code::NotFound && !missing.to_string().contains(&first));
+    assert_invalid(revoke(&boss, "").await, "session");
+}
+
+#[tokio::test]
+async fn a_role_is_made_changed_and_taken_away() {
+    let node = Node::start().await;
+    let boss = node.boss().await;
+    let call = |method: &str| with(&boss, method);
+    let role = v1::Role { name: "Dev".into(), description: "one".into(), ..Default::default() };
+    let request = v1::CreateRoleRequest { role: Some(role.clone()) };
+    let made = roles::create(&node.service, &call("CreateRole"), request).await.unwrap().role.unwrap();
+    let read = async || {
+        let request = v1::GetRoleRequest { name: "dev".into() };
+        Ok::<_, ApiError>(roles::get(&node.service, &call("GetRole"), request).await?.role.unwrap())
+    };
+    assert_eq!(read().await.unwrap(), made);
+
+    let change = async |revision| {
+        let role = v1::Role { revision, description: "two".into(), ..role.clone() };
+        roles::update(&node.service, &call("UpdateRole"), v1::UpdateRoleRequest { role: Some(role) }).await
+    };
+    let changed = change(made.revision).await.unwrap().role.unwrap();
+    assert_eq!((read().await.unwrap(), changed.description.as_str()), (changed.clone(), "two"));
+    assert_eq!(change(made.revision).await.unwrap_err().code(), Code::Aborted);
+
+    let listed =
+        roles::list(&node.service, &call("ListRoles"), v1::ListRolesRequest::default()).await.unwrap();
+    let names: Vec<_> = listed.roles.iter().map(|role| (role.name.as_str(), role.built_in)).collect();
+    assert_eq!(names, [("access", true), ("admin", true), ("auditor", true), ("dev", false)]);
+
+    let delete = async |name: &str| {
+        let request = v1::DeleteRoleRequest { name: name.into() };
+        roles::delete(&node.service, &call("DeleteRole"), request).await
+    };
+    assert_eq!(delete("access").await.unwrap_err().code(), Code::FailedPrecondition);
+    delete("dev").await.unwrap();
+    assert_eq!(read().await.unwrap_err().code(), Code::NotFound);
+}
+
+#[test]
+fn a_user_comes_back_as_it_was_sent() {
+    let sent = v1::User {
+        name: "Ann".into(),
+        roles: vec!["Dev".into(), "access".into(), "dev".into()],
+        traits: [("logins".to_owned(), v1::Strings { values: vec!["root".into()] })].into(),
+        created_by: "user:forged".into(),
+        revision: 7,
+        ..v1::User::default()
+    };
+    let (name, grants, revision) = parse(Some(sent.clone())).unwrap();
+    let roles: Vec<String> = grants.roles.iter().map(RoleName::to_string).collect();
+    let stored = User {
+        name,
+        roles,
+        traits: grants.traits,
+        created_at_ms: 1500,
+        created_by: "user:boss".into(),
+        revision,
+    };
+    let back = reply(stored);
+    assert_eq!((back.name.as_str(), back.roles), ("ann", vec!["access".to_owned(), "dev".to_owned()]));
+    assert_eq!((back.traits, back.revision), (sent.traits, 7));
+    assert_eq!(back.created_at, Some(prost_types::Timestamp { seconds: 1, nanos: 500_000_000 }));
+    assert_eq!(back.created_by, "user:boss");
+}
+
+#[test]
+fn what_is_wrong_with_a_user_is_named() {
+    let field = |user| match parse(user) {
+        Err(CoreError::Invalid { field, .. }) => field,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(field(None), "user");
+    assert_eq!(field(Some(v1::User::default())), "user.name");
+    let user = v1::User { name: "ann".into(), roles: vec!["a b".into()], ..v1::User::default() };
+    assert_eq!(field(Some(user)), "user.roles");
+}

@@ -1,0 +1,248 @@
+//! TLS of the node: its own certificate, issued by the cluster's TLS CA and renewed in memory, and whom it
+//! believes.
+//!
+//! Everything here follows the rows of the TLS CA: when they change, or two thirds of the certificate's life
+//! are over, all of it is made anew, and connections made from then on use it.
+
+use std::{net::IpAddr, sync::Arc, time::Duration};
+
+use arc_swap::ArcSwap;
+use auth_core::{
+    CoreError,
+    ca::{self, ActiveCa},
+    tables::{CaKey, CaKind},
+};
+use mezite_pki::{
+    identity::Identity,
+    x509::{CertificateInfo, KeyPair, LeafSpec, X509Ca},
+};
+use mezite_proto::transport::ALPN_H2;
+use raft_store::{Clock, Store, WatchEvent, Watcher};
+use rustls::{
+    ClientConfig, RootCertStore, ServerConfig, crypto::CryptoProvider, server::WebPkiClientVerifier,
+};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _};
+use store_txn::{Key as _, KeyRange, KeyWriter, ReadExt as _};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    ca_keys::CaKeys,
+    config::{Config, host_of},
+    fault::NodeError,
+};
+
+/// Life of the node's certificate.
+const LIFE: Duration = Duration::from_secs(7 * 24 * 3600);
+/// It begins so much in the past, for clocks that are behind.
+const BACKDATE: Duration = Duration::from_secs(60);
+/// Pause after a renewal that failed.
+const RETRY: Duration = Duration::from_secs(10);
+
+/// What the node's certificate says.
+#[derive(Debug, Clone)]
+pub(crate) struct Names {
+    cluster: String,
+    node_id: u64,
+    dns_names: Vec<String>,
+    ip_addresses: Vec<IpAddr>,
+}
+
+impl Names {
+    /// Of a node of a cluster: the name that all its nodes have, the host that clients are told, and what is
+    /// configured.
+    pub(crate) fn new(config: &Config, cluster: &str, node_id: u64) -> Self {
+        let mut dns_names = vec![format!("{cluster}.mezite.internal")];
+        let mut ip_addresses = config.tls.ip_addresses.clone();
+        let host = host_of(&config.advertise).unwrap_or_default();
+        match host.parse() {
+            Ok(address) => ip_addresses.push(address),
+            Err(_) => dns_names.push(host.to_ascii_lowercase()),
+        }
+        dns_names.extend(config.tls.dns_names.iter().map(|name| name.to_ascii_lowercase()));
+        dns_names.dedup();
+        Self { cluster: cluster.to_owned(), node_id, dns_names, ip_addresses }
+    }
+
+    fn spec(&self, public_key: Vec<u8>, authority: &X509Ca, now: u64) -> LeafSpec {
+        LeafSpec {
+            public_key,
+            common_name: format!("mezite auth node {}", self.node_id),
+            identity: Some(Identity::Auth { cluster: self.cluster.clone(), node_id: self.node_id }),
+            dns_names: self.dns_names.clone(),
+            ip_addresses: self.ip_addresses.clone(),
+            not_before: now.saturating_sub(BACKDATE.as_secs()),
+            not_after: (now + LIFE.as_secs()).min(authority.info().not_after),
+            // It calls ingests with it.
+            client_auth: true,
+            server_auth: true,
+        }
+    }
+}
+
+/// The TLS CA: what signs, and whom to believe.
+struct Authorities {
+    active: ActiveCa,
+    /// PEM certificates, the one that signs first.
+    trusted: Vec<String>,
+}
+
+/// TLS of the node, as it is now.
+#[derive(Clone)]
+pub(crate) struct Tls {
+    /// For the API.
+    pub(crate) server: Arc<ArcSwap<ServerConfig>>,
+    /// For calls to ingests.
+    pub(crate) client: Arc<ArcSwap<ClientConfig>>,
+}
+
+/// Keeps [`Tls`] up to date.
+pub(crate) struct Renewal {
+    store: Store,
+    cas: Arc<CaKeys>,
+    clock: Clock,
+    names: Names,
+    watcher: Watcher,
+    tls: Tls,
+    /// Unix seconds.
+    due: u64,
+}
+
+/// One generation of TLS.
+struct Made {
+    server: ServerConfig,
+    client: ClientConfig,
+    due: u64,
+}
+
+/// Makes TLS of the node, and what keeps it up to date.
+///
+/// # Errors
+/// When the TLS CA cannot be opened: the key-encryption key is not the cluster's.
+pub(crate) async fn begin(
+    store: &Store,
+    cas: &Arc<CaKeys>,
+    clock: &Clock,
+    names: Names,
+) -> Result<(Tls, Renewal), NodeError> {
+    let range = KeyRange::prefix(&KeyWriter::table(CaKey::TABLE).finish());
+    // Before the rows are read, so that no change is missed.
+    let watcher = store.watch(range, store.status().revision);
+    let made = make(store, cas, clock, &names).await?;
+    let tls = Tls {
+        server: Arc::new(ArcSwap::from_pointee(made.server)),
+        client: Arc::new(ArcSwap::from_pointee(made.client)),
+    };
+    let renewal = Renewal {
+        store: store.clone(),
+        cas: Arc::clone(cas),
+        clock: Arc::clone(clock),
+        names,
+        watcher,
+        tls: tls.clone(),
+        due: made.due,
+    };
+    Ok((tls, renewal))
+}
+
+impl Renewal {
+    /// Renews until `stop`.
+    pub(crate) async fn run(mut self, stop: CancellationToken) {
+        loop {
+            let left = Duration::from_secs(self.due.saturating_sub((self.clock)() / 1000));
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = tokio::time::sleep(left) => (),
+                event = self.watcher.next() => match event {
+                    Some(WatchEvent::Change { .. } | WatchEvent::Resync { .. }) => (),
+                    None => return,
+                },
+            }
+            match make(&self.store, &self.cas, &self.clock, &self.names).await {
+                Ok(made) => {
+                    self.tls.server.store(Arc::new(made.server));
+                    self.tls.client.store(Arc::new(made.client));
+                    self.due = made.due;
+                    tracing::info!("the node's TLS certificate was renewed");
+                }
+                Err(error) => {
+                    tracing::error!(%error, "the node's TLS certificate could not be renewed");
+                    self.due = (self.clock)() / 1000 + RETRY.as_secs();
+                }
+            }
+        }
+    }
+}
+
+async fn make(store: &Store, cas: &Arc<CaKeys>, clock: &Clock, names: &Names) -> Result<Made, NodeError> {
+    let authorities = store.read_local(|view| {
+        let active = ca::active(view, CaKind::Tls)?;
+        let row = view.get(&CaKey(CaKind::Tls))?.map(|stored| stored.row);
+        let others = row.into_iter().flat_map(|row| row.trusted).map(|key| key.public);
+        let trusted = std::iter::once(active.key.public.clone()).chain(others).collect();
+        Ok::<_, CoreError>(Authorities { active, trusted })
+    });
+    let authorities = authorities.await?;
+    let authority = cas.x509(&authorities.active)?;
+    let key = KeyPair::generate_p256()?;
+    let now = clock() / 1000;
+    let leaf = authority.issue(&names.spec(key.spki_der(), &authority, now))?;
+    let life = CertificateInfo::from_pem(&leaf)?.not_after.saturating_sub(now);
+    let (server, client) = configs(&leaf, &key, &authorities.trusted)?;
+    Ok(Made { server, client, due: now + life * 2 / 3 })
+}
+
+/// TLS for both sides. What is shown holds the CA's certificate too: a client that knows the cluster by a pin
+/// alone finds it there.
+fn configs(leaf: &str, key: &KeyPair, trusted: &[String]) -> Result<(ServerConfig, ClientConfig), NodeError> {
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let mut roots = RootCertStore::empty();
+    let mut chain = certificates(leaf)?;
+    for (index, pem) in trusted.iter().enumerate() {
+        for certificate in certificates(pem)? {
+            roots.add(certificate.clone()).map_err(unusable)?;
+            if index == 0 {
+                chain.push(certificate);
+            }
+        }
+    }
+    let key = key.private_pem();
+    let key = || PrivateKeyDer::from_pem_slice(key.as_bytes()).map_err(unusable);
+    let roots = Arc::new(roots);
+    let mut server =
+        server_builder(&provider, &roots)?.with_single_cert(chain.clone(), key()?).map_err(unusable)?;
+    server.alpn_protocols = vec![ALPN_H2.to_vec()];
+    let mut client = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(unusable)?
+        .with_root_certificates(roots)
+        .with_client_auth_cert(chain, key()?)
+        .map_err(unusable)?;
+    client.alpn_protocols = vec![ALPN_H2.to_vec()];
+    Ok((server, client))
+}
+
+type ServerBuilder = rustls::ConfigBuilder<ServerConfig, rustls::server::WantsServerCert>;
+
+/// A caller may come without a certificate, with a session or to log in; one that shows a certificate shows
+/// one of the cluster.
+fn server_builder(
+    provider: &Arc<CryptoProvider>,
+    roots: &Arc<RootCertStore>,
+) -> Result<ServerBuilder, NodeError> {
+    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::clone(roots), Arc::clone(provider))
+        .allow_unauthenticated()
+        .build()
+        .map_err(unusable)?;
+    Ok(ServerConfig::builder_with_provider(Arc::clone(provider))
+        .with_safe_default_protocol_versions()
+        .map_err(unusable)?
+        .with_client_cert_verifier(verifier))
+}
+
+fn certificates(pem: &str) -> Result<Vec<CertificateDer<'static>>, NodeError> {
+    CertificateDer::pem_slice_iter(pem.as_bytes()).collect::<Result<_, _>>().map_err(unusable)
+}
+
+fn unusable(error: impl std::fmt::Display) -> NodeError {
+    NodeError::Tls(error.to_string())
+}

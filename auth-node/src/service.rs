@@ -1,0 +1,186 @@
+//! What handlers work with: the store, the signing keys, the password pool, and the one way to read and
+//! write.
+//!
+//! [`Service::read`] and [`Service::write`] tell who calls and whether it may in the same view or transaction
+//! as the work itself. So a handler never sees a call that is not allowed, and a session that was revoked a
+//! moment ago, on whichever node, is not honoured.
+
+use std::{sync::Arc, time::Duration};
+
+use auth_core::{
+    Caller, Context, CoreError, Credential, Origin,
+    audit::{self, EventType},
+    context,
+    presence::PresenceTtl,
+};
+use mezite_proto::{access::MethodAccess, v1::AccessClass};
+use raft_store::{Clock, Committed, Store, StoreTransaction, TransactError, View};
+use store_txn::Read;
+
+use crate::{
+    authn::Call, authz, ca_keys::CaKeys, error::ApiError, passwords::PasswordPool, presence::Presence,
+    relay::Relay,
+};
+
+/// What handlers work with.
+pub(crate) struct Service {
+    /// The replicated state.
+    pub(crate) store: Store,
+    /// Hashes and verifies passwords, so many at a time.
+    pub(crate) passwords: PasswordPool,
+    /// The CAs' keys, opened when they are needed.
+    pub(crate) cas: Arc<CaKeys>,
+    /// Collects heartbeats.
+    pub(crate) presence: Presence,
+    /// Calls ingests.
+    pub(crate) relay: Relay,
+    /// What the node's configuration says.
+    pub(crate) settings: Settings,
+    /// The wall clock.
+    pub(crate) clock: Clock,
+}
+
+/// What the node's configuration and identity say.
+#[derive(Debug, Clone)]
+pub(crate) struct Settings {
+    /// Id of this node.
+    pub(crate) node_id: u64,
+    /// Identifies the cluster for good.
+    pub(crate) cluster_id: String,
+    /// Name of the cluster, as in certificates.
+    pub(crate) cluster: String,
+    /// How long a session lasts.
+    pub(crate) session_ttl: Duration,
+    /// How often an agent reports.
+    pub(crate) heartbeat_interval: Duration,
+    /// An agent that has not reported for so long is offline.
+    pub(crate) presence_ttl: PresenceTtl,
+    /// A call may take no longer, whatever its client allows.
+    pub(crate) call_timeout: Duration,
+}
+
+/// What is needed to admit a call, by itself, since a transaction may run more than once.
+struct Admission {
+    method: &'static MethodAccess,
+    credential: Credential,
+    origin: Origin,
+}
+
+impl Admission {
+    fn of(call: &Call) -> Self {
+        Self { method: call.method, credential: call.credential.clone(), origin: call.origin.clone() }
+    }
+
+    /// Tells who calls, by what `state` says, and refuses what is not allowed.
+    fn admit(&self, state: &mut (impl Read + ?Sized)) -> Result<Context, CoreError> {
+        let caller = context::authenticate(state, &self.credential)?;
+        authz::check(self.method, &caller)?;
+        Ok(Context { caller, origin: self.origin.clone() })
+    }
+
+    /// Who calls, for the audit log: also one who is refused.
+    fn suspect(&self, state: &mut (impl Read + ?Sized)) -> Result<Context, CoreError> {
+        let caller = match context::authenticate(state, &self.credential) {
+            Err(CoreError::Unauthenticated(_)) => Caller::Anonymous,
+            known => known?,
+        };
+        Ok(Context { caller, origin: self.origin.clone() })
+    }
+}
+
+impl Service {
+    /// Admits the call and works on one view: every write that was acknowledged before the call, by any node,
+    /// is in it.
+    ///
+    /// # Errors
+    /// What authentication, authorisation and `work` refuse; [`ApiError::Store`] when this node cannot
+    /// confirm that it is current.
+    pub(crate) async fn read<T: Send + 'static>(
+        &self,
+        call: &Call,
+        work: impl FnOnce(&mut View<'_>, &Context) -> Result<T, CoreError> + Send + 'static,
+    ) -> Result<T, ApiError> {
+        let admission = Admission::of(call);
+        let done = self.store.read(move |view| {
+            let context = admission.admit(view)?;
+            work(view, &context)
+        });
+        self.refusals_audited(call, done.await).await
+    }
+
+    /// Works on this node's state as it is, which may be behind, and for anybody: for public methods that
+    /// must answer without a quorum.
+    ///
+    /// # Errors
+    /// [`CoreError::Denied`] for a method that is not public; what `work` refuses.
+    pub(crate) async fn read_local<T: Send + 'static>(
+        &self,
+        call: &Call,
+        work: impl FnOnce(&mut View<'_>) -> Result<T, CoreError> + Send + 'static,
+    ) -> Result<T, ApiError> {
+        authz::check(call.method, &Caller::Anonymous)?;
+        Ok(self.store.read_local(work).await?)
+    }
+
+    /// Admits the call, works and commits in one transaction: what changes in between makes all of it run
+    /// again. When it answers, the writes are on the disks of a majority.
+    ///
+    /// # Errors
+    /// What authentication, authorisation and `work` refuse: then nothing is written but, for a denial, its
+    /// audit record. [`ApiError::Store`].
+    pub(crate) async fn write<T: Send + 'static>(
+        &self,
+        call: &Call,
+        work: impl Fn(&mut StoreTransaction<'_>, &Context) -> Result<T, CoreError> + Send + Sync + 'static,
+    ) -> Result<Committed<T>, ApiError> {
+        let admission = Admission::of(call);
+        let done = self.store.transact(move |tx| {
+            let context = admission.admit(tx)?;
+            work(tx, &context)
+        });
+        self.refusals_audited(call, done.await).await
+    }
+
+    /// Appends an audit record alone: of a login that failed, of a join that was refused. Never put a secret
+    /// into `fields`.
+    ///
+    /// # Errors
+    /// [`ApiError::Store`].
+    pub(crate) async fn audit(
+        &self,
+        call: &Call,
+        event: EventType,
+        target: String,
+        fields: Vec<(&'static str, String)>,
+    ) -> Result<(), ApiError> {
+        let admission = Admission::of(call);
+        let done = self.store.transact(move |tx| {
+            let context = admission.suspect(tx)?;
+            audit::append(tx, &context, event, target.clone(), &fields);
+            Ok::<_, CoreError>(())
+        });
+        done.await?;
+        Ok(())
+    }
+
+    /// Audits a denial. What a public method denies has an event of its own, which its handler writes.
+    async fn refusals_audited<T>(
+        &self,
+        call: &Call,
+        result: Result<T, TransactError<CoreError>>,
+    ) -> Result<T, ApiError> {
+        let public = call.method.classes.contains(&AccessClass::Public);
+        if let Err(TransactError::Refused(CoreError::Denied(reason))) = &result
+            && !public
+        {
+            let target = format!("method:{}", call.method.method);
+            let audited =
+                self.audit(call, EventType::AccessDenied, target, vec![("reason", reason.clone())]).await;
+            if let Err(error) = audited {
+                let request_id = call.origin.request_id.as_str();
+                tracing::error!(request_id, %error, "a denial could not be audited");
+            }
+        }
+        Ok(result?)
+    }
+}

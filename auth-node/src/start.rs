@@ -1,0 +1,259 @@
+//! Starting and stopping: from a data directory to a serving node, and from there to a quiet one.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use auth_core::{
+    CoreError,
+    ca::Kek,
+    presence::PresenceTtl,
+    tables::{CaKey, CaKind, ClusterKey, ClusterRow},
+};
+use raft_store::{Clock, Fatal, Role, Store};
+use store_txn::{Key as _, KeyRange, KeyWriter, ReadExt as _};
+use tokio::{
+    net::TcpListener,
+    task::JoinHandle,
+    time::{Instant, timeout_at},
+};
+use tokio_util::{
+    sync::{CancellationToken, DropGuard},
+    task::TaskTracker,
+};
+
+use crate::{
+    bootstrap::{Joiner, store_config},
+    ca_keys::CaKeys,
+    clock,
+    config::Config,
+    diagnostics,
+    fault::NodeError,
+    metrics,
+    node::{Folder, load_kek},
+    passwords::PasswordPool,
+    presence::Presence,
+    readiness::Readiness,
+    relay::Relay,
+    server::{
+        self,
+        tls::{self, Names, Tls},
+    },
+    service::{Service, Settings},
+};
+
+/// How often measurements are tidied up.
+const UPKEEP: Duration = Duration::from_secs(5);
+
+/// A running node. [`Handle::stop`] lets calls in progress end; dropping it does not.
+pub struct Handle {
+    address: SocketAddr,
+    diagnostics_address: SocketAddr,
+    node_id: u64,
+    readiness: Arc<Readiness>,
+    store: Store,
+    server: JoinHandle<Result<(), NodeError>>,
+    /// Ends the server's accepting.
+    drain: CancellationToken,
+    /// Ends what runs beside the calls.
+    stop: DropGuard,
+    beside: TaskTracker,
+    drain_timeout: Duration,
+    _folder: Folder,
+}
+
+/// Starts a node that was made by `init` or `join`. When this returns, it serves; it waits for the cluster as
+/// long as that takes.
+///
+/// # Errors
+/// See [`NodeError`].
+pub async fn start(config: Config) -> Result<Handle, NodeError> {
+    metrics::install();
+    let clock = clock::system();
+    let folder = Folder::open(&config.data_dir)?;
+    let state = folder.member()?;
+    let kek = load_kek(&config.kek_path())?;
+    let store = store_config(&config, &folder, &clock);
+    let store = Store::open(store, folder.peer_identity(&state)?, Fatal::abort()).await?;
+
+    let (stop, beside) = (CancellationToken::new(), TaskTracker::new());
+    let guard = stop.clone().drop_guard();
+    let readiness = Arc::new(Readiness::new(store.clone()));
+    let (diagnostics, diagnostics_address) = listen(config.diagnostics_listen).await?;
+    tracing::info!(node_id = state.node_id, %diagnostics_address, "waiting for the cluster");
+    beside.spawn(watch_life(Arc::clone(&readiness), store.clone(), stop.clone()));
+    beside.spawn(diagnostics::serve(Arc::clone(&readiness), diagnostics, stop.clone()));
+
+    let members: Vec<_> = state.members.into_iter().collect();
+    if !members.is_empty() {
+        store.activate(&members, Role::Voter).await?;
+    }
+    let cluster = wait_for_cluster(&store).await?;
+    let node = Node { cluster, clock, store, kek: Arc::new(kek), node_id: state.node_id };
+    let (service, tls) = node.assemble(&config, &beside, &stop).await?;
+
+    let (api, address) = listen(config.listen).await?;
+    let drain = CancellationToken::new();
+    let serving =
+        server::serve(service, Arc::clone(&readiness), api, tls, config.limits.clone(), drain.clone());
+    let server = tokio::spawn(serving);
+    readiness.serve();
+    beside.close();
+    tracing::info!(node_id = node.node_id, %address, "serving");
+    Ok(Handle {
+        address,
+        diagnostics_address,
+        node_id: node.node_id,
+        readiness,
+        store: node.store,
+        server,
+        drain,
+        stop: guard,
+        beside,
+        drain_timeout: config.limits.drain_timeout,
+        _folder: folder,
+    })
+}
+
+/// What a node is put together from.
+struct Node {
+    cluster: ClusterRow,
+    clock: Clock,
+    store: Store,
+    kek: Arc<Kek>,
+    node_id: u64,
+}
+
+impl Node {
+    /// Puts what handlers work with together, and starts what runs beside the calls.
+    async fn assemble(
+        &self,
+        config: &Config,
+        beside: &TaskTracker,
+        stop: &CancellationToken,
+    ) -> Result<(Arc<Service>, Tls), NodeError> {
+        let (store, clock) = (self.store.clone(), Arc::clone(&self.clock));
+        let cas = Arc::new(CaKeys::new(Arc::clone(&self.kek)));
+        let names = Names::new(config, &self.cluster.name, self.node_id);
+        let (tls, renewal) = tls::begin(&store, &cas, &clock, names).await?;
+        beside.spawn(renewal.run(stop.clone()));
+        beside.spawn(tidy_up(stop.clone()));
+        store.set_join_handler(Arc::new(Joiner {
+            store: store.clone(),
+            cas: Arc::clone(&cas),
+            kek: Arc::clone(&self.kek),
+            clock: Arc::clone(&clock),
+            cluster_id: self.cluster.cluster_id.clone(),
+            node_id: self.node_id,
+        }));
+        let settings = Settings {
+            node_id: self.node_id,
+            cluster_id: self.cluster.cluster_id.clone(),
+            cluster: self.cluster.name.clone(),
+            session_ttl: config.sessions.ttl,
+            heartbeat_interval: config.presence.interval,
+            presence_ttl: PresenceTtl(config.presence.ttl),
+            call_timeout: config.limits.call_timeout,
+        };
+        let service = Service {
+            passwords: PasswordPool::new(config.limits.password_threads, config.limits.password_queue)?,
+            cas,
+            presence: Presence::start(store.clone(), PresenceTtl(config.presence.ttl)),
+            relay: Relay::new(&self.cluster.name, Arc::clone(&tls.client), &config.limits)?,
+            settings,
+            clock,
+            store,
+        };
+        Ok((Arc::new(service), tls))
+    }
+}
+
+async fn listen(address: SocketAddr) -> Result<(TcpListener, SocketAddr), NodeError> {
+    let failed = |source| NodeError::Listen { address, source };
+    let listener = TcpListener::bind(address).await.map_err(failed)?;
+    let bound = listener.local_addr().map_err(failed)?;
+    Ok((listener, bound))
+}
+
+/// Notes the end of the Raft core, until `stop`.
+async fn watch_life(readiness: Arc<Readiness>, store: Store, stop: CancellationToken) {
+    tokio::select! {
+        reason = store.dead() => readiness.die(reason),
+        () = stop.cancelled() => (),
+    }
+}
+
+/// Tidies measurements up, until `stop`.
+async fn tidy_up(stop: CancellationToken) {
+    let mut ticks = tokio::time::interval(UPKEEP);
+    loop {
+        tokio::select! {
+            _ = ticks.tick() => metrics::upkeep(),
+            () = stop.cancelled() => return,
+        }
+    }
+}
+
+/// Waits until the rows that a node serves with are here: those of the cluster and of its TLS CA.
+async fn wait_for_cluster(store: &Store) -> Result<ClusterRow, NodeError> {
+    // Before the rows are read, so that no change is missed. They are written together.
+    let range = KeyRange::prefix(&KeyWriter::table(ClusterKey::TABLE).finish());
+    let mut changes = store.watch(range, store.status().revision);
+    loop {
+        let read = store.read_local(|view| {
+            let there = view.get(&CaKey(CaKind::Tls))?.is_some();
+            Ok::<_, CoreError>(view.get(&ClusterKey)?.filter(|_| there).map(|cluster| cluster.row))
+        });
+        if let Some(cluster) = read.await? {
+            return Ok(cluster);
+        }
+        tokio::select! {
+            changed = changes.next() => if changed.is_none() {
+                return Err(NodeError::Failed("the store has stopped".into()));
+            },
+            reason = store.dead() => return Err(NodeError::Failed(reason)),
+        }
+    }
+}
+
+impl Handle {
+    /// Address of the API.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Address of the diagnostics.
+    pub fn diagnostics_address(&self) -> SocketAddr {
+        self.diagnostics_address
+    }
+
+    /// Id of the node.
+    pub fn node_id(&self) -> u64 {
+        self.node_id
+    }
+
+    /// Resolves when the node cannot go on: its Raft core has died, or its port broke down.
+    pub async fn broken(&mut self) -> NodeError {
+        tokio::select! {
+            reason = self.store.dead() => NodeError::Failed(reason),
+            ended = &mut self.server => match ended {
+                Ok(Ok(())) => NodeError::Failed("the port was closed".into()),
+                Ok(Err(error)) => error,
+                Err(error) => NodeError::Failed(error.to_string()),
+            },
+        }
+    }
+
+    /// Stops: it is not ready any more, takes no more connections, lets calls in progress end for
+    /// `limits.drain_timeout` at most, and then stops the store. Answers whether every call was answered by
+    /// then.
+    pub async fn stop(mut self) -> bool {
+        let deadline = Instant::now() + self.drain_timeout;
+        self.readiness.leave();
+        self.drain.cancel();
+        let answered = timeout_at(deadline, &mut self.server).await;
+        self.server.abort();
+        drop(self.stop);
+        self.beside.wait().await;
+        self.store.shutdown().await;
+        answered.is_ok()
+    }
+}

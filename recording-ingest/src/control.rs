@@ -1,0 +1,181 @@
+//! What is exchanged with the auth nodes while the ingest serves: heartbeats, the trust bundle, and a new certificate
+//! before the old one ends. None of it is needed to serve: while no auth node answers, everything stays as it is.
+
+use std::{sync::Arc, time::Duration};
+
+use arc_swap::ArcSwap;
+use mezite_client::{AuthClient, Client, Retry};
+use mezite_proto::v1;
+use rustls::ServerConfig;
+use tokio::time::{Instant, sleep_until};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    clock,
+    config::Config,
+    identity::{Folder, IdentityError, State, generate},
+    metrics, server,
+    service::Ingest,
+};
+
+/// Least and longest wait between heartbeats, whatever the cluster says.
+const BEAT_BOUNDS: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(300));
+/// How much of a wait is left to chance, so that ingests do not come together.
+const JITTER: f64 = 0.1;
+
+/// Keeps in touch with the cluster.
+#[derive(Debug)]
+pub(crate) struct Control {
+    config: Config,
+    folder: Folder,
+    state: State,
+    ingest: Arc<Ingest>,
+    tls: Arc<ArcSwap<ServerConfig>>,
+    client: Client,
+    beat_interval: Duration,
+}
+
+/// When to do what next.
+struct Schedule {
+    beat: Instant,
+    bundle: Instant,
+    renewal: Instant,
+}
+
+impl Schedule {
+    fn next(&self) -> Instant {
+        self.beat.min(self.bundle).min(self.renewal)
+    }
+}
+
+impl Control {
+    pub(crate) fn new(
+        config: Config,
+        folder: Folder,
+        state: State,
+        ingest: Arc<Ingest>,
+        tls: Arc<ArcSwap<ServerConfig>>,
+    ) -> Result<Self, IdentityError> {
+        let client = ingest.identity().client(&config)?;
+        let beat_interval = config.control.heartbeat_interval;
+        Ok(Self { config, folder, state, ingest, tls, client, beat_interval })
+    }
+
+    /// Goes on until cancelled. Files are written between two waits, never across one.
+    pub(crate) async fn run(mut self, stop: CancellationToken) {
+        tokio::select! {
+            never = self.follow() => match never {},
+            () = stop.cancelled() => (),
+        }
+    }
+
+    async fn follow(&mut self) -> std::convert::Infallible {
+        let now = Instant::now();
+        let mut schedule =
+            Schedule { beat: now, bundle: now + self.config.control.bundle_interval, renewal: now };
+        loop {
+            sleep_until(schedule.next()).await;
+            let now = Instant::now();
+            if schedule.renewal <= now {
+                warn("the certificate could not be renewed", self.renew_if_due().await);
+                schedule.renewal = Instant::now() + self.config.control.renewal_check_interval;
+            }
+            if schedule.beat <= now {
+                let beat = self.beat().await;
+                metrics::heartbeat(beat.is_ok());
+                if warn("no auth node took the heartbeat", beat)
+                    .is_some_and(|revision| self.is_news(revision))
+                {
+                    schedule.bundle = now;
+                }
+                schedule.beat = Instant::now() + jittered(self.beat_interval, rand::random());
+            }
+            if schedule.bundle <= now {
+                warn("the trust bundle could not be followed", self.follow_bundle().await);
+                schedule.bundle = Instant::now() + self.config.control.bundle_interval;
+            }
+        }
+    }
+
+    fn is_news(&self, revision: u64) -> bool {
+        revision != self.state.trust_bundle_revision
+    }
+
+    /// Reports that this ingest lives, and answers the revision of the cluster's trust bundle.
+    async fn beat(&mut self) -> Result<u64, IdentityError> {
+        let phases = self.state.phases.iter().map(|(&kind, &phase)| v1::AcknowledgedPhase { kind, phase });
+        let request = v1::AgentHeartbeatRequest {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            labels: self.config.labels.clone(),
+            address: self.config.advertise.clone(),
+            load: u32::try_from(self.ingest.open_streams()).unwrap_or(u32::MAX),
+            acknowledged_phases: phases.collect(),
+        };
+        let call = |mut auth: AuthClient, request| async move { auth.agent_heartbeat(request).await };
+        let reply = self.client.call(Retry::Idempotent, request, call).await?;
+        if let Some(interval) = reply.next_interval.and_then(|interval| Duration::try_from(interval).ok()) {
+            self.beat_interval = interval.clamp(BEAT_BOUNDS.0, BEAT_BOUNDS.1);
+        }
+        Ok(reply.trust_bundle_revision)
+    }
+
+    /// Fetches the trust bundle, and believes what it says from now on.
+    async fn follow_bundle(&mut self) -> Result<(), IdentityError> {
+        let bundle = self.client.trust_bundle().await?;
+        if !self.is_news(bundle.revision) {
+            return Ok(());
+        }
+        self.folder.keep_bundle(&mut self.state, &bundle)?;
+        self.folder.save(&self.state)?;
+        self.reload()?;
+        tracing::info!(revision = bundle.revision, "the trust bundle has changed");
+        Ok(())
+    }
+
+    async fn renew_if_due(&mut self) -> Result<(), IdentityError> {
+        let (identity, now) = (self.ingest.identity(), clock::unix_seconds());
+        if !identity.is_valid_at(now) {
+            let what = "the certificate has expired: run `recording-ingest join` with a new token";
+            return Err(IdentityError::Answer(what.to_owned()));
+        }
+        if !identity.is_due_at(now) {
+            return Ok(());
+        }
+        let issued = generate(&self.client, &self.folder, &self.state, "").await?;
+        self.folder.keep_certificates(&mut self.state, &issued)?;
+        self.reload()?;
+        tracing::info!(expires_at = self.ingest.identity().expires_at(), "the certificate is renewed");
+        Ok(())
+    }
+
+    /// Takes up what is in the folder now, for connections that come from now on.
+    fn reload(&mut self) -> Result<(), IdentityError> {
+        let identity = self.folder.identity(&self.state)?;
+        let (client, tls) = (identity.client(&self.config)?, server::server_config(&identity)?);
+        metrics::certificate_expires(identity.expires_at());
+        self.client = client;
+        self.tls.store(Arc::new(tls));
+        self.ingest.replace_identity(identity);
+        Ok(())
+    }
+}
+
+fn warn<T>(what: &'static str, result: Result<T, IdentityError>) -> Option<T> {
+    result.inspect_err(|error| tracing::warn!(%error, "{what}")).ok()
+}
+
+/// `chance` is between 0 and 1.
+fn jittered(wait: Duration, chance: f64) -> Duration {
+    wait.mul_f64(1.0 + JITTER * (2.0 * chance.clamp(0.0, 1.0) - 1.0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn waits_differ_a_little() {
+        let wait = Duration::from_secs(10);
+        assert_eq!([0.0, 0.5, 1.0].map(|chance| jittered(wait, chance).as_secs()), [9, 10, 11]);
+    }
+}

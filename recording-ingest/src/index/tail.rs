@@ -1,0 +1,263 @@
+//! Fills the catalog from the objects, and keeps up with what other replicas write.
+//!
+//! A refresh looks at the open markers, at recordings whose marker has gone, and at the index of the last hours;
+//! what a crash left undone after a manifest was written is done when it is come across. A
+//! full scan looks at the whole index, for sessions that began long ago and were sealed just now. Either runs only
+//! after a pause in proportion to what it took the last time, so that a small store is always fresh, and a large one
+//! is not listed all day. At the start every recording is looked up, so a lost index loses nothing.
+
+use std::{
+    collections::HashSet,
+    sync::{
+        Arc, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use futures::{StreamExt, TryStreamExt, stream};
+use recording_format::{IndexEntry, ObjectKey, RecordingId, index_hour_prefix};
+use tokio::{
+    sync::Mutex,
+    time::{Instant, timeout},
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{Catalog, Row, RowState};
+use crate::{clock, error::IngestError, objects::Objects, recover, recover::Stored, seal};
+
+/// Objects read at a time.
+const READS: usize = 16;
+/// A refresh may take a tenth of the time.
+const REFRESH_SHARE: u32 = 10;
+/// A full scan may take a twentieth of the time.
+const SCAN_SHARE: u32 = 20;
+/// A list waits for a full scan only where it is as short as this.
+const SHORT_SCAN: Duration = Duration::from_millis(25);
+/// The longest that a list waits to be fresh.
+const LIST_PATIENCE: Duration = Duration::from_millis(250);
+/// Hours of the index, up to now and one beyond, that a refresh looks at.
+const HOURS: u64 = 2;
+const HOUR_MS: u64 = 3_600_000;
+
+/// Keeps a catalog up to date.
+#[derive(Debug)]
+pub struct Tail {
+    objects: Arc<Objects>,
+    catalog: Arc<Catalog>,
+    refreshed: Mutex<Option<Run>>,
+    scanned: Mutex<Option<Run>>,
+    ready: AtomicBool,
+    /// Recordings that cannot be read, as the log says already.
+    damaged: std::sync::Mutex<HashSet<RecordingId>>,
+}
+
+/// The last run of something, to space the next.
+#[derive(Debug, Clone, Copy)]
+struct Run {
+    ended: Instant,
+    took: Duration,
+}
+
+impl Run {
+    fn since(began: Instant) -> Self {
+        Self { ended: Instant::now(), took: began.elapsed() }
+    }
+
+    fn is_due(last: Option<Self>, share: u32) -> bool {
+        last.is_none_or(|last| last.ended.elapsed() >= last.took * share)
+    }
+}
+
+impl Tail {
+    /// Fills `catalog` from `objects`.
+    #[must_use]
+    pub fn new(objects: Arc<Objects>, catalog: Arc<Catalog>) -> Self {
+        let (refreshed, scanned) = (Mutex::default(), Mutex::default());
+        let (ready, damaged) = (AtomicBool::new(false), std::sync::Mutex::default());
+        Self { objects, catalog, refreshed, scanned, ready, damaged }
+    }
+
+    /// Whether the whole index was read once.
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        self.ready.load(Ordering::Acquire)
+    }
+
+    /// Builds the catalog and keeps it up to date until cancelled.
+    pub async fn run(&self, interval: Duration, stop: CancellationToken) {
+        let work = async {
+            let mut complete = false;
+            loop {
+                if let Err(error) = self.keep_up(&mut complete).await {
+                    tracing::warn!(
+                        error = error.internals(),
+                        "the index of recordings could not be refreshed"
+                    );
+                }
+                tokio::time::sleep(interval).await;
+            }
+        };
+        tokio::select! {
+            () = work => (),
+            () = stop.cancelled() => (),
+        }
+    }
+
+    async fn keep_up(&self, complete: &mut bool) -> Result<(), IngestError> {
+        self.refresh().await?;
+        self.scan().await?;
+        if !self.ready.swap(true, Ordering::AcqRel) {
+            tracing::info!(recordings = self.catalog.len(), "the index of recordings is built");
+        }
+        if !*complete {
+            self.look_up_all().await?;
+            *complete = true;
+        }
+        Ok(())
+    }
+
+    /// Before a list: looks for what is new, as far as that is quick.
+    pub async fn freshen(&self) {
+        let work = async {
+            self.refresh().await?;
+            // A scan that runs just now is not waited for.
+            let short =
+                self.scanned.try_lock().is_ok_and(|last| last.is_some_and(|last| last.took <= SHORT_SCAN));
+            if short { self.scan().await } else { Ok(()) }
+        };
+        if let Ok(Err(error)) = timeout(LIST_PATIENCE, work).await {
+            tracing::warn!(error = error.internals(), "the index of recordings could not be refreshed");
+        }
+    }
+
+    /// Looks at the open markers, at recordings whose marker has gone, and at the index of the last hours.
+    async fn refresh(&self) -> Result<(), IngestError> {
+        let mut last = self.refreshed.lock().await;
+        if !Run::is_due(*last, REFRESH_SHARE) {
+            return Ok(());
+        }
+        let began = Instant::now();
+        let known_open = self.catalog.open();
+        let marked: HashSet<RecordingId> = self
+            .objects
+            .list(ObjectKey::OPEN)
+            .await?
+            .into_iter()
+            .filter_map(|(key, _)| open_id(key))
+            .collect();
+        let gone = known_open.into_iter().filter(|id| !marked.contains(id));
+        self.look_up(marked.iter().copied().chain(gone).collect()).await?;
+        let now = clock::unix_ms();
+        for hour in 0..=HOURS {
+            self.read_entries(&index_hour_prefix((now + HOUR_MS).saturating_sub(hour * HOUR_MS))).await?;
+        }
+        *last = Some(Run::since(began));
+        Ok(())
+    }
+
+    /// Looks at the whole index.
+    async fn scan(&self) -> Result<(), IngestError> {
+        let mut last = self.scanned.lock().await;
+        if !Run::is_due(*last, SCAN_SHARE) {
+            return Ok(());
+        }
+        let began = Instant::now();
+        self.read_entries(ObjectKey::INDEX).await?;
+        *last = Some(Run::since(began));
+        Ok(())
+    }
+
+    /// Looks up every recording that the index does not know, shard by shard.
+    async fn look_up_all(&self) -> Result<(), IngestError> {
+        for shard in 0..=u8::MAX {
+            let ids = self.objects.recordings(shard).await?;
+            self.look_up(ids.into_iter().filter(|id| self.catalog.get(*id).is_none()).collect()).await?;
+        }
+        Ok(())
+    }
+
+    async fn look_up(&self, ids: Vec<RecordingId>) -> Result<(), IngestError> {
+        stream::iter(ids)
+            .map(|id| async move {
+                match recover::load(&self.objects, id).await {
+                    Ok(Some(stored)) => self.take(&stored).await,
+                    // The marker comes before begin.json; the next refresh finds it.
+                    Ok(None) => (),
+                    Err(IngestError::Store(error)) => return Err(IngestError::from(error)),
+                    // One damaged recording must not hide the others, nor fill the log.
+                    Err(error) if self.is_first_time(id) => {
+                        tracing::warn!(%id, error = error.internals(), "a recording cannot be indexed");
+                    }
+                    Err(_) => (),
+                }
+                Ok(())
+            })
+            .buffer_unordered(READS)
+            .try_collect()
+            .await
+    }
+
+    /// Takes a recording in. One that is sealed gets its index entry and loses its marker, where that is still to do.
+    async fn take(&self, stored: &Stored) {
+        self.catalog.put(row_of(stored));
+        let Some(signed) = stored.sealed() else { return };
+        let entry = signed.manifest.index_entry(&signed.document);
+        if let Err(error) = seal::publish(&self.objects, &entry).await {
+            tracing::warn!(id = %entry.recording_id, %error, "a sealed recording could not be put into the index");
+        }
+    }
+
+    fn is_first_time(&self, damaged: RecordingId) -> bool {
+        self.damaged.lock().unwrap_or_else(PoisonError::into_inner).insert(damaged)
+    }
+
+    async fn read_entries(&self, prefix: &str) -> Result<(), IngestError> {
+        let keys = self.objects.list(prefix).await?.into_iter().map(|(key, _)| key);
+        let unknown: Vec<ObjectKey> = keys.filter(|key| self.is_news(*key)).collect();
+        stream::iter(unknown)
+            .map(|key| async move {
+                let Some(object) = self.objects.get(key).await? else { return Ok(()) };
+                match IndexEntry::decode(key, &object) {
+                    Ok(entry) => self.catalog.put(entry.into()),
+                    Err(error) => tracing::warn!(%key, %error, "an index entry cannot be read"),
+                }
+                Ok::<_, IngestError>(())
+            })
+            .buffer_unordered(READS)
+            .try_collect()
+            .await
+    }
+
+    fn is_news(&self, key: ObjectKey) -> bool {
+        let ObjectKey::Index { id, revision, .. } = key else { return false };
+        self.catalog.revision(id) < Some(revision)
+    }
+}
+
+fn open_id(key: ObjectKey) -> Option<RecordingId> {
+    match key {
+        ObjectKey::Open(id) => Some(id),
+        _ => None,
+    }
+}
+
+/// What a list shows of a stored recording. One whose bytes go beyond an interruption is open again.
+#[must_use]
+pub fn row_of(stored: &Stored) -> Row {
+    match &stored.manifest {
+        Some(signed) if signed.manifest.length == stored.committed => {
+            signed.manifest.index_entry(&signed.document).into()
+        }
+        manifest => Row {
+            id: stored.begin.recording_id,
+            agent_id: stored.begin.agent_id,
+            metadata: stored.begin.metadata.clone(),
+            state: RowState::InProgress,
+            size: stored.committed,
+            revision: manifest.as_ref().map(|signed| signed.manifest.revision),
+            payload_sha256: None,
+            manifest_sha256: None,
+        },
+    }
+}

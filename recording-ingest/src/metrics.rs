@@ -1,0 +1,58 @@
+//! What is counted, and the page that shows it.
+
+use std::{sync::OnceLock, time::Duration};
+
+use metrics::{counter, gauge, histogram};
+use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
+
+static PAGE: OnceLock<Option<PrometheusHandle>> = OnceLock::new();
+
+/// Starts counting. Further calls change nothing.
+pub fn install() {
+    PAGE.get_or_init(|| {
+        let buckets = [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0];
+        let builder = PrometheusBuilder::new().set_buckets(&buckets).ok()?;
+        builder.install_recorder().ok()
+    });
+}
+
+/// The page in Prometheus's text format; empty before [`install`].
+#[must_use]
+pub fn page() -> String {
+    PAGE.get().and_then(Option::as_ref).map(PrometheusHandle::render).unwrap_or_default()
+}
+
+pub(crate) fn received(bytes: usize) {
+    counter!("mezite_ingest_received_bytes_total").increment(bytes as u64);
+}
+
+pub(crate) fn segment_written(bytes: usize, took: Duration) {
+    counter!("mezite_ingest_segments_total").increment(1);
+    counter!("mezite_ingest_segment_bytes_total").increment(bytes as u64);
+    histogram!("mezite_ingest_segment_write_seconds").record(took.as_secs_f64());
+}
+
+pub(crate) fn recording_begun() {
+    counter!("mezite_ingest_recordings_begun_total").increment(1);
+}
+
+pub(crate) fn recording_sealed() {
+    counter!("mezite_ingest_recordings_sealed_total").increment(1);
+}
+
+pub(crate) fn refused(method: &'static str, reason: &'static str) {
+    counter!("mezite_ingest_refused_total", "method" => method, "reason" => reason).increment(1);
+}
+
+pub(crate) fn open_streams(open: usize) {
+    gauge!("mezite_ingest_open_streams").set(open as f64);
+}
+
+pub(crate) fn heartbeat(success: bool) {
+    let result = if success { "success" } else { "failure" };
+    counter!("mezite_ingest_heartbeats_total", "result" => result).increment(1);
+}
+
+pub(crate) fn certificate_expires(unix_seconds: u64) {
+    gauge!("mezite_ingest_certificate_expiry_timestamp_seconds").set(unix_seconds as f64);
+}

@@ -1,0 +1,377 @@
+//! The object store: typed keys, conditional creation, and what counts as durable.
+//!
+//! Objects are created once and never changed; a key that is taken is read back and compared. On the local file
+//! system an object is acknowledged after its file, its folder and every folder made for it were fsynced. What a
+//! recording is, is not decided here.
+
+use std::{
+    fs::File,
+    io,
+    ops::Range,
+    path::{Path as FsPath, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use bytes::Bytes;
+use futures::TryStreamExt;
+use object_store::{
+    Error as ObjectError, GetOptions, ObjectStore, ObjectStoreExt, PutMode, PutOptions,
+    local::LocalFileSystem, path::Path,
+};
+use recording_format::{HEADER_LEN, ObjectKey, RecordingId, TRAILER_LEN, manifest_prefix, segment_prefix};
+
+/// Why the store did not do it.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// No space.
+    #[error("the store of this ingest is full; use another ingest")]
+    Full,
+    /// Anything else. The text is for the log.
+    #[error("the store of this ingest failed; try again or use another ingest")]
+    Failed(String),
+    /// A write failed in a way that leaves open what is on the disk, so nothing is acknowledged any more.
+    #[error("the store of this ingest takes no writes until it is restarted; use another ingest")]
+    Untrusted,
+}
+
+/// What became of a conditional creation.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Created {
+    /// The object is there, durably, with these bytes.
+    Durable,
+    /// The key was taken, with other bytes.
+    Taken(Bytes),
+}
+
+/// The store.
+#[derive(Debug)]
+pub struct Objects {
+    store: Arc<dyn ObjectStore>,
+    /// Folder of a store on the local file system.
+    root: Option<PathBuf>,
+    /// A failed fsync is not repeated: the kernel may have dropped the pages and would call the second one good.
+    untrusted: AtomicBool,
+}
+
+impl Objects {
+    /// Opens the store of this URL and makes its folders.
+    ///
+    /// # Errors
+    /// When it is not a `file:` URL of an absolute path, or the folder cannot be made.
+    pub fn open(url: &str) -> Result<Self, StoreError> {
+        let failed = |what: String| StoreError::Failed(what);
+        let root = url.strip_prefix("file://").filter(|path| path.starts_with('/'));
+        let root = PathBuf::from(root.ok_or_else(|| failed(format!("{url} is not file:///absolute/path")))?);
+        prepare(&root).map_err(|error| failed(format!("{}: {error}", root.display())))?;
+        let store = LocalFileSystem::new_with_prefix(&root).map_err(|error| failed(error.to_string()))?;
+        Ok(Self {
+            store: Arc::new(store.with_fsync(true)),
+            root: Some(root),
+            untrusted: AtomicBool::new(false),
+        })
+    }
+
+    /// Uses a store that is durable by itself.
+    #[must_use]
+    pub fn with_store(store: Arc<dyn ObjectStore>) -> Self {
+        Self { store, root: None, untrusted: AtomicBool::new(false) }
+    }
+
+    /// Whether it still takes writes.
+    #[must_use]
+    pub fn is_trusted(&self) -> bool {
+        !self.untrusted.load(Ordering::Acquire)
+    }
+
+    /// Creates an object where there is none. When the key is taken by the same bytes, that is as good.
+    ///
+    /// # Errors
+    /// When the store fails; then nothing is known to be durable.
+    pub async fn create(&self, key: ObjectKey, bytes: Bytes) -> Result<Created, StoreError> {
+        if !self.is_trusted() {
+            return Err(StoreError::Untrusted);
+        }
+        let path = path(key);
+        let options = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
+        match self.store.put_opts(&path, bytes.clone().into(), options).await {
+            Ok(_) => Ok(Created::Durable),
+            Err(ObjectError::AlreadyExists { .. }) => {
+                let Some(existing) = self.get(key).await? else {
+                    return Err(StoreError::Failed(format!("{key} is taken and yet not there")));
+                };
+                // Whoever created it may not have got as far as the folder's fsync.
+                self.sync_folders(parents(&path)).await?;
+                Ok(if existing == bytes { Created::Durable } else { Created::Taken(existing) })
+            }
+            Err(error) => Err(self.failed_write(&path, error).await),
+        }
+    }
+
+    /// Distrusts the local store, unless the write was refused cleanly and left nothing behind.
+    async fn failed_write(&self, path: &Path, error: ObjectError) -> StoreError {
+        let refusal = refusal(&error);
+        let clean = match (&self.root, refusal) {
+            (None, _) => true,
+            (Some(_), None) => false,
+            (Some(_), Some(_)) => matches!(self.store.head(path).await, Err(ObjectError::NotFound { .. })),
+        };
+        if clean {
+            let full = refusal == Some(Refusal::Full);
+            return if full { StoreError::Full } else { failed(error) };
+        }
+        tracing::error!(%error, "a write failed in a way that leaves open what is on the disk; taking no more writes");
+        self.untrusted.store(true, Ordering::Release);
+        StoreError::Untrusted
+    }
+
+    /// The object, or `None`.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn get(&self, key: ObjectKey) -> Result<Option<Bytes>, StoreError> {
+        match self.store.get(&path(key)).await {
+            Ok(found) => found.bytes().await.map(Some).map_err(failed),
+            Err(ObjectError::NotFound { .. }) => Ok(None),
+            Err(error) => Err(failed(error)),
+        }
+    }
+
+    /// The first [`HEADER_LEN`] and the last [`TRAILER_LEN`] bytes of a segment object of `size` bytes. Shorter where
+    /// the object is.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn segment_ends(
+        &self,
+        id: RecordingId,
+        start: u64,
+        size: u64,
+    ) -> Result<(Bytes, Bytes), StoreError> {
+        let path = path(ObjectKey::Segment(id, start));
+        let header = self.range(&path, 0..size.min(HEADER_LEN as u64)).await?;
+        let trailer = self.range(&path, size.saturating_sub(TRAILER_LEN as u64)..size).await?;
+        Ok((header, trailer))
+    }
+
+    async fn range(&self, path: &Path, range: Range<u64>) -> Result<Bytes, StoreError> {
+        if range.is_empty() {
+            return Ok(Bytes::new());
+        }
+        let options = GetOptions { range: Some(range.into()), ..GetOptions::default() };
+        self.store.get_opts(path, options).await.map_err(failed)?.bytes().await.map_err(failed)
+    }
+
+    /// Keys and sizes of the objects under a prefix, in order. Names that are not ours are left out.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn list(&self, prefix: &str) -> Result<Vec<(ObjectKey, u64)>, StoreError> {
+        let mut keys: Vec<(ObjectKey, u64)> = self
+            .store
+            .list(Some(&Path::from(prefix)))
+            .try_filter_map(|object| async move {
+                Ok(object.location.as_ref().parse().ok().map(|key: ObjectKey| (key, object.size)))
+            })
+            .try_collect()
+            .await
+            .map_err(failed)?;
+        keys.sort_unstable();
+        Ok(keys)
+    }
+
+    /// Ids of all recordings that have objects in one of the 256 shards.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn recordings(&self, shard: u8) -> Result<Vec<RecordingId>, StoreError> {
+        let prefix = Path::from(format!("{}/{shard:02x}", ObjectKey::RECORDINGS));
+        let listed = match self.store.list_with_delimiter(Some(&prefix)).await {
+            Err(ObjectError::NotFound { .. }) => return Ok(Vec::new()),
+            listed => listed.map_err(failed)?,
+        };
+        let names = listed.common_prefixes.iter().filter_map(|prefix| prefix.filename()?.parse().ok());
+        Ok(names.collect())
+    }
+
+    /// Removes an object. That it is not there is as good.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn delete(&self, key: ObjectKey) -> Result<(), StoreError> {
+        match self.store.delete(&path(key)).await {
+            Ok(()) | Err(ObjectError::NotFound { .. }) => Ok(()),
+            Err(error) => Err(failed(error)),
+        }
+    }
+
+    /// Makes what is visible of a recording durable: another replica may have made a file or folder visible and not
+    /// yet got as far as its folder's fsync. File contents are fsynced before they become visible.
+    ///
+    /// # Errors
+    /// When an fsync fails.
+    pub async fn settle(&self, id: RecordingId) -> Result<(), StoreError> {
+        let manifests = FsPath::new(&manifest_prefix(id)).to_owned();
+        let mut folders = vec![FsPath::new(&segment_prefix(id)).to_owned()];
+        folders.extend(manifests.ancestors().take(3).map(FsPath::to_owned));
+        self.sync_folders(folders).await
+    }
+
+    /// Fsyncs folders of the local store; those that are not there have nothing to lose.
+    async fn sync_folders(&self, folders: Vec<PathBuf>) -> Result<(), StoreError> {
+        let Some(root) = self.root.clone() else { return Ok(()) };
+        if !self.is_trusted() {
+            return Err(StoreError::Untrusted);
+        }
+        let synced = tokio::task::spawn_blocking(move || {
+            folders.iter().try_for_each(|folder| sync_folder(&root.join(folder)))
+        });
+        match synced.await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(error)) => {
+                tracing::error!(%error, "a folder's fsync failed; taking no more writes");
+                self.untrusted.store(true, Ordering::Release);
+                Err(StoreError::Untrusted)
+            }
+            Err(error) => Err(StoreError::Failed(error.to_string())),
+        }
+    }
+}
+
+/// The folder of an object, and those above it that are not made at the start.
+fn parents(path: &Path) -> Vec<PathBuf> {
+    FsPath::new(path.as_ref()).ancestors().skip(1).take(3).map(FsPath::to_owned).collect()
+}
+
+fn path(key: ObjectKey) -> Path {
+    Path::from(key.to_string())
+}
+
+fn failed(error: ObjectError) -> StoreError {
+    StoreError::Failed(error.to_string())
+}
+
+/// Makes the folders that all recordings share, so that no two writers ever race to make them.
+fn prepare(root: &FsPath) -> io::Result<()> {
+    let shards = (0..=u8::MAX).map(|shard| format!("{}/{shard:02x}", ObjectKey::RECORDINGS));
+    let others = [ObjectKey::OPEN.to_owned(), ObjectKey::INDEX.to_owned()];
+    let missing = root.ancestors().take_while(|folder| !folder.exists()).count();
+    for folder in shards.chain(others) {
+        std::fs::create_dir_all(root.join(folder))?;
+    }
+    for folder in ["rec/v1", "rec", "open/v1", "open", "idx/v1", "idx", ""] {
+        sync_folder(&root.join(folder))?;
+    }
+    // The folder of each that was made, and of the root always: a crash may have come before it was synced.
+    root.ancestors().skip(1).take(missing.max(1)).try_for_each(sync_folder)
+}
+
+/// Fsyncs a folder. One that is not there has nothing to lose.
+fn sync_folder(folder: &FsPath) -> io::Result<()> {
+    match File::open(folder) {
+        Ok(folder) => folder.sync_all(),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+/// A write that the file system refused before anything could be lost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Refusal {
+    Full,
+    Other,
+}
+
+/// ENFILE and EMFILE, which have no kind of their own.
+const TOO_MANY_OPEN_FILES: [i32; 2] = [23, 24];
+
+/// Looks for a refusal at any depth of the error.
+fn refusal(error: &(dyn std::error::Error + 'static)) -> Option<Refusal> {
+    let here = error.downcast_ref::<io::Error>().and_then(|error| match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Some(Refusal::Full),
+        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => Some(Refusal::Other),
+        _ => error.raw_os_error().filter(|code| TOO_MANY_OPEN_FILES.contains(code)).map(|_| Refusal::Other),
+    });
+    here.or_else(|| error.source().and_then(refusal))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn id() -> RecordingId {
+        RecordingId::from_bytes([0x0b; 16])
+    }
+
+    fn local() -> (tempfile::TempDir, Objects) {
+        let dir = tempfile::tempdir().unwrap();
+        let objects = Objects::open(&format!("file://{}", dir.path().display())).unwrap();
+        (dir, objects)
+    }
+
+    #[test]
+    fn the_local_store_fsyncs() {
+        let (_dir, objects) = local();
+        assert!(format!("{:?}", objects.store).contains("fsync: true"));
+    }
+
+    #[tokio::test]
+    async fn a_key_is_taken_once() {
+        let (_dir, objects) = local();
+        let key = ObjectKey::Segment(id(), 0);
+        assert_eq!(objects.create(key, "a".into()).await.unwrap(), Created::Durable);
+        assert_eq!(objects.create(key, "a".into()).await.unwrap(), Created::Durable);
+        assert_eq!(objects.create(key, "b".into()).await.unwrap(), Created::Taken("a".into()));
+        assert_eq!(objects.get(key).await.unwrap().unwrap(), "a");
+        objects.delete(key).await.unwrap();
+        objects.delete(key).await.unwrap();
+        assert_eq!(objects.get(key).await.unwrap(), None);
+    }
+
+    #[tokio::test]
+    async fn lists_are_in_order_and_of_our_names_alone() {
+        let (dir, objects) = local();
+        for start in [30, 4, 100] {
+            objects.create(ObjectKey::Segment(id(), start), "x".into()).await.unwrap();
+        }
+        let folder = dir.path().join(recording_format::segment_prefix(id()));
+        std::fs::write(folder.join("00000000000000000004.seg#1"), "left over").unwrap();
+        std::fs::write(folder.join("notes.txt"), "foreign").unwrap();
+        let keys = objects.list(&recording_format::segment_prefix(id())).await.unwrap();
+        let starts = [4, 30, 100].map(|start| (ObjectKey::Segment(id(), start), 1));
+        assert_eq!(keys, starts);
+        assert_eq!(objects.recordings(0x0b).await.unwrap(), [id()]);
+        assert_eq!(objects.recordings(0x0c).await.unwrap(), []);
+    }
+
+    #[tokio::test]
+    async fn a_failed_write_ends_the_trust() {
+        let (dir, objects) = local();
+        // A file where the folder should be: neither full nor a clean refusal.
+        let blocked = dir.path().join("rec/v1/0b").join(id().to_string());
+        std::fs::write(&blocked, "").unwrap();
+        let key = ObjectKey::Segment(id(), 0);
+        assert!(matches!(objects.create(key, "a".into()).await, Err(StoreError::Untrusted)));
+        std::fs::remove_file(&blocked).unwrap();
+        assert!(matches!(objects.create(key, "a".into()).await, Err(StoreError::Untrusted)));
+        assert!(matches!(objects.settle(id()).await, Err(StoreError::Untrusted)));
+        assert_eq!(objects.get(key).await.unwrap(), None);
+    }
+
+    #[test]
+    fn a_clean_refusal_is_seen_at_any_depth() {
+        let nested = |io: io::Error| refusal(&ObjectError::Generic { store: "x", source: Box::new(io) });
+        assert_eq!(nested(io::ErrorKind::StorageFull.into()), Some(Refusal::Full));
+        assert_eq!(nested(io::Error::from_raw_os_error(24)), Some(Refusal::Other));
+        assert_eq!(nested(io::Error::from_raw_os_error(5)), None);
+    }
+
+    #[test]
+    fn only_absolute_file_urls_are_taken() {
+        for url in ["s3://bucket", "file://relative", "/plain", "file:"] {
+            assert!(Objects::open(url).is_err(), "{url}");
+        }
+    }
+}

@@ -1,0 +1,140 @@
+//! What the calls of an ingest share: its store, index and identity, and the bounds on how many run at a time.
+//! What a call does with them is not decided here.
+
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use recording_format::RecordingId;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing::Instrument as _;
+
+use crate::{
+    claims::Claims,
+    config::LimitsConfig,
+    error::IngestError,
+    identity::Identity,
+    index::{Catalog, Tail},
+    metrics,
+    objects::Objects,
+    read::{Reader, SegmentCache},
+};
+
+/// The state of an ingest.
+#[derive(Debug)]
+pub(crate) struct Ingest {
+    pub(crate) objects: Arc<Objects>,
+    pub(crate) catalog: Arc<Catalog>,
+    pub(crate) tail: Tail,
+    pub(crate) claims: Claims,
+    cache: Arc<SegmentCache>,
+    identity: ArcSwap<Identity>,
+    limits: LimitsConfig,
+    streams: Arc<Semaphore>,
+    calls: TaskTracker,
+    leaving: CancellationToken,
+}
+
+impl Ingest {
+    pub(crate) fn new(objects: Objects, identity: Identity, limits: LimitsConfig) -> Self {
+        let (objects, catalog) = (Arc::new(objects), Arc::new(Catalog::default()));
+        Self {
+            tail: Tail::new(Arc::clone(&objects), Arc::clone(&catalog)),
+            objects,
+            catalog,
+            claims: Claims::new(limits.kept_progress),
+            cache: Arc::new(SegmentCache::new(limits.cached_segments)),
+            identity: ArcSwap::from_pointee(identity),
+            streams: Arc::new(Semaphore::new(limits.max_streams)),
+            calls: TaskTracker::new(),
+            leaving: CancellationToken::new(),
+            limits,
+        }
+    }
+
+    /// Who this ingest is now. A call that needs several parts of it asks once.
+    pub(crate) fn identity(&self) -> Arc<Identity> {
+        self.identity.load_full()
+    }
+
+    pub(crate) fn replace_identity(&self, identity: Identity) {
+        self.identity.store(Arc::new(identity));
+    }
+
+    pub(crate) fn limits(&self) -> &LimitsConfig {
+        &self.limits
+    }
+
+    /// Opens a recording for reading.
+    pub(crate) async fn reader(&self, id: RecordingId) -> Result<Reader, IngestError> {
+        Reader::open(Arc::clone(&self.objects), Arc::clone(&self.cache), id).await
+    }
+
+    /// Runs a call that writes, to its end, whatever becomes of the connection.
+    ///
+    /// # Errors
+    /// [`IngestError::Busy`] when as many run as may; otherwise what the call fails with.
+    pub(crate) async fn write<T: Send + 'static>(
+        self: &Arc<Self>,
+        call: impl Future<Output = Result<T, IngestError>> + Send + 'static,
+    ) -> Result<T, IngestError> {
+        let permit = Arc::clone(&self.streams).try_acquire_owned().map_err(|_| IngestError::Busy)?;
+        let open = OpenStream { ingest: Arc::clone(self), permit: Some(permit) };
+        metrics::open_streams(self.open_streams());
+        let call = async move {
+            let result = call.await;
+            drop(open);
+            result
+        };
+        self.calls.spawn(call.in_current_span()).await?
+    }
+
+    /// Calls that write just now.
+    pub(crate) fn open_streams(&self) -> usize {
+        self.limits.max_streams.saturating_sub(self.streams.available_permits())
+    }
+
+    /// Resolves when the ingest begins to leave.
+    pub(crate) async fn leaving(&self) {
+        self.leaving.cancelled().await;
+    }
+
+    pub(crate) fn is_leaving(&self) -> bool {
+        self.leaving.is_cancelled()
+    }
+
+    /// Begins to leave: calls that write are answered with what is durable, new ones are refused.
+    pub(crate) fn leave(&self) {
+        self.leaving.cancel();
+        self.calls.close();
+    }
+
+    /// Resolves when no call writes any more, after [`Ingest::leave`].
+    pub(crate) async fn calls_ended(&self) {
+        self.calls.wait().await;
+    }
+
+    /// Why it should not be sent calls at `now` (Unix seconds); nothing when it should.
+    pub(crate) fn unready(&self, now: u64) -> Vec<&'static str> {
+        let reasons = [
+            (self.is_leaving(), "the ingest is leaving"),
+            (!self.tail.is_ready(), "the index of recordings is being built"),
+            (!self.objects.is_trusted(), "the store takes no writes until a restart"),
+            (!self.identity().is_valid_at(now), "the certificate is not valid now"),
+        ];
+        reasons.into_iter().filter_map(|(applies, reason)| applies.then_some(reason)).collect()
+    }
+}
+
+/// A call that is counted until it is dropped.
+struct OpenStream {
+    ingest: Arc<Ingest>,
+    permit: Option<OwnedSemaphorePermit>,
+}
+
+impl Drop for OpenStream {
+    fn drop(&mut self) {
+        self.permit.take();
+        metrics::open_streams(self.ingest.open_streams());
+    }
+}

@@ -1,0 +1,174 @@
+//! Starting and stopping: from a configuration to a serving ingest, and from there to an empty one.
+
+use std::{io, net::SocketAddr, sync::Arc};
+
+use arc_swap::ArcSwap;
+use rustls::ServerConfig;
+use tokio::{
+    net::TcpListener,
+    task::JoinHandle,
+    time::{Instant, timeout_at},
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{
+    config::Config,
+    control::Control,
+    diagnostics,
+    identity::{Folder, IdentityError, State},
+    metrics,
+    objects::{Objects, StoreError},
+    server,
+    service::Ingest,
+};
+
+/// Why an ingest does not start, or ended by itself.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// There is no identity, or none that can be used.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    /// The store cannot be opened.
+    #[error("the store cannot be opened: {0}")]
+    Store(String),
+    /// An address cannot be listened on.
+    #[error("cannot listen on {address}: {source}")]
+    Listen {
+        /// Which address.
+        address: SocketAddr,
+        /// Why.
+        source: io::Error,
+    },
+    /// The port of the recording RPCs broke down.
+    #[error("serving ended: {0}")]
+    Serve(String),
+}
+
+/// A running ingest. Dropping it does not stop it: call [`Handle::stop`].
+#[derive(Debug)]
+pub struct Handle {
+    ingest: Arc<Ingest>,
+    address: SocketAddr,
+    diagnostics_address: SocketAddr,
+    server: JoinHandle<Result<(), tonic::transport::Error>>,
+    /// Ends the server's accepting.
+    drain: CancellationToken,
+    /// Ends what runs beside the calls.
+    stop: CancellationToken,
+    beside: TaskTracker,
+}
+
+/// Starts an ingest that has joined. When this returns, its ports are open.
+///
+/// # Errors
+/// See [`StartError`].
+pub async fn start(config: Config) -> Result<Handle, StartError> {
+    metrics::install();
+    let folder = Folder::open(&config.data_dir)?;
+    let (state, identity) = folder.joined()?;
+    let tls = Arc::new(ArcSwap::from_pointee(server::server_config(&identity)?));
+    metrics::certificate_expires(identity.expires_at());
+    let ingest = Arc::new(Ingest::new(open_store(&config.store).await?, identity, config.limits.clone()));
+    let (recordings, address) = listen(config.listen).await?;
+    let (diagnostics, diagnostics_address) = listen(config.diagnostics_listen).await?;
+    let interval = config.index.refresh_interval;
+    let contact = Contact::new(config, folder, state, &ingest, &tls)?;
+    tracing::info!(%address, %diagnostics_address, id = %ingest.identity().agent_id(), "serving");
+
+    let (drain, stop, beside) = (CancellationToken::new(), CancellationToken::new(), TaskTracker::new());
+    let server = server::serve(Arc::clone(&ingest), recordings, Arc::clone(&tls), drain.clone());
+    let server = tokio::spawn(server);
+    beside.spawn(diagnostics::serve(Arc::clone(&ingest), diagnostics, stop.clone()));
+    let (tail, ended) = (Arc::clone(&ingest), stop.clone());
+    beside.spawn(async move { tail.tail.run(interval, ended).await });
+    beside.spawn(contact.run(stop.clone()));
+    beside.close();
+    Ok(Handle { ingest, address, diagnostics_address, server, drain, stop, beside })
+}
+
+async fn open_store(url: &str) -> Result<Objects, StartError> {
+    let url = url.to_owned();
+    let opened = tokio::task::spawn_blocking(move || Objects::open(&url)).await;
+    match opened.map_err(|error| StartError::Store(error.to_string()))? {
+        Ok(objects) => Ok(objects),
+        Err(StoreError::Failed(what)) => Err(StartError::Store(what)),
+        Err(error @ (StoreError::Full | StoreError::Untrusted)) => Err(StartError::Store(error.to_string())),
+    }
+}
+
+async fn listen(address: SocketAddr) -> Result<(TcpListener, SocketAddr), StartError> {
+    let failed = |source| StartError::Listen { address, source };
+    let listener = TcpListener::bind(address).await.map_err(failed)?;
+    let bound = listener.local_addr().map_err(failed)?;
+    Ok((listener, bound))
+}
+
+/// What holds the data folder while the ingest runs.
+enum Contact {
+    /// Follows the cluster.
+    Cluster(Box<Control>),
+    /// No auth node is configured.
+    Nobody(Folder),
+}
+
+impl Contact {
+    fn new(
+        config: Config,
+        folder: Folder,
+        state: State,
+        ingest: &Arc<Ingest>,
+        tls: &Arc<ArcSwap<ServerConfig>>,
+    ) -> Result<Self, IdentityError> {
+        if config.auth_servers.is_empty() {
+            tracing::warn!("auth_servers is empty: no heartbeats, and the certificate is not renewed");
+            return Ok(Self::Nobody(folder));
+        }
+        let control = Control::new(config, folder, state, Arc::clone(ingest), Arc::clone(tls))?;
+        Ok(Self::Cluster(Box::new(control)))
+    }
+
+    async fn run(self, stop: CancellationToken) {
+        match self {
+            Self::Cluster(control) => control.run(stop).await,
+            Self::Nobody(_folder) => stop.cancelled().await,
+        }
+    }
+}
+
+impl Handle {
+    /// Address of the recording RPCs.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Address of the diagnostics.
+    #[must_use]
+    pub fn diagnostics_address(&self) -> SocketAddr {
+        self.diagnostics_address
+    }
+
+    /// Resolves when serving ended without having been asked to.
+    pub async fn broken(&mut self) -> StartError {
+        let ended = (&mut self.server).await;
+        StartError::Serve(match ended {
+            Ok(Ok(())) => "the port was closed".to_owned(),
+            Ok(Err(error)) => error.to_string(),
+            Err(error) => error.to_string(),
+        })
+    }
+
+    /// Leaves: takes no more connections, makes durable what was received, answers open calls with what is durable,
+    /// and stops. Takes `limits.drain_timeout` at most; answers whether every call was answered by then.
+    pub async fn stop(mut self) -> bool {
+        let deadline = Instant::now() + self.ingest.limits().drain_timeout;
+        self.ingest.leave();
+        self.drain.cancel();
+        let calls = timeout_at(deadline, self.ingest.calls_ended()).await;
+        let answers = timeout_at(deadline, &mut self.server).await;
+        self.server.abort();
+        self.stop.cancel();
+        self.beside.wait().await;
+        calls.is_ok() && answers.is_ok()
+    }
+}

@@ -1,0 +1,190 @@
+//! A cluster to be an ingest of: its CA, an auth node that answers what an ingest asks, and ingests.
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use mezite_client::testing::{CLUSTER, Call, FakeServer, Leaf, TestCa};
+use mezite_pki::identity::Identity;
+use mezite_proto::v1;
+use prost::Message as _;
+use recording_ingest::{Handle, IdentityError, Joined, config::Config, join, start};
+use tempfile::TempDir;
+use tonic::Status;
+use zeroize::Zeroizing;
+
+use crate::wire::{Wire, eventually};
+
+/// Unix seconds between which certificates are good: 2020 and 2096.
+pub(crate) const LIFETIME: (u64, u64) = (1_577_836_800, 4_000_000_000);
+pub(crate) const INGEST_ID: &str = "0b5c2f6e-6a1d-4c0e-9c55-1f2e3d4c5b6a";
+pub(crate) const AGENT: &str = "6f9619ff-8b86-4011-b42d-00c04fc964ff";
+pub(crate) const OTHER_AGENT: &str = "7f9619ff-8b86-4011-b42d-00c04fc964ff";
+pub(crate) const TOKEN: &str = "the-join-token";
+
+/// What the auth node answers, for a test to change.
+pub(crate) struct Script {
+    pub(crate) ca: TestCa,
+    /// Of the certificates that it issues.
+    pub(crate) lifetime: Mutex<(u64, u64)>,
+    /// Whether its token lets an agent join instead of an ingest.
+    pub(crate) issues_to_agents: Mutex<bool>,
+    pub(crate) bundle: Mutex<v1::GetTrustBundleResponse>,
+    /// Methods that fail the next time, after they did their work.
+    pub(crate) failing: Mutex<BTreeMap<&'static str, u32>>,
+}
+
+impl Script {
+    fn answer(&self, call: &Call) -> Result<Vec<u8>, Status> {
+        let reply = match call.method.as_str() {
+            "GetTrustBundle" => self.bundle.lock().unwrap().encode_to_vec(),
+            "GenerateHostCerts" => self.issue(call)?.encode_to_vec(),
+            "RegisterAgent" => {
+                assert!(call.certified);
+                v1::RegisterAgentResponse { agent_id: INGEST_ID.into(), ..Default::default() }.encode_to_vec()
+            }
+            "AgentHeartbeat" if call.certified => v1::AgentHeartbeatResponse {
+                next_interval: None,
+                trust_bundle_revision: self.bundle.lock().unwrap().revision,
+                ..Default::default()
+            }
+            .encode_to_vec(),
+            other => return Err(Status::unimplemented(other.to_owned())),
+        };
+        match self.failing.lock().unwrap().get_mut(call.method.as_str()).filter(|left| **left > 0) {
+            Some(left) => {
+                *left -= 1;
+                Err(Status::failed_precondition("as the test wants it"))
+            }
+            None => Ok(reply),
+        }
+    }
+
+    fn issue(&self, call: &Call) -> Result<v1::GenerateHostCertsResponse, Status> {
+        let request: v1::GenerateHostCertsRequest = call.request();
+        if request.token != TOKEN && !(request.token.is_empty() && call.certified) {
+            return Err(Status::permission_denied("no such token"));
+        }
+        let (cluster, id) = (CLUSTER.to_owned(), INGEST_ID.to_owned());
+        let identity = match *self.issues_to_agents.lock().unwrap() {
+            true => Identity::Agent { cluster, id },
+            false => Identity::Ingest { cluster, id },
+        };
+        let names = [format!("ingest.{CLUSTER}.mezite.internal"), request.hostname];
+        let names = names.each_ref().map(String::as_str);
+        let lifetime = *self.lifetime.lock().unwrap();
+        let leaf = self.ca.issue_for(&request.tls_public_key, Some(identity), &names, lifetime, "");
+        Ok(v1::GenerateHostCertsResponse {
+            agent_id: INGEST_ID.into(),
+            ssh_certificate: "ssh-ed25519-cert-v01@openssh.com AAAA".into(),
+            tls_certificate: leaf.certificate,
+            trust_bundle: Some(self.bundle.lock().unwrap().clone()),
+            expires_at: None,
+        })
+    }
+}
+
+pub(crate) struct Cluster {
+    pub(crate) script: Arc<Script>,
+    pub(crate) auth: FakeServer,
+    pub(crate) dir: TempDir,
+}
+
+impl Cluster {
+    pub(crate) fn new() -> Self {
+        let ca = TestCa::new();
+        let script = Arc::new(Script {
+            bundle: Mutex::new(ca.bundle(&[])),
+            ca,
+            lifetime: Mutex::new(LIFETIME),
+            issues_to_agents: Mutex::default(),
+            failing: Mutex::default(),
+        });
+        let answering = Arc::clone(&script);
+        // The CA goes with the certificate: a first contact by pin needs it.
+        let leaf = script.ca.auth_node();
+        let auth = FakeServer::start(&leaf, &script.ca, move |call| {
+            let answering = Arc::clone(&answering);
+            async move { answering.answer(&call) }
+        });
+        Self { script, auth, dir: tempfile::tempdir().unwrap() }
+    }
+
+    pub(crate) fn store(&self) -> PathBuf {
+        self.dir.path().join("store")
+    }
+
+    /// Configuration of the ingest with this name; each has a folder of its own, and all share the store.
+    pub(crate) fn config(&self, name: &str, set: &[&str]) -> Config {
+        let text = format!(
+            "data_dir = '{data}'\nstore = 'file://{store}'\nauth_servers = ['{auth}']\nca_pin = '{pin}'\n\
+             listen = '127.0.0.1:0'\ndiagnostics_listen = '127.0.0.1:0'\nadvertise = 'ingest.example:3027'\n\
+             hostname = 'ingest.example'\n[limits]\nsegment_bytes = 65536\n[index]\nrefresh_interval = '20ms'\n\
+             [control]\nheartbeat_interval = '50ms'\nrenewal_check_interval = '50ms'\ncall_timeout = '2s'\n",
+            data = self.dir.path().join(name).display(),
+            store = self.store().display(),
+            auth = self.auth.address(),
+            pin = self.script.ca.pin(),
+        );
+        let set: Vec<String> = set.iter().map(|&flag| flag.to_owned()).collect();
+        Config::parse(&text, [], &set).unwrap()
+    }
+
+    pub(crate) async fn join(&self, config: &Config) -> Result<Joined, IdentityError> {
+        join(config, || Ok(Zeroizing::new(TOKEN.to_owned()))).await
+    }
+
+    /// Joins and starts the ingest with this name, and waits until it is ready.
+    pub(crate) async fn ingest(&self, name: &str, set: &[&str]) -> Handle {
+        let config = self.config(name, set);
+        self.join(&config).await.unwrap();
+        let handle = start(config).await.unwrap();
+        let diagnostics = handle.diagnostics_address();
+        eventually(|| async move { crate::wire::page(diagnostics, "/readyz").await.0 == 200 }).await;
+        handle
+    }
+
+    pub(crate) fn agent(&self, id: &str) -> Leaf {
+        let identity = Identity::Agent { cluster: CLUSTER.into(), id: id.into() };
+        self.script.ca.issue(Some(identity), &["agent.example"], LIFETIME)
+    }
+
+    /// A connection of an agent.
+    pub(crate) fn as_agent(&self, ingest: &Handle, id: &str) -> Wire {
+        Wire::new(ingest, &self.script.ca, Some(&self.agent(id)))
+    }
+
+    /// A connection of an auth node.
+    pub(crate) fn as_auth(&self, ingest: &Handle) -> Wire {
+        Wire::new(ingest, &self.script.ca, Some(&self.script.ca.auth_node()))
+    }
+
+    /// Names of the calls that the auth node got.
+    pub(crate) fn calls(&self, method: &str) -> usize {
+        self.auth.calls().iter().filter(|call| call.method == method).count()
+    }
+
+    /// All objects of the store, by their keys.
+    pub(crate) fn objects(&self) -> Vec<String> {
+        let mut keys = Vec::new();
+        walk(&self.store(), &self.store(), &mut keys);
+        keys.sort();
+        keys
+    }
+}
+
+fn walk(root: &Path, dir: &Path, keys: &mut Vec<String>) {
+    for entry in std::fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        match path.is_dir() {
+            true => walk(root, &path, keys),
+            false => keys.push(path.strip_prefix(root).unwrap().display().to_string()),
+        }
+    }
+}
+
+/// Long enough for a busy machine.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);

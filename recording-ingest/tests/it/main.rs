@@ -1,0 +1,12 @@
+//! The ingest as its callers see it: a server in this process, over real TLS, on a folder of its own.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot be set up has failed")]
+
+mod cluster;
+mod join;
+mod life;
+mod lists;
+mod program;
+mod recordings;
+mod refusals;
+mod wire;

@@ -1,0 +1,22 @@
+//! The product as its users, hosts and operators meet it: its programs, run as they would run them, among real peers.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test that cannot be set up has failed"
+)]
+
+mod architecture;
+mod config;
+mod failover;
+mod main_path;
+mod mezctl;
+mod openssh;
+mod operator;
+mod proto;
+mod python;
+mod recordings;
+mod refusals;
+mod restart;
+mod support;

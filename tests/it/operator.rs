@@ -1,0 +1,167 @@
+//! What an operator does, and may do wrong: `init`, `join`, keys, folders, and what a node tells of itself.
+
+use std::{fs, os::unix::fs::PermissionsExt as _, time::Duration};
+
+use mezite_e2e::{
+    ADMIN, Agent, AgentSpec, AuthNode, CLUSTER, Cluster, Ingest, PASSWORD, Scratch, Setup, all_files, api,
+    call, eventually, http, secret_file,
+};
+use mezite_proto::v1;
+
+const INIT: [&str; 4] = ["--cluster-name", CLUSTER, "--admin-user", ADMIN];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn init_makes_a_password_and_tells_it_once() {
+    let scratch = Scratch::new();
+    let mut node = AuthNode::configure("alone", scratch.path(), &Setup::default());
+    let said = node.run("run", &[]);
+    assert!(said.code != 0 && said.stderr.contains("auth-node init"), "{said:?}");
+
+    let printed = node.run("init", &INIT).ok();
+    let password = printed.lines().find_map(|line| line.strip_prefix("password")).unwrap();
+    let password = password.split_whitespace().next().unwrap().to_owned();
+    assert!(password.len() >= 20, "{printed}");
+    let pin = printed.lines().find_map(|line| line.strip_prefix("ca pin")).unwrap().trim().to_owned();
+    for file in all_files(&node.data_dir()) {
+        let content = fs::read(&file).unwrap();
+        let found = content.windows(password.len()).any(|part| part == password.as_bytes());
+        assert!(!found, "{} has the password", file.display());
+    }
+
+    // Again, it changes nothing and says why.
+    let kek = fs::read(node.data_dir().join("kek")).unwrap();
+    let again = node.run("init", &INIT);
+    assert!(again.code != 0 && again.stderr.contains("auth-node run"), "{again:?}");
+    assert_eq!(fs::read(node.data_dir().join("kek")).unwrap(), kek);
+
+    node.start();
+    node.ready().await;
+    let ctl = mezite_e2e::Ctl::new(&scratch.path().join("home"), &[node.address()], &pin);
+    let _ = ctl.login(ADMIN, &password).ok();
+
+    // Two processes never share a folder.
+    let second = node.run("run", &[]);
+    assert!(second.code != 0 && second.stderr.contains("used by another auth-node process"), "{second:?}");
+    let _ = ctl.by_profile().ok(&["users", "ls"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn files_with_secrets_are_private_and_refused_if_they_are_not() {
+    let scratch = Scratch::new();
+    let node = AuthNode::configure("alone", scratch.path(), &Setup::default());
+    let password = scratch.path().join("password");
+    fs::write(&password, PASSWORD).unwrap();
+    let with_file = [&INIT[..], &["--admin-password-file", password.to_str().unwrap()]].concat();
+    let said = node.run("init", &with_file);
+    assert!(said.code != 0 && said.stderr.contains("chmod 600"), "{said:?}");
+    secret_file(&scratch.path().join("short"), "short");
+    let short = scratch.path().join("short");
+    let said = node.run("init", &[&INIT[..], &["--admin-password-file", short.to_str().unwrap()]].concat());
+    assert!(said.code != 0 && said.stderr.contains("12"), "{said:?}");
+    fs::set_permissions(&password, fs::Permissions::from_mode(0o600)).unwrap();
+    let _ = node.run("init", &with_file).ok();
+
+    let mode = |path: &std::path::Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    assert_eq!(mode(&node.data_dir()) & 0o077, 0, "nobody else looks into the folder");
+    let secrets: Vec<_> = all_files(&node.data_dir())
+        .into_iter()
+        .filter(|path| {
+            let text = fs::read(path).unwrap();
+            let has = |part: &[u8]| text.windows(part.len()).any(|found| found == part);
+            has(b"PRIVATE KEY") || has(b"mezite-kek")
+        })
+        .collect();
+    assert!(secrets.len() >= 2, "the key-encryption key and the peer key: {secrets:?}");
+    for path in &secrets {
+        assert_eq!(mode(path), 0o600, "{}", path.display());
+        fs::set_permissions(path, fs::Permissions::from_mode(0o640)).unwrap();
+        let said = node.run("run", &[]);
+        assert!(said.code != 0 && said.stderr.contains("chmod 600"), "{}: {said:?}", path.display());
+        fs::set_permissions(path, fs::Permissions::from_mode(0o600)).unwrap();
+    }
+
+    // No CA key is in the database in the clear: what was found above are the peer's and the folder's own.
+    let store: Vec<_> = secrets.iter().filter(|path| path.to_string_lossy().contains("store")).collect();
+    assert!(store.is_empty(), "{store:?}");
+
+    // Without its key-encryption key, and with another one, a node does not start.
+    let (kek, away) = (node.data_dir().join("kek"), scratch.path().join("kek"));
+    fs::rename(&kek, &away).unwrap();
+    let said = node.run("run", &[]);
+    assert!(said.code != 0 && said.stderr.contains("kek"), "{said:?}");
+    secret_file(&kek, &format!("mezite-kek-v1:{}\n", "ab".repeat(32)));
+    let said = node.run("run", &[]);
+    assert!(said.code != 0 && !said.stderr.contains(&"ab".repeat(32)), "{said:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn joining_again_changes_nothing() {
+    let cluster = Cluster::start(2).await;
+    let node = &cluster.nodes()[1];
+    let said = node.run("init", &INIT);
+    assert_ne!(said.code, 0, "a node of a cluster does not become another's");
+    let ids = async || {
+        let status = cluster.status_of(0).await.unwrap();
+        status.members.iter().map(|member| member.node_id).collect::<Vec<_>>()
+    };
+    assert_eq!(ids().await, [1, 2]);
+
+    let (mut ingests, store) = Ingest::start_all(&cluster, 1).await;
+    let id = ingests[0].id();
+    ingests[0].kill();
+    // Joined, it needs no token any more.
+    let printed = ingests[0].run("join", &[]).ok();
+    assert!(printed.contains("had joined") && printed.contains(&id), "{printed}");
+    ingests[0].restart();
+    ingests[0].ready().await;
+    let token = cluster.token_file("node.token", &cluster.token(v1::TokenKind::Node).await);
+    let other = Ingest::configure(&cluster, "ingest-9", &store);
+    let refused = other.run("join", &["--token-file", token.to_str().unwrap()]);
+    assert_ne!(refused.code, 0, "a token for SSH nodes let an ingest join");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_host_that_falls_silent_is_offline() {
+    let set = ["presence.interval='500ms'", "presence.ttl='1500ms'"].map(str::to_owned).to_vec();
+    let cluster = Cluster::start_with(&Setup { set, ..Setup::default() }).await;
+    let agent = Agent::join(&cluster, AgentSpec::default());
+    let admin = cluster.admin();
+    let online = async || {
+        let request = v1::ListNodesRequest { online_only: true, ..Default::default() };
+        call!(admin, list_nodes, request).unwrap().nodes.len()
+    };
+    let _ = agent.heartbeat();
+    assert_eq!(online().await, 1);
+    eventually("it is offline", Duration::from_secs(20), async || {
+        if online().await == 0 { Ok(()) } else { Err("it is online") }
+    })
+    .await;
+    let node =
+        call!(admin, list_nodes, v1::ListNodesRequest::default()).unwrap().nodes.remove(0).node.unwrap();
+    assert!(!node.online && node.last_seen_at.is_some(), "{node:?}");
+    let _ = agent.heartbeat();
+    assert_eq!(online().await, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_tells_what_it_does_and_no_secret() {
+    let cluster = Cluster::start(1).await;
+    let node = &cluster.nodes()[0];
+    let diagnostics = node.diagnostics_address();
+    let _ = api::log_in(&cluster.anonymous_at(0), ADMIN, "wrong horse battery staple").await.unwrap_err();
+    for page in ["/healthz", "/readyz"] {
+        assert_eq!(http::get(&diagnostics, page).await.unwrap().0, 200, "{page}");
+    }
+    assert_eq!(http::get(&diagnostics, "/../data/kek").await.unwrap().0, 404);
+    let (status, metrics) = http::get(&diagnostics, "/metrics").await.unwrap();
+    assert_eq!(status, 200);
+    let line = r#"grpc_server_handled_total{method="AuthenticateLocal",code="Unauthenticated"} 1"#;
+    assert!(metrics.contains(line), "{metrics}");
+    assert!(metrics.contains("grpc_server_handling_seconds"), "{metrics}");
+
+    let log = node.log();
+    assert!(log.contains("AuthenticateLocal"), "the refusal is logged: {log}");
+    for secret in [PASSWORD, "wrong horse", cluster.session().expose(), "PRIVATE KEY"] {
+        assert!(!log.contains(secret) && !metrics.contains(secret), "{secret}");
+    }
+}

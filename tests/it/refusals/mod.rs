@@ -1,0 +1,6 @@
+//! What is refused: each a flaw that a system of this kind has had.
+
+mod joining;
+mod login;
+mod recordings;
+mod wire;

@@ -1,0 +1,106 @@
+//! SIGTERM: what was begun is finished, what is new goes elsewhere, and the program ends with 0.
+
+use std::time::Duration;
+
+use mezite_client::Retry;
+use mezite_e2e::{ADMIN, Agent, AgentSpec, Cluster, Ingest, PASSWORD, api, call};
+use mezite_proto::v1;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+
+use crate::support::{asciicast, chunk, fetch, header, metadata, recording_id, upload};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_is_told_to_stop_ends_well_and_comes_back_with_everything() {
+    let mut cluster = Cluster::start(3).await;
+    let leader = cluster.leader().await;
+    for index in [leader, (leader + 1) % 3, (leader + 2) % 3] {
+        let name = format!("user-{index}");
+        cluster.add_user(&name, &["access"], &[]).await;
+        let status = cluster.node(index).stop().await;
+        assert_eq!(status.code(), Some(0));
+        // The others serve, and one of them leads.
+        let while_away = format!("while-{index}-was-away");
+        cluster.add_user(&while_away, &["access"], &[]).await;
+        let _ = cluster.ctl().ok(&["users", "get", &while_away]);
+        cluster.node(index).start();
+        cluster.node(index).ready().await;
+        for name in [name, while_away] {
+            call!(cluster.admin_at(index), get_user, v1::GetUserRequest { name }).unwrap();
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn calls_in_progress_are_answered_before_the_node_ends() {
+    let mut cluster = Cluster::start(1).await;
+    let trust = cluster.trust().clone();
+    let stub = api::stub(&cluster.nodes()[0].address(), &trust, api::tls(&trust, true, None));
+    let (sender, mut answered) = mpsc::channel(64);
+    // Password hashes, one after the other: the last of these takes its time.
+    for _ in 0..16 {
+        let (mut stub, sender) = (stub.clone(), sender.clone());
+        tokio::spawn(async move {
+            let request = v1::AuthenticateLocalRequest { username: ADMIN.into(), password: PASSWORD.into() };
+            sender.send(stub.authenticate_local(request).await.map(drop)).await.unwrap();
+        });
+    }
+    drop(sender);
+    answered.recv().await.unwrap().unwrap();
+    let status = cluster.node(0).stop().await;
+    let mut count = 1;
+    while let Some(answer) = answered.recv().await {
+        answer.unwrap();
+        count += 1;
+    }
+    assert_eq!((count, status.code()), (16, Some(0)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_idle_connection_does_not_keep_a_node_from_ending() {
+    let mut cluster = Cluster::start(1).await;
+    let client = cluster.anonymous_at(0);
+    client.ping().await.unwrap();
+    // One that never finishes its handshake, too.
+    let _silent = tokio::net::TcpStream::connect(cluster.nodes()[0].address()).await.unwrap();
+    assert_eq!(cluster.node(0).stop().await.code(), Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_ingest_that_leaves_says_how_far_it_got() {
+    let cluster = Cluster::start(1).await;
+    let (mut ingests, _) = Ingest::start_all(&cluster, 2).await;
+    let agent = Agent::join(&cluster, AgentSpec::default());
+    let client = agent.client(&cluster);
+    let first = client.for_recordings(&[ingests[0].address()]).unwrap();
+    let (id, cast) = (recording_id(), asciicast(200_000));
+
+    let (sender, receiver) = mpsc::channel(8);
+    sender.send(header(id, 0, Some(metadata("alice")))).await.unwrap();
+    sender.send(chunk(0, &cast[..100_000])).await.unwrap();
+    let receiver = std::sync::Arc::new(std::sync::Mutex::new(Some(receiver)));
+    let call = tokio::spawn(async move {
+        let send = |mut auth: mezite_client::AuthClient, ()| {
+            let messages = ReceiverStream::new(receiver.lock().unwrap().take().unwrap());
+            async move { auth.stream_session_recording(messages).await }
+        };
+        first.call(Retry::before_commit("look"), (), send).await
+    });
+    // The header has arrived once the recording is known.
+    mezite_e2e::eventually("the recording begins", Duration::from_secs(20), async || {
+        fetch(&cluster.admin(), id).await.map(drop)
+    })
+    .await;
+    ingests[0].terminate();
+    let reply = call.await.unwrap().unwrap();
+    assert!(reply.reconnect);
+    assert_eq!(reply.state(), v1::RecordingState::InProgress);
+    assert!([0, 100_000].contains(&reply.committed_offset), "{reply:?}");
+    assert_eq!(ingests[0].stopped().await.code(), Some(0));
+    drop(sender);
+
+    let second = client.for_recordings(&[ingests[1].address()]).unwrap();
+    let receipt = upload(&second, id, &metadata("alice"), &cast).await.unwrap();
+    assert_eq!(receipt.manifest.length, cast.len() as u64);
+    assert!(fetch(&cluster.admin(), id).await.unwrap().1 == cast);
+}

@@ -1,0 +1,435 @@
+//! A cluster of auth nodes, as an operator sets one up: `init`, `run`, a token for each further node, `join`, `run`.
+
+use std::{
+    collections::BTreeMap,
+    env, fs,
+    path::{Path, PathBuf},
+    process::{Command, ExitStatus},
+    time::Duration,
+};
+
+use mezite_client::{Client, ClusterTrust, FirstContact, RetryPolicy, SessionSecret};
+use mezite_proto::v1;
+use nix::sys::signal::Signal;
+
+use crate::{
+    Ctl, Output, Port, Process, Scratch, api, binary, call, ctl::run, eventually, http, secret_file,
+};
+
+/// Name of every cluster here.
+pub const CLUSTER: &str = "e2e";
+/// Name of its first admin.
+pub const ADMIN: &str = "root-admin";
+/// Password of every user here.
+pub const PASSWORD: &str = "correct horse battery staple";
+
+/// A node that does not become ready in this time never will. A debug build on a loaded machine takes its time.
+const READY: Duration = Duration::from_secs(40);
+/// A node is given so long to drain.
+const STOPPED: Duration = Duration::from_secs(30);
+
+/// How a cluster is made.
+#[derive(Debug, Clone)]
+pub struct Setup {
+    /// How many auth nodes.
+    pub nodes: usize,
+    /// `--set` options of every node.
+    pub set: Vec<String>,
+    /// Environment of every node.
+    pub env: Vec<(String, String)>,
+}
+
+impl Default for Setup {
+    fn default() -> Self {
+        Self { nodes: 1, set: Vec::new(), env: Vec::new() }
+    }
+}
+
+/// One auth node: its ports and its folder for good, its process while it runs.
+#[derive(Debug)]
+pub struct AuthNode {
+    process: Option<Process>,
+    name: String,
+    api: Port,
+    peer: Port,
+    diagnostics: Port,
+    dir: PathBuf,
+    set: Vec<String>,
+    env: Vec<(String, String)>,
+}
+
+impl AuthNode {
+    /// A node with a configuration and nothing else.
+    #[must_use]
+    pub fn configure(name: &str, dir: &Path, setup: &Setup) -> Self {
+        let (api, peer, diagnostics) = (Port::lease(), Port::lease(), Port::lease());
+        let dir = dir.join(name);
+        fs::create_dir(&dir).unwrap();
+        let node = Self {
+            process: None,
+            name: name.to_owned(),
+            api,
+            peer,
+            diagnostics,
+            dir,
+            set: setup.set.clone(),
+            env: setup.env.clone(),
+        };
+        fs::write(node.config(), node.toml()).unwrap();
+        node
+    }
+
+    fn toml(&self) -> String {
+        let (api, peer) = (self.api.address(), self.peer.address());
+        format!(
+            "data_dir = {:?}\nlisten = {api:?}\nadvertise = {api:?}\npeer_listen = {peer:?}\n\
+             peer_advertise = {peer:?}\ndiagnostics_listen = {:?}\n",
+            self.data_dir(),
+            self.diagnostics.address()
+        )
+    }
+
+    /// Its configuration file.
+    #[must_use]
+    pub fn config(&self) -> PathBuf {
+        self.dir.join("auth-node.toml")
+    }
+
+    /// Where its state is.
+    #[must_use]
+    pub fn data_dir(&self) -> PathBuf {
+        self.dir.join("data")
+    }
+
+    /// host:port of its API.
+    #[must_use]
+    pub fn address(&self) -> String {
+        self.api.address()
+    }
+
+    /// host:port of its peer listener.
+    #[must_use]
+    pub fn peer_address(&self) -> String {
+        self.peer.address()
+    }
+
+    /// host:port of its diagnostics.
+    #[must_use]
+    pub fn diagnostics_address(&self) -> String {
+        self.diagnostics.address()
+    }
+
+    /// `auth-node COMMAND --config … ARGS…`, with nothing of this environment that configures it.
+    #[must_use]
+    pub fn command(&self, subcommand: &str, args: &[&str]) -> Command {
+        let mut command = Command::new(binary("auth-node"));
+        for (name, _) in env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("MEZITE_")) {
+            command.env_remove(name);
+        }
+        command.arg(subcommand).arg("--config").arg(self.config()).args(args);
+        command.args(self.set.iter().flat_map(|set| ["--set", set]));
+        command.envs(self.env.iter().map(|(name, value)| (name, value)));
+        command
+    }
+
+    /// Runs a command of it that ends by itself.
+    #[must_use]
+    pub fn run(&self, subcommand: &str, args: &[&str]) -> Output {
+        run(&mut self.command(subcommand, args))
+    }
+
+    /// Starts it; it need not be ready.
+    ///
+    /// # Panics
+    /// When it runs.
+    pub fn start(&mut self) {
+        assert!(self.process.is_none(), "{} runs", self.name);
+        self.process = Some(Process::spawn(&self.name, self.command("run", &[]), &self.dir.join("log")));
+    }
+
+    /// Waits until it says that it is ready.
+    pub async fn ready(&mut self) {
+        let (what, address) = (format!("{} is ready", self.name), self.diagnostics.address());
+        let process = self.process.as_mut().unwrap();
+        eventually(&what, READY, async || {
+            process.assert_running();
+            match http::get(&address, "/readyz").await {
+                Ok((200, _)) => Ok(()),
+                Ok((status, body)) => Err(format!("{status} {body}")),
+                Err(error) => Err(error.to_string()),
+            }
+        })
+        .await;
+    }
+
+    /// Whether it was started and not ended by the test.
+    #[must_use]
+    pub fn is_running(&self) -> bool {
+        self.process.is_some()
+    }
+
+    /// Its process.
+    ///
+    /// # Panics
+    /// When there is none.
+    #[must_use]
+    pub fn process(&self) -> &Process {
+        self.process.as_ref().unwrap()
+    }
+
+    /// `kill -9`.
+    pub fn kill(&mut self) {
+        self.process.take().unwrap().kill();
+    }
+
+    /// SIGTERM; how it ended.
+    pub async fn stop(&mut self) -> ExitStatus {
+        let mut process = self.process.take().unwrap();
+        process.signal(Signal::SIGTERM);
+        process.exited(STOPPED).await
+    }
+
+    /// All that it printed.
+    #[must_use]
+    pub fn log(&self) -> String {
+        String::from_utf8_lossy(&fs::read(self.dir.join("log")).unwrap_or_default()).into_owned()
+    }
+}
+
+/// A cluster, with its first admin logged in.
+#[derive(Debug)]
+pub struct Cluster {
+    nodes: Vec<AuthNode>,
+    /// Raft ids, in the order of the nodes.
+    ids: Vec<u64>,
+    trust: ClusterTrust,
+    ca_pin: String,
+    session: SessionSecret,
+    // Last: the programs go before their folders.
+    scratch: Scratch,
+}
+
+impl Cluster {
+    /// A cluster of so many nodes, all of them ready and voting.
+    pub async fn start(nodes: usize) -> Self {
+        Self::start_with(&Setup { nodes, ..Setup::default() }).await
+    }
+
+    /// A cluster that is made as `setup` says.
+    pub async fn start_with(setup: &Setup) -> Self {
+        let scratch = Scratch::new();
+        let mut first = AuthNode::configure("auth-1", scratch.path(), setup);
+        let ca_pin = init(&first, scratch.path());
+        first.start();
+        first.ready().await;
+        let contact = FirstContact::Pin(ca_pin.parse().unwrap());
+        let established = contact.establish(&[first.address()], RetryPolicy::default()).await.unwrap();
+        let trust = established.trust;
+        let client = api::client(&[first.address()], &trust, None, None);
+        let session = api::log_in(&client, ADMIN, PASSWORD).await.unwrap();
+        let mut cluster = Self { nodes: vec![first], ids: Vec::new(), trust, ca_pin, session, scratch };
+        assert!(cluster.ctl().login(ADMIN, PASSWORD).code == 0);
+        for number in 2..=setup.nodes {
+            cluster.join(&format!("auth-{number}"), setup).await;
+        }
+        cluster.all_vote().await;
+        cluster
+    }
+
+    /// Adds a node; it is ready afterwards.
+    async fn join(&mut self, name: &str, setup: &Setup) {
+        let mut node = AuthNode::configure(name, self.scratch.path(), setup);
+        let file = self.scratch.path().join(format!("{name}.token"));
+        let file = file.to_str().unwrap();
+        let token = self.ctl().json(&["auth-nodes", "token", "--out", file]);
+        let peers: Vec<_> =
+            token["peer_addresses"].as_array().unwrap().iter().map(|peer| peer.as_str().unwrap()).collect();
+        let pin = token["ca_pin"].as_str().unwrap();
+        let args = ["--token-file", file, "--ca-pin", pin, "--peer", &peers.join(",")];
+        let _ = node.run("join", &args).ok();
+        node.start();
+        node.ready().await;
+        self.nodes.push(node);
+    }
+
+    async fn all_vote(&mut self) {
+        let voters = eventually("every node votes", READY, async || {
+            let status = self.status_of(0).await?;
+            let voters: BTreeMap<_, _> = status
+                .members
+                .into_iter()
+                .filter(|member| member.voter)
+                .map(|member| (member.api_address, member.node_id))
+                .collect();
+            match voters.len() == self.nodes.len() {
+                true => Ok(voters),
+                false => Err(format!("{voters:?}")),
+            }
+        })
+        .await;
+        self.ids = self.nodes.iter().map(|node| voters[&node.address()]).collect();
+    }
+
+    /// Where tests may put files.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        self.scratch.path()
+    }
+
+    /// The nodes.
+    #[must_use]
+    pub fn nodes(&self) -> &[AuthNode] {
+        &self.nodes
+    }
+
+    /// A node, counted from 0.
+    pub fn node(&mut self, index: usize) -> &mut AuthNode {
+        &mut self.nodes[index]
+    }
+
+    /// Addresses of the API, of every node.
+    #[must_use]
+    pub fn addresses(&self) -> Vec<String> {
+        self.nodes.iter().map(AuthNode::address).collect()
+    }
+
+    /// What clients know of it.
+    #[must_use]
+    pub fn trust(&self) -> &ClusterTrust {
+        &self.trust
+    }
+
+    /// Pin of its TLS CA, as `auth-node init` printed it.
+    #[must_use]
+    pub fn ca_pin(&self) -> &str {
+        &self.ca_pin
+    }
+
+    /// The admin's session.
+    #[must_use]
+    pub fn session(&self) -> &SessionSecret {
+        &self.session
+    }
+
+    /// The admin's client, with every address.
+    #[must_use]
+    pub fn admin(&self) -> Client {
+        api::client(&self.addresses(), &self.trust, Some(&self.session), None)
+    }
+
+    /// The admin's client of one node alone.
+    #[must_use]
+    pub fn admin_at(&self, index: usize) -> Client {
+        api::client(&[self.nodes[index].address()], &self.trust, Some(&self.session), None)
+    }
+
+    /// A client of one node alone, without a credential.
+    #[must_use]
+    pub fn anonymous_at(&self, index: usize) -> Client {
+        api::client(&[self.nodes[index].address()], &self.trust, None, None)
+    }
+
+    /// A client of one node alone, with a session.
+    #[must_use]
+    pub fn user_at(&self, index: usize, session: &SessionSecret) -> Client {
+        api::client(&[self.nodes[index].address()], &self.trust, Some(session), None)
+    }
+
+    /// The admin's `mezctl`.
+    #[must_use]
+    pub fn ctl(&self) -> Ctl {
+        self.ctl_named("admin")
+    }
+
+    /// A `mezctl` with a home of this name.
+    #[must_use]
+    pub fn ctl_named(&self, home: &str) -> Ctl {
+        Ctl::new(&self.scratch.path().join(format!("home-{home}")), &self.addresses(), &self.ca_pin)
+    }
+
+    /// Creates a user with [`PASSWORD`], whose trait `logins` has these values.
+    pub async fn add_user(&self, name: &str, roles: &[&str], logins: &[&str]) {
+        let logins = v1::Strings { values: logins.iter().map(|&login| login.to_owned()).collect() };
+        let user = v1::User {
+            name: name.into(),
+            roles: roles.iter().map(|&role| role.to_owned()).collect(),
+            traits: [("logins".to_owned(), logins)].into(),
+            ..Default::default()
+        };
+        let request = v1::CreateUserRequest { user: Some(user), password: PASSWORD.into() };
+        call!(self.admin(), create_user, request).unwrap();
+    }
+
+    /// Logs a user in, at whichever node.
+    pub async fn session_of(&self, user: &str) -> SessionSecret {
+        let client = api::client(&self.addresses(), &self.trust, None, None);
+        api::log_in(&client, user, PASSWORD).await.unwrap()
+    }
+
+    /// Creates a join token: its secret.
+    pub async fn token(&self, kind: v1::TokenKind) -> String {
+        self.token_for(kind, &[]).await
+    }
+
+    /// Creates a join token that allows these principals: its secret.
+    pub async fn token_for(&self, kind: v1::TokenKind, principals: &[&str]) -> String {
+        let request = v1::CreateTokenRequest {
+            kind: kind.into(),
+            allowed_principals: principals.iter().map(|&name| name.to_owned()).collect(),
+            ..Default::default()
+        };
+        call!(self.admin(), create_token, request).unwrap().secret
+    }
+
+    /// The state of the cluster as a node sees it.
+    ///
+    /// # Errors
+    /// Why it cannot be had, as a text.
+    pub async fn status_of(&self, index: usize) -> Result<v1::GetClusterStatusResponse, String> {
+        let client = self.admin_at(index);
+        call!(client, get_cluster_status, v1::GetClusterStatusRequest {}).map_err(|error| error.to_string())
+    }
+
+    /// The node that leads, counted from 0, once the nodes that run agree on it.
+    pub async fn leader(&self) -> usize {
+        eventually("a leader", READY, async || {
+            let mut leaders = Vec::new();
+            for index in (0..self.nodes.len()).filter(|&index| self.nodes[index].is_running()) {
+                leaders.push(self.status_of(index).await?.leader_id);
+            }
+            leaders.dedup();
+            let leader = self.ids.iter().position(|id| leaders == [*id]);
+            leader.filter(|&leader| self.nodes[leader].is_running()).ok_or_else(|| format!("{leaders:?}"))
+        })
+        .await
+    }
+}
+
+/// `auth-node init`: the pin of the TLS CA that it prints.
+fn init(node: &AuthNode, dir: &Path) -> String {
+    let password = dir.join("admin.password");
+    secret_file(&password, PASSWORD);
+    let password = password.to_str().unwrap();
+    let args = ["--cluster-name", CLUSTER, "--admin-user", ADMIN, "--admin-password-file", password];
+    let printed = node.run("init", &args).ok();
+    pin(&printed).unwrap_or_else(|| panic!("no pin: {printed}"))
+}
+
+/// The first `sha256:` pin in a text.
+fn pin(text: &str) -> Option<String> {
+    let (_, rest) = text.split_once("sha256:")?;
+    let digits: String = rest.chars().take_while(char::is_ascii_hexdigit).collect();
+    (digits.len() == 64).then(|| format!("sha256:{digits}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_pin_is_found() {
+        let digits = "0a".repeat(32);
+        assert_eq!(pin(&format!("id x\npin  sha256:{digits}\nnext")), Some(format!("sha256:{digits}")));
+        assert_eq!(pin("sha256:0a"), None);
+    }
+}

@@ -1,0 +1,130 @@
+//! A program that runs: signals to it, its end, its log.
+
+use std::{
+    fs::{self, File},
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitStatus, Stdio},
+    thread,
+    time::Duration,
+};
+
+use nix::{
+    sys::signal::{self, Signal},
+    unistd::Pid,
+};
+
+use crate::eventually;
+
+/// Lines of a log that a failing test prints.
+const TAIL: usize = 80;
+
+/// A program in the background. It is killed when this is dropped, and its log printed if the test failed.
+#[derive(Debug)]
+pub struct Process {
+    name: String,
+    child: Child,
+    log: PathBuf,
+}
+
+impl Process {
+    /// Starts a program; what it prints is added to the file `log`.
+    ///
+    /// # Panics
+    /// When it cannot be started.
+    #[must_use]
+    pub fn spawn(name: &str, mut command: Command, log: &Path) -> Self {
+        let file = File::options().create(true).append(true).open(log).unwrap();
+        command.stdin(Stdio::null()).stdout(file.try_clone().unwrap()).stderr(file);
+        let child = command.spawn().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+        Self { name: name.to_owned(), child, log: log.to_owned() }
+    }
+
+    /// Sends a signal.
+    ///
+    /// # Panics
+    /// When the process is not there.
+    pub fn signal(&self, signal: Signal) {
+        signal::kill(self.pid(), signal).unwrap_or_else(|error| panic!("{}: {signal}: {error}", self.name));
+    }
+
+    /// Ends it at once, as `kill -9` does, and waits until it is gone.
+    pub fn kill(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
+    /// Waits for its end.
+    ///
+    /// # Panics
+    /// When it does not end in time.
+    pub async fn exited(&mut self, within: Duration) -> ExitStatus {
+        let what = format!("the end of {}", self.name);
+        eventually(&what, within, async || self.child.try_wait().unwrap().ok_or("it runs")).await
+    }
+
+    /// Panics with its log when it has ended: for loops that wait for it.
+    ///
+    /// # Panics
+    /// See above.
+    pub fn assert_running(&mut self) {
+        if let Some(status) = self.child.try_wait().unwrap() {
+            panic!("{} has ended: {status}", self.name);
+        }
+    }
+
+    /// All that it printed.
+    #[must_use]
+    pub fn log(&self) -> String {
+        String::from_utf8_lossy(&fs::read(&self.log).unwrap_or_default()).into_owned()
+    }
+
+    fn pid(&self) -> Pid {
+        Pid::from_raw(i32::try_from(self.child.id()).unwrap())
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.kill();
+        if thread::panicking() {
+            let log = self.log();
+            let lines: Vec<_> = log.lines().collect();
+            let tail = lines.iter().skip(lines.len().saturating_sub(TAIL));
+            eprintln!("--- {} ({})", self.name, self.log.display());
+            tail.for_each(|line| eprintln!("{line}"));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Scratch;
+
+    fn shell(script: &str, dir: &Scratch) -> Process {
+        let mut command = Command::new("sh");
+        command.args(["-c", script]);
+        Process::spawn("sh", command, &dir.path().join("log"))
+    }
+
+    #[tokio::test]
+    async fn its_end_and_its_words_are_seen() {
+        let dir = Scratch::new();
+        let mut process = shell("echo out; echo err >&2; exit 3", &dir);
+        assert_eq!(process.exited(Duration::from_secs(10)).await.code(), Some(3));
+        assert_eq!(process.log(), "out\nerr\n");
+    }
+
+    #[tokio::test]
+    async fn it_can_be_told_to_end() {
+        let dir = Scratch::new();
+        let mut process = shell("trap 'exit 4' TERM; echo ready; while :; do sleep 0.01; done", &dir);
+        eventually("the trap", Duration::from_secs(10), async || {
+            process.log().contains("ready").then_some(()).ok_or("no")
+        })
+        .await;
+        process.assert_running();
+        process.signal(Signal::SIGTERM);
+        assert_eq!(process.exited(Duration::from_secs(10)).await.code(), Some(4));
+    }
+}
