@@ -179,7 +179,7 @@ fn store_code(error: &StoreError) -> Code {
         | StoreError::OutcomeUnknown
         | StoreError::Contended(_)
         | StoreError::Stopped(_) => Code::Unavailable,
-        StoreError::Overloaded => Code::ResourceExhausted,
+        StoreError::Overloaded | StoreError::DatabaseFull { .. } => Code::ResourceExhausted,
         StoreError::TooLarge(_) => Code::InvalidArgument,
         StoreError::Read(_)
         | StoreError::DataDirectory(_)
@@ -195,6 +195,7 @@ fn store_reason(error: &StoreError) -> &'static str {
         StoreError::OutcomeUnknown => "OUTCOME_UNKNOWN",
         StoreError::Stopped(_) => "STOPPED",
         StoreError::Overloaded => "OVERLOADED",
+        StoreError::DatabaseFull { .. } => "DATABASE_FULL",
         StoreError::TooLarge(_) => "TOO_LARGE",
         StoreError::Read(_)
         | StoreError::DataDirectory(_)

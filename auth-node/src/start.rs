@@ -8,7 +8,7 @@ use auth_core::{
     presence::PresenceTtl,
     tables::{CaKey, CaKind, ClusterKey, ClusterRow},
 };
-use raft_store::{Clock, Fatal, Store};
+use raft_store::{Clock, Fatal, Role, Store};
 use store_txn::{Key as _, KeyRange, KeyWriter, ReadExt as _};
 use tokio::{
     net::TcpListener,
@@ -84,7 +84,7 @@ pub async fn start(config: Config) -> Result<Handle, NodeError> {
 
     let members: Vec<_> = state.members.into_iter().collect();
     if !members.is_empty() {
-        store.activate(&members).await?;
+        store.activate(&members, Role::Voter).await?;
     }
     let cluster = wait_for_cluster(&store).await?;
     let node = Node { cluster, clock, store, kek: Arc::new(kek), node_id: state.node_id };

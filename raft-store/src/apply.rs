@@ -265,7 +265,7 @@ fn append_record<V: StateView>(
     Ok(())
 }
 
-fn decode_head(bytes: &[u8]) -> Result<(u64, [u8; 32]), StoreError> {
+pub(crate) fn decode_head(bytes: &[u8]) -> Result<(u64, [u8; 32]), StoreError> {
     let parts = bytes
         .split_first_chunk::<8>()
         .and_then(|(last, hash)| Some((u64::from_be_bytes(*last), <[u8; 32]>::try_from(hash).ok()?)));

@@ -27,6 +27,10 @@ pub struct StoreConfig {
 }
 
 /// Raft timing. `heartbeat` is well below `election_min`, which is well below the time between failures.
+///
+/// Voters keep to a leader until they have not heard it for `election_max`; a follower stands for election after that
+/// and a random time between `election_min` and `election_max` more. So a leader that dies is replaced within about
+/// twice `election_max`, and one that stalls for less than `election_max + election_min` goes on.
 #[derive(Debug, Clone, Copy)]
 pub struct Timing {
     /// A leader's heartbeat. Also how long one append or read-index round trip may take.
@@ -47,9 +51,9 @@ impl Timing {
 impl Default for Timing {
     fn default() -> Self {
         Self {
-            heartbeat: Duration::from_millis(150),
-            election_min: Duration::from_millis(600),
-            election_max: Duration::from_millis(1200),
+            heartbeat: Duration::from_millis(100),
+            election_min: Duration::from_millis(300),
+            election_max: Duration::from_millis(600),
             deadline: Duration::from_secs(10),
         }
     }
@@ -60,6 +64,9 @@ impl Default for Timing {
 pub struct Limits {
     /// Transactions that may wait to be proposed on this node; more are refused at once.
     pub queue: usize,
+    /// Encoded size of the transactions that wait on this node or are in flight from it, in bytes; more are refused
+    /// at once. At least `transaction_bytes`.
+    pub queue_bytes: usize,
     /// Transactions in one log entry.
     pub batch_transactions: usize,
     /// Encoded size of one log entry, in bytes; a single larger transaction has an entry to itself.
@@ -74,12 +81,17 @@ pub struct Limits {
     pub keep_entries: u64,
     /// Committed changes that are kept in memory for watchers to resume from, in bytes.
     pub watch_history_bytes: usize,
+    /// Above this size of the database on disk, in bytes, only transactions that delete are taken. 0: no bound.
+    pub max_database_bytes: u64,
+    /// Log entries that a learner may lack when it becomes a voter.
+    pub voter_lag: u64,
 }
 
 impl Default for Limits {
     fn default() -> Self {
         Self {
             queue: 16_384,
+            queue_bytes: 64 << 20,
             batch_transactions: 512,
             batch_bytes: 1 << 20,
             batches_in_flight: 4,
@@ -87,6 +99,8 @@ impl Default for Limits {
             snapshot_every: 20_000,
             keep_entries: 5_000,
             watch_history_bytes: 8 << 20,
+            max_database_bytes: 0,
+            voter_lag: 100,
         }
     }
 }

@@ -7,11 +7,15 @@
 //! Keys of `sm_data` are `generation (u32) | space (u8) | key`. A snapshot is installed under a new generation,
 //! and one write of `sm_meta` switches to it.
 
-use std::path::Path;
+use std::{
+    fs::{File, TryLockError},
+    path::{Path, PathBuf},
+};
 
 use rocksdb::{
-    BlockBasedOptions, BoundColumnFamily, Cache, ColumnFamilyDescriptor, DBCompressionType, DBRecoveryMode,
-    Options, WriteBatch, WriteOptions,
+    BlockBasedOptions, BottommostLevelCompaction, BoundColumnFamily, Cache, ColumnFamilyDescriptor,
+    CompactOptions, DBCompressionType, DBRecoveryMode, IngestExternalFileOptions, Options, WriteBatch,
+    WriteOptions,
 };
 
 use crate::error::StoreError;
@@ -25,6 +29,18 @@ const RAFT_META: &str = "raft_meta";
 const RAFT_LOG: &str = "raft_log";
 const SM_META: &str = "sm_meta";
 const SM_DATA: &str = "sm_data";
+const FAMILIES: [&str; 4] = [RAFT_META, RAFT_LOG, SM_META, SM_DATA];
+
+/// One block cache serves all column families, in bytes. Indexes and filters live in it too, so that memory does
+/// not grow with the data.
+const CACHE_BYTES: usize = 64 << 20;
+/// All memtables together are flushed at about this size, in bytes.
+const MEMTABLES_BYTES: usize = 64 << 20;
+/// One memtable of a busy column family, in bytes.
+const MEMTABLE_BYTES: usize = 32 << 20;
+/// Column families that are rarely written would otherwise keep old write-ahead logs alive for ever; what there is
+/// of them is also what a start has to replay.
+const WAL_BYTES: u64 = 128 << 20;
 
 /// Keys of `raft_meta`.
 pub(crate) mod meta_key {
@@ -40,6 +56,11 @@ pub(crate) mod meta_key {
 /// The database of a node.
 pub(crate) struct Db {
     rocks: Rocks,
+    /// Counts what the database does.
+    #[cfg(test)]
+    options: Options,
+    /// Held while the database is open, in whatever way: so that an offline check never reads a live database.
+    _lock: File,
 }
 
 impl Db {
@@ -48,16 +69,36 @@ impl Db {
     /// A torn tail of the write-ahead log is dropped: nothing in it was acknowledged. Damage before the tail is an
     /// error, because what it hid may have been acknowledged.
     pub(crate) fn open(path: &Path) -> Result<Self, StoreError> {
-        let families = [RAFT_META, RAFT_LOG, SM_META, SM_DATA]
-            .map(|name| ColumnFamilyDescriptor::new(name, family_options(name)));
-        let rocks = Rocks::open_cf_descriptors(&database_options(), path, families).map_err(|error| {
-            StoreError::DataDirectory(format!(
-                "cannot open the database in {}: {error}. If it is damaged, move the data directory away and join \
-                 the node again as a new member; do not delete single files",
-                path.display()
-            ))
-        })?;
-        Ok(Self { rocks })
+        let (lock, options) = (lock(path)?, database_options());
+        let rocks =
+            Rocks::open_cf_descriptors(&options, path, families()).map_err(|error| unusable(path, &error))?;
+        Ok(Self {
+            rocks,
+            #[cfg(test)]
+            options,
+            _lock: lock,
+        })
+    }
+
+    /// Opens a database that exists.
+    pub(crate) fn open_existing(path: &Path) -> Result<Self, StoreError> {
+        require(path)?;
+        Self::open(path)
+    }
+
+    /// Opens a database that exists for reading, under its lock. Nothing in the folder changes; the write-ahead log
+    /// is replayed in memory.
+    pub(crate) fn open_read_only(path: &Path, lock: File) -> Result<Self, StoreError> {
+        require(path)?;
+        let options = database_options();
+        let rocks = Rocks::open_cf_descriptors_read_only(&options, path, families(), false)
+            .map_err(|error| unusable(path, &error))?;
+        Ok(Self {
+            rocks,
+            #[cfg(test)]
+            options,
+            _lock: lock,
+        })
     }
 
     pub(crate) fn rocks(&self) -> &Rocks {
@@ -92,6 +133,39 @@ impl Db {
         self.rocks.write_opt(batch, &options)
     }
 
+    /// Makes all that was written before durable.
+    pub(crate) fn sync(&self) -> Result<(), rocksdb::Error> {
+        self.rocks.flush_wal(true)
+    }
+
+    /// How often the write-ahead log was synced.
+    #[cfg(test)]
+    pub(crate) fn syncs(&self) -> u64 {
+        self.options.get_ticker_count(rocksdb::statistics::Ticker::WalFileSynced)
+    }
+
+    /// Takes table files of `sm_data` over, all or none, durably. They are moved into the database.
+    pub(crate) fn ingest_state(&self, tables: Vec<PathBuf>) -> Result<(), StoreError> {
+        if tables.is_empty() {
+            return Ok(());
+        }
+        let mut options = IngestExternalFileOptions::default();
+        options.set_move_files(true);
+        Ok(self.rocks.ingest_external_file_cf_opts(&self.sm_data()?, &options, tables)?)
+    }
+
+    /// Merges every table file, so that what was deleted or overwritten takes no more space.
+    pub(crate) fn compact(&self) -> Result<(), StoreError> {
+        let mut options = CompactOptions::default();
+        options.set_exclusive_manual_compaction(false);
+        options.set_bottommost_level_compaction(BottommostLevelCompaction::Force);
+        for name in FAMILIES {
+            let family = self.family(name)?;
+            self.rocks.compact_range_cf_opt(&family, None::<&[u8]>, None::<&[u8]>, &options);
+        }
+        Ok(())
+    }
+
     /// Bytes in table files and memory tables.
     pub(crate) fn size(&self) -> u64 {
         let property = |family: Result<Family<'_>, StoreError>, name: &str| {
@@ -108,31 +182,82 @@ impl Db {
 
 pub(crate) type Family<'a> = std::sync::Arc<BoundColumnFamily<'a>>;
 
+fn unusable(path: &Path, error: &rocksdb::Error) -> StoreError {
+    StoreError::DataDirectory(format!(
+        "cannot open the database in {}: {error}. If it is damaged, move the data directory away and join the node \
+         again as a new member; do not delete single files",
+        path.display()
+    ))
+}
+
+/// Refuses a folder without a database, where opening it would make one.
+fn require(path: &Path) -> Result<(), StoreError> {
+    if path.join("CURRENT").is_file() {
+        return Ok(());
+    }
+    Err(StoreError::DataDirectory(format!("there is no database in {}", path.display())))
+}
+
+/// Takes the lock beside the database. It is free again when the file is closed, also by a crash.
+pub(crate) fn lock(path: &Path) -> Result<File, StoreError> {
+    let name = path.with_extension("lock");
+    // On a read-only disk the file need only be there.
+    let file = File::options().create(true).append(true).open(&name);
+    let file = file.or_else(|error| File::open(&name).map_err(|_| error));
+    let file = file.map_err(StoreError::io(format!("cannot open {}", name.display())))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(StoreError::DataDirectory(format!(
+            "another process uses the database in {}: stop it first",
+            path.display()
+        ))),
+        Err(TryLockError::Error(error)) => {
+            Err(StoreError::io(format!("cannot lock {}", name.display()))(error))
+        }
+    }
+}
+
+fn families() -> Vec<ColumnFamilyDescriptor> {
+    let cache = Cache::new_lru_cache(CACHE_BYTES);
+    FAMILIES.iter().map(|name| ColumnFamilyDescriptor::new(*name, family_options(name, &cache))).collect()
+}
+
 fn database_options() -> Options {
     let mut options = Options::default();
     options.create_if_missing(true);
     options.create_missing_column_families(true);
     options.set_wal_recovery_mode(DBRecoveryMode::TolerateCorruptedTailRecords);
+    // A log that was closed whole and is short or gone now is not a torn tail.
+    options.set_track_and_verify_wals_in_manifest(true);
     options.set_paranoid_checks(true);
-    // Column families that are rarely written would otherwise keep old write-ahead logs alive for ever.
-    options.set_max_total_wal_size(256 << 20);
+    options.set_db_write_buffer_size(MEMTABLES_BYTES);
+    options.set_max_total_wal_size(WAL_BYTES);
     options.set_max_background_jobs(2);
     options.set_bytes_per_sync(1 << 20);
     options.set_keep_log_file_num(4);
     options.set_max_log_file_size(4 << 20);
+    #[cfg(test)]
+    options.enable_statistics();
     options
 }
 
-fn family_options(name: &str) -> Options {
+fn family_options(name: &str, cache: &Cache) -> Options {
     let mut table = BlockBasedOptions::default();
-    table.set_block_cache(&Cache::new_lru_cache(64 << 20));
+    table.set_block_cache(cache);
+    table.set_cache_index_and_filter_blocks(true);
+    table.set_pin_l0_filter_and_index_blocks_in_cache(true);
     table.set_bloom_filter(10.0, false);
     table.set_format_version(5);
     let mut options = Options::default();
     options.set_block_based_table_factory(&table);
-    options.set_write_buffer_size(if name == SM_DATA || name == RAFT_LOG { 64 << 20 } else { 4 << 20 });
+    options.set_write_buffer_size(if name == SM_DATA || name == RAFT_LOG { MEMTABLE_BYTES } else { 4 << 20 });
     options.set_compression_type(DBCompressionType::Lz4);
     options
+}
+
+/// For writing table files that [`Db::ingest_state`] takes.
+pub(crate) fn state_table_options() -> Options {
+    family_options(SM_DATA, &Cache::new_lru_cache(1 << 20))
 }
 
 /// The parts of `sm_data`. Numbers are stored; never used for something else again.
@@ -159,10 +284,69 @@ pub(crate) fn state_key(space: Space, key: &[u8]) -> Vec<u8> {
     out
 }
 
+/// Bytes of the generation at the front of a stored key.
+pub(crate) const GENERATION_LEN: usize = 4;
+
 /// A key of `sm_data` as it is stored.
 pub(crate) fn stored_key(generation: u32, state_key: &[u8]) -> Vec<u8> {
-    let mut out = Vec::with_capacity(state_key.len() + 4);
+    let mut out = Vec::with_capacity(state_key.len() + GENERATION_LEN);
     out.extend(generation.to_be_bytes());
     out.extend(state_key);
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_and_numbers_on_disk_never_change() {
+        assert_eq!(FORMAT_VERSION, 1);
+        assert_eq!(FAMILIES, ["raft_meta", "raft_log", "sm_meta", "sm_data"]);
+        let keys = [
+            meta_key::FORMAT,
+            meta_key::OWNER,
+            meta_key::VOTE,
+            meta_key::COMMITTED,
+            meta_key::PURGED,
+            meta_key::APPLIED,
+        ];
+        assert_eq!(keys, [&b"format"[..], b"owner", b"vote", b"committed", b"purged", b"applied"]);
+        let spaces = [Space::Rows, Space::Expiry, Space::Logs, Space::LogHeads, Space::AppliedIds];
+        assert_eq!(spaces.map(|space| space as u8), [1, 2, 3, 4, 5]);
+        assert_eq!(stored_key(258, &state_key(Space::Rows, b"k")), b"\0\0\x01\x02\x01k");
+    }
+
+    #[test]
+    fn what_is_to_be_synced_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let db = Db::open(&folder.path().join("db")).unwrap();
+        let write = |sync| {
+            let before = db.syncs();
+            let mut batch = WriteBatch::default();
+            batch.put_cf(&db.raft_meta().unwrap(), b"k", b"v");
+            db.write(batch, sync).unwrap();
+            db.syncs() - before
+        };
+        assert_eq!((write(true), write(false)), (1, 0));
+        let before = db.syncs();
+        db.sync().unwrap();
+        assert_eq!(db.syncs(), before + 1);
+    }
+
+    #[test]
+    fn a_database_is_open_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("db");
+        let held = Db::open(&path).unwrap();
+        for again in [Db::open(&path).map(|_| ()), lock(&path).map(|_| ())] {
+            let error = again.unwrap_err().to_string();
+            assert!(error.contains("another process uses"), "{error}");
+        }
+        drop(held);
+        Db::open_read_only(&path, lock(&path).unwrap()).unwrap();
+        let missing = Db::open_existing(&folder.path().join("other")).err().unwrap().to_string();
+        assert!(missing.contains("there is no database"), "{missing}");
+        assert!(!folder.path().join("other").exists());
+    }
 }

@@ -20,6 +20,14 @@ pub enum StoreError {
     /// The transaction is over a bound.
     #[error("the transaction is too large: {0}")]
     TooLarge(&'static str),
+    /// The database is over its bound. Nothing was written; delete, and compact, before writing more.
+    #[error("the database holds {size} bytes and may hold {limit}: delete what is not needed and compact it")]
+    DatabaseFull {
+        /// Bytes on disk.
+        size: u64,
+        /// The bound.
+        limit: u64,
+    },
     /// A read failed: the data is damaged, or the disk is.
     #[error(transparent)]
     Read(#[from] store_txn::TxError),

@@ -3,8 +3,17 @@
 //! Every node runs one proposer. It takes what is waiting, up to a bound, whenever one of a few places in flight is
 //! free: nothing waits when the store is idle, and under load each entry carries what came in meanwhile. On a
 //! follower the same batches go to the leader, in one hop.
+//!
+//! What waits is bounded in number and in bytes. A transaction whose caller has given up before it was taken is
+//! dropped, and the caller knows that it was.
 
-use std::{sync::Arc, time::Instant};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
 
 use bytes::Bytes;
 use mezite_proto::peer::{self, Outcome, outcome::Kind};
@@ -16,18 +25,33 @@ use crate::{
     metrics,
     net::client::PeerPool,
     raft::{Core, Proposed},
+    read::left,
 };
+
+/// A forwarded batch waits at least this long for its answer: its transactions have a time of their own too.
+const MIN_FORWARD: Duration = Duration::from_millis(10);
 
 struct Pending {
     transaction: peer::Transaction,
     size: usize,
     reply: oneshot::Sender<Outcome>,
+    /// Set once, by who takes it to propose it or by who gives it up.
+    claimed: Arc<AtomicBool>,
+    /// Its share of the bytes that may wait, until it is answered.
+    room: OwnedSemaphorePermit,
+}
+
+/// A transaction that waits for its outcome.
+struct Ticket {
+    answer: oneshot::Receiver<Outcome>,
+    claimed: Arc<AtomicBool>,
 }
 
 /// Where transactions wait.
 #[derive(Clone)]
 pub(crate) struct Proposer {
     queue: mpsc::Sender<Pending>,
+    room: Arc<Semaphore>,
     core: Core,
 }
 
@@ -40,44 +64,62 @@ impl Proposer {
         let (queue, waiting) = mpsc::channel(limits.queue);
         let sender = Sender { core: core.clone(), pool, clock };
         tokio::spawn(run(waiting, sender, limits));
-        Self { queue, core }
+        let room = Arc::new(Semaphore::new(limits.queue_bytes.min(Semaphore::MAX_PERMITS)));
+        Self { queue, room, core }
     }
 
-    /// Proposes a transaction, through the leader, and answers what came of it.
-    pub(crate) async fn propose(&self, transaction: peer::Transaction) -> Outcome {
-        match self.enqueue(transaction) {
-            Ok(reply) => reply.await.unwrap_or_else(|_| outcome(Kind::Unknown)),
-            Err(outcome) => outcome,
+    /// Proposes a transaction, through the leader, and answers what came of it: [`Kind::Expired`] if it was not
+    /// proposed before the deadline, [`Kind::Unknown`] if it was and there is no answer.
+    pub(crate) async fn propose(&self, transaction: peer::Transaction, deadline: Instant) -> Outcome {
+        let ticket = match self.enqueue(transaction) {
+            Ok(ticket) => ticket,
+            Err(outcome) => return outcome,
+        };
+        match tokio::time::timeout(left(deadline), ticket.answer).await {
+            Ok(answer) => answer.unwrap_or_else(|_| outcome(Kind::Unknown)),
+            Err(_) if ticket.claimed.swap(true, Ordering::AcqRel) => outcome(Kind::Unknown),
+            Err(_) => {
+                metrics::proposal_failed("expired");
+                outcome(Kind::Expired)
+            }
         }
     }
 
-    /// Proposes a follower's transactions; only as leader, so that there is at most one hop.
+    /// Proposes a follower's transactions; only as leader, so that there is at most one hop. The follower's deadline
+    /// ends the call; what is still waiting then is dropped.
     pub(crate) async fn propose_for_peer(&self, transactions: Vec<peer::Transaction>) -> Vec<Outcome> {
-        let leads = self.core.leader().is_some_and(|(leader, _)| leader == self.core.node_id());
-        if !leads {
+        if !self.core.takes_proposals() {
             return transactions.iter().map(|_| outcome(Kind::NotLeader)).collect();
         }
-        let replies: Vec<_> = transactions.into_iter().map(|transaction| self.enqueue(transaction)).collect();
-        let mut outcomes = Vec::with_capacity(replies.len());
-        for reply in replies {
-            outcomes.push(match reply {
-                Ok(reply) => reply.await.unwrap_or_else(|_| outcome(Kind::Unknown)),
+        let tickets: Vec<_> = transactions.into_iter().map(|transaction| self.enqueue(transaction)).collect();
+        let mut outcomes = Vec::with_capacity(tickets.len());
+        for ticket in tickets {
+            outcomes.push(match ticket {
+                Ok(ticket) => ticket.answer.await.unwrap_or_else(|_| outcome(Kind::Unknown)),
                 Err(outcome) => outcome,
             });
         }
         outcomes
     }
 
-    fn enqueue(&self, transaction: peer::Transaction) -> Result<oneshot::Receiver<Outcome>, Outcome> {
-        let (reply, answer) = oneshot::channel();
+    /// Transactions that wait to be taken.
+    pub(crate) fn waiting(&self) -> usize {
+        self.queue.max_capacity() - self.queue.capacity()
+    }
+
+    fn enqueue(&self, transaction: peer::Transaction) -> Result<Ticket, Outcome> {
+        let overloaded = || {
+            metrics::proposal_failed("overloaded");
+            outcome(Kind::Overloaded)
+        };
         let size = transaction.encoded_len();
-        match self.queue.try_send(Pending { transaction, size, reply }) {
-            Ok(()) => Ok(answer),
-            Err(_) => {
-                metrics::proposal_failed("overloaded");
-                Err(outcome(Kind::Overloaded))
-            }
-        }
+        let permits = u32::try_from(size).map_err(|_| overloaded())?;
+        let room = Arc::clone(&self.room).try_acquire_many_owned(permits).map_err(|_| overloaded())?;
+        let (reply, answer) = oneshot::channel();
+        let claimed = Arc::<AtomicBool>::default();
+        let pending = Pending { transaction, size, reply, claimed: Arc::clone(&claimed), room };
+        self.queue.try_send(pending).map_err(|_| overloaded())?;
+        Ok(Ticket { answer, claimed })
     }
 }
 
@@ -94,8 +136,8 @@ async fn run(mut waiting: mpsc::Receiver<Pending>, sender: Sender, limits: Limit
             },
         };
         let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
-        let mut batch = vec![first];
-        let mut bytes = batch.iter().map(|pending| pending.size).sum::<usize>();
+        let mut bytes = first.size;
+        let mut batch: Vec<Pending> = sender.take(first).into_iter().collect();
         while batch.len() < limits.batch_transactions {
             let Ok(next) = waiting.try_recv() else { break };
             if bytes + next.size > limits.batch_bytes {
@@ -103,10 +145,12 @@ async fn run(mut waiting: mpsc::Receiver<Pending>, sender: Sender, limits: Limit
                 break;
             }
             bytes += next.size;
-            batch.push(next);
+            batch.extend(sender.take(next));
         }
-        let sender = Arc::clone(&sender);
-        tokio::spawn(async move { sender.send(batch, place).await });
+        if !batch.is_empty() {
+            let sender = Arc::clone(&sender);
+            tokio::spawn(async move { sender.send(batch, place).await });
+        }
     }
 }
 
@@ -117,11 +161,28 @@ struct Sender {
 }
 
 impl Sender {
+    /// Takes a transaction that is still wanted and not too late.
+    fn take(&self, pending: Pending) -> Option<Pending> {
+        let late = pending.transaction.not_after_ms < (self.clock)();
+        if late || pending.reply.is_closed() {
+            metrics::proposal_failed("expired");
+            // Its caller may have given up.
+            let _ = pending.reply.send(outcome(Kind::Expired));
+            return None;
+        }
+        let given_up = pending.claimed.swap(true, Ordering::AcqRel);
+        (!given_up).then_some(pending)
+    }
+
     async fn send(&self, batch: Vec<Pending>, _place: OwnedSemaphorePermit) {
         let started = Instant::now();
-        let (transactions, replies): (Vec<_>, Vec<_>) =
-            batch.into_iter().map(|pending| (pending.transaction, pending.reply)).unzip();
-        let count = transactions.len();
+        let count = batch.len();
+        let mut transactions = Vec::with_capacity(count);
+        let mut replies = Vec::with_capacity(count);
+        for pending in batch {
+            transactions.push(pending.transaction);
+            replies.push((pending.reply, pending.room));
+        }
         let outcomes = match self.core.leader() {
             Some((leader, _)) if leader == self.core.node_id() => self.commit(transactions).await,
             Some((leader, node)) => self.forward(leader, &node.peer_address, transactions).await,
@@ -130,7 +191,7 @@ impl Sender {
         match outcomes {
             Ok(outcomes) if outcomes.len() == count => {
                 metrics::proposed(started.elapsed(), count);
-                for (reply, outcome) in replies.into_iter().zip(outcomes) {
+                for ((reply, _), outcome) in replies.into_iter().zip(outcomes) {
                     // The caller may have given up.
                     let _ = reply.send(outcome);
                 }
@@ -138,7 +199,7 @@ impl Sender {
             other => {
                 let kind = other.err().unwrap_or(Kind::Unknown);
                 metrics::proposal_failed(if kind == Kind::NotLeader { "not_leader" } else { "unknown" });
-                for reply in replies {
+                for (reply, _) in replies {
                     let _ = reply.send(outcome(kind));
                 }
             }
@@ -161,10 +222,19 @@ impl Sender {
         transactions: Vec<peer::Transaction>,
     ) -> Result<Vec<Outcome>, Kind> {
         let mut client = self.pool.get(leader, address).map_err(|_| Kind::NotLeader)?;
-        match client.propose(peer::ProposeRequest { transactions }).await {
+        metrics::forwarded(transactions.len());
+        let latest =
+            transactions.iter().map(|transaction| transaction.not_after_ms).max().unwrap_or_default();
+        let within = Duration::from_millis(latest.saturating_sub((self.clock)()));
+        let mut request = tonic::Request::new(peer::ProposeRequest { transactions });
+        request.set_timeout(within.max(MIN_FORWARD));
+        match client.propose(request).await {
             Ok(response) => Ok(response.into_inner().outcomes),
-            // Even «unavailable» may come after the request was sent.
-            Err(_) => Err(Kind::Unknown),
+            Err(status) => {
+                self.pool.heed(&status);
+                // Even «unavailable» may come after the request was sent.
+                Err(Kind::Unknown)
+            }
         }
     }
 }

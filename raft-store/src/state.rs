@@ -1,12 +1,14 @@
 //! What the replicated state looks like on disk: the applied record, rows and log records, and how a transaction's
 //! closure and `apply` see them.
 
+use std::collections::BTreeSet;
+
 use mezite_proto::peer;
 use sha2::{Digest, Sha256};
 use store_txn::{LogRecord, TxError, UnixMillis};
 
 use crate::{
-    db::{Db, Rocks, Space, meta_key, state_key, stored_key},
+    db::{Db, GENERATION_LEN, Rocks, Space, meta_key, state_key, stored_key},
     error::StoreError,
 };
 
@@ -31,6 +33,23 @@ pub(crate) struct Applied {
     /// Revision: counts transactions that wrote something.
     #[prost(uint64, tag = "6")]
     pub(crate) revision: u64,
+    /// Ids that were members and are not any more, ascending; they never are again.
+    #[prost(uint64, repeated, tag = "7")]
+    pub(crate) removed_ids: Vec<u64>,
+}
+
+impl Applied {
+    /// Takes a membership entry in.
+    pub(crate) fn set_membership(&mut self, log_id: peer::LogId, membership: peer::Membership) {
+        let before = self.membership.iter().flat_map(|before| &before.members);
+        let gone = before.map(|member| member.node_id).filter(|node_id| {
+            let stays = |member: &peer::Member| member.node_id == *node_id;
+            !membership.members.iter().any(stays)
+        });
+        let removed: BTreeSet<u64> = self.removed_ids.iter().copied().chain(gone).collect();
+        self.removed_ids = removed.into_iter().collect();
+        (self.membership_log_id, self.membership) = (Some(log_id), Some(membership));
+    }
 }
 
 /// A row as it is stored: `revision (u64) | expires_at_ms (u64, 0: never) | value`.
@@ -123,7 +142,45 @@ impl<'a> StateSnapshot<'a> {
     pub(crate) fn applied(&self) -> &Applied {
         &self.applied
     }
+
+    pub(crate) fn db(&self) -> &'a Db {
+        self.db
+    }
+
+    /// Visits the whole state in order, past the block cache: it would only push out what is in use.
+    pub(crate) fn scan_all(&self, visit: &mut Visit<'_>) -> Result<(), StoreError> {
+        let mut options = rocksdb::ReadOptions::default();
+        options.fill_cache(false);
+        options.set_readahead_size(READAHEAD_BYTES);
+        self.scan_with(options, &STATE.0, &STATE.1, visit)
+    }
+
+    fn scan_with(
+        &self,
+        mut options: rocksdb::ReadOptions,
+        start: &[u8],
+        end: &[u8],
+        visit: &mut Visit<'_>,
+    ) -> Result<(), StoreError> {
+        let generation = self.applied.generation;
+        let (start, end) = (stored_key(generation, start), stored_key(generation, end));
+        options.set_iterate_upper_bound(end);
+        let mode = rocksdb::IteratorMode::From(&start, rocksdb::Direction::Forward);
+        for item in self.snapshot.iterator_cf_opt(&self.db.sm_data()?, options, mode) {
+            let (key, value) = item?;
+            let key = key.get(GENERATION_LEN..).unwrap_or_default();
+            if !visit(key, &value)? {
+                break;
+            }
+        }
+        Ok(())
+    }
 }
+
+/// Before the first and after the last state key.
+const STATE: ([u8; 1], [u8; 1]) = ([0], [u8::MAX]);
+/// Bytes that a scan of everything reads at once.
+const READAHEAD_BYTES: usize = 1 << 20;
 
 pub(crate) fn decode_applied(bytes: &[u8]) -> Result<Applied, StoreError> {
     prost::Message::decode(bytes)
@@ -147,29 +204,14 @@ impl StateView for StateSnapshot<'_> {
     }
 
     fn scan(&self, start: &[u8], end: &[u8], visit: &mut Visit<'_>) -> Result<(), StoreError> {
-        let generation = self.applied.generation;
-        let (start, end) = (stored_key(generation, start), stored_key(generation, end));
-        let mut options = rocksdb::ReadOptions::default();
-        options.set_iterate_upper_bound(end);
-        let mode = rocksdb::IteratorMode::From(&start, rocksdb::Direction::Forward);
-        for item in self.snapshot.iterator_cf_opt(&self.db.sm_data()?, options, mode) {
-            let (key, value) = item?;
-            let key = key.get(GENERATION_LEN..).unwrap_or_default();
-            if !visit(key, &value)? {
-                break;
-            }
-        }
-        Ok(())
+        self.scan_with(rocksdb::ReadOptions::default(), start, end, visit)
     }
 }
-
-/// Bytes of the generation at the front of a stored key.
-pub(crate) const GENERATION_LEN: usize = 4;
 
 /// SHA-256 over the whole state at one instant: equal on every node at an equal applied index.
 pub(crate) fn state_hash(view: &impl StateView) -> Result<[u8; 32], StoreError> {
     let mut hasher = Sha256::new();
-    view.scan(&[0], &[u8::MAX], &mut |key, value| {
+    view.scan(&STATE.0, &STATE.1, &mut |key, value| {
         hasher.update((key.len() as u64).to_be_bytes());
         hasher.update(key);
         hasher.update((value.len() as u64).to_be_bytes());
@@ -212,6 +254,41 @@ mod tests {
         assert_eq!(expiry_key(1, b"k"), b"\x02\0\0\0\0\0\0\0\x01k");
         let applied = Applied { generation: 2, stamp_ms: 3, revision: 4, ..Applied::default() };
         assert_eq!(prost::Message::encode_to_vec(&applied), [0x20, 2, 0x28, 3, 0x30, 4]);
+        let applied = Applied { removed_ids: vec![2, 300], ..Applied::default() };
+        assert_eq!(prost::Message::encode_to_vec(&applied), [0x3a, 3, 2, 0xac, 2]);
+        let id = peer::LogId { term: 1, leader_id: 2, index: 3 };
+        let member = peer::Member { node_id: 2, peer_address: "p".into(), app_address: "a".into() };
+        let membership =
+            peer::Membership { configs: vec![peer::VoterSet { node_ids: vec![2] }], members: vec![member] };
+        let applied = Applied {
+            last_log_id: Some(id),
+            membership_log_id: Some(id),
+            membership: Some(membership),
+            ..Applied::default()
+        };
+        let log_id = [6, 0x08, 1, 0x10, 2, 0x18, 3];
+        let membership = [15, 0x0a, 3, 0x0a, 1, 2, 0x12, 8, 0x08, 2, 0x12, 1, b'p', 0x1a, 1, b'a'];
+        let golden = [&[0x0a][..], &log_id, &[0x12], &log_id, &[0x1a], &membership].concat();
+        assert_eq!(prost::Message::encode_to_vec(&applied), golden);
+        let record = encode_log_record(258, &[7; 32], b"r");
+        assert_eq!(record, [&[0, 0, 0, 0, 0, 0, 1, 2][..], &[7; 32], b"r"].concat());
+        assert_eq!(decode_log_record(5, &record).unwrap().record, b"r");
+        assert!(decode_log_record(5, &record[..39]).is_err());
+    }
+
+    #[test]
+    fn who_leaves_the_membership_is_remembered() {
+        let membership = |ids: &[u64]| peer::Membership {
+            members: ids.iter().map(|id| peer::Member { node_id: *id, ..peer::Member::default() }).collect(),
+            ..peer::Membership::default()
+        };
+        let mut applied = Applied::default();
+        for (ids, removed) in
+            [(&[1][..], &[][..]), (&[1, 2, 3], &[]), (&[1, 3], &[2]), (&[1, 3, 4], &[2]), (&[4], &[1, 2, 3])]
+        {
+            applied.set_membership(peer::LogId::default(), membership(ids));
+            assert_eq!(applied.removed_ids, removed);
+        }
     }
 
     #[test]

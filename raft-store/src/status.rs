@@ -1,22 +1,45 @@
 //! How far the node is, for those who wait and those who ask.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use tokio::sync::watch;
 
 use crate::error::StoreError;
 
-/// The index that is applied here; others wait for it to rise.
+/// The index that is applied here, and the ids of removed nodes; others wait for them.
 #[derive(Clone)]
-pub(crate) struct Progress(watch::Sender<Option<u64>>);
+pub(crate) struct Progress {
+    applied: watch::Sender<Option<u64>>,
+    removed: watch::Sender<BTreeSet<u64>>,
+}
 
 impl Progress {
     pub(crate) fn new() -> Self {
-        Self(watch::channel(None).0)
+        Self { applied: watch::channel(None).0, removed: watch::channel(BTreeSet::new()).0 }
+    }
+
+    /// These nodes were removed. An id that was removed once stays so.
+    pub(crate) fn removed(&self, node_ids: &[u64]) {
+        self.removed.send_if_modified(|known| {
+            let before = known.len();
+            known.extend(node_ids);
+            known.len() > before
+        });
+    }
+
+    /// Whether a node was removed from the cluster.
+    pub(crate) fn is_removed(&self, node_id: u64) -> bool {
+        self.removed.borrow().contains(&node_id)
+    }
+
+    /// Waits until a node is removed from the cluster.
+    pub(crate) async fn wait_for_removal(&self, node_id: u64) {
+        // The sender is in `self`, so the wait does not fail.
+        let _ = self.removed.subscribe().wait_for(|removed| removed.contains(&node_id)).await;
     }
 
     pub(crate) fn applied(&self, index: Option<u64>) {
-        self.0.send_if_modified(|current| {
+        self.applied.send_if_modified(|current| {
             let rises = index > *current;
             if rises {
                 *current = index;
@@ -26,12 +49,12 @@ impl Progress {
     }
 
     pub(crate) fn current(&self) -> Option<u64> {
-        *self.0.borrow()
+        *self.applied.borrow()
     }
 
     /// Waits until `index` is applied here.
     pub(crate) async fn wait_for(&self, index: u64, timeout: Duration) -> Result<(), StoreError> {
-        let mut receiver = self.0.subscribe();
+        let mut receiver = self.applied.subscribe();
         let reached = receiver.wait_for(|current| current.is_some_and(|current| current >= index));
         match tokio::time::timeout(timeout, reached).await {
             Ok(Ok(_)) => Ok(()),
@@ -75,8 +98,32 @@ pub struct Status {
     pub snapshot_index: u64,
     /// Bytes on disk and in memory tables.
     pub database_size: u64,
+    /// Whether the database is over its bound: only what deletes is still taken through this node.
+    pub database_full: bool,
     /// Revision of the state.
     pub revision: u64,
     /// Members, ascending by id.
     pub members: Vec<MemberStatus>,
+    /// Whether the node was removed from the cluster: it serves nothing, and never will again under its id.
+    pub removed: bool,
+}
+
+/// Why a node should not be sent work now.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NotReady {
+    /// No leader is known, it is not heard any more, or as leader the node has lost its quorum.
+    #[error("no leader with a quorum")]
+    NoLeader,
+    /// The state is behind what is committed.
+    #[error("the state is {lag} log entries behind")]
+    Lagging {
+        /// Entries to be applied.
+        lag: u64,
+    },
+    /// The Raft core has stopped, or does not answer.
+    #[error("the Raft core is dead: {0}")]
+    Dead(String),
+    /// The node was removed from the cluster.
+    #[error("this node was removed from the cluster")]
+    Removed,
 }

@@ -5,6 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use arc_swap::ArcSwap;
 use bytes::Bytes;
 use mezite_proto::peer::{self, outcome::Kind};
 use prost::Message;
@@ -14,22 +15,25 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::{
     config::{StoreConfig, Timing},
-    db::{Db, FORMAT_VERSION, meta_key},
+    db::Db,
     error::{StoreError, TransactError},
     fatal::Fatal,
+    membership, metrics,
     net::{client::PeerPool, identity::PeerIdentity, join::JoinHandler, server::PeerServer},
+    owner::Owner,
     propose::Proposer,
     raft::{Core, PeerNode, Peers, StateMachine},
     read::{Reads, left},
+    space::{self, SpaceAlarm},
     state::StateSnapshot,
-    status::{Progress, Status},
+    status::{NotReady, Progress, Status},
     transact::{StoreTransaction, View},
     watch::{Hub, Watcher},
 };
 
 /// A transaction that keeps meeting others is given up after so many attempts.
 const MAX_CONFLICTS: u32 = 64;
-/// Pause before a transaction is proposed again when nobody leads.
+/// Pause before a transaction is proposed again when nobody leads, unless another leader is known before.
 const RETRY: Duration = Duration::from_millis(50);
 /// How often the leader looks for rows whose time is over.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
@@ -46,34 +50,30 @@ pub struct Committed<T> {
 }
 
 pub(crate) struct Inner {
-    pub(crate) identity: PeerIdentity,
+    pub(crate) identity: ArcSwap<PeerIdentity>,
     pub(crate) core: Core,
     pub(crate) state: StateMachine,
     pub(crate) proposer: Proposer,
     pub(crate) reads: Reads,
     pub(crate) join_handler: OnceLock<Arc<dyn JoinHandler>>,
-    db: Arc<Db>,
+    pub(crate) progress: Progress,
+    pub(crate) pool: PeerPool,
+    pub(crate) config: StoreConfig,
+    /// Whoever changes the members as leader holds it, for all steps of the change.
+    pub(crate) changes: tokio::sync::Mutex<()>,
+    pub(crate) db: Arc<Db>,
+    pub(crate) space: SpaceAlarm,
     hub: Arc<Hub>,
-    progress: Progress,
-    pool: PeerPool,
-    config: StoreConfig,
 }
 
 /// A node's handle of the replicated store.
 #[derive(Clone)]
 pub struct Store {
-    inner: Arc<Inner>,
+    pub(crate) inner: Arc<Inner>,
+    /// Deadline of each transaction, read or change of members through this handle.
+    pub(crate) deadline: Duration,
     server: Arc<std::sync::Mutex<PeerServer>>,
     _tasks: Arc<DropGuard>,
-}
-
-/// What the data directory belongs to.
-#[derive(Clone, PartialEq, prost::Message)]
-struct Owner {
-    #[prost(string, tag = "1")]
-    cluster_id: String,
-    #[prost(uint64, tag = "2")]
-    node_id: u64,
 }
 
 impl Store {
@@ -85,6 +85,10 @@ impl Store {
         if config.timing.deadline > Timing::MAX_DEADLINE {
             return Err(StoreError::Config(format!("the deadline is above {:?}", Timing::MAX_DEADLINE)));
         }
+        if config.limits.queue_bytes < config.limits.transaction_bytes {
+            return Err(StoreError::Config("queue_bytes is below transaction_bytes".into()));
+        }
+        metrics::describe();
         let listener = TcpListener::bind(config.listen)
             .await
             .map_err(StoreError::io(format!("cannot listen for peers on {}", config.listen)))?;
@@ -93,12 +97,15 @@ impl Store {
             .map_err(StoreError::io(format!("cannot create {}", folder.display())))?;
         let opened = tokio::task::spawn_blocking(move || Db::open(&folder.join("db"))).await;
         let db = Arc::new(opened.map_err(|error| StoreError::Stopped(error.to_string()))??);
-        claim(&db, &identity)?;
+        Owner { cluster_id: identity.cluster_id.clone(), node_id: identity.node_id }.claim(&db)?;
 
         let hub = Arc::new(Hub::new(config.limits.watch_history_bytes));
         let progress = Progress::new();
-        let pool = PeerPool::new(identity.clone())?;
-        let peers = Peers { node_id: identity.node_id, pool: pool.clone() };
+        if membership::remembers_removal(&db)? {
+            progress.removed(&[identity.node_id]);
+        }
+        let pool = PeerPool::new(identity.clone(), progress.clone())?;
+        let peers = Peers { node_id: identity.node_id, pool: pool.clone(), handover_term: Arc::default() };
         let started = Core::start(
             identity.node_id,
             &config,
@@ -111,25 +118,32 @@ impl Store {
         let (core, state) = started.await?;
         let proposer = Proposer::start(core.clone(), pool.clone(), Arc::clone(&config.clock), config.limits);
         let reads = Reads::start(core.clone(), pool.clone(), progress.clone());
+        let space = SpaceAlarm::new(config.limits.max_database_bytes, &db);
         let inner = Inner {
-            identity,
+            identity: ArcSwap::from_pointee(identity),
             core,
             state,
             proposer,
             reads,
             join_handler: OnceLock::new(),
-            db,
-            hub,
             progress,
             pool,
             config,
+            changes: tokio::sync::Mutex::default(),
+            db,
+            space,
+            hub,
         };
         let inner = Arc::new(inner);
         let server = Arc::new(std::sync::Mutex::new(PeerServer::start(listener, &inner)?));
         let tasks = CancellationToken::new();
         tokio::spawn(tasks.clone().run_until_cancelled_owned(sweep(Arc::clone(&inner))));
-        tokio::spawn(tasks.clone().run_until_cancelled_owned(inner.core.clone().measure()));
-        Ok(Self { inner, server, _tasks: Arc::new(tasks.drop_guard()) })
+        tokio::spawn(tasks.clone().run_until_cancelled_owned(membership::tend(Arc::clone(&inner))));
+        tokio::spawn(tasks.clone().run_until_cancelled_owned(membership::retire(Arc::clone(&inner))));
+        tokio::spawn(tasks.clone().run_until_cancelled_owned(measure(Arc::clone(&inner))));
+        tokio::spawn(tasks.clone().run_until_cancelled_owned(space::measure(Arc::clone(&inner))));
+        let deadline = inner.config.timing.deadline;
+        Ok(Self { inner, deadline, server, _tasks: Arc::new(tasks.drop_guard()) })
     }
 
     /// Makes this node the first member of a new cluster. Does nothing where there is a membership already.
@@ -143,34 +157,30 @@ impl Store {
         self.inner.core.initialize(self.own_node()).await
     }
 
-    /// Takes part in the cluster: asks `members` (node id and peer address) until the leader has made this node a
-    /// voter. Returns at once where the node is a member already.
-    ///
-    /// # Errors
-    /// When the Raft core has stopped.
-    pub async fn activate(&self, members: &[(u64, String)]) -> Result<(), StoreError> {
-        let own = self.own_node();
-        let own_id = self.inner.core.node_id();
-        let member =
-            peer::Member { node_id: own_id, peer_address: own.peer_address, app_address: own.app_address };
-        loop {
-            let voters = self.status().members;
-            if voters.iter().any(|known| known.node_id == own_id && known.voter) {
-                return Ok(());
-            }
-            for (node_id, address) in members {
-                let Ok(mut client) = self.inner.pool.get(*node_id, address) else { continue };
-                let request = peer::ActivateRequest { member: Some(member.clone()) };
-                match client.activate(request).await {
-                    Ok(_) => break,
-                    Err(status) => tracing::debug!(node_id, message = status.message(), "not activated yet"),
-                }
-            }
-            tokio::time::sleep(RETRY).await;
-        }
+    /// A handle whose transactions, reads and changes of members have another deadline, at most
+    /// [`Timing::MAX_DEADLINE`]. It goes with what is forwarded; what waits longer is dropped.
+    pub fn within(&self, deadline: Duration) -> Self {
+        Self { deadline: deadline.min(Timing::MAX_DEADLINE), ..self.clone() }
     }
 
-    fn own_node(&self) -> PeerNode {
+    /// Shows peers another certificate from now on, and trusts the CAs that come with it, without a restart. While
+    /// the peer CA changes, every node first trusts both.
+    ///
+    /// # Errors
+    /// When it is of another node or cluster, or cannot be used; then nothing has changed.
+    pub fn set_identity(&self, identity: PeerIdentity) -> Result<(), StoreError> {
+        let now = self.inner.identity.load();
+        if (identity.node_id, &identity.cluster_id) != (now.node_id, &now.cluster_id) {
+            return Err(StoreError::Identity("it is of another node or cluster".into()));
+        }
+        let server = identity.server_config()?;
+        self.inner.pool.set_identity(identity.clone())?;
+        self.server.lock().unwrap_or_else(std::sync::PoisonError::into_inner).set_tls(server);
+        self.inner.identity.store(Arc::new(identity));
+        Ok(())
+    }
+
+    pub(crate) fn own_node(&self) -> PeerNode {
         let config = &self.inner.config;
         PeerNode { peer_address: config.advertise.clone(), app_address: config.app_address.clone() }
     }
@@ -196,7 +206,8 @@ impl Store {
         E: From<TxError> + Send + 'static,
     {
         let work = Arc::new(work);
-        let deadline = Instant::now() + self.inner.config.timing.deadline;
+        let deadline = Instant::now() + self.deadline;
+        self.inner.check_serving()?;
         let mut current = false;
         for _ in 0..MAX_CONFLICTS {
             let run = Arc::clone(&work);
@@ -240,22 +251,20 @@ impl Store {
         if transaction.encoded_len() > self.inner.config.limits.transaction_bytes {
             return Err(StoreError::TooLarge("split it, or write less at once"));
         }
+        self.inner.space.admit(&transaction)?;
         // Whether some attempt may still be applied: then giving up must not claim that nothing was written.
         let mut pending = false;
         loop {
-            let outcome =
-                match tokio::time::timeout(left(deadline), self.inner.proposer.propose(transaction.clone()))
-                    .await
-                {
-                    Ok(outcome) => outcome,
-                    Err(_) => return Err(StoreError::OutcomeUnknown),
-                };
+            let seen = self.inner.core.leader_id();
+            let outcome = self.inner.proposer.propose(transaction.clone(), deadline).await;
             match outcome.kind() {
                 Kind::Committed => return Ok(Some(outcome.revision)),
                 Kind::Conflict => {
                     self.inner.progress.wait_for(outcome.log_index, left(deadline)).await?;
                     return Ok(None);
                 }
+                // An earlier attempt may have been applied and forgotten since.
+                Kind::Expired if pending => return Err(StoreError::OutcomeUnknown),
                 Kind::Expired => {
                     return Err(StoreError::Unavailable(
                         "the transaction came too late, or this node's clock is wrong",
@@ -272,7 +281,10 @@ impl Store {
                     StoreError::Unavailable("no leader with a quorum")
                 });
             }
-            tokio::time::sleep(RETRY).await;
+            if !pending {
+                self.inner.check_serving()?;
+            }
+            self.inner.core.leader_change(seen, RETRY).await;
         }
     }
 
@@ -287,7 +299,7 @@ impl Store {
         T: Send + 'static,
         E: From<TxError> + Send + 'static,
     {
-        self.inner.reads.barrier(Instant::now() + self.inner.config.timing.deadline).await?;
+        self.inner.reads.barrier(Instant::now() + self.deadline).await?;
         self.read_local(work).await
     }
 
@@ -320,7 +332,7 @@ impl Store {
 
     /// Follows the changes of a range after a revision, in order and without gaps.
     pub fn watch(&self, range: KeyRange, after: u64) -> Watcher {
-        self.inner.hub.watch(range, after, self.inner.state.counters().revision)
+        self.inner.hub.watch(range, after)
     }
 
     /// Confirms that this node is current: a leader with a quorum is known, and this node's state is up to it.
@@ -328,17 +340,26 @@ impl Store {
     /// # Errors
     /// [`StoreError::Unavailable`] when it is not so within `timeout`.
     pub async fn confirm(&self, timeout: Duration) -> Result<(), StoreError> {
-        self.inner.reads.barrier(Instant::now() + timeout).await
+        self.inner.reads.barrier(Instant::now() + timeout.min(Timing::MAX_DEADLINE)).await
+    }
+
+    /// Whether the node should be sent work: it is alive, a member, in touch with a leader that has a quorum, and its
+    /// state lacks at most `max_lag` log entries of what it knows to be committed.
+    ///
+    /// # Errors
+    /// What is wrong.
+    pub async fn ready(&self, max_lag: u64) -> Result<(), NotReady> {
+        if self.inner.progress.is_removed(self.inner.core.node_id()) {
+            return Err(NotReady::Removed);
+        }
+        let committed = self.inner.core.health().await?;
+        let lag = committed.saturating_sub(self.inner.progress.current().unwrap_or_default());
+        if lag > max_lag { Err(NotReady::Lagging { lag }) } else { Ok(()) }
     }
 
     /// The state of this node.
     pub fn status(&self) -> Status {
-        Status {
-            applied_index: self.inner.progress.current().unwrap_or_default(),
-            database_size: self.inner.db.size(),
-            revision: self.inner.state.counters().revision,
-            ..self.inner.core.status()
-        }
+        self.inner.status()
     }
 
     /// Takes a snapshot now, instead of after the configured number of log entries.
@@ -354,44 +375,35 @@ impl Store {
         self.inner.core.dead().await
     }
 
-    /// Stops: no more elections, then the core, then the listener. What was acknowledged is on disk.
+    /// Stops: a leader hands over first, if another voter can take over soon; then the core, then the listener. What
+    /// was acknowledged is on disk.
     pub async fn shutdown(&self) {
+        if let Err(error) = self.step_down().await {
+            tracing::info!(%error, "leaving without a handover");
+        }
+        self.stop().await;
+    }
+
+    /// Stops without a handover.
+    pub(crate) async fn stop(&self) {
         self.inner.core.shutdown().await;
-        self.server.lock().unwrap_or_else(std::sync::PoisonError::into_inner).stop();
+        let stopped = self.server.lock().unwrap_or_else(std::sync::PoisonError::into_inner).stop();
+        stopped.await;
     }
 }
 
-/// Checks that the database is of this node, or makes it so.
-fn claim(db: &Db, identity: &PeerIdentity) -> Result<(), StoreError> {
-    let meta = db.raft_meta()?;
-    let unsound = |what: String| StoreError::DataDirectory(what);
-    match db.rocks().get_cf(&meta, meta_key::FORMAT)? {
-        Some(bytes) => {
-            let version =
-                bytes.try_into().map(u32::from_be_bytes).map_err(|_| unsound("no format version".into()))?;
-            if version > FORMAT_VERSION {
-                return Err(unsound(format!(
-                    "the data directory has format {version}; this release knows {FORMAT_VERSION}: run the newer release"
-                )));
-            }
-        }
-        None => {
-            let mut batch = rocksdb::WriteBatch::default();
-            let owner = Owner { cluster_id: identity.cluster_id.clone(), node_id: identity.node_id };
-            batch.put_cf(&meta, meta_key::FORMAT, FORMAT_VERSION.to_be_bytes());
-            batch.put_cf(&meta, meta_key::OWNER, owner.encode_to_vec());
-            db.write(batch, true)?;
+impl Inner {
+    fn status(&self) -> Status {
+        let node_id = self.core.node_id();
+        Status {
+            applied_index: self.progress.current().unwrap_or_default(),
+            database_size: self.db.size(),
+            database_full: self.space.is_full(),
+            revision: self.state.counters().revision,
+            removed: self.progress.is_removed(node_id),
+            ..self.core.status()
         }
     }
-    let owner = db.rocks().get_cf(&meta, meta_key::OWNER)?.unwrap_or_default();
-    let owner = Owner::decode(owner.as_slice()).map_err(|error| unsound(error.to_string()))?;
-    if (owner.cluster_id.as_str(), owner.node_id) != (identity.cluster_id.as_str(), identity.node_id) {
-        return Err(unsound(format!(
-            "the data directory belongs to node {} of cluster {}; this is node {} of cluster {}",
-            owner.node_id, owner.cluster_id, identity.node_id, identity.cluster_id
-        )));
-    }
-    Ok(())
 }
 
 /// As leader, removes rows whose time is over.
@@ -399,8 +411,7 @@ async fn sweep(inner: Arc<Inner>) {
     let mut ticks = tokio::time::interval(SWEEP_INTERVAL);
     loop {
         ticks.tick().await;
-        let leads = inner.core.leader().is_some_and(|(leader, _)| leader == inner.core.node_id());
-        if !leads {
+        if !inner.core.takes_proposals() {
             continue;
         }
         let stamp_ms = (inner.config.clock)();
@@ -419,4 +430,23 @@ async fn sweep(inner: Arc<Inner>) {
             Err(error) => tracing::error!(%error, "looking for expired rows failed"),
         }
     }
+}
+
+/// Keeps the gauges.
+async fn measure(inner: Arc<Inner>) {
+    let core = inner.core.clone();
+    let sample = move |committed_index| {
+        let inner = Arc::clone(&inner);
+        async move {
+            let sampled = tokio::task::spawn_blocking(move || {
+                let status = Status { committed_index, ..inner.status() };
+                let snapshot_bytes = inner.state.snapshot_bytes();
+                metrics::status(&status, inner.proposer.waiting(), snapshot_bytes);
+            });
+            if let Err(error) = sampled.await {
+                tracing::error!(%error, "measuring failed");
+            }
+        }
+    };
+    core.measure(sample).await;
 }

@@ -1,21 +1,27 @@
 //! Committed changes, in order and without gaps, for those who follow the state.
 //!
-//! The newest changes stay in memory, so that a watcher can resume from a revision. One that is too far behind, or
-//! whose place was passed over by a snapshot, is told to read the state anew: it is never silently skipped.
+//! The newest changes stay in memory, up to a bound in bytes, once for all watchers: a watcher is a place in them. One
+//! whose place was left behind, because it is slow, resumed too late, or a snapshot passed it over, is told to read
+//! the state anew: it is never silently skipped, and holds no memory of its own.
 
 use std::{
     collections::VecDeque,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
 use bytes::Bytes;
 use store_txn::KeyRange;
-use tokio::sync::broadcast::{self, error::RecvError};
+use tokio::sync::watch;
 
 use crate::{apply::Commit, metrics};
 
-/// Commits that a watcher may lag behind before it is told to resync.
-const BACKLOG: usize = 4096;
+/// Commits that a watcher looks through at once, so that one whose range is quiet does not hold up the rest.
+const LOOK_AHEAD: usize = 256;
+/// What a change costs in memory beside its key and value, in bytes.
+const CHANGE_OVERHEAD: usize = 64;
 
 /// What a watcher is told.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,17 +35,12 @@ pub enum WatchEvent {
         /// Encoded row; `None`: the row is gone.
         value: Option<Bytes>,
     },
-    /// Changes were missed: read the state anew. Changes after this revision follow.
+    /// Changes were missed: read the state anew. Changes after this revision follow; the state that is read may
+    /// hold some of them already, and says so by its own revision.
     Resync {
         /// Revision from which on the watch goes on.
         revision: u64,
     },
-}
-
-#[derive(Debug, Clone)]
-enum Signal {
-    Commit(Arc<Commit>),
-    Reset(u64),
 }
 
 #[derive(Default)]
@@ -48,85 +49,96 @@ struct History {
     bytes: usize,
     /// Every commit after this revision is in `commits`.
     complete_after: u64,
+    /// The newest revision there is.
+    newest: u64,
+}
+
+impl History {
+    /// The next commits after a revision, a few at most.
+    fn after(&self, revision: u64) -> Vec<Arc<Commit>> {
+        let start = self.commits.partition_point(|(commit, _)| commit.revision <= revision);
+        let next = self.commits.range(start..).take(LOOK_AHEAD);
+        next.map(|(commit, _)| Arc::clone(commit)).collect()
+    }
+}
+
+#[derive(Default)]
+struct Shared {
+    history: Mutex<History>,
+    watchers: AtomicUsize,
+}
+
+impl Shared {
+    fn history(&self) -> MutexGuard<'_, History> {
+        self.history.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// Where commits are announced.
 pub(crate) struct Hub {
-    history: Mutex<History>,
-    signals: broadcast::Sender<Signal>,
+    shared: Arc<Shared>,
+    /// The newest revision; watchers end when it is gone.
+    newest: watch::Sender<u64>,
     bound_bytes: usize,
 }
 
 impl Hub {
     pub(crate) fn new(bound_bytes: usize) -> Self {
-        Self { history: Mutex::default(), signals: broadcast::channel(BACKLOG).0, bound_bytes }
-    }
-
-    fn history(&self) -> MutexGuard<'_, History> {
-        self.history.lock().unwrap_or_else(PoisonError::into_inner)
+        Self { shared: Arc::default(), newest: watch::channel(0).0, bound_bytes }
     }
 
     /// Announces commits, in order of revision.
     pub(crate) fn publish(&self, commits: Vec<Commit>) {
-        let mut history = self.history();
+        let Some(newest) = commits.last().map(|commit| commit.revision) else { return };
+        let mut history = self.shared.history();
         for commit in commits {
-            let size = commit
-                .changes
-                .iter()
-                .map(|c| c.key.len() + c.value.as_ref().map_or(0, Bytes::len) + 64)
-                .sum();
-            let commit = Arc::new(commit);
-            history.commits.push_back((Arc::clone(&commit), size));
+            let change_size = |key: &Bytes, value: &Option<Bytes>| {
+                key.len() + value.as_ref().map_or(0, Bytes::len) + CHANGE_OVERHEAD
+            };
+            let size = commit.changes.iter().map(|change| change_size(&change.key, &change.value)).sum();
+            history.commits.push_back((Arc::new(commit), size));
             history.bytes += size;
-            // Sent under the lock, so that a subscriber sees each commit either in the history or as a signal.
-            // Nobody may be watching.
-            let _ = self.signals.send(Signal::Commit(commit));
         }
+        history.newest = newest;
         while history.bytes > self.bound_bytes {
             let Some((oldest, size)) = history.commits.pop_front() else { break };
             history.bytes -= size;
             history.complete_after = oldest.revision;
         }
+        drop(history);
+        self.newest.send_replace(newest);
     }
 
     /// The state jumped to a revision: nothing before it can be told.
     pub(crate) fn reset(&self, revision: u64) {
-        let mut history = self.history();
-        *history = History { complete_after: revision, ..History::default() };
-        // Nobody may be watching.
-        let _ = self.signals.send(Signal::Reset(revision));
-    }
-
-    /// Follows a range after a revision.
-    pub(crate) fn watch(&self, range: KeyRange, after: u64, current: u64) -> Watcher {
-        let history = self.history();
-        let signals = self.signals.subscribe();
-        let mut pending = VecDeque::new();
-        let mut seen = after;
-        if after < history.complete_after {
-            seen = current.max(history.complete_after);
-            pending.push_back(WatchEvent::Resync { revision: seen });
-        }
-        let mut watcher = Watcher { range, seen, pending, signals };
-        for (commit, _) in &history.commits {
-            watcher.take(commit);
-        }
-        metrics::watchers(self.signals.receiver_count());
-        watcher
+        self.begin(revision);
+        self.newest.send_replace(revision);
     }
 
     /// Sets the revision at which the process started: what was before is not in the history.
     pub(crate) fn begin(&self, revision: u64) {
-        self.history().complete_after = revision;
+        *self.shared.history() = History { complete_after: revision, newest: revision, ..History::default() };
+    }
+
+    /// Follows a range after a revision.
+    pub(crate) fn watch(&self, range: KeyRange, after: u64) -> Watcher {
+        let mut newest = self.newest.subscribe();
+        // What is in the history already has not been seen.
+        newest.mark_changed();
+        metrics::watchers(self.shared.watchers.fetch_add(1, Ordering::Relaxed) + 1);
+        Watcher { range, seen: after, pending: VecDeque::new(), shared: Arc::clone(&self.shared), newest }
     }
 }
 
 /// Follows a range of keys.
 pub struct Watcher {
     range: KeyRange,
+    /// Every change up to this revision was told, or is pending.
     seen: u64,
+    /// Changes of one commit.
     pending: VecDeque<WatchEvent>,
-    signals: broadcast::Receiver<Signal>,
+    shared: Arc<Shared>,
+    newest: watch::Receiver<u64>,
 }
 
 impl Watcher {
@@ -136,91 +148,47 @@ impl Watcher {
             if let Some(event) = self.pending.pop_front() {
                 return Some(event);
             }
-            match self.signals.recv().await {
-                Ok(Signal::Commit(commit)) => self.take(&commit),
-                Ok(Signal::Reset(revision)) => self.resync(revision),
-                Err(RecvError::Lagged(_)) => self.resync(self.seen),
-                Err(RecvError::Closed) => return None,
+            // Marked as seen before the history is read: what comes after that wakes again.
+            self.newest.mark_unchanged();
+            if !self.advance() && self.newest.changed().await.is_err() && !self.advance() {
+                return None;
             }
         }
     }
 
-    fn take(&mut self, commit: &Commit) {
-        if commit.revision <= self.seen {
-            return;
+    /// Takes what comes next from the history. `false`: there is nothing yet.
+    fn advance(&mut self) -> bool {
+        let commits = {
+            let history = self.shared.history();
+            if self.seen < history.complete_after {
+                self.seen = history.newest;
+                metrics::watch_resync();
+                self.pending.push_back(WatchEvent::Resync { revision: self.seen });
+                return true;
+            }
+            history.after(self.seen)
+        };
+        for commit in &commits {
+            self.seen = commit.revision;
+            let changes = commit.changes.iter().filter(|change| self.range.contains(&change.key));
+            self.pending.extend(changes.map(|change| WatchEvent::Change {
+                revision: commit.revision,
+                key: change.key.clone(),
+                value: change.value.clone(),
+            }));
+            if !self.pending.is_empty() {
+                break;
+            }
         }
-        self.seen = commit.revision;
-        let changes = commit.changes.iter().filter(|change| self.range.contains(&change.key));
-        self.pending.extend(changes.map(|change| WatchEvent::Change {
-            revision: commit.revision,
-            key: change.key.clone(),
-            value: change.value.clone(),
-        }));
+        !commits.is_empty()
     }
+}
 
-    /// What was missed ended at or after `revision`; the reader of the state learns the rest by reading.
-    fn resync(&mut self, revision: u64) {
-        self.seen = self.seen.max(revision);
-        self.pending.push_back(WatchEvent::Resync { revision: self.seen });
+impl Drop for Watcher {
+    fn drop(&mut self) {
+        metrics::watchers(self.shared.watchers.fetch_sub(1, Ordering::Relaxed) - 1);
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::apply::Change;
-
-    fn commit(revision: u64, key: &str) -> Commit {
-        let change =
-            Change { key: Bytes::copy_from_slice(key.as_bytes()), value: Some(Bytes::from_static(b"v")) };
-        Commit { revision, changes: vec![change] }
-    }
-
-    fn change(revision: u64, key: &str) -> WatchEvent {
-        let (key, value) = (Bytes::copy_from_slice(key.as_bytes()), Some(Bytes::from_static(b"v")));
-        WatchEvent::Change { revision, key, value }
-    }
-
-    #[tokio::test]
-    async fn resumes_without_gap_or_duplicate() {
-        let hub = Hub::new(1 << 20);
-        hub.publish(vec![commit(1, "a1"), commit(2, "b1"), commit(3, "a2")]);
-        let mut watcher = hub.watch(KeyRange::prefix(b"a"), 1, 3);
-        hub.publish(vec![commit(4, "a3")]);
-        assert_eq!(watcher.next().await, Some(change(3, "a2")));
-        assert_eq!(watcher.next().await, Some(change(4, "a3")));
-        drop(hub);
-        assert_eq!(watcher.next().await, None);
-    }
-
-    #[tokio::test]
-    async fn one_that_is_too_far_behind_is_told_so() {
-        let hub = Hub::new(1);
-        hub.publish(vec![commit(1, "a1"), commit(2, "a2")]);
-        let mut late = hub.watch(KeyRange::prefix(b"a"), 0, 2);
-        assert_eq!(late.next().await, Some(WatchEvent::Resync { revision: 2 }));
-        let mut slow = hub.watch(KeyRange::prefix(b"a"), 2, 2);
-        for revision in 3..=(3 + 2 * BACKLOG as u64) {
-            hub.publish(vec![commit(revision, "a")]);
-        }
-        assert_eq!(slow.next().await, Some(WatchEvent::Resync { revision: 2 }));
-        // What follows is in order, and goes on to the end.
-        let mut last = 2;
-        while last < 3 + 2 * BACKLOG as u64 {
-            match slow.next().await {
-                Some(WatchEvent::Change { revision, .. }) if revision > last => last = revision,
-                other => panic!("{other:?}"),
-            }
-        }
-    }
-
-    #[tokio::test]
-    async fn a_snapshot_that_was_installed_is_a_resync() {
-        let hub = Hub::new(1 << 20);
-        let mut watcher = hub.watch(KeyRange::prefix(b"a"), 0, 0);
-        hub.reset(9);
-        hub.publish(vec![commit(10, "a")]);
-        assert_eq!(watcher.next().await, Some(WatchEvent::Resync { revision: 9 }));
-        assert_eq!(watcher.next().await, Some(change(10, "a")));
-    }
-}
+mod tests;

@@ -174,6 +174,10 @@ fn appended_records_are_numbered_and_chained() {
         assert_eq!(record.hash, chain_hash(&previous, index, 7, &record.record));
         previous = record.hash;
     }
+    let head = &state.rows[&state_key(Space::LogHeads, b"audit")];
+    assert_eq!(*head, [&[0, 0, 0, 0, 0, 0, 0, 3][..], &previous].concat());
+    assert_eq!(decode_head(head).unwrap(), (3, previous));
+    assert!(decode_head(&head[..39]).is_err());
 }
 
 #[test]

@@ -1,6 +1,9 @@
 //! The peer listener: Raft, forwarding and join.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use arc_swap::ArcSwap;
 use mezite_proto::{
@@ -11,26 +14,32 @@ use mezite_proto::{
     },
     transport::{ConnectionInfo, ListenerLimits, TlsListener},
 };
-use tokio::{io::AsyncWriteExt, net::TcpListener, sync::oneshot, task::JoinHandle};
+use rustls::ServerConfig;
+use tokio::{net::TcpListener, sync::oneshot, task::JoinHandle};
 use tonic::{Request, Response, Status, Streaming};
 
 use super::{MAX_MESSAGE_BYTES, PROTOCOL_VERSION, VERSION_HEADER, identity::node_id_of};
 use crate::{
+    config::Timing,
     error::StoreError,
-    raft::{PeerNode, SnapshotFile},
+    membership::{Change, MembershipError, REMOVED},
+    raft::{SnapshotFile, receive::Incoming},
     store::Inner,
 };
 
+/// When the listener stops, calls that are being answered may take this long.
+const DRAIN: Duration = Duration::from_millis(500);
+
 /// A running peer listener.
 pub(crate) struct PeerServer {
-    stop: Option<oneshot::Sender<()>>,
-    task: JoinHandle<()>,
+    tls: Arc<ArcSwap<ServerConfig>>,
+    stop: Option<(oneshot::Sender<()>, JoinHandle<()>)>,
 }
 
 impl PeerServer {
     pub(crate) fn start(listener: TcpListener, inner: &Arc<Inner>) -> Result<Self, StoreError> {
-        let tls = Arc::new(ArcSwap::from_pointee(inner.identity.server_config()?));
-        let incoming = TlsListener::new(listener, tls, ListenerLimits::default());
+        let tls = Arc::new(ArcSwap::from_pointee(inner.identity.load().server_config()?));
+        let incoming = TlsListener::new(listener, Arc::clone(&tls), ListenerLimits::default());
         let peers = PeerServiceServer::new(Handler(Arc::clone(inner)))
             .max_decoding_message_size(MAX_MESSAGE_BYTES)
             .max_encoding_message_size(MAX_MESSAGE_BYTES);
@@ -46,27 +55,51 @@ impl PeerServer {
                 tracing::error!(%error, "the peer listener failed");
             }
         });
-        Ok(Self { stop: Some(stop), task })
+        Ok(Self { tls, stop: Some((stop, task)) })
     }
 
-    /// Stops listening and drops the connections: the Raft core behind them has stopped.
-    pub(crate) fn stop(&mut self) {
-        drop(self.stop.take());
-        self.task.abort();
+    /// Serves new connections under another configuration.
+    pub(crate) fn set_tls(&self, config: ServerConfig) {
+        self.tls.store(Arc::new(config));
+    }
+
+    /// Stops listening. The answer is to be waited for: it lets calls end, for a short time, and drops the
+    /// connections.
+    pub(crate) fn stop(&mut self) -> impl Future<Output = ()> + use<> {
+        let stopping = self.stop.take();
+        async move {
+            let Some((stop, mut task)) = stopping else { return };
+            drop(stop);
+            if tokio::time::timeout(DRAIN, &mut task).await.is_err() {
+                task.abort();
+            }
+        }
     }
 }
 
 struct Handler(Arc<Inner>);
 
 impl Handler {
-    /// Refuses whoever is not a node of this cluster or speaks a newer protocol. Answers the peer's id.
+    /// Refuses whoever is not a node of this cluster, was removed from it, or speaks a newer protocol. Answers the
+    /// peer's id.
     fn check_peer<T>(&self, request: &Request<T>) -> Result<u64, Status> {
         check_version(request)?;
         let info = request.extensions().get::<ConnectionInfo>();
         let leaf = info.and_then(|info| info.peer_certificates.first());
         let leaf = leaf.ok_or_else(|| Status::unauthenticated("a peer certificate is needed"))?;
-        node_id_of(leaf, &self.0.identity.cluster_id)
-            .ok_or_else(|| Status::permission_denied("the certificate is not of a node of this cluster"))
+        let node_id = node_id_of(leaf, &self.0.identity.load().cluster_id)
+            .ok_or_else(|| Status::permission_denied("the certificate is not of a node of this cluster"))?;
+        match self.0.progress.is_removed(node_id) {
+            true => Err(Status::permission_denied(REMOVED)),
+            false => Ok(node_id),
+        }
+    }
+
+    /// As [`Handler::check_peer`], and refuses whoever is not a member yet.
+    fn check_member<T>(&self, request: &Request<T>) -> Result<u64, Status> {
+        let node_id = self.check_peer(request)?;
+        let member = self.0.core.member(node_id);
+        member.map(|_| node_id).ok_or_else(|| Status::permission_denied("only a member may ask for this"))
     }
 }
 
@@ -118,11 +151,21 @@ impl PeerService for Handler {
         let Some(peer::install_snapshot_request::Message::Header(header)) = first else {
             return Err(Status::invalid_argument("a snapshot begins with its header"));
         };
-        let received = Received { path: self.0.state.receiving_path() };
-        receive(&mut messages, &received.path, header.length).await?;
-        let file = SnapshotFile { path: received.path.clone() };
+        let incoming = self.0.state.inbox().begin(&header).await.map_err(to_status)?;
+        let file = receive(&mut messages, incoming).await?;
         let response = self.0.core.install_snapshot(&header, file).await.map_err(to_status)?;
         Ok(Response::new(response))
+    }
+
+    async fn snapshot_progress(
+        &self,
+        request: Request<peer::SnapshotProgressRequest>,
+    ) -> Result<Response<peer::SnapshotProgressResponse>, Status> {
+        self.check_peer(&request)?;
+        let request = request.into_inner();
+        let progress = self.0.state.inbox().progress(&request.snapshot_id, request.length).await;
+        let offset = progress.map_err(to_status)?;
+        Ok(Response::new(peer::SnapshotProgressResponse { offset }))
     }
 
     async fn propose(
@@ -149,54 +192,76 @@ impl PeerService for Handler {
         request: Request<peer::ActivateRequest>,
     ) -> Result<Response<peer::ActivateResponse>, Status> {
         let caller = self.check_peer(&request)?;
-        let member = request.into_inner().member.unwrap_or_default();
-        if member.node_id != caller {
+        let request = request.into_inner();
+        if request.member.as_ref().is_none_or(|member| member.node_id != caller) {
             return Err(Status::permission_denied("a node can only bring itself in"));
         }
-        let node = PeerNode { peer_address: member.peer_address, app_address: member.app_address };
-        match self.0.core.add_member(caller, node).await.map_err(to_status)? {
-            true => Ok(Response::new(peer::ActivateResponse {})),
-            false => Err(Status::unavailable("this node does not lead, or another change is in progress")),
+        let change = Change::from(request);
+        match self.0.change_once(&change, Instant::now() + Timing::MAX_DEADLINE).await {
+            Ok(()) => Ok(Response::new(peer::ActivateResponse {})),
+            Err(MembershipError::Removed(_)) => Err(Status::permission_denied(REMOVED)),
+            Err(MembershipError::Store(error)) => Err(to_status(error)),
+            Err(refusal) => Err(Status::failed_precondition(refusal.to_string())),
         }
     }
-}
 
-/// Removes a received file that was not installed.
-struct Received {
-    path: PathBuf,
-}
+    async fn change_membership(
+        &self,
+        request: Request<peer::ChangeMembershipRequest>,
+    ) -> Result<Response<peer::ChangeMembershipResponse>, Status> {
+        self.check_member(&request)?;
+        let change = Change::try_from(request.into_inner()).map_err(|()| {
+            Status::invalid_argument("a change of the members that this release does not know")
+        })?;
+        // The caller's deadline ends the call.
+        let refusal = match self.0.change_as_leader(&change, Instant::now() + Timing::MAX_DEADLINE).await {
+            Ok(()) => None,
+            Err(error) => Some(error.into_refusal().map_err(to_status)?),
+        };
+        Ok(Response::new(peer::ChangeMembershipResponse { refusal }))
+    }
 
-impl Drop for Received {
-    fn drop(&mut self) {
-        // It is gone when the snapshot was installed.
-        let _ = std::fs::remove_file(&self.path);
+    async fn ping(
+        &self,
+        request: Request<peer::PingRequest>,
+    ) -> Result<Response<peer::PingResponse>, Status> {
+        self.check_peer(&request)?;
+        Ok(Response::new(peer::PingResponse {}))
+    }
+
+    async fn timeout_now(
+        &self,
+        request: Request<peer::TimeoutNowRequest>,
+    ) -> Result<Response<peer::TimeoutNowResponse>, Status> {
+        let caller = self.check_member(&request)?;
+        let ballot = request.into_inner().vote.unwrap_or_default();
+        if ballot.node_id != caller {
+            return Err(Status::permission_denied("only the leader hands over"));
+        }
+        let standing = self.0.core.stand(&ballot).await.map_err(to_status)?;
+        Ok(Response::new(peer::TimeoutNowResponse { standing }))
     }
 }
 
-/// Writes the bytes of a snapshot stream to a file, durably; all of them or it is an error.
+/// Takes the bytes of a snapshot stream; all of them, and sound, or it is an error.
 async fn receive(
     messages: &mut Streaming<peer::InstallSnapshotRequest>,
-    path: &std::path::Path,
-    length: u64,
-) -> Result<(), Status> {
-    let failed = |error: std::io::Error| Status::internal(format!("receiving a snapshot: {error}"));
-    let mut file = tokio::fs::File::create(path).await.map_err(failed)?;
-    let mut received = 0;
-    while let Some(message) = messages.message().await? {
-        let Some(peer::install_snapshot_request::Message::Data(data)) = message.message else {
-            return Err(Status::invalid_argument("a snapshot has one header"));
+    mut incoming: Incoming,
+) -> Result<SnapshotFile, Status> {
+    let superseded = incoming.superseded();
+    loop {
+        let message = tokio::select! {
+            message = messages.message() => message?,
+            () = superseded.cancelled() => return Err(Status::aborted("a newer transfer took over")),
         };
-        received += data.len() as u64;
-        if received > length {
-            return Err(Status::invalid_argument("a snapshot is longer than its header says"));
+        match message.map(|message| message.message) {
+            Some(Some(peer::install_snapshot_request::Message::Data(data))) => {
+                incoming.write(&data).await.map_err(to_status)?;
+            }
+            Some(_) => return Err(Status::invalid_argument("a snapshot has one header")),
+            None => return incoming.finish().await.map_err(to_status),
         }
-        file.write_all(&data).await.map_err(failed)?;
     }
-    if received != length {
-        return Err(Status::data_loss("a snapshot is shorter than its header says"));
-    }
-    file.flush().await.map_err(failed)?;
-    file.sync_all().await.map_err(failed)
 }
 
 #[tonic::async_trait]

@@ -102,13 +102,14 @@ pub(crate) fn encode_entry(entry: &Entry<TypeConfig>) -> Vec<u8> {
 }
 
 pub(crate) fn decode_entry(bytes: &[u8]) -> Result<Entry<TypeConfig>, StoreError> {
+    entry(decode_stored(bytes)?)
+}
+
+/// A stored log entry in the protocol's form.
+pub(crate) fn decode_stored(bytes: &[u8]) -> Result<peer::Entry, StoreError> {
     match bytes.split_first() {
-        Some((&ENTRY_VERSION, body)) => {
-            let proto = peer::Entry::decode(body).map_err(|error| {
-                StoreError::DataDirectory(format!("a log entry does not decode: {error}"))
-            })?;
-            entry(proto)
-        }
+        Some((&ENTRY_VERSION, body)) => peer::Entry::decode(body)
+            .map_err(|error| StoreError::DataDirectory(format!("a log entry does not decode: {error}"))),
         Some((version, _)) => Err(StoreError::DataDirectory(format!(
             "a log entry has version {version}; this release knows {ENTRY_VERSION}: run the newer release"
         ))),
@@ -167,6 +168,7 @@ pub(crate) fn vote_request_to_proto(request: &VoteRequest<u64>) -> peer::VoteReq
     peer::VoteRequest {
         vote: Some(vote_to_proto(&request.vote)),
         last_log_id: request.last_log_id.as_ref().map(from_log_id),
+        handover: false,
     }
 }
 
@@ -237,6 +239,15 @@ mod tests {
         newer[0] = 2;
         assert!(decode_entry(&newer).unwrap_err().to_string().contains("newer release"));
         assert!(decode_entry(&[]).is_err());
+    }
+
+    #[test]
+    fn votes_and_log_ids_have_golden_bytes() {
+        let ballot = vote_to_proto(&Vote::new_committed(3, 2));
+        assert_eq!(ballot.encode_to_vec(), [0x08, 3, 0x10, 2, 0x18, 1]);
+        let id = from_log_id(&LogId { leader_id: LeaderId::new(3, 2), index: 300 });
+        assert_eq!(id.encode_to_vec(), [0x08, 3, 0x10, 2, 0x18, 0xac, 0x02]);
+        assert_eq!((vote(&ballot), log_id(&id).index), (Vote::new_committed(3, 2), 300));
     }
 
     #[test]

@@ -29,6 +29,7 @@ use super::{TypeConfig, convert};
 use crate::{
     db::{Db, meta_key},
     error::StoreError,
+    failure::{Point, pass},
     fatal::Fatal,
     metrics,
 };
@@ -168,12 +169,13 @@ fn write_all(db: &Db, operations: &Receiver<Op>, fatal: &Fatal, flushed: impl Fn
             stage(db, &mut batch, op, &mut appended, &mut voted)
         });
         let result = built.collect::<Result<(), StoreError>>().and_then(|()| {
+            pass(Point::LogBeforeWrite)?;
             let started = Instant::now();
             db.write(batch, sync)?;
             if sync {
                 metrics::fsync(started.elapsed());
             }
-            Ok(())
+            pass(Point::LogAfterWrite)
         });
         if let Err(error) = result {
             for (_, done) in appended {
@@ -192,6 +194,10 @@ fn write_all(db: &Db, operations: &Receiver<Op>, fatal: &Fatal, flushed: impl Fn
             // The core may be gone by now; then nobody waits.
             let _ = done.send(());
         }
+        if let Err(error) = pass(Point::LogAfterCallbacks) {
+            fatal.call(&format!("after writing the log: {error}"));
+            return;
+        }
     }
 }
 
@@ -205,19 +211,25 @@ fn stage(
     let (meta, log) = (db.raft_meta()?, db.raft_log()?);
     match op {
         Op::Append { entries, end, done } => {
+            pass(Point::LogStageAppend)?;
             for (index, bytes) in entries {
                 batch.put_cf(&log, index.to_be_bytes(), bytes);
             }
             appended.push((end, done));
         }
         Op::Vote { vote, done } => {
+            pass(Point::LogStageVote)?;
             batch.put_cf(&meta, meta_key::VOTE, vote);
             voted.push(done);
         }
         Op::Committed(Some(committed)) => batch.put_cf(&meta, meta_key::COMMITTED, committed),
         Op::Committed(None) => batch.delete_cf(&meta, meta_key::COMMITTED),
-        Op::Truncate { since } => batch.delete_range_cf(&log, since.to_be_bytes(), u64::MAX.to_be_bytes()),
+        Op::Truncate { since } => {
+            pass(Point::LogStageTruncate)?;
+            batch.delete_range_cf(&log, since.to_be_bytes(), u64::MAX.to_be_bytes());
+        }
         Op::Purge { upto } => {
+            pass(Point::LogStagePurge)?;
             batch.delete_range_cf(&log, 0u64.to_be_bytes(), (upto.index + 1).to_be_bytes());
             batch.put_cf(&meta, meta_key::PURGED, upto.encode_to_vec());
         }
@@ -225,12 +237,21 @@ fn stage(
     Ok(())
 }
 
-fn read_meta<M: Message + Default>(db: &Db, key: &[u8]) -> Result<Option<M>, StoreError> {
+pub(crate) fn read_meta<M: Message + Default>(db: &Db, key: &[u8]) -> Result<Option<M>, StoreError> {
     let bytes = db.rocks().get_cf(&db.raft_meta()?, key)?;
     let decoded = bytes.map(|bytes| M::decode(bytes.as_slice())).transpose();
     decoded.map_err(|error| {
         StoreError::DataDirectory(format!("{} does not decode: {error}", String::from_utf8_lossy(key)))
     })
+}
+
+/// Gives the table files back that hold nothing but purged entries, without waiting for a compaction.
+pub(crate) fn release_purged(db: &Db) -> Result<(), StoreError> {
+    if let Some(purged) = read_meta::<peer::LogId>(db, meta_key::PURGED)? {
+        let log = db.raft_log()?;
+        db.rocks().delete_file_in_range_cf(&log, 0u64.to_be_bytes(), purged.index.to_be_bytes())?;
+    }
+    Ok(())
 }
 
 fn last_entry(db: &Db) -> Result<Option<Entry<TypeConfig>>, StoreError> {
@@ -239,7 +260,7 @@ fn last_entry(db: &Db) -> Result<Option<Entry<TypeConfig>>, StoreError> {
 }
 
 /// Reads entries `from..to` from disk, up to a bound in bytes but at least one; and whether the bound cut it short.
-fn read_disk(
+pub(crate) fn read_disk(
     db: &Db,
     from: u64,
     to: u64,
@@ -427,3 +448,6 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         self.0.send(Op::Purge { upto: convert::from_log_id(&log_id) })
     }
 }
+
+#[cfg(test)]
+pub(crate) mod scripted;

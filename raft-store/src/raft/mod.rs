@@ -1,33 +1,40 @@
 //! The Raft core and its storage: the only folder that names openraft's types, so that another version of it is a
 //! change here alone.
 
-mod convert;
-mod log_store;
+mod control;
+pub(crate) mod convert;
+pub(crate) mod install;
+pub(crate) mod log_store;
 mod network;
-mod snapshot_file;
-mod state_machine;
+pub(crate) mod receive;
+pub(crate) mod snapshot_file;
+pub(crate) mod state_machine;
 #[cfg(test)]
 mod suite;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, atomic::AtomicU64},
+    time::Duration,
+};
 
 use bytes::Bytes;
+pub(crate) use control::ChangeError;
 pub(crate) use log_store::LogStore;
 use mezite_proto::peer;
 pub(crate) use network::Peers;
 use openraft::{
-    ChangeMembers, Config, SnapshotPolicy,
+    Config, SnapshotPolicy,
     error::{CheckIsLeaderError, ClientWriteError, RaftError},
 };
 pub(crate) use snapshot_file::SnapshotFile;
 pub(crate) use state_machine::StateMachine;
+use tokio::sync::RwLock;
 
 use crate::{
     config::StoreConfig,
     db::Db,
     error::StoreError,
     fatal::Fatal,
-    metrics,
     status::{MemberStatus, Progress, Status},
     watch::Hub,
 };
@@ -82,6 +89,12 @@ pub(crate) enum Proposed {
 pub(crate) struct Core {
     raft: OpenRaft,
     node_id: u64,
+    /// Each proposal in flight holds it for reading; a leader that hands over holds it for writing.
+    gate: Arc<RwLock<()>>,
+    /// The term in which this node stands because the leader asked it to; see [`Peers::handover_term`].
+    handover_term: Arc<AtomicU64>,
+    /// A peer is silent when it was not heard for longer.
+    silence: Duration,
 }
 
 impl Core {
@@ -111,10 +124,12 @@ impl Core {
         let raft_config = raft_config.validate().map_err(|error| StoreError::Config(error.to_string()))?;
         let log = LogStore::open(Arc::clone(&db), fatal.clone())?;
         let state = StateMachine::open(db, config, hub, progress, fatal)?;
+        let handover_term = Arc::clone(&peers.handover_term);
         let raft = OpenRaft::new(node_id, Arc::new(raft_config), peers, log, state.clone())
             .await
             .map_err(|error| StoreError::Stopped(error.to_string()))?;
-        Ok((Self { raft, node_id }, state))
+        let silence = timing.election_max * 2;
+        Ok((Self { raft, node_id, gate: Arc::default(), handover_term, silence }, state))
     }
 
     pub(crate) fn node_id(&self) -> u64 {
@@ -160,22 +175,6 @@ impl Core {
         }
     }
 
-    /// Keeps the gauges of the core, until it is gone.
-    pub(crate) async fn measure(self) {
-        let mut updates = self.raft.metrics();
-        loop {
-            {
-                let now = updates.borrow_and_update();
-                let leads = now.current_leader == Some(now.id);
-                let applied = now.last_applied.map_or(0, |id| id.index);
-                metrics::core(leads, now.current_term, applied, now.last_log_index.unwrap_or_default());
-            }
-            if updates.changed().await.is_err() {
-                return;
-            }
-        }
-    }
-
     /// The leader that this node knows of.
     pub(crate) fn leader(&self) -> Option<(u64, PeerNode)> {
         let metrics = self.raft.metrics();
@@ -197,6 +196,7 @@ impl Core {
 
     /// Proposes a batch and waits until it is applied here.
     pub(crate) async fn propose(&self, batch: Bytes) -> Proposed {
+        let Ok(_open) = self.gate.try_read() else { return Proposed::NotLeader };
         match self.raft.client_write(Command(batch)).await {
             Ok(response) => Proposed::Applied(response.data),
             Err(RaftError::APIError(ClientWriteError::ForwardToLeader(_))) => Proposed::NotLeader,
@@ -218,39 +218,6 @@ impl Core {
         }
     }
 
-    /// Makes a node a member: learner, caught up, voter. `Ok(false)`: this node does not lead, or another change is
-    /// in progress. Doing it again for a voter does nothing.
-    pub(crate) async fn add_member(&self, node_id: u64, node: PeerNode) -> Result<bool, StoreError> {
-        let known = |voter: bool| {
-            let metrics = self.raft.metrics();
-            let membership = metrics.borrow().membership_config.membership().clone();
-            let same = membership.get_node(&node_id) == Some(&node);
-            same && (!voter || membership.voter_ids().any(|id| id == node_id))
-        };
-        if !known(true) {
-            if !known(false) && !self.change(self.raft.add_learner(node_id, node.clone(), true).await)? {
-                return Ok(false);
-            }
-            let voter = ChangeMembers::AddVoters(std::collections::BTreeMap::from([(node_id, node)]));
-            return self.change(self.raft.change_membership(voter, false).await);
-        }
-        Ok(true)
-    }
-
-    fn change<T>(
-        &self,
-        result: Result<T, RaftError<u64, ClientWriteError<u64, PeerNode>>>,
-    ) -> Result<bool, StoreError> {
-        match result {
-            Ok(_) => Ok(true),
-            Err(RaftError::APIError(error)) => {
-                tracing::info!(%error, "the membership was not changed");
-                Ok(false)
-            }
-            Err(RaftError::Fatal(fatal)) => Err(stopped(fatal)),
-        }
-    }
-
     /// Raft AppendEntries from a peer.
     pub(crate) async fn append(
         &self,
@@ -265,7 +232,11 @@ impl Core {
 
     /// Raft RequestVote from a peer.
     pub(crate) async fn vote(&self, request: peer::VoteRequest) -> Result<peer::VoteResponse, StoreError> {
+        let handover = request.handover;
         let request = convert::vote_request(&request)?;
+        if handover {
+            self.leave_leader(&request).await?;
+        }
         match self.raft.vote(request).await {
             Ok(response) => Ok(convert::vote_response_to_proto(&response)),
             Err(error) => Err(StoreError::Stopped(error.to_string())),
@@ -295,7 +266,7 @@ impl Core {
 
     /// Stops standing for election, then stops.
     pub(crate) async fn shutdown(&self) {
-        self.raft.runtime_config().elect(false);
+        self.stop_standing();
         if let Err(error) = self.raft.shutdown().await {
             tracing::warn!(%error, "the Raft core did not stop cleanly");
         }

@@ -2,21 +2,26 @@
 //!
 //! `magic (8) | version (u32)`, then frames `length (u32) | CRC32C (u32) | payload`. The first frame is the
 //! [`Applied`] record, the following ones hold `key length (u32) | value length (u32) | key | value` of `sm_data`
-//! without the generation. The length [`END`] ends them, followed by SHA-256 over all before.
+//! in order, both without the generation, which is a node's own. The length [`END`] ends them, followed by SHA-256
+//! over all before. So the files of one log index are equal on every node.
+//!
+//! In the folder of snapshots `<id>.snap` is complete, `<id>.part` is being received, and `*.tmp` is left over.
 
 use std::{
     fs::{self, File},
     io::{self, BufReader, BufWriter, Read, Write},
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use prost::Message;
 use sha2::{Digest, Sha256};
 
 use crate::{
-    durable,
+    durable::{self, Temporary},
     error::StoreError,
-    state::{Applied, StateSnapshot, StateView},
+    failure::{Point, pass},
+    state::{Applied, StateSnapshot},
 };
 
 const MAGIC: &[u8; 8] = b"MZSTSNAP";
@@ -29,9 +34,21 @@ const FRAME_BYTES: usize = 1 << 20;
 const MAX_FRAME_BYTES: u32 = 64 << 20;
 
 /// A complete snapshot file.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub(crate) struct SnapshotFile {
     pub(crate) path: PathBuf,
+    /// Deletes the file with the last handle, unless it got another name: one that was received is not kept
+    /// when the core does not want it.
+    _temporary: Option<Arc<Temporary>>,
+}
+
+/// Size and digest of a file that was written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Written {
+    /// Bytes.
+    pub(crate) length: u64,
+    /// SHA-256 of the whole file.
+    pub(crate) sha256: [u8; 32],
 }
 
 fn damaged(path: &Path, what: &str) -> StoreError {
@@ -48,67 +65,100 @@ pub(crate) fn snapshot_id(applied: &Applied) -> String {
     format!("{:020}-{}-{}", id.index, id.term, id.leader_id)
 }
 
-/// Writes everything through `out`, hashing it.
-struct Hashing<W> {
-    out: W,
+/// Writes a snapshot file, row by row in ascending order.
+pub(crate) struct SnapshotWriter {
+    path: PathBuf,
+    out: BufWriter<File>,
     hasher: Sha256,
+    length: u64,
+    frame: Vec<u8>,
 }
 
-impl<W: Write> Hashing<W> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.hasher.update(bytes);
-        self.out.write_all(bytes)
+impl SnapshotWriter {
+    /// Begins a file. The generation of `applied` is left out.
+    pub(crate) fn create(path: &Path, applied: &Applied) -> Result<Self, StoreError> {
+        let file = File::create(path).map_err(unreadable(path))?;
+        pass(Point::SnapshotCreated)?;
+        let out = BufWriter::new(file);
+        let frame = Applied { generation: 0, ..applied.clone() }.encode_to_vec();
+        let mut writer = Self { path: path.to_owned(), out, hasher: Sha256::new(), length: 0, frame };
+        writer.write(MAGIC)?;
+        writer.write(&VERSION.to_be_bytes())?;
+        writer.end_frame()?;
+        Ok(writer)
     }
 
-    fn frame(&mut self, payload: &[u8]) -> io::Result<()> {
-        let length = u32::try_from(payload.len()).map_err(io::Error::other)?;
+    /// Adds a row.
+    pub(crate) fn row(&mut self, key: &[u8], value: &[u8]) -> Result<(), StoreError> {
+        let length = |bytes: &[u8]| u32::try_from(bytes.len()).unwrap_or(u32::MAX).to_be_bytes();
+        self.frame.extend(length(key));
+        self.frame.extend(length(value));
+        self.frame.extend(key);
+        self.frame.extend(value);
+        if self.frame.len() >= FRAME_BYTES { self.end_frame() } else { Ok(()) }
+    }
+
+    /// Ends the file, and syncs it.
+    pub(crate) fn finish(mut self) -> Result<Written, StoreError> {
+        if !self.frame.is_empty() {
+            self.end_frame()?;
+        }
+        self.write(&END.to_be_bytes())?;
+        let digest = self.hasher.clone().finalize();
+        self.write(&digest)?;
+        pass(Point::SnapshotWritten)?;
+        let file = self.out.into_inner().map_err(|error| unreadable(&self.path)(error.into_error()))?;
+        file.sync_all().map_err(unreadable(&self.path))?;
+        pass(Point::SnapshotSynced)?;
+        Ok(Written { length: self.length, sha256: self.hasher.finalize().into() })
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> Result<(), StoreError> {
+        self.hasher.update(bytes);
+        self.length += bytes.len() as u64;
+        self.out.write_all(bytes).map_err(unreadable(&self.path))
+    }
+
+    fn end_frame(&mut self) -> Result<(), StoreError> {
+        let frame = std::mem::take(&mut self.frame);
+        let length = u32::try_from(frame.len()).map_err(|_| damaged(&self.path, "a row is too large"))?;
         self.write(&length.to_be_bytes())?;
-        self.write(&crc32c::crc32c(payload).to_be_bytes())?;
-        self.write(payload)
+        self.write(&crc32c::crc32c(&frame).to_be_bytes())?;
+        self.write(&frame)?;
+        self.frame = frame;
+        self.frame.clear();
+        Ok(())
     }
 }
 
 impl SnapshotFile {
-    /// Writes the state at one instant to `folder`, durably.
+    /// A file that stays.
+    pub(crate) fn at(path: PathBuf) -> Self {
+        Self { path, _temporary: None }
+    }
+
+    /// A file that is deleted when it is not kept.
+    pub(crate) fn temporary(path: PathBuf) -> Self {
+        Self { path: path.clone(), _temporary: Some(Arc::new(Temporary(path))) }
+    }
+
+    /// Writes the state at one instant to a file, and syncs it.
+    pub(crate) fn write(path: &Path, state: &StateSnapshot<'_>) -> Result<Written, StoreError> {
+        let mut writer = SnapshotWriter::create(path, state.applied())?;
+        state.scan_all(&mut |key, value| writer.row(key, value).map(|()| true))?;
+        writer.finish()
+    }
+
+    /// Writes the state at one instant to `folder`, durably. The state itself is synced before the file has its
+    /// name: no snapshot is ahead of the state.
     pub(crate) fn build(folder: &Path, state: &StateSnapshot<'_>) -> Result<Self, StoreError> {
         let path = folder.join(format!("{}.snap", snapshot_id(state.applied())));
         let temporary = path.with_extension("build.tmp");
-        let file = File::create(&temporary).map_err(unreadable(&temporary))?;
-        let mut out = Hashing { out: BufWriter::new(file), hasher: Sha256::new() };
-        Self::write(&mut out, state, &path)?;
-        let digest = out.hasher.finalize();
-        out.out.write_all(&digest).map_err(unreadable(&path))?;
-        let file = out.out.into_inner().map_err(|error| unreadable(&path)(error.into_error()))?;
-        file.sync_all().map_err(unreadable(&path))?;
-        durable::publish(&temporary, &path).map_err(unreadable(&path))?;
-        Ok(Self { path })
-    }
-
-    fn write<W: Write>(
-        out: &mut Hashing<W>,
-        state: &StateSnapshot<'_>,
-        path: &Path,
-    ) -> Result<(), StoreError> {
-        out.write(MAGIC).map_err(unreadable(path))?;
-        out.write(&VERSION.to_be_bytes()).map_err(unreadable(path))?;
-        out.frame(&state.applied().encode_to_vec()).map_err(unreadable(path))?;
-        let mut frame = Vec::with_capacity(FRAME_BYTES * 2);
-        state.scan(&[0], &[u8::MAX], &mut |key, value| {
-            let length = |bytes: &[u8]| u32::try_from(bytes.len()).unwrap_or(u32::MAX).to_be_bytes();
-            frame.extend(length(key));
-            frame.extend(length(value));
-            frame.extend(key);
-            frame.extend(value);
-            if frame.len() >= FRAME_BYTES {
-                out.frame(&frame).map_err(unreadable(path))?;
-                frame.clear();
-            }
-            Ok(true)
-        })?;
-        if !frame.is_empty() {
-            out.frame(&frame).map_err(unreadable(path))?;
-        }
-        out.write(&END.to_be_bytes()).map_err(unreadable(path))
+        Self::write(&temporary, state)?;
+        state.db().sync()?;
+        pass(Point::SnapshotStateSynced)?;
+        durable::publish(&temporary, &path)?;
+        Ok(Self::at(path))
     }
 
     /// The applied record of the snapshot, from the front of its file.
@@ -141,39 +191,50 @@ impl SnapshotFile {
         self.read(|_, _| Ok(()))
     }
 
-    /// Deletes the complete snapshots of `folder` that are older than this one.
-    pub(crate) fn delete_older(&self, folder: &Path) -> io::Result<()> {
-        let older =
-            |path: &Path| path.extension().is_some_and(|extension| extension == "snap") && path < self.path;
-        delete_where(folder, older)
+    /// Deletes the snapshots of `folder`, complete or not, that are older than this one, and what is left of
+    /// receiving this one.
+    pub(crate) fn delete_older(&self, folder: &Path) -> Result<(), StoreError> {
+        delete_where(folder, |path| match path.extension().and_then(|extension| extension.to_str()) {
+            Some("snap") => path.file_stem() < self.path.file_stem(),
+            Some("part") => path.file_stem() <= self.path.file_stem(),
+            _ => false,
+        })?;
+        pass(Point::SnapshotOlderDeleted)
     }
 }
 
-/// Deletes what an interrupted transfer or build left.
-pub(crate) fn delete_unfinished(folder: &Path) -> io::Result<()> {
+/// Deletes what an interrupted build or installation left. What was received in part stays.
+pub(crate) fn delete_unfinished(folder: &Path) -> Result<(), StoreError> {
     delete_where(folder, |path| path.extension().is_some_and(|extension| extension == "tmp"))
 }
 
-fn delete_where(folder: &Path, condition: impl Fn(&Path) -> bool) -> io::Result<()> {
-    for entry in fs::read_dir(folder)? {
-        let path = entry?.path();
+/// Deletes the files of a folder that meet a condition.
+pub(crate) fn delete_where(folder: &Path, condition: impl Fn(&Path) -> bool) -> Result<(), StoreError> {
+    for path in files(folder)? {
         if condition(&path) {
-            fs::remove_file(path)?;
+            fs::remove_file(&path).map_err(StoreError::io(format!("cannot delete {}", path.display())))?;
         }
     }
     Ok(())
 }
 
+/// The files of a folder, in no order.
+pub(crate) fn files(folder: &Path) -> Result<Vec<PathBuf>, StoreError> {
+    let entries = fs::read_dir(folder).map_err(unreadable(folder))?;
+    entries.map(|entry| entry.map(|entry| entry.path()).map_err(unreadable(folder))).collect()
+}
+
+/// The complete snapshots in a folder, oldest first.
+pub(crate) fn complete(folder: &Path) -> Result<Vec<SnapshotFile>, StoreError> {
+    let mut found = files(folder)?;
+    found.retain(|path| path.extension().is_some_and(|extension| extension == "snap"));
+    found.sort();
+    Ok(found.into_iter().map(SnapshotFile::at).collect())
+}
+
 /// The newest complete snapshot in a folder.
 pub(crate) fn newest(folder: &Path) -> Result<Option<SnapshotFile>, StoreError> {
-    let mut found: Vec<PathBuf> = Vec::new();
-    for entry in fs::read_dir(folder).map_err(unreadable(folder))? {
-        let path = entry.map_err(unreadable(folder))?.path();
-        if path.extension().is_some_and(|extension| extension == "snap") {
-            found.push(path);
-        }
-    }
-    Ok(found.into_iter().max().map(|path| SnapshotFile { path }))
+    Ok(complete(folder)?.pop())
 }
 
 fn split_row(bytes: &[u8]) -> Option<(&[u8], &[u8], &[u8])> {
@@ -266,6 +327,52 @@ mod tests {
         golden.extend([0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff]);
         assert_eq!(bytes[..24], golden);
         assert_eq!(bytes[24..], Sha256::digest(&golden)[..]);
+    }
+
+    #[test]
+    fn golden_bytes_with_rows() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("x.snap");
+        let applied = Applied { generation: 9, stamp_ms: 3, revision: 4, ..Applied::default() };
+        let mut writer = SnapshotWriter::create(&path, &applied).unwrap();
+        writer.row(b"\x01a", b"xyz").unwrap();
+        writer.row(b"\x01b", b"").unwrap();
+        let written = writer.finish().unwrap();
+        let frame = |payload: &[u8]| {
+            let length = (payload.len() as u32).to_be_bytes();
+            [&length[..], &crc32c::crc32c(payload).to_be_bytes(), payload].concat()
+        };
+        let rows = b"\0\0\0\x02\0\0\0\x03\x01axyz\0\0\0\x02\0\0\0\0\x01b";
+        let mut golden = b"MZSTSNAP\0\0\0\x01".to_vec();
+        golden.extend(frame(&[0x28, 3, 0x30, 4]));
+        golden.extend(frame(rows));
+        golden.extend([0xff; 4]);
+        let digest = Sha256::digest(&golden);
+        golden.extend(digest);
+        assert_eq!(std::fs::read(&path).unwrap(), golden);
+        assert_eq!(written, Written { length: golden.len() as u64, sha256: Sha256::digest(&golden).into() });
+        // The version is checked first of all.
+        golden[11] = 2;
+        std::fs::write(&path, &golden).unwrap();
+        let error = SnapshotFile::at(path).verify().unwrap_err().to_string();
+        assert!(error.contains("newer than this release"), "{error}");
+    }
+
+    #[test]
+    fn a_file_that_was_not_kept_is_gone_and_one_that_was_stays() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.tmp");
+        std::fs::write(&path, b"").unwrap();
+        let file = SnapshotFile::temporary(path.clone());
+        let other = file.clone();
+        drop(file);
+        assert!(path.exists());
+        durable::publish(&path, &folder.path().join("b.snap")).unwrap();
+        drop(other);
+        assert!(folder.path().join("b.snap").exists());
+        std::fs::write(&path, b"").unwrap();
+        drop(SnapshotFile::temporary(path.clone()));
+        assert!(!path.exists());
     }
 
     #[test]

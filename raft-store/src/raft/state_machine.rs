@@ -16,13 +16,17 @@ use openraft::{
 use prost::Message;
 use rocksdb::WriteBatch;
 
-use super::{Command, Outcomes, PeerNode, SnapshotFile, TypeConfig, convert, snapshot_file};
+use super::{
+    Command, Outcomes, PeerNode, SnapshotFile, TypeConfig, convert, install::load_rows, log_store,
+    receive::Inbox, snapshot_file,
+};
 use crate::{
     apply::{Commit, Counters, Overlay, apply_batch},
     config::StoreConfig,
-    db::{Db, Space, meta_key, state_key, stored_key},
+    db::{Db, GENERATION_LEN, Space, meta_key, state_key, stored_key},
     durable,
     error::StoreError,
+    failure::{Point, pass},
     fatal::Fatal,
     ids::{self, IdWindow},
     metrics,
@@ -31,23 +35,24 @@ use crate::{
     watch::Hub,
 };
 
-/// Rows of an installation are written in batches of about this size, in bytes.
-const INSTALL_BATCH_BYTES: usize = 1 << 20;
-
 struct Shared {
     db: Arc<Db>,
     hub: Arc<Hub>,
     progress: Progress,
     fatal: Fatal,
     snapshots: PathBuf,
-    /// What is in memory of the applied state; whoever changes the state holds it.
+    inbox: Inbox,
+    /// What is in memory of the applied state; whoever changes the state holds it, on a thread that may block.
     current: Mutex<Current>,
+    /// Of the applied state, for those who may not wait.
+    counters: Mutex<Counters>,
 }
 
+/// What is in memory of the applied state.
 #[derive(Default)]
-struct Current {
-    applied: Applied,
-    window: IdWindow,
+pub(crate) struct Current {
+    pub(crate) applied: Applied,
+    pub(crate) window: IdWindow,
 }
 
 /// The state of a node.
@@ -64,24 +69,43 @@ impl StateMachine {
     ) -> Result<Self, StoreError> {
         let snapshots = config.data_dir.join("snapshots");
         std::fs::create_dir_all(&snapshots).map_err(StoreError::io("cannot create the snapshot folder"))?;
-        snapshot_file::delete_unfinished(&snapshots)
-            .map_err(StoreError::io("cannot delete unfinished snapshots"))?;
+        snapshot_file::delete_unfinished(&snapshots)?;
         let current = load(&db)?;
         drop_other_generations(&db, current.applied.generation)?;
         hub.begin(current.applied.revision);
+        progress.removed(&current.applied.removed_ids);
         progress.applied(current.applied.last_log_id.map(|id| id.index));
-        let shared = Shared { db, hub, progress, fatal, snapshots, current: Mutex::new(current) };
-        Ok(Self(Arc::new(shared)))
+        let inbox = Inbox::new(snapshots.clone());
+        let counters = Mutex::new(counters(&current.applied));
+        let current = Mutex::new(current);
+        Ok(Self(Arc::new(Shared { db, hub, progress, fatal, snapshots, inbox, current, counters })))
     }
 
     /// Time and revision of the state.
     pub(crate) fn counters(&self) -> Counters {
-        counters(&self.0.current().applied)
+        *self.0.counters.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A new name for a snapshot that is being received.
-    pub(crate) fn receiving_path(&self) -> PathBuf {
-        self.0.snapshots.join(format!("received-{:016x}.tmp", rand::random::<u64>()))
+    /// Size of the newest snapshot, in bytes; 0 where there is none.
+    pub(crate) fn snapshot_bytes(&self) -> u64 {
+        let newest = snapshot_file::newest(&self.0.snapshots).ok().flatten();
+        let size = newest.and_then(|file| std::fs::metadata(&file.path).ok());
+        size.map_or(0, |size| size.len())
+    }
+
+    /// Where snapshots from peers come in.
+    pub(crate) fn inbox(&self) -> &Inbox {
+        &self.0.inbox
+    }
+
+    /// A new name for a file that is gone when the process is.
+    pub(crate) fn temporary_path(&self, what: &str) -> PathBuf {
+        self.0.snapshots.join(format!("{what}-{:016x}.tmp", rand::random::<u64>()))
+    }
+
+    #[cfg(test)]
+    pub(crate) fn install_file(&self, file: &SnapshotFile) -> Result<(), StoreError> {
+        self.0.install(file)
     }
 
     /// Runs work on the state's disk away from the async workers. A failure ends the process.
@@ -105,7 +129,7 @@ fn counters(applied: &Applied) -> Counters {
 }
 
 /// Reads what memory holds of the state from disk: at start, and after an installation.
-fn load(db: &Db) -> Result<Current, StoreError> {
+pub(crate) fn load(db: &Db) -> Result<Current, StoreError> {
     let state = StateSnapshot::take(db)?;
     let mut window = IdWindow::default();
     let (start, end) = (state_key(Space::AppliedIds, &[]), state_key(Space::AppliedIds, &[u8::MAX; 9]));
@@ -122,12 +146,80 @@ fn load(db: &Db) -> Result<Current, StoreError> {
 /// Removes what an installation left behind: the state before it, or its own rows if it was not finished.
 fn drop_other_generations(db: &Db, generation: u32) -> Result<(), StoreError> {
     let data = db.sm_data()?;
-    let (first, last) = (stored_key(0, &[]), stored_key(u32::MAX, &[u8::MAX]));
     let mut batch = WriteBatch::default();
-    batch.delete_range_cf(&data, first, stored_key(generation, &[]));
+    let mut drop = |from: Vec<u8>, to: Vec<u8>| -> Result<(), StoreError> {
+        let mut options = rocksdb::ReadOptions::default();
+        options.set_iterate_upper_bound(to.clone());
+        let mode = rocksdb::IteratorMode::From(&from, rocksdb::Direction::Forward);
+        // A range tombstone for nothing would be carried along for ever.
+        if db.rocks().iterator_cf_opt(&data, options, mode).next().transpose()?.is_some() {
+            batch.delete_range_cf(&data, from, to);
+        }
+        Ok(())
+    };
+    drop(stored_key(0, &[]), stored_key(generation, &[]))?;
     if let Some(next) = generation.checked_add(1) {
-        batch.delete_range_cf(&data, stored_key(next, &[]), last);
+        drop(stored_key(next, &[]), vec![u8::MAX; GENERATION_LEN + 1])?;
     }
+    Ok(db.write(batch, false)?)
+}
+
+/// Applies entries to the state on disk. Answers what came of each entry, and what was committed.
+pub(crate) fn apply_entries(
+    db: &Db,
+    current: &mut Current,
+    entries: Vec<Entry<TypeConfig>>,
+) -> Result<(Vec<Outcomes>, Vec<Commit>), StoreError> {
+    let mut applied = current.applied.clone();
+    let mut counters = counters(&applied);
+    let base = StateSnapshot::take(db)?;
+    let mut state = Overlay::new(&base);
+    let (mut answers, mut commits) = (Vec::with_capacity(entries.len()), Vec::new());
+    for entry in entries {
+        let log_id = convert::from_log_id(&entry.log_id);
+        applied.last_log_id = Some(log_id);
+        match entry.payload {
+            EntryPayload::Blank => answers.push(Vec::new()),
+            EntryPayload::Membership(membership) => {
+                applied.set_membership(log_id, convert::membership_to_proto(&membership));
+                answers.push(Vec::new());
+            }
+            EntryPayload::Normal(Command(batch)) => {
+                let batch = peer::Batch::decode(batch).map_err(|error| {
+                    StoreError::DataDirectory(format!("log entry {} does not decode: {error}", log_id.index))
+                })?;
+                let effects =
+                    apply_batch(&mut state, &mut counters, &mut current.window, log_id.index, &batch)?;
+                answers.push(effects.outcomes);
+                commits.extend(effects.commits);
+            }
+        }
+    }
+    (applied.stamp_ms, applied.revision) = (counters.stamp_ms, counters.revision);
+    let writes = state.into_writes();
+    pass(Point::ApplyBeforeWrite)?;
+    write(db, &applied, writes)?;
+    pass(Point::ApplyAfterWrite)?;
+    current.applied = applied;
+    Ok((answers, commits))
+}
+
+/// Data and applied record in one batch.
+fn write(
+    db: &Db,
+    applied: &Applied,
+    writes: impl IntoIterator<Item = (Vec<u8>, Option<Vec<u8>>)>,
+) -> Result<(), StoreError> {
+    let data = db.sm_data()?;
+    let mut batch = WriteBatch::default();
+    for (key, write) in writes {
+        let key = stored_key(applied.generation, &key);
+        match write {
+            Some(value) => batch.put_cf(&data, key, value),
+            None => batch.delete_cf(&data, key),
+        }
+    }
+    batch.put_cf(&db.sm_meta()?, meta_key::APPLIED, applied.encode_to_vec());
     Ok(db.write(batch, false)?)
 }
 
@@ -136,110 +228,61 @@ impl Shared {
         self.current.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn set_counters(&self, applied: &Applied) {
+        *self.counters.lock().unwrap_or_else(PoisonError::into_inner) = counters(applied);
+    }
+
     /// Tells watchers and waiting readers, in this order.
     fn announce(&self, applied: &Applied, commits: Vec<Commit>) {
+        self.set_counters(applied);
         self.hub.publish(commits);
+        self.progress.removed(&applied.removed_ids);
         self.progress.applied(applied.last_log_id.map(|id| id.index));
     }
 
     fn apply(&self, entries: Vec<Entry<TypeConfig>>) -> Result<Vec<Outcomes>, StoreError> {
         let started = Instant::now();
         let mut current = self.current();
-        let mut applied = current.applied.clone();
-        let mut counters = counters(&applied);
-        let base = StateSnapshot::take(&self.db)?;
-        let mut state = Overlay::new(&base);
-        let (mut answers, mut commits) = (Vec::with_capacity(entries.len()), Vec::new());
-        for entry in entries {
-            let log_id = convert::from_log_id(&entry.log_id);
-            applied.last_log_id = Some(log_id);
-            match entry.payload {
-                EntryPayload::Blank => answers.push(Vec::new()),
-                EntryPayload::Membership(membership) => {
-                    applied.membership_log_id = Some(log_id);
-                    applied.membership = Some(convert::membership_to_proto(&membership));
-                    answers.push(Vec::new());
-                }
-                EntryPayload::Normal(Command(batch)) => {
-                    let batch = peer::Batch::decode(batch).map_err(|error| {
-                        StoreError::DataDirectory(format!(
-                            "log entry {} does not decode: {error}",
-                            log_id.index
-                        ))
-                    })?;
-                    let effects =
-                        apply_batch(&mut state, &mut counters, &mut current.window, log_id.index, &batch)?;
-                    answers.push(effects.outcomes);
-                    commits.extend(effects.commits);
-                }
-            }
-        }
-        (applied.stamp_ms, applied.revision) = (counters.stamp_ms, counters.revision);
-        let writes = state.into_writes();
-        self.write(&applied, writes)?;
-        current.applied = applied;
+        let (answers, commits) = apply_entries(&self.db, &mut current, entries)?;
         self.announce(&current.applied, commits);
         metrics::applied(started.elapsed(), answers.len(), current.window.len());
         Ok(answers)
-    }
-
-    /// Data and applied record in one batch.
-    fn write(
-        &self,
-        applied: &Applied,
-        writes: impl IntoIterator<Item = (Vec<u8>, Option<Vec<u8>>)>,
-    ) -> Result<(), StoreError> {
-        let data = self.db.sm_data()?;
-        let mut batch = WriteBatch::default();
-        for (key, write) in writes {
-            let key = stored_key(applied.generation, &key);
-            match write {
-                Some(value) => batch.put_cf(&data, key, value),
-                None => batch.delete_cf(&data, key),
-            }
-        }
-        batch.put_cf(&self.db.sm_meta()?, meta_key::APPLIED, applied.encode_to_vec());
-        Ok(self.db.write(batch, false)?)
     }
 
     fn build_snapshot(&self) -> Result<Snapshot<TypeConfig>, StoreError> {
         let started = Instant::now();
         let state = StateSnapshot::take(&self.db)?;
         let file = SnapshotFile::build(&self.snapshots, &state)?;
-        file.delete_older(&self.snapshots).map_err(StoreError::io("cannot delete old snapshots"))?;
+        file.delete_older(&self.snapshots)?;
+        log_store::release_purged(&self.db)?;
         let snapshot = describe(state.applied(), file);
         metrics::snapshot_built(started.elapsed());
         Ok(snapshot)
     }
 
-    /// Checks the whole file, writes its rows under the next generation, and switches to it by one synced write.
-    /// The file becomes the current snapshot only then: a snapshot is never ahead of the state.
+    /// Checks the whole file, takes its rows over under the next generation, and switches to it by one synced
+    /// write. The file becomes the current snapshot only then: a snapshot is never ahead of the state.
     fn install(&self, file: &SnapshotFile) -> Result<(), StoreError> {
-        let applied = file.verify()?;
         let mut current = self.current();
         let generation = current.applied.generation.wrapping_add(1);
         drop_other_generations(&self.db, current.applied.generation)?;
-        let data = self.db.sm_data()?;
-        let mut batch = WriteBatch::default();
-        file.read(|key, value| {
-            batch.put_cf(&data, stored_key(generation, key), value);
-            if batch.size_in_bytes() >= INSTALL_BATCH_BYTES {
-                self.db.write(std::mem::take(&mut batch), false)?;
-            }
-            Ok(())
-        })?;
+        let applied = load_rows(&self.db, &self.snapshots, file, generation, |_| true)?;
         let applied = Applied { generation, ..applied };
+        let mut batch = WriteBatch::default();
         batch.put_cf(&self.db.sm_meta()?, meta_key::APPLIED, applied.encode_to_vec());
         self.db.write(batch, true)?;
+        pass(Point::InstallAfterSwitch)?;
 
+        current.window = IdWindow::default();
         *current = load(&self.db)?;
         drop_other_generations(&self.db, generation)?;
         let path = self.snapshots.join(format!("{}.snap", snapshot_file::snapshot_id(&current.applied)));
-        durable::publish(&file.path, &path).map_err(StoreError::io("cannot keep the snapshot"))?;
-        SnapshotFile { path }
-            .delete_older(&self.snapshots)
-            .map_err(StoreError::io("cannot delete old snapshots"))?;
+        durable::publish(&file.path, &path)?;
+        pass(Point::InstallAfterKeep)?;
+        SnapshotFile::at(path).delete_older(&self.snapshots)?;
+        self.set_counters(&current.applied);
         self.hub.reset(current.applied.revision);
+        self.progress.removed(&current.applied.removed_ids);
         self.progress.applied(current.applied.last_log_id.map(|id| id.index));
         Ok(())
     }
@@ -282,7 +325,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
     }
 
     async fn begin_receiving_snapshot(&mut self) -> Result<Box<SnapshotFile>, StorageError<u64>> {
-        Ok(Box::new(SnapshotFile { path: self.receiving_path() }))
+        Ok(Box::new(SnapshotFile::temporary(self.temporary_path("received"))))
     }
 
     async fn install_snapshot(
@@ -307,3 +350,6 @@ impl RaftSnapshotBuilder<TypeConfig> for StateMachine {
         self.blocking("taking a snapshot", |shared| shared.build_snapshot()).await
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,128 @@
+//! The space that the database takes: compaction, and the alarm that stops writes before the disk is full but still
+//! lets deletes through.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use mezite_proto::peer;
+
+use crate::{Store, db::Db, error::StoreError, store::Inner};
+
+/// How often the database is measured.
+const INTERVAL: Duration = Duration::from_secs(1);
+
+/// Knows whether the database is over its bound.
+#[derive(Debug)]
+pub(crate) struct SpaceAlarm {
+    /// Bytes; 0: no bound.
+    limit: u64,
+    size: AtomicU64,
+}
+
+impl SpaceAlarm {
+    pub(crate) fn new(limit: u64, db: &Db) -> Self {
+        Self { limit, size: AtomicU64::new(db.size()) }
+    }
+
+    pub(crate) fn is_full(&self) -> bool {
+        self.limit != 0 && self.size.load(Ordering::Relaxed) > self.limit
+    }
+
+    /// Refuses a transaction that makes a full database larger. One that deletes rows and writes none is taken; it
+    /// may append to logs, so that what is deleted leaves its trace.
+    pub(crate) fn admit(&self, transaction: &peer::Transaction) -> Result<(), StoreError> {
+        let deletes = |writes: &[peer::Write]| writes.iter().all(|write| write.value.is_none());
+        if !self.is_full() || (!transaction.writes.is_empty() && deletes(&transaction.writes)) {
+            return Ok(());
+        }
+        Err(StoreError::DatabaseFull { size: self.size.load(Ordering::Relaxed), limit: self.limit })
+    }
+
+    fn measure(&self, db: &Db) -> u64 {
+        let size = db.size();
+        let was_full = self.is_full();
+        self.size.store(size, Ordering::Relaxed);
+        if self.is_full() != was_full {
+            let (limit, full) = (self.limit, self.is_full());
+            tracing::warn!(size, limit, full, "the database passed its bound");
+        }
+        size
+    }
+}
+
+/// Measures the database, for the alarm.
+pub(crate) async fn measure(inner: Arc<Inner>) {
+    let mut ticks = tokio::time::interval(INTERVAL);
+    loop {
+        ticks.tick().await;
+        let measured = Arc::clone(&inner);
+        if let Err(error) = tokio::task::spawn_blocking(move || measured.space.measure(&measured.db)).await {
+            tracing::error!(%error, "measuring the database failed");
+        }
+    }
+}
+
+/// What a compaction gained.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Compaction {
+    /// Bytes on disk and in memory tables before it.
+    pub before: u64,
+    /// And after it.
+    pub after: u64,
+}
+
+impl Store {
+    /// Rewrites this node's database without what was deleted or overwritten, and without the purged part of the
+    /// log. It serves meanwhile, slower; it may take as much space again until it is done.
+    ///
+    /// # Errors
+    /// When the database cannot be read or written.
+    pub async fn compact(&self) -> Result<Compaction, StoreError> {
+        let inner = Arc::clone(&self.inner);
+        let done = tokio::task::spawn_blocking(move || {
+            let before = inner.space.measure(&inner.db);
+            inner.db.compact()?;
+            Ok(Compaction { before, after: inner.space.measure(&inner.db) })
+        });
+        done.await.map_err(|error| StoreError::Stopped(error.to_string()))?
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+
+    #[test]
+    fn a_full_database_takes_deletes_only() {
+        let write = |value: Option<&'static [u8]>| peer::Write {
+            key: Bytes::from_static(b"k"),
+            value: value.map(Bytes::from_static),
+            expires_at_ms: 0,
+        };
+        let with = |writes| peer::Transaction { writes, ..Default::default() };
+        let append = peer::Append { log: "l".into(), record: Bytes::new() };
+        let full = SpaceAlarm { limit: 10, size: AtomicU64::new(11) };
+        assert!(full.admit(&with(vec![write(None)])).is_ok());
+        let traced = peer::Transaction { appends: vec![append.clone()], ..with(vec![write(None)]) };
+        assert!(full.admit(&traced).is_ok());
+        for refused in [
+            with(vec![write(Some(b""))]),
+            with(vec![write(None), write(Some(b""))]),
+            peer::Transaction { appends: vec![append], ..Default::default() },
+        ] {
+            let error = full.admit(&refused).unwrap_err();
+            assert!(matches!(error, StoreError::DatabaseFull { size: 11, limit: 10 }), "{error}");
+        }
+        let room = SpaceAlarm { limit: 10, size: AtomicU64::new(10) };
+        assert!(room.admit(&with(vec![write(Some(b""))])).is_ok());
+        let unbounded = SpaceAlarm { limit: 0, size: AtomicU64::new(u64::MAX) };
+        assert!(unbounded.admit(&with(vec![write(Some(b""))])).is_ok());
+    }
+}
