@@ -58,6 +58,8 @@ pub(crate) fn write_atomic(path: &Path, bytes: &[u8], mode: u32) -> Result<(), F
         let (Some(dir), Some(name)) = (path.parent(), path.file_name()) else {
             return Err(io::Error::other("not a path of a file"));
         };
+        // The parent of a bare name is said as nothing.
+        let dir = if dir.as_os_str().is_empty() { Path::new(".") } else { dir };
         let staged = dir.join(format!(".{}.new", name.to_string_lossy()));
         // Left over by a crash, perhaps with other permissions.
         match fs::remove_file(&staged) {

@@ -21,7 +21,7 @@ use tokio_util::{
 };
 
 use crate::{
-    bootstrap::{Joiner, store_config},
+    bootstrap::{self, Joiner, store_config},
     ca_keys::CaKeys,
     clock,
     config::Config,
@@ -69,10 +69,13 @@ pub async fn start(config: Config) -> Result<Handle, NodeError> {
     metrics::install();
     let clock = clock::system();
     let folder = Folder::open(&config.data_dir)?;
-    let state = folder.member()?;
+    let mut state = folder.member()?;
+    folder.check_store(&state)?;
+    bootstrap::forget_init(&folder)?;
     let kek = load_kek(&config.kek_path())?;
     let store = store_config(&config, &folder, &clock);
     let store = Store::open(store, folder.peer_identity(&state)?, Fatal::abort()).await?;
+    folder.store_was_made(&mut state)?;
 
     let (stop, beside) = (CancellationToken::new(), TaskTracker::new());
     let guard = stop.clone().drop_guard();

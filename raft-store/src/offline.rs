@@ -12,7 +12,7 @@ use crate::{
     raft::{
         SnapshotFile, convert,
         log_store::{read_disk, read_meta},
-        state_machine::{apply_entries, load},
+        state_machine::{apply_entries, check_contiguous, load},
     },
     state::StateSnapshot,
 };
@@ -98,6 +98,7 @@ fn replay(db: &Db) -> Result<u64, StoreError> {
             next += 1;
         }
         let last = entries.last().map(|entry| convert::from_log_id(&entry.log_id));
+        check_contiguous(&current.applied, &entries)?;
         apply_entries(db, &mut current, entries)?;
         tracing::debug!(index = last.map(|id| id.index), "applied a part of the log");
     }

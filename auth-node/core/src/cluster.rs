@@ -121,9 +121,9 @@ pub fn create_auth_join_token(
     Ok(expires_at_ms)
 }
 
-/// Uses an auth node's join token for the holder of a key (SHA-256 of its SubjectPublicKeyInfo): the id of the new node.
-/// The same key gets the same id again, as long as the token lasts, so that a lost reply does no harm; another key gets
-/// nothing. A refusal is audited.
+/// Uses an auth node's join token for the holder of the keys of which this is the digest: the id of the new node. The same
+/// keys get the same id again, as long as the token lasts, so that a lost reply does no harm; others get nothing. A
+/// refusal is audited.
 ///
 /// # Errors
 /// [`CoreError::Storage`].
@@ -153,7 +153,7 @@ fn assign_node_id(
     let mut token = tx.get(&key)?.ok_or_else(|| refused("the token is unknown or past its end"))?.row;
     let again = token.node_id != 0;
     if again && token.used_by != key_digest {
-        return Err(refused("the token was used by another key"));
+        return Err(refused("the token was used with other keys"));
     }
     if !again {
         let mut cluster = get(tx)?.row;
@@ -165,7 +165,7 @@ fn assign_node_id(
     }
     // A repeated join gets the cluster's keys again, so the log must have it too.
     let fields = [
-        ("key_sha256", hex::encode(key_digest)),
+        ("keys_sha256", hex::encode(key_digest)),
         ("again", again.to_string()),
         ("token_by", token.created_by),
     ];

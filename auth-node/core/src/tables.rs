@@ -146,7 +146,7 @@ pub struct AuthJoinTokenRow {
     /// When it ends.
     #[prost(uint64, tag = "2")]
     pub expires_at_ms: UnixMillis,
-    /// SHA-256 of the public key (SubjectPublicKeyInfo) that used it; empty: unused.
+    /// SHA-256 over the sealing key and the public key that used it; empty: unused.
     #[prost(bytes = "vec", tag = "3")]
     pub used_by: Vec<u8>,
     /// The node id that its user got; 0: unused.

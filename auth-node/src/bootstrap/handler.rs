@@ -80,12 +80,12 @@ impl Joiner {
         check(&request)?;
         let JoinRequest { token, public_key, sealing_key, peer_address } = request;
         let secret = SecretDigest::of(SecretKind::AuthJoinToken, &token);
-        let key_digest = Sha256::digest(&public_key).into();
-        let origin =
-            Origin { node_id: self.node_id, request_id: request_id.to_owned(), client_address: peer_address };
+        // Both keys: the public one is seen in handshakes, and the secret goes to whoever holds the other.
+        let joiner = joiner_digest(&public_key, &sealing_key);
+        let origin = Origin { node_id: self.node_id, request_id: request_id.to_owned(), ..Origin::default() };
         let context = Context { caller: Caller::Anonymous, origin };
         let joined = self.store.transact(move |tx| {
-            let verdict = cluster::use_auth_join_token(tx, &context, secret, key_digest)?;
+            let verdict = cluster::use_auth_join_token(tx, &context, secret, joiner)?;
             let row = tx.get(&CaKey(CaKind::Peer))?;
             Ok::<_, CoreError>((verdict, ca::active(tx, CaKind::Peer)?, row))
         });
@@ -99,7 +99,7 @@ impl Joiner {
             .ok_or_else(|| CoreError::invalid("sealing_key", "not an X25519 public key"))?;
         let trusted = row.into_iter().flat_map(|row| row.row.trusted).map(|key| key.public);
         let ca_certificates = std::iter::once(active.key.public).chain(trusted).collect();
-        tracing::info!(node_id, request_id, "a node got its identity");
+        tracing::info!(node_id, request_id, peer_address, "a node got its identity");
         Ok(JoinResponse {
             node_id,
             cluster_id: self.cluster_id.clone(),
@@ -119,6 +119,15 @@ impl Joiner {
         };
         self.store.status().members.into_iter().map(member).collect()
     }
+}
+
+/// What a token is used up for: the same keys are the same join again.
+fn joiner_digest(public_key: &[u8], sealing_key: &[u8]) -> [u8; 32] {
+    let mut hasher = Sha256::new();
+    // The sealing key's length is fixed: see `check`.
+    hasher.update(sealing_key);
+    hasher.update(public_key);
+    hasher.finalize().into()
 }
 
 /// Checks what a token need not be used up for.

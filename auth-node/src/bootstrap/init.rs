@@ -84,8 +84,9 @@ impl Initialized {
     /// When the data directory cannot be written; `init` is then run again.
     pub fn finish(mut self) -> Result<(), NodeError> {
         self.state.progress = Progress::Member;
+        self.state.store_made = true;
         self.folder.save(&self.state)?;
-        clean(&self.folder)
+        forget_init(&self.folder)
     }
 }
 
@@ -156,7 +157,7 @@ fn begin(folder: &Folder, config: &Config) -> Result<NodeState, NodeError> {
     match folder.load()? {
         Some(state) if state.progress == Progress::Initializing => Ok(state),
         Some(state) if state.progress == Progress::Member => {
-            clean(folder)?;
+            forget_init(folder)?;
             Err(NodeError::Refused(format!(
                 "{place} holds node {} of cluster {} already, and nothing was changed: start it with `auth-node run`, \
                  or choose another data_dir for a new cluster",
@@ -177,8 +178,8 @@ fn begin(folder: &Folder, config: &Config) -> Result<NodeState, NodeError> {
     }
 }
 
-/// What only an `init` in progress needs.
-fn clean(folder: &Folder) -> Result<(), NodeError> {
+/// Removes what only an `init` in progress needs: also where the last one ended just before it had done so.
+pub(crate) fn forget_init(folder: &Folder) -> Result<(), NodeError> {
     [ADMIN_PASSWORD, PEER_CA_KEY, PEER_CA_CERTIFICATE].into_iter().try_for_each(|name| folder.remove(name))
 }
 

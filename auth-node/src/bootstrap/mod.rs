@@ -9,6 +9,7 @@ mod join;
 mod sealed;
 
 pub(crate) use handler::Joiner;
+pub(crate) use init::forget_init;
 pub use init::{Init, Initialized, init};
 pub use join::{Join, Joined, join};
 

@@ -58,6 +58,10 @@ pub(crate) struct NodeState {
     pub(crate) node_id: u64,
     /// Members that it joined through: their peer addresses by node id. Empty for the first node.
     pub(crate) members: BTreeMap<u64, String>,
+    /// Whether its database was made. One that is gone since then does not come back empty: the node's votes and
+    /// acknowledgements were in it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) store_made: bool,
 }
 
 impl NodeState {
@@ -80,6 +84,7 @@ impl NodeState {
             cluster_id: String::new(),
             node_id: 0,
             members: BTreeMap::new(),
+            store_made: false,
         }
     }
 }
@@ -116,6 +121,32 @@ impl Folder {
     /// Folder of the database.
     pub(crate) fn store_dir(&self) -> PathBuf {
         self.file(STORE)
+    }
+
+    /// Refuses to start a node whose database is gone.
+    ///
+    /// # Errors
+    /// [`NodeError::Refused`].
+    pub(crate) fn check_store(&self, state: &NodeState) -> Result<(), NodeError> {
+        // RocksDB has this file in every database.
+        if !state.store_made || self.store_dir().join("db/CURRENT").exists() {
+            return Ok(());
+        }
+        Err(NodeError::Refused(format!(
+            "the database in {} is gone. A node must not come back without what it has promised: remove node {} from \
+             the cluster, and join anew with another data_dir",
+            self.store_dir().display(),
+            state.node_id
+        )))
+    }
+
+    /// Remembers that the database was made.
+    pub(crate) fn store_was_made(&self, state: &mut NodeState) -> Result<(), NodeError> {
+        if state.store_made {
+            return Ok(());
+        }
+        state.store_made = true;
+        self.save(state)
     }
 
     /// How far the node has come; `None` when it has not begun.
@@ -233,6 +264,7 @@ mod tests {
         let state = NodeState::member("c".into(), 2, [(1, "a:3026".to_owned())].into());
         folder.save(&state).unwrap();
         let text = fs::read_to_string(dir.path().join("node.json")).unwrap();
+        folder.check_store(&state).unwrap();
         let golden = r#"{"kind":"mezite.auth-node","version":1,"progress":"member","cluster_id":"c","node_id":2,"members":{"1":"a:3026"}}"#;
         assert_eq!(text.split_whitespace().collect::<String>(), golden);
         assert_eq!(folder.load().unwrap(), Some(state));

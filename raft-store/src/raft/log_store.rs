@@ -286,42 +286,89 @@ fn read_error(error: &(impl std::error::Error + 'static)) -> StorageError<u64> {
     StorageIOError::read_logs(error).into()
 }
 
+/// What is to be read for one range, as it stood at one moment.
+struct Plan {
+    /// First index wanted that there is.
+    start: u64,
+    /// Where the part in memory begins; what is below is on disk.
+    split: u64,
+    /// The part in memory, up to the bound in bytes.
+    tail: Vec<Entry<TypeConfig>>,
+    version: Version,
+}
+
+/// Changes when entries that were there are taken away: by a truncation or a purge.
+type Version = (u64, Option<LogId<u64>>);
+
+impl Index {
+    fn version(&self) -> Version {
+        (self.epoch, self.purged)
+    }
+
+    /// The tail is without gaps and reaches the end of the log, so what is wanted below it is on disk.
+    fn plan(&self, start: u64, end: u64, bound: usize) -> Plan {
+        let start = start.max(self.purged.map_or(0, |id| id.index + 1));
+        let end = end.min(self.last.map_or(0, |id| id.index + 1));
+        let tail_start = self.tail.first_key_value().map_or(u64::MAX, |(index, _)| *index);
+        let split = end.min(tail_start).max(start);
+        let (mut tail, mut bytes) = (Vec::new(), 0);
+        for (entry, size) in self.tail.range(split..end.max(split)).map(|(_, kept)| kept) {
+            tail.push(entry.clone());
+            bytes += size;
+            if bytes >= bound {
+                break;
+            }
+        }
+        Plan { start, split, tail, version: self.version() }
+    }
+}
+
+/// Whether entries follow each other. Where they begin and end is checked by the core.
+fn is_contiguous(entries: &[Entry<TypeConfig>]) -> bool {
+    let first = entries.first().map_or(0, |entry| entry.log_id.index);
+    entries.iter().zip(first..).all(|(entry, index)| entry.log_id.index == index)
+}
+
 impl LogStore {
-    /// Entries `start..end` that exist: from disk below the tail, from memory in it; up to a bound in bytes.
+    /// Entries `start..end` that exist: from disk below the tail, from memory in it; up to a bound in bytes. They
+    /// follow each other without a gap, or it is an error.
     async fn read(
         &self,
         start: u64,
         end: u64,
         bound: usize,
     ) -> Result<Vec<Entry<TypeConfig>>, StorageError<u64>> {
-        let (start, end, tail_start) = {
-            let index = self.0.index();
-            let first = index.purged.map_or(0, |id| id.index + 1);
-            let end = end.min(index.last.map_or(0, |id| id.index + 1));
-            let tail_start = index.tail.first_key_value().map_or(u64::MAX, |(index, _)| *index);
-            (start.max(first), end, tail_start)
-        };
-        let mut entries = Vec::new();
-        if start < end.min(tail_start) {
-            let db = Arc::clone(&self.0.db);
-            let upto = end.min(tail_start);
-            let read = tokio::task::spawn_blocking(move || read_disk(&db, start, upto, bound)).await;
-            let cut;
-            (entries, cut) = read.map_err(|error| read_error(&error))?.map_err(|error| read_error(&error))?;
-            if cut {
-                return Ok(entries);
+        loop {
+            // What memory holds is taken before the disk is read: what leaves it meanwhile is on disk already, but
+            // may be above what is read from there.
+            let plan = self.0.index().plan(start, end, bound);
+            let mut entries = Vec::new();
+            let mut cut = false;
+            if plan.start < plan.split {
+                let db = Arc::clone(&self.0.db);
+                let (from, to) = (plan.start, plan.split);
+                let read = tokio::task::spawn_blocking(move || read_disk(&db, from, to, bound)).await;
+                (entries, cut) =
+                    read.map_err(|error| read_error(&error))?.map_err(|error| read_error(&error))?;
             }
-        }
-        let index = self.0.index();
-        let mut bytes = 0;
-        for (_, (entry, size)) in index.tail.range(start.max(tail_start)..end.max(start.max(tail_start))) {
-            entries.push(entry.clone());
-            bytes += size;
-            if bytes >= bound {
-                break;
+            if !cut {
+                entries.extend(plan.tail);
             }
+            if self.0.index().version() != plan.version {
+                continue;
+            }
+            if !is_contiguous(&entries) {
+                let gap =
+                    std::io::Error::other(format!("the log has a gap at or after entry {}", plan.start));
+                return Err(read_error(&gap));
+            }
+            return Ok(entries);
         }
-        Ok(entries)
+    }
+
+    /// Index after the last entry, purged ones included.
+    pub(crate) fn next_index(&self) -> u64 {
+        self.0.index().last.map_or(0, |id| id.index + 1)
     }
 }
 
@@ -449,5 +496,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
     }
 }
 
+#[cfg(test)]
+mod reading;
 #[cfg(test)]
 pub(crate) mod scripted;

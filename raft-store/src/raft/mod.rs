@@ -24,7 +24,7 @@ use mezite_proto::peer;
 pub(crate) use network::Peers;
 use openraft::{
     Config, SnapshotPolicy,
-    error::{CheckIsLeaderError, ClientWriteError, RaftError},
+    error::{CheckIsLeaderError, RaftError},
 };
 pub(crate) use snapshot_file::SnapshotFile;
 pub(crate) use state_machine::StateMachine;
@@ -78,7 +78,7 @@ type OpenRaft = openraft::Raft<TypeConfig>;
 pub(crate) enum Proposed {
     /// It was applied.
     Applied(Outcomes),
-    /// This node does not lead; the batch was surely not appended.
+    /// This node does not take proposals; the batch was surely not appended.
     NotLeader,
     /// It may or may not be applied some day.
     Unknown,
@@ -124,6 +124,12 @@ impl Core {
         let raft_config = raft_config.validate().map_err(|error| StoreError::Config(error.to_string()))?;
         let log = LogStore::open(Arc::clone(&db), fatal.clone())?;
         let state = StateMachine::open(db, config, hub, progress, fatal)?;
+        // An installation ended after the state had switched and before its file was kept. The core purges the log up
+        // to the state; an older snapshot would leave a gap between itself and the log.
+        if log.next_index() < state.next_index() {
+            state.forget_snapshots()?;
+        }
+        state.refuse_gaps();
         let handover_term = Arc::clone(&peers.handover_term);
         let raft = OpenRaft::new(node_id, Arc::new(raft_config), peers, log, state.clone())
             .await
@@ -199,10 +205,9 @@ impl Core {
         let Ok(_open) = self.gate.try_read() else { return Proposed::NotLeader };
         match self.raft.client_write(Command(batch)).await {
             Ok(response) => Proposed::Applied(response.data),
-            Err(RaftError::APIError(ClientWriteError::ForwardToLeader(_))) => Proposed::NotLeader,
-            Err(RaftError::APIError(ClientWriteError::ChangeMembershipError(_)) | RaftError::Fatal(_)) => {
-                Proposed::Unknown
-            }
+            // The core answers «forward to the leader» for an entry that it never appended, and also for one that it
+            // appended and lost with its leadership, which a voter may still hold and commit.
+            Err(RaftError::APIError(_) | RaftError::Fatal(_)) => Proposed::Unknown,
         }
     }
 

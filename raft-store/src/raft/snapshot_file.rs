@@ -208,6 +208,11 @@ pub(crate) fn delete_unfinished(folder: &Path) -> Result<(), StoreError> {
     delete_where(folder, |path| path.extension().is_some_and(|extension| extension == "tmp"))
 }
 
+/// Deletes the complete snapshots of a folder.
+pub(crate) fn delete_all(folder: &Path) -> Result<(), StoreError> {
+    delete_where(folder, |path| path.extension().is_some_and(|extension| extension == "snap"))
+}
+
 /// Deletes the files of a folder that meet a condition.
 pub(crate) fn delete_where(folder: &Path, condition: impl Fn(&Path) -> bool) -> Result<(), StoreError> {
     for path in files(folder)? {

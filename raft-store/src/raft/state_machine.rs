@@ -4,7 +4,10 @@
 
 use std::{
     path::PathBuf,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Instant,
 };
 
@@ -46,6 +49,8 @@ struct Shared {
     current: Mutex<Current>,
     /// Of the applied state, for those who may not wait.
     counters: Mutex<Counters>,
+    /// Whether entries must follow each other: see [`StateMachine::refuse_gaps`].
+    gapless: AtomicBool,
 }
 
 /// What is in memory of the applied state.
@@ -78,7 +83,24 @@ impl StateMachine {
         let inbox = Inbox::new(snapshots.clone());
         let counters = Mutex::new(counters(&current.applied));
         let current = Mutex::new(current);
-        Ok(Self(Arc::new(Shared { db, hub, progress, fatal, snapshots, inbox, current, counters })))
+        let gapless = AtomicBool::new(false);
+        Ok(Self(Arc::new(Shared { db, hub, progress, fatal, snapshots, inbox, current, counters, gapless })))
+    }
+
+    /// From now on an entry that does not follow the one before ends the process. openraft's own storage suite leaves
+    /// entries out on purpose; nothing else may.
+    pub(crate) fn refuse_gaps(&self) {
+        self.0.gapless.store(true, Ordering::Relaxed);
+    }
+
+    /// Index after the last entry that is in the state.
+    pub(crate) fn next_index(&self) -> u64 {
+        self.0.current().applied.last_log_id.map_or(0, |id| id.index + 1)
+    }
+
+    /// Deletes the snapshots that there are; the core takes a new one where it needs one.
+    pub(crate) fn forget_snapshots(&self) -> Result<(), StoreError> {
+        snapshot_file::delete_all(&self.0.snapshots)
     }
 
     /// Time and revision of the state.
@@ -204,6 +226,22 @@ pub(crate) fn apply_entries(
     Ok((answers, commits))
 }
 
+/// Refuses entries that do not follow the state: one that was passed over would be missing on this replica for good,
+/// without anybody noticing.
+pub(crate) fn check_contiguous(applied: &Applied, entries: &[Entry<TypeConfig>]) -> Result<(), StoreError> {
+    let mut last = applied.last_log_id.map(|id| id.index);
+    for index in entries.iter().map(|entry| entry.log_id.index) {
+        if last.is_some_and(|last| last + 1 != index) {
+            let last = last.unwrap_or_default();
+            return Err(StoreError::DataDirectory(format!(
+                "log entry {index} was to be applied after {last}: the log has a gap"
+            )));
+        }
+        last = Some(index);
+    }
+    Ok(())
+}
+
 /// Data and applied record in one batch.
 fn write(
     db: &Db,
@@ -243,6 +281,9 @@ impl Shared {
     fn apply(&self, entries: Vec<Entry<TypeConfig>>) -> Result<Vec<Outcomes>, StoreError> {
         let started = Instant::now();
         let mut current = self.current();
+        if self.gapless.load(Ordering::Relaxed) {
+            check_contiguous(&current.applied, &entries)?;
+        }
         let (answers, commits) = apply_entries(&self.db, &mut current, entries)?;
         self.announce(&current.applied, commits);
         metrics::applied(started.elapsed(), answers.len(), current.window.len());
