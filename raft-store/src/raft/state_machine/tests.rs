@@ -308,3 +308,17 @@ proptest! {
         prop_assert_eq!(rows, serial);
     }
 }
+
+#[test]
+fn an_entry_that_does_not_follow_is_not_applied() {
+    let machine = Machine::new();
+    machine.state.refuse_gaps();
+    let blank = |index| entry(index, EntryPayload::Blank);
+    machine.apply(&[blank(0), blank(1)]);
+    let before = machine.seen();
+    for wrong in [vec![blank(3)], vec![blank(2), blank(4)], vec![blank(1)]] {
+        assert!(machine.state.0.apply(wrong).is_err());
+        assert_eq!(machine.seen(), before);
+    }
+    machine.apply(&[blank(2)]);
+}
