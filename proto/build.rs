@@ -72,15 +72,11 @@ fn access_table(pool: &DescriptorPool) -> BuildResult<String> {
     let mut table = String::from("&[\n");
     for method in service.methods() {
         let options = method.options();
-        let (classes, owner_only) = match options.get_extension(&extension).as_message() {
-            Some(rule) if options.has_extension(&extension) => (classes(rule)?, owner_only(rule)),
+        let classes = match options.get_extension(&extension).as_message() {
+            Some(rule) if options.has_extension(&extension) => classes(rule)?,
             _ => return Err(format!("method {} has no access rule", method.name()).into()),
         };
-        writeln!(
-            table,
-            "    MethodAccess {{ method: {:?}, classes: &[{classes}], owner_only: {owner_only} }},",
-            method.name()
-        )?;
+        writeln!(table, "    MethodAccess {{ method: {:?}, classes: &[{classes}] }},", method.name())?;
     }
     table.push_str("]\n");
     Ok(table)
@@ -103,8 +99,4 @@ fn classes(rule: &DynamicMessage) -> BuildResult<String> {
         return Err("an access rule without a class".into());
     }
     Ok(names.join(", "))
-}
-
-fn owner_only(rule: &DynamicMessage) -> bool {
-    rule.get_field_by_name("owner_only").and_then(|v| v.as_bool()).unwrap_or_default()
 }

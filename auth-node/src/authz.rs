@@ -143,7 +143,7 @@ mod tests {
     #[test]
     fn a_rule_without_a_class_refuses_everybody() {
         for classes in [&[][..], &[AccessClass::Unspecified]] {
-            let rule = MethodAccess { method: "X", classes, owner_only: false };
+            let rule = MethodAccess { method: "X", classes };
             for (_, caller) in callers() {
                 assert!(check(&rule, &caller).is_err(), "{}", caller.actor());
             }

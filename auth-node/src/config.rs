@@ -94,13 +94,13 @@ pub struct LogConfig {
     /// `text` or `json`. Default: `text`.
     pub format: LogFormat,
     /// A level, or directives as of tracing's EnvFilter, such as `info,auth_node=debug`. Default: `info`, and
-    /// errors alone of the Raft library.
+    /// nothing of the Raft library, which says each failed attempt; what it comes to is said by the store.
     pub level: String,
 }
 
 impl Default for LogConfig {
     fn default() -> Self {
-        Self { format: LogFormat::Text, level: "info,openraft=error".to_owned() }
+        Self { format: LogFormat::Text, level: "info,openraft=off".to_owned() }
     }
 }
 
@@ -153,16 +153,16 @@ impl Default for LimitsConfig {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct RaftConfig {
-    /// A leader's heartbeat. Default: 150 ms.
+    /// A leader's heartbeat. Default: 100 ms.
     #[serde(with = "humantime_serde")]
     pub heartbeat: Duration,
-    /// A follower that hears nothing stands for election after at least this. Default: 600 ms.
+    /// A follower that hears nothing stands for election after at least this. Default: 300 ms.
     #[serde(with = "humantime_serde")]
     pub election_min: Duration,
-    /// And at most this. Default: 1200 ms.
+    /// And at most this. Default: 600 ms.
     #[serde(with = "humantime_serde")]
     pub election_max: Duration,
-    /// The longest that a read or a write waits for the cluster; at most 60 s. Default: 10 s.
+    /// The longest that a read or a write waits for the cluster; at most 60 s. Default: 5 s.
     #[serde(with = "humantime_serde")]
     pub deadline: Duration,
 }
@@ -450,8 +450,8 @@ mod tests {
             "peer_advertise='[::]:3026'",
             "limits.max_relays=0",
             "limits.call_timeout=0s",
-            "raft.election_min=200ms",
-            "raft.election_max=600ms",
+            "raft.election_min=199ms",
+            "raft.election_max=300ms",
             "raft.deadline=61s",
             "sessions.ttl=59s",
             "sessions.ttl=31days",

@@ -52,6 +52,12 @@ pub(crate) fn create_dir(path: &Path) -> Result<(), FileError> {
     fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(failed(path))
 }
 
+/// Makes a folder that only its owner can enter; one that is there becomes so.
+pub(crate) fn create_private_dir(path: &Path) -> Result<(), FileError> {
+    create_dir(path)?;
+    fs::set_permissions(path, Permissions::from_mode(0o700)).map_err(failed(path))
+}
+
 /// Writes a file so that it is there whole or not at all. Only one process may write it at a time.
 pub(crate) fn write_atomic(path: &Path, bytes: &[u8], mode: u32) -> Result<(), FileError> {
     let steps = || -> io::Result<()> {

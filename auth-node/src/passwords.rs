@@ -3,7 +3,10 @@
 //!
 //! The name of a user that does not exist costs the same: a hash that nobody's password made is verified instead.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, Mutex, PoisonError, mpsc},
+    time::Duration,
+};
 
 use argon2::{
     Algorithm, Argon2, Params, Version,
@@ -11,7 +14,7 @@ use argon2::{
 };
 use auth_core::{CoreError, secret::PasswordHash};
 use base64::{Engine as _, engine::general_purpose::STANDARD_NO_PAD};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use zeroize::Zeroizing;
 
 use crate::error::ApiError;
@@ -25,17 +28,49 @@ const LANES: u32 = 1;
 /// When somebody who was turned away may try again.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
+/// Work for a thread of the pool.
+type Job = Box<dyn FnOnce() + Send>;
+
+/// The pool's own threads. An allocator keeps the memory of a hash for the thread that it was made on, so hashes on
+/// whichever thread is free would in the end hold that of all of them.
+#[derive(Clone)]
+struct Threads {
+    /// One permit a thread: what is sent is taken at once.
+    free: Arc<Semaphore>,
+    jobs: mpsc::Sender<Job>,
+}
+
+impl Threads {
+    fn start(count: usize) -> Result<Self, CoreError> {
+        let (jobs, waiting) = mpsc::channel::<Job>();
+        let waiting = Arc::new(Mutex::new(waiting));
+        for _ in 0..count {
+            let waiting = Arc::clone(&waiting);
+            // Ends when the pool and all turns are gone.
+            let work = move || loop {
+                let job = waiting.lock().unwrap_or_else(PoisonError::into_inner).recv();
+                match job {
+                    Ok(job) => job(),
+                    Err(mpsc::RecvError) => return,
+                }
+            };
+            std::thread::Builder::new().name("password".into()).spawn(work).map_err(failed)?;
+        }
+        Ok(Self { free: Arc::new(Semaphore::new(count)), jobs })
+    }
+}
+
 /// Bounds the passwords that are hashed at a time, and that wait for it.
 pub(crate) struct PasswordPool {
     places: Arc<Semaphore>,
-    threads: Arc<Semaphore>,
+    threads: Threads,
     nobodys: PasswordHash,
 }
 
 /// A place in the pool, for the passwords of one call. Dropping it gives it up.
 pub(crate) struct Turn {
     _place: OwnedSemaphorePermit,
-    threads: Arc<Semaphore>,
+    threads: Threads,
     nobodys: PasswordHash,
 }
 
@@ -48,7 +83,7 @@ impl PasswordPool {
         let unguessable = Zeroizing::new(STANDARD_NO_PAD.encode(rand::random::<[u8; 32]>()));
         Ok(Self {
             places: Arc::new(Semaphore::new(threads.saturating_add(queue))),
-            threads: Arc::new(Semaphore::new(threads)),
+            threads: Threads::start(threads)?,
             nobodys: hash(&unguessable)?,
         })
     }
@@ -61,7 +96,7 @@ impl PasswordPool {
         let busy =
             |_| ApiError::Busy { what: "too many passwords are being checked", retry_after: RETRY_AFTER };
         let place = Arc::clone(&self.places).try_acquire_owned().map_err(busy)?;
-        Ok(Turn { _place: place, threads: Arc::clone(&self.threads), nobodys: self.nobodys.clone() })
+        Ok(Turn { _place: place, threads: self.threads.clone(), nobodys: self.nobodys.clone() })
     }
 }
 
@@ -96,12 +131,16 @@ impl Turn {
         work: impl FnOnce() -> Result<T, CoreError> + Send + 'static,
     ) -> Result<T, ApiError> {
         let internal = |error: &dyn std::fmt::Display| ApiError::Internal(format!("password pool: {error}"));
-        let thread = Arc::clone(&self.threads).acquire_owned().await.map_err(|error| internal(&error))?;
-        let done = tokio::task::spawn_blocking(move || {
-            let done = work();
+        let thread =
+            Arc::clone(&self.threads.free).acquire_owned().await.map_err(|error| internal(&error))?;
+        let (reply, done) = oneshot::channel();
+        let job = Box::new(move || {
+            let result = work();
             drop(thread);
-            done
+            // The call may have been given up.
+            let _ = reply.send(result);
         });
+        self.threads.jobs.send(job).map_err(|error| internal(&error))?;
         Ok(done.await.map_err(|error| internal(&error))??)
     }
 }
@@ -132,8 +171,6 @@ fn verify(hash: &PasswordHash, password: &str) -> Result<bool, CoreError> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::mpsc;
-
     use super::*;
 
     fn password(text: &str) -> Zeroizing<String> {
@@ -207,7 +244,7 @@ mod tests {
         begin.await.unwrap();
         let mut waiting = tokio::spawn(async move { second.on_thread(|| Ok(7)).await });
         tokio::task::yield_now().await;
-        assert_eq!(pool.threads.available_permits(), 0);
+        assert_eq!(pool.threads.free.available_permits(), 0);
         assert!(!waiting.is_finished());
         go.send(()).unwrap();
         working.await.unwrap().unwrap();
@@ -231,8 +268,8 @@ mod tests {
         assert!(given_up.await.is_err());
         // Its place is free, its thread is not.
         assert!(pool.admit().is_ok());
-        assert_eq!(pool.threads.available_permits(), 0);
+        assert_eq!(pool.threads.free.available_permits(), 0);
         go.send(()).unwrap();
-        drop(pool.threads.acquire().await.unwrap());
+        drop(pool.threads.free.acquire().await.unwrap());
     }
 }

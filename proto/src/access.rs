@@ -9,8 +9,6 @@ pub struct MethodAccess {
     pub method: &'static str,
     /// Any one of these is enough.
     pub classes: &'static [AccessClass],
-    /// Whether what is answered or changed is narrowed to what the caller owns, unless it is an admin.
-    pub owner_only: bool,
 }
 
 /// Every method of `mezite.v1.AuthService`, in the order of the proto file.

@@ -18,7 +18,7 @@ use futures::Stream;
 use hyper_util::rt::TokioIo;
 use rustls_pki_types::{CertificateDer, ServerName};
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf},
     net::{TcpListener, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore, mpsc},
 };
@@ -47,17 +47,27 @@ pub struct ConnectionInfo {
 /// Bounds of a listener.
 #[derive(Debug, Clone, Copy)]
 pub struct ListenerLimits {
-    /// A handshake that takes longer is dropped.
+    /// A TLS handshake, with the HTTP/2 preface after it, that takes longer is dropped.
     pub handshake_timeout: Duration,
     /// Open connections, handshakes included; more wait in the kernel's backlog.
     pub max_connections: usize,
+    /// Open connections without a client certificate; more are dropped after their handshake.
+    pub max_anonymous: usize,
 }
 
 impl Default for ListenerLimits {
     fn default() -> Self {
-        Self { handshake_timeout: Duration::from_secs(10), max_connections: 10_000 }
+        Self {
+            handshake_timeout: Duration::from_secs(10),
+            max_connections: 10_000,
+            max_anonymous: usize::MAX,
+        }
     }
 }
+
+/// What a client sends first in HTTP/2 (RFC 9113, section 3.4). Whoever does not would hold a connection for nothing:
+/// keep-alive begins only after it.
+const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// Accepted connections, for `serve_with_incoming_shutdown`. Dropping it closes the port.
 #[derive(Debug)]
@@ -88,7 +98,8 @@ async fn accept(
     limits: ListenerLimits,
     sender: mpsc::Sender<TlsConnection>,
 ) {
-    let permits = Arc::new(Semaphore::new(limits.max_connections));
+    let permits = Arc::new(Semaphore::new(limits.max_connections.min(Semaphore::MAX_PERMITS)));
+    let anonymous = Arc::new(Semaphore::new(limits.max_anonymous.min(Semaphore::MAX_PERMITS)));
     loop {
         let Ok(permit) = Arc::clone(&permits).acquire_owned().await else { return };
         let accepted = tokio::select! {
@@ -105,11 +116,12 @@ async fn accept(
             }
         };
         let acceptor = TlsAcceptor::from(config.load_full());
+        let places = Places { _connection: permit, anonymous: Arc::clone(&anonymous) };
         let sender = sender.clone();
         tokio::spawn(async move {
             match tokio::time::timeout(
                 limits.handshake_timeout,
-                handshake(acceptor, tcp, remote_addr, permit),
+                handshake(acceptor, tcp, remote_addr, places),
             )
             .await
             {
@@ -122,25 +134,47 @@ async fn accept(
     }
 }
 
+/// What a connection takes of the listener's bounds.
+#[derive(Debug)]
+struct Places {
+    _connection: OwnedSemaphorePermit,
+    anonymous: Arc<Semaphore>,
+}
+
 async fn handshake(
     acceptor: TlsAcceptor,
     tcp: TcpStream,
     remote_addr: SocketAddr,
-    permit: OwnedSemaphorePermit,
+    places: Places,
 ) -> io::Result<TlsConnection> {
     tcp.set_nodelay(true)?;
-    let stream = acceptor.accept(tcp).await?;
+    let mut stream = acceptor.accept(tcp).await?;
     let certificates = stream.get_ref().1.peer_certificates().unwrap_or_default();
-    let peer_certificates = certificates.iter().map(|der| der.clone().into_owned()).collect();
-    Ok(TlsConnection { stream, info: ConnectionInfo { remote_addr, peer_certificates }, _permit: permit })
+    let peer_certificates: Arc<[_]> = certificates.iter().map(|der| der.clone().into_owned()).collect();
+    let anonymous = if peer_certificates.is_empty() {
+        let full = |_| io::Error::other("too many connections without a client certificate");
+        Some(Arc::clone(&places.anonymous).try_acquire_owned().map_err(full)?)
+    } else {
+        None
+    };
+    let mut preface = [0; PREFACE.len()];
+    stream.read_exact(&mut preface).await?;
+    if &preface != PREFACE {
+        return Err(io::Error::other("the client does not speak HTTP/2"));
+    }
+    let info = ConnectionInfo { remote_addr, peer_certificates };
+    Ok(TlsConnection { stream, unread: PREFACE, info, _places: places, _anonymous: anonymous })
 }
 
 /// One accepted connection.
 #[derive(Debug)]
 pub struct TlsConnection {
     stream: TlsStream<TcpStream>,
+    /// What is left of the preface, which was read already.
+    unread: &'static [u8],
     info: ConnectionInfo,
-    _permit: OwnedSemaphorePermit,
+    _places: Places,
+    _anonymous: Option<OwnedSemaphorePermit>,
 }
 
 impl Connected for TlsConnection {
@@ -157,6 +191,12 @@ impl AsyncRead for TlsConnection {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        if !self.unread.is_empty() {
+            let (now, later) = self.unread.split_at(self.unread.len().min(buf.remaining()));
+            buf.put_slice(now);
+            self.unread = later;
+            return Poll::Ready(Ok(()));
+        }
         Pin::new(&mut self.stream).poll_read(cx, buf)
     }
 }
@@ -259,3 +299,6 @@ fn endpoint(
     });
     Ok((endpoint, connector))
 }
+
+#[cfg(test)]
+mod tests;

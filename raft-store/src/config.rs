@@ -54,7 +54,7 @@ impl Default for Timing {
             heartbeat: Duration::from_millis(100),
             election_min: Duration::from_millis(300),
             election_max: Duration::from_millis(600),
-            deadline: Duration::from_secs(10),
+            deadline: Duration::from_secs(5),
         }
     }
 }

@@ -30,7 +30,7 @@ use crate::{
     },
     token,
     trust::{self, TrustBundle},
-    verdict::{Stop, Verdict, audited},
+    verdict::{Refusal, Stop, Verdict, audited},
 };
 
 /// Life of an agent's certificates: 30 days.
@@ -352,9 +352,12 @@ fn check_free(
     request: &HostCertRequest,
 ) -> Result<(), Stop> {
     for name in request.names() {
-        let holder = state.get(&PrincipalKey(name.clone()))?;
-        if holder.is_some_and(|holder| holder.row.agent_id != id.as_str()) {
-            return Err(Stop::denied(target, format!("the name {name} belongs to another agent")));
+        let holder = state.get(&PrincipalKey(name.clone()))?.map(|holder| holder.row.agent_id);
+        if let Some(holder) = holder.filter(|holder| holder != id.as_str()) {
+            // Who holds it is for the audit log: an admin can remove that agent.
+            let answer = CoreError::Denied(format!("the name {name} belongs to another agent"));
+            let reason = format!("the name {name} belongs to agent {holder}");
+            return Err(Stop::Refused(Refusal { answer, reason, target: target.to_owned() }));
         }
     }
     Ok(())

@@ -40,7 +40,7 @@ macro_rules! name_type {
 }
 
 name_type!(
-    /// The canonical name of a user: NFKC, lower case, 1 to 63 bytes of `[a-z0-9._@-]`.
+    /// The canonical name of a user: NFKC, lower case, 1 to 63 bytes of `[a-z0-9._@-]`, the first a letter or digit.
     UserName
 );
 name_type!(
@@ -70,8 +70,11 @@ fn canonical(spelling: &str) -> Option<String> {
         return None;
     }
     let lower = spelling.nfkc().collect::<String>().to_lowercase();
-    let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "._@-".contains(c);
-    ((1..=MAX_NAME).contains(&lower.len()) && lower.chars().all(allowed)).then_some(lower)
+    let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
+    let allowed = |c: char| plain(c) || "._@-".contains(c);
+    // A name of a path or an option is no name of somebody.
+    let good = lower.len() <= MAX_NAME && lower.starts_with(plain) && lower.chars().all(allowed);
+    good.then_some(lower)
 }
 
 impl UserName {
@@ -122,7 +125,10 @@ impl RoleName {
 }
 
 fn named(field: &str) -> CoreError {
-    CoreError::invalid(field, "a name has 1 to 63 characters: letters without accents, digits, and . _ @ -")
+    CoreError::invalid(
+        field,
+        "a name has 1 to 63 characters: letters without accents and digits, and after the first also . _ @ -",
+    )
 }
 
 impl ClusterName {
@@ -225,9 +231,24 @@ mod tests {
     #[test]
     fn what_has_no_canonical_form_is_refused() {
         let long = "a".repeat(64);
-        for bad in
-            ["", " ", "ann b", "ann\n", "änn", "аnn", "a/b", "a:b", "../a", "a\0", &long, &"x".repeat(5000)]
-        {
+        for bad in [
+            "",
+            " ",
+            "ann b",
+            "ann\n",
+            ".",
+            "..",
+            "-rf",
+            "@",
+            "änn",
+            "аnn",
+            "a/b",
+            "a:b",
+            "../a",
+            "a\0",
+            &long,
+            &"x".repeat(5000),
+        ] {
             assert!(UserName::parse("name", bad).is_err(), "{bad:?}");
             assert!(RoleName::parse("name", bad).is_err(), "{bad:?}");
         }

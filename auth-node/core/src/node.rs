@@ -214,7 +214,15 @@ pub fn remove(
             return Err(CoreError::Unauthenticated("show the client certificate of the agent that leaves"));
         }
     };
-    let node = tx.get(&NodeKey(id.clone()))?.ok_or_else(|| not_found(id))?.row;
+    let registered = tx.get(&NodeKey(id.clone()))?.map(|node| node.row);
+    // One that has certificates and never registered holds its names as well.
+    let node = match registered {
+        Some(node) => node,
+        None => {
+            let join = tx.get(&JoinKey(id.clone()))?.and_then(|join| join.row.node);
+            join.ok_or_else(|| not_found(id))?
+        }
+    };
     forget(tx, id, &node)?;
     let fields = [("hostname", node.hostname.clone()), ("principals", node.principals.join(","))];
     audit::append(tx, context, EventType::AgentLeave, join::target(node.kind(), id), &fields);

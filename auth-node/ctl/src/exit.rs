@@ -57,6 +57,7 @@ fn outcome(error: &anyhow::Error) -> Outcome {
         Some(ClientError::OutcomeUnknown { .. }) => Outcome::Unknown,
         Some(error) => match error.code() {
             Some(Code::Unauthenticated | Code::PermissionDenied) => Outcome::Denied,
+            Some(Code::InvalidArgument) => Outcome::Usage,
             Some(Code::NotFound) => Outcome::NotFound,
             Some(Code::Unavailable | Code::DeadlineExceeded) => Outcome::Unavailable,
             Some(Code::AlreadyExists | Code::Aborted) => Outcome::Conflict,

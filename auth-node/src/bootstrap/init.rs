@@ -167,7 +167,7 @@ fn begin(folder: &Folder, config: &Config) -> Result<NodeState, NodeError> {
         Some(_) => Err(NodeError::Refused(format!(
             "`auth-node join` was interrupted in {place}: run it again, or choose another data_dir for a new cluster"
         ))),
-        None if folder.store_dir().exists() => Err(NodeError::Refused(format!(
+        None if folder.has_database() => Err(NodeError::Refused(format!(
             "{place} holds a database and no node.json: restore that file, or move the directory away"
         ))),
         None => {

@@ -98,7 +98,7 @@ fn begin(folder: &Folder, config: &Config) -> Result<Option<NodeState>, NodeErro
         Some(_) => Err(NodeError::Refused(format!(
             "`auth-node init` was interrupted in {place}: run it again, or choose another data_dir to join"
         ))),
-        None if folder.store_dir().exists() => Err(NodeError::Refused(format!(
+        None if folder.has_database() => Err(NodeError::Refused(format!(
             "{place} holds a database and no node.json: restore that file, or move the directory away"
         ))),
         None => {

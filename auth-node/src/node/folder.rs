@@ -17,7 +17,9 @@ use zeroize::Zeroizing;
 
 use crate::{
     fault::NodeError,
-    files::{self, PRIVATE, PUBLIC, create_dir, failed, read_secret, read_text, write_atomic},
+    files::{
+        self, PRIVATE, PUBLIC, create_dir, create_private_dir, failed, read_secret, read_text, write_atomic,
+    },
 };
 
 /// Marks the state file.
@@ -107,7 +109,11 @@ impl Folder {
         let lock = OpenOptions::new().create(true).truncate(false).write(true).open(&lock_path);
         let lock = lock.map_err(failed(&lock_path))?;
         match lock.try_lock() {
-            Ok(()) => Ok(Self { path: path.to_owned(), _lock: lock }),
+            Ok(()) => {
+                // The directory itself may be the service manager's, and wider.
+                create_private_dir(&path.join(STORE))?;
+                Ok(Self { path: path.to_owned(), _lock: lock })
+            }
             Err(TryLockError::WouldBlock) => Err(NodeError::InUse(path.to_owned())),
             Err(TryLockError::Error(error)) => Err(failed(&lock_path)(error).into()),
         }
@@ -123,13 +129,18 @@ impl Folder {
         self.file(STORE)
     }
 
+    /// Whether there is a database.
+    pub(crate) fn has_database(&self) -> bool {
+        // RocksDB has this file in every one.
+        self.store_dir().join("db/CURRENT").exists()
+    }
+
     /// Refuses to start a node whose database is gone.
     ///
     /// # Errors
     /// [`NodeError::Refused`].
     pub(crate) fn check_store(&self, state: &NodeState) -> Result<(), NodeError> {
-        // RocksDB has this file in every database.
-        if !state.store_made || self.store_dir().join("db/CURRENT").exists() {
+        if !state.store_made || self.has_database() {
             return Ok(());
         }
         Err(NodeError::Refused(format!(

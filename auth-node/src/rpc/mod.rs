@@ -141,6 +141,9 @@ fn end<T>(
             let code = error.code();
             if error.is_ours() {
                 tracing::error!(method, request_id, client, %error, "the call failed");
+            } else if matches!(code, Code::Unauthenticated | Code::ResourceExhausted) {
+                // Anybody can have these said as often as they like; the metrics count them, and the audit log has the logins.
+                tracing::debug!(method, request_id, client, ?code, %error, "refused");
             } else {
                 tracing::info!(method, request_id, client, ?code, %error, "refused");
             }

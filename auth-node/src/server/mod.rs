@@ -54,6 +54,7 @@ pub(crate) async fn serve(
     let listener_limits = ListenerLimits {
         handshake_timeout: limits.handshake_timeout,
         max_connections: limits.max_connections,
+        ..ListenerLimits::default()
     };
     let api = AuthServiceServer::new(Api::new(service))
         .max_decoding_message_size(MAX_MESSAGE)

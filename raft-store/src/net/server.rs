@@ -30,6 +30,12 @@ use crate::{
 /// When the listener stops, calls that are being answered may take this long.
 const DRAIN: Duration = Duration::from_millis(500);
 
+/// Connections of nodes that have no certificate yet. They must not take the members' places.
+const MAX_JOINERS: usize = 64;
+/// A ping after so much silence finds a dead connection.
+const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(10);
+const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// A running peer listener.
 pub(crate) struct PeerServer {
     tls: Arc<ArcSwap<ServerConfig>>,
@@ -39,13 +45,18 @@ pub(crate) struct PeerServer {
 impl PeerServer {
     pub(crate) fn start(listener: TcpListener, inner: &Arc<Inner>) -> Result<Self, StoreError> {
         let tls = Arc::new(ArcSwap::from_pointee(inner.identity.load().server_config()?));
-        let incoming = TlsListener::new(listener, Arc::clone(&tls), ListenerLimits::default());
+        let limits = ListenerLimits { max_anonymous: MAX_JOINERS, ..ListenerLimits::default() };
+        let incoming = TlsListener::new(listener, Arc::clone(&tls), limits);
         let peers = PeerServiceServer::new(Handler(Arc::clone(inner)))
             .max_decoding_message_size(MAX_MESSAGE_BYTES)
             .max_encoding_message_size(MAX_MESSAGE_BYTES);
         let join = JoinServiceServer::new(Handler(Arc::clone(inner)));
         let (stop, stopped) = oneshot::channel::<()>();
-        let server = tonic::transport::Server::builder().add_service(peers).add_service(join);
+        let server = tonic::transport::Server::builder()
+            .http2_keepalive_interval(Some(KEEP_ALIVE_INTERVAL))
+            .http2_keepalive_timeout(Some(KEEP_ALIVE_TIMEOUT))
+            .add_service(peers)
+            .add_service(join);
         let task = tokio::spawn(async move {
             let stopped = async {
                 // Dropping the handle stops it as well.

@@ -47,6 +47,7 @@ pub(crate) async fn serve(
     let listener_limits = ListenerLimits {
         handshake_timeout: limits.handshake_timeout,
         max_connections: limits.max_connections,
+        ..ListenerLimits::default()
     };
     let (reporter, health) = health_reporter();
     let server = Server::builder()

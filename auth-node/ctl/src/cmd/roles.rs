@@ -120,12 +120,21 @@ pub(crate) async fn run(context: &Context, command: Roles) -> Result<()> {
 async fn create(context: &Context, file: PathBuf) -> Result<()> {
     let role = RoleFile::parse(&files::read_text(&file)?)?;
     let client = context.user().await?;
-    let check =
-        Retry::before_commit(format!("see whether `mezctl roles get {}` shows the role", role.name()));
     // The cluster counts revisions; a file that was printed by `roles get` may carry one.
     let role = v1::Role { revision: 0, ..role.into() };
-    let reply = call!(client, check, create_role, v1::CreateRoleRequest { role: Some(role) })?;
-    context.print(&RoleReport(present(reply.role, "the role")?.into()))
+    let request = v1::CreateRoleRequest { role: Some(role.clone()) };
+    // Sent again where the answer was lost: a role that is there and says the same is the one that was asked for.
+    let created = match call!(client, Retry::Idempotent, create_role, request) {
+        Ok(reply) => present(reply.role, "the role")?,
+        Err(error) if error.repeated_with(Code::AlreadyExists) => {
+            let request = v1::GetRoleRequest { name: role.name.clone() };
+            let there = present(call!(client, Retry::Idempotent, get_role, request)?.role, "the role")?;
+            let same = v1::Role { name: role.name.clone(), revision: 0, ..there.clone() } == role;
+            if same { there } else { return Err(error.into()) }
+        }
+        Err(error) => return Err(error.into()),
+    };
+    context.print(&RoleReport(created.into()))
 }
 
 async fn update(context: &Context, file: PathBuf) -> Result<()> {

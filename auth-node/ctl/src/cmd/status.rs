@@ -79,7 +79,8 @@ impl Row<5> for MemberView {
             self.role.into(),
             self.api_address.clone(),
             self.peer_address.clone(),
-            self.matched_index.to_string(),
+            // Only the leader knows.
+            if self.matched_index == 0 { "-".into() } else { self.matched_index.to_string() },
         ]
     }
 }

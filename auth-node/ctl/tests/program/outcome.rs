@@ -150,16 +150,16 @@ fn answers_have_codes_of_their_own() {
         (Code::NotFound, NOT_FOUND),
         (Code::AlreadyExists, CONFLICT),
         (Code::Aborted, CONFLICT),
-        (Code::InvalidArgument, FAILED),
+        (Code::InvalidArgument, USAGE),
         (Code::Unimplemented, FAILED),
         (Code::Unavailable, UNKNOWN),
         (Code::Internal, UNKNOWN),
     ] {
         let cluster = Cluster::answering(move |_| Err(Status::new(code, "so it is")));
         cluster.log_in();
-        let add = ["users", "add", "bob", "--password-file", "password"];
-        assert!(cluster.run(&add).fails(exit).contains("so it is"), "{code:?}");
-        assert_eq!(cluster.calls(), ["CreateUser"], "{code:?}");
+        let token = ["auth-nodes", "token"];
+        assert!(cluster.run(&token).fails(exit).contains("so it is"), "{code:?}");
+        assert_eq!(cluster.calls(), ["CreateAuthJoinToken"], "{code:?}");
     }
 }
 
@@ -190,4 +190,41 @@ fn a_call_goes_to_the_address_that_serves() {
     let add = ["users", "add", "bob", "--password-file", "password", "--addr", &addresses];
     assert!(cluster.run(&add).ok().contains("bob"));
     assert_eq!(cluster.calls(), ["CreateUser"]);
+}
+
+/// A cluster that loses the answer to the first `CreateUser`, finds the user there at the second, and shows `there`.
+fn loses_an_answer(there: v1::User) -> Cluster {
+    let first = std::sync::atomic::AtomicBool::new(true);
+    Cluster::answering(move |call| match call.method.as_str() {
+        "CreateUser" if first.swap(false, std::sync::atomic::Ordering::SeqCst) => {
+            Err(Status::unavailable("the node is going away"))
+        }
+        "CreateUser" => Err(Status::already_exists("user exists already: bob")),
+        "GetUser" => Ok(v1::GetUserResponse { user: Some(there.clone()) }.encode_to_vec()),
+        _ => Err(Status::internal("not expected")),
+    })
+}
+
+#[test]
+fn a_creation_whose_answer_was_lost_is_finished() {
+    let mine = v1::User {
+        name: "bob".into(),
+        roles: vec!["dev".into()],
+        created_by: "user:alice".into(),
+        ..Default::default()
+    };
+    let add = ["users", "add", "bob", "--roles", "dev", "--password-file", "password"];
+    let cluster = loses_an_answer(mine.clone());
+    cluster.log_in();
+    assert!(cluster.run(&add).ok().contains("bob"));
+    assert_eq!(cluster.calls(), ["CreateUser", "CreateUser", "GetUser"]);
+    // What somebody else made, or what is otherwise, is not what was asked for.
+    for other in [
+        v1::User { created_by: "user:mallory".into(), ..mine.clone() },
+        v1::User { roles: vec!["admin".into()], ..mine },
+    ] {
+        let cluster = loses_an_answer(other);
+        cluster.log_in();
+        cluster.run(&add).fails(CONFLICT);
+    }
 }

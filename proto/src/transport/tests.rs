@@ -1,0 +1,101 @@
+use futures::StreamExt as _;
+use tokio::io::AsyncWriteExt as _;
+use tokio_rustls::{
+    client,
+    rustls::{RootCertStore, crypto::aws_lc_rs::default_provider},
+};
+
+use super::*;
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+struct Server {
+    listener: TlsListener,
+    address: SocketAddr,
+    tls: Arc<ClientConfig>,
+}
+
+impl Server {
+    async fn start(limits: ListenerLimits) -> Self {
+        let own = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+        let certificate = own.cert.der().clone();
+        let key = own.signing_key.serialize_der().try_into().unwrap();
+        let provider = Arc::new(default_provider());
+        let config = ServerConfig::builder_with_provider(Arc::clone(&provider))
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(vec![certificate.clone()], key)
+            .unwrap();
+        let mut roots = RootCertStore::empty();
+        roots.add(certificate).unwrap();
+        let tls = ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        let tcp = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = tcp.local_addr().unwrap();
+        let listener = TlsListener::new(tcp, Arc::new(ArcSwap::from_pointee(config)), limits);
+        Self { listener, address, tls: Arc::new(tls) }
+    }
+
+    async fn connect(&self) -> client::TlsStream<TcpStream> {
+        let tcp = TcpStream::connect(self.address).await.unwrap();
+        let name = ServerName::try_from("localhost").unwrap();
+        TlsConnector::from(Arc::clone(&self.tls)).connect(name, tcp).await.unwrap()
+    }
+}
+
+/// Waits until the server has closed a connection, whether politely or not.
+async fn is_closed(stream: &mut client::TlsStream<TcpStream>) -> bool {
+    let read = tokio::time::timeout(PATIENCE, stream.read(&mut [0; 1])).await;
+    read.is_ok_and(|read| !matches!(read, Ok(1..)))
+}
+
+#[tokio::test]
+async fn who_says_nothing_after_the_handshake_is_dropped() {
+    let limits = ListenerLimits {
+        handshake_timeout: Duration::from_millis(300),
+        max_connections: 1,
+        ..ListenerLimits::default()
+    };
+    let mut server = Server::start(limits).await;
+    let mut silent = server.connect().await;
+    assert!(is_closed(&mut silent).await);
+    // It left the one place that there is.
+    let mut good = server.connect().await;
+    good.write_all(PREFACE).await.unwrap();
+    let taken = tokio::time::timeout(PATIENCE, server.listener.next()).await.unwrap();
+    assert!(taken.is_some_and(|connection| connection.is_ok()));
+}
+
+#[tokio::test]
+async fn who_speaks_something_else_is_dropped() {
+    let server = Server::start(ListenerLimits::default()).await;
+    let mut http1 = server.connect().await;
+    http1.write_all(b"GET / HTTP/1.1\r\nhost: localhost\r\n\r\n").await.unwrap();
+    assert!(is_closed(&mut http1).await);
+}
+
+#[tokio::test]
+async fn the_preface_is_handed_on_and_strangers_are_bounded() {
+    let mut server = Server::start(ListenerLimits { max_anonymous: 1, ..ListenerLimits::default() }).await;
+    let mut first = server.connect().await;
+    first.write_all(PREFACE).await.unwrap();
+    first.write_all(b"more").await.unwrap();
+    let mut taken = tokio::time::timeout(PATIENCE, server.listener.next()).await.unwrap().unwrap().unwrap();
+    let mut said = [0; PREFACE.len() + 4];
+    // In pieces, as a reader with little room would.
+    for piece in said.chunks_mut(5) {
+        taken.read_exact(piece).await.unwrap();
+    }
+    assert_eq!(said, [PREFACE.as_slice(), b"more"].concat().as_slice());
+    let mut second = server.connect().await;
+    assert!(is_closed(&mut second).await);
+    drop(taken);
+    let mut third = server.connect().await;
+    third.write_all(PREFACE).await.unwrap();
+    let taken = tokio::time::timeout(PATIENCE, server.listener.next()).await.unwrap();
+    assert!(taken.is_some_and(|connection| connection.is_ok()));
+}
