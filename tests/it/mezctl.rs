@@ -64,7 +64,7 @@ async fn roles_users_and_tokens_are_made_shown_changed_and_removed() {
     let shown = ctl.ok(&["tokens", "get", "web", "--format", "yaml"]) + &ctl.ok(&["tokens", "ls"]);
     assert!(shown.contains("env: prod") && !shown.contains(secret), "{shown}");
     let _ = ctl.run(&["tokens", "add", "--name", "web"]).failed(7);
-    let _ = ctl.run(&["tokens", "add", "--ttl", "31d"]).failed(1);
+    let _ = ctl.run(&["tokens", "add", "--ttl", "31d"]).failed(2);
     let _ = ctl.ok(&["tokens", "rm", "web"]);
     let _ = ctl.run(&["tokens", "get", "web"]).failed(4);
 }
@@ -100,7 +100,7 @@ async fn sessions_are_listed_revoked_and_ended() {
     assert!(printed.contains("1 other session"), "{printed}");
     let said = there.run(&["users", "ls"]).failed(3);
     assert!(said.contains("mezctl login"), "{said}");
-    let said = here.run(&passwd).failed(1);
+    let said = here.run(&passwd).failed(2);
     assert!(said.contains("old_password"), "{said}");
 
     let handle = admin.json(&["sessions", "ls", "--user", "alice"])[0]["handle"].as_str().unwrap().to_owned();

@@ -7,6 +7,7 @@ use mezite_e2e::{
     call, eventually, http, secret_file,
 };
 use mezite_proto::v1;
+use tonic::Code;
 
 const INIT: [&str; 4] = ["--cluster-name", CLUSTER, "--admin-user", ADMIN];
 
@@ -159,9 +160,33 @@ async fn a_node_tells_what_it_does_and_no_secret() {
     assert!(metrics.contains(line), "{metrics}");
     assert!(metrics.contains("grpc_server_handling_seconds"), "{metrics}");
 
+    let nobody = v1::GetUserRequest { name: "nobody".into() };
+    api::refused(call!(&cluster.admin(), get_user, nobody), Code::NotFound);
     let log = node.log();
-    assert!(log.contains("AuthenticateLocal"), "the refusal is logged: {log}");
+    assert!(log.contains("GetUser"), "the refusal is logged: {log}");
+    assert!(!log.contains("AuthenticateLocal"), "strangers fill no log: {log}");
     for secret in [PASSWORD, "wrong horse", cluster.session().expose(), "PRIVATE KEY"] {
         assert!(!log.contains(secret) && !metrics.contains(secret), "{secret}");
     }
+}
+
+/// A hash takes 19 MiB. What many of them took must not stay.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_storm_of_logins_leaves_no_memory_behind() {
+    const LOGINS: usize = 200;
+    const AT_A_TIME: usize = 16;
+    let cluster = Cluster::start(1).await;
+    let node = &cluster.nodes()[0];
+    let before = node.resident_bytes();
+    let stormers = (0..AT_A_TIME).map(|_| {
+        let client = cluster.anonymous_at(0);
+        async move {
+            for _ in 0..LOGINS / AT_A_TIME {
+                let _ = api::log_in(&client, ADMIN, "wrong horse battery staple").await.unwrap_err();
+            }
+        }
+    });
+    futures::future::join_all(stormers).await;
+    let grown = node.resident_bytes().saturating_sub(before) >> 20;
+    assert!(grown < 150, "{grown} MiB more after {LOGINS} logins");
 }

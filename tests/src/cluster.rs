@@ -189,6 +189,12 @@ impl AuthNode {
         process.exited(STOPPED).await
     }
 
+    /// Memory that it holds now, in bytes.
+    #[must_use]
+    pub fn resident_bytes(&self) -> u64 {
+        self.process.as_ref().unwrap().resident_bytes()
+    }
+
     /// All that it printed.
     #[must_use]
     pub fn log(&self) -> String {
