@@ -238,6 +238,8 @@ impl Core {
                 let now = updates.borrow_and_update();
                 if now.current_leader.is_some() && now.current_leader != leader {
                     metrics::leader_changed();
+                    let (leader_id, term) = (now.current_leader, now.vote.leader_id.term);
+                    tracing::info!(leader_id, term, "another node leads");
                     leader = now.current_leader;
                 }
                 let vote = now.vote.leader_id;
