@@ -94,13 +94,13 @@ pub struct LogConfig {
     /// `text` or `json`. Default: `text`.
     pub format: LogFormat,
     /// A level, or directives as of tracing's EnvFilter, such as `info,auth_node=debug`. Default: `info`, and
-    /// errors alone of the Raft library.
+    /// nothing of the Raft library, whose words for what is told here anyway fill the disk while a quorum is missing.
     pub level: String,
 }
 
 impl Default for LogConfig {
     fn default() -> Self {
-        Self { format: LogFormat::Text, level: "info,openraft=error".to_owned() }
+        Self { format: LogFormat::Text, level: "info,openraft=off".to_owned() }
     }
 }
 
@@ -153,24 +153,38 @@ impl Default for LimitsConfig {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct RaftConfig {
-    /// A leader's heartbeat. Default: 150 ms.
+    /// A leader's heartbeat. Default: 100 ms.
     #[serde(with = "humantime_serde")]
     pub heartbeat: Duration,
-    /// A follower that hears nothing stands for election after at least this. Default: 600 ms.
+    /// A follower that hears nothing stands for election after at least this. Default: 300 ms.
     #[serde(with = "humantime_serde")]
     pub election_min: Duration,
-    /// And at most this. Default: 1200 ms.
+    /// And at most this. Default: 600 ms.
     #[serde(with = "humantime_serde")]
     pub election_max: Duration,
     /// The longest that a read or a write waits for the cluster; at most 60 s. Default: 10 s.
     #[serde(with = "humantime_serde")]
     pub deadline: Duration,
+    /// Life of the certificate that the node shows its peers. It is renewed after two thirds of it; a node that was
+    /// away for longer renews it at its start. 10 s to 10 years. Default: 90 days.
+    #[serde(with = "humantime_serde")]
+    pub peer_certificate_life: Duration,
+    /// Above this size of the node's database on disk, in bytes, it takes only what deletes, and `mezctl cluster status`
+    /// shows an alarm. 0: no bound. Default: 8 GiB.
+    pub max_database_bytes: u64,
 }
 
 impl Default for RaftConfig {
     fn default() -> Self {
         let Timing { heartbeat, election_min, election_max, deadline } = Timing::default();
-        Self { heartbeat, election_min, election_max, deadline }
+        Self {
+            heartbeat,
+            election_min,
+            election_max,
+            deadline,
+            peer_certificate_life: Duration::from_secs(90 * 24 * 3600),
+            max_database_bytes: 8 << 30,
+        }
     }
 }
 
@@ -354,6 +368,9 @@ impl Config {
             return bad("raft.deadline", "must be at most 60 s");
         }
         let day = Duration::from_secs(24 * 3600);
+        if !(Duration::from_secs(10)..=3650 * day).contains(&raft.peer_certificate_life) {
+            return bad("raft.peer_certificate_life", "must be 10 seconds to 10 years");
+        }
         if !(Duration::from_secs(60)..=30 * day).contains(&self.sessions.ttl) {
             return bad("sessions.ttl", "must be 1 minute to 30 days");
         }
@@ -450,8 +467,9 @@ mod tests {
             "peer_advertise='[::]:3026'",
             "limits.max_relays=0",
             "limits.call_timeout=0s",
-            "raft.election_min=200ms",
-            "raft.election_max=600ms",
+            "raft.election_min=199ms",
+            "raft.election_max=300ms",
+            "raft.peer_certificate_life=9s",
             "raft.deadline=61s",
             "sessions.ttl=59s",
             "sessions.ttl=31days",

@@ -241,7 +241,7 @@ impl Cluster {
         let mut node = AuthNode::configure(name, self.scratch.path(), setup);
         let file = self.scratch.path().join(format!("{name}.token"));
         let file = file.to_str().unwrap();
-        let token = self.ctl().json(&["auth-nodes", "token", "--out", file]);
+        let token = self.ctl().json(&["cluster", "token", "--out", file]);
         let peers: Vec<_> =
             token["peer_addresses"].as_array().unwrap().iter().map(|peer| peer.as_str().unwrap()).collect();
         let pin = token["ca_pin"].as_str().unwrap();

@@ -181,7 +181,10 @@ fn a_state_becomes_a_new_clusters_once() {
     let peer_ca = world.run(|tx, _| Ok::<_, CoreError>(tx.get(&CaKey(CaKind::Peer))?)).unwrap().unwrap().row;
     assert_eq!((peer_ca.active.unwrap().public.as_str(), peer_ca.trusted.len()), ("new", 0));
     let record = world.last_audit();
-    assert_eq!((record.event.as_str(), &record.fields["old_cluster_id"]), ("cluster.restore", &before.cluster_id));
+    assert_eq!(
+        (record.event.as_str(), &record.fields["old_cluster_id"]),
+        ("cluster.restore", &before.cluster_id)
+    );
 
     // Again, as after a crash: the epoch does not rise once more.
     world.run(|tx, context| succeed(tx, context, succession("new"))).unwrap();

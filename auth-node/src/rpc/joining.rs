@@ -115,7 +115,8 @@ pub(crate) async fn deregister(
         "" => None,
         id => Some(AgentId::parse("agent_id", id)?),
     };
-    let removed = service.write(call, move |tx, context| node::remove(tx, context, named.as_ref())).await.map(drop);
+    let removed =
+        service.write(call, move |tx, context| node::remove(tx, context, named.as_ref())).await.map(drop);
     audited(service, call, removed).await?;
     Ok(v1::DeregisterAgentResponse {})
 }
