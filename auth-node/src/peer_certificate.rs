@@ -14,7 +14,7 @@ use mezite_pki::{
     PkiError,
     x509::{CertificateInfo, LeafSpec, X509Ca},
 };
-use raft_store::{Clock, Store, WatchEvent, Watcher, peer_dns_name};
+use raft_store::{Clock, PeerIdentity, Store, WatchEvent, Watcher, peer_dns_name};
 use store_txn::{Key as _, KeyRange, KeyWriter, Read, ReadExt as _};
 use tokio_util::sync::CancellationToken;
 
@@ -74,6 +74,8 @@ pub(crate) struct Renewal {
     node: NodeState,
     life: Duration,
     watcher: Watcher,
+    /// Whether what is on disk is not yet what is shown.
+    pending: bool,
 }
 
 impl Renewal {
@@ -97,6 +99,7 @@ impl Renewal {
             node,
             life,
             watcher,
+            pending: false,
         }
     }
 
@@ -127,7 +130,7 @@ impl Renewal {
     }
 
     /// Renews what is due: answers when the certificate is due next, in Unix seconds.
-    async fn renew(&self) -> Result<u64, NodeError> {
+    async fn renew(&mut self) -> Result<u64, NodeError> {
         let now = self.now();
         let ends = CertificateInfo::from_pem(&self.folder.peer_certificate()?)?.not_after;
         let due = ends.saturating_sub(self.life.as_secs() / 3);
@@ -138,22 +141,64 @@ impl Renewal {
             Err(_) if now < due => return Ok(due),
             Err(error) => return Err(error.into()),
         };
-        let same = self.folder.peer_ca()? == trusted;
-        if same && now < due {
+        // When the CA's keys change, the one that signs may be another as well, and some may trust that alone.
+        if now < due && !self.pending && self.folder.peer_ca()? == trusted {
             return Ok(due);
         }
-        if !same {
-            // The key that signs may be another one as well, and those who trust it alone must be shown its work.
-            self.folder.keep_peer_ca(&trusted)?;
-        }
         let authority = self.cas.x509(&active)?;
-        let key = self.folder.peer_key()?;
-        let NodeState { cluster_id, node_id, .. } = &self.node;
-        let certificate = issue(&authority, key.spki_der(), cluster_id, *node_id, now, self.life)?;
-        self.folder.keep_peer_certificate(&certificate)?;
-        self.store.set_identity(self.folder.peer_identity(&self.node)?)?;
-        let ends = CertificateInfo::from_pem(&certificate)?.not_after;
+        let (folder, node, life) = (Arc::clone(&self.folder), self.node.clone(), self.life);
+        self.pending = true;
+        let replace = move || replace(&folder, &node, &authority, &trusted, now, life);
+        let replaced = tokio::task::spawn_blocking(replace).await;
+        let (identity, ends) = replaced.map_err(|error| NodeError::Failed(error.to_string()))??;
+        self.store.set_identity(identity)?;
+        self.pending = false;
         tracing::info!(ends, "the node's peer certificate was renewed");
         Ok(now + ends.saturating_sub(now) * 2 / 3)
+    }
+}
+
+/// Keeps a new certificate, and whom to trust: answers the identity with it, and when it ends. The CAs go first: a node
+/// that trusts more than it need is well after a crash.
+fn replace(
+    folder: &Folder,
+    node: &NodeState,
+    authority: &X509Ca,
+    trusted: &str,
+    now: u64,
+    life: Duration,
+) -> Result<(PeerIdentity, u64), NodeError> {
+    let key = folder.peer_key()?.spki_der();
+    let certificate = issue(authority, key, &node.cluster_id, node.node_id, now, life)?;
+    folder.keep_peer_ca(trusted)?;
+    folder.keep_peer_certificate(&certificate)?;
+    Ok((folder.peer_identity(node)?, CertificateInfo::from_pem(&certificate)?.not_after))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: u64 = 1_700_000_000;
+
+    #[test]
+    fn a_renewal_replaces_the_certificate_and_keeps_the_key() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = Folder::open(dir.path()).unwrap();
+        let (old, new) =
+            (X509Ca::generate("a", 1, NOW * 2).unwrap(), X509Ca::generate("b", 1, NOW + 50).unwrap());
+        let node = NodeState::member("c".into(), 2, Default::default());
+        let life = Duration::from_secs(100);
+        let (_, ends) = replace(&folder, &node, &old, old.certificate_pem(), NOW, life).unwrap();
+        assert_eq!(ends, NOW + 100);
+        let before = CertificateInfo::from_pem(&folder.peer_certificate().unwrap()).unwrap();
+
+        // A node that signs with a new CA goes on trusting the old one, for as long as the cluster does.
+        let both = format!("{}{}", new.certificate_pem(), old.certificate_pem());
+        let (identity, ends) = replace(&folder, &node, &new, &both, NOW + 10, life).unwrap();
+        assert_eq!((identity.node_id, ends), (2, NOW + 50), "no certificate outlives its CA");
+        let after = CertificateInfo::from_pem(&folder.peer_certificate().unwrap()).unwrap();
+        assert_eq!(after.spki_pin, before.spki_pin);
+        assert_eq!(folder.peer_ca().unwrap(), both);
     }
 }
