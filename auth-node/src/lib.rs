@@ -5,8 +5,8 @@
 //! as the work) -> `auth-core` (decides) -> `raft-store` (commits). Signing, hashing and randomness happen
 //! here, never in the domain.
 //!
-//! [`init`], [`join`], [`restore`] and [`recover`] make a node, [`start`] runs it, [`inspect()`] looks whether a stopped one is
-//! sound.
+//! [`init`], [`join`], [`restore`] and [`recover`] make a node, [`start`] runs it, [`inspect()`] looks whether a
+//! stopped one is sound.
 
 mod authn;
 mod authz;

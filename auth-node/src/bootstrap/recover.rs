@@ -52,6 +52,8 @@ pub async fn recover(config: &Config) -> Result<Succeeded, NodeError> {
 
 /// Takes the backup and keeps copies of the node's files. Then the recovery has begun.
 async fn prepare(folder: &Folder, old: NodeState) -> Result<NodeState, NodeError> {
+    // Of a recovery before this one, which ended before it could.
+    init::clean(folder)?;
     let name = format!("before-recovery-{}", old.cluster_id);
     let aside = folder.file(&name);
     create_dir(&aside)?;

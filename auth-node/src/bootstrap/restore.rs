@@ -49,6 +49,12 @@ fn begin(folder: &Folder, config: &Config, sha256: String) -> Result<NodeState, 
     let place = config.data_dir.display();
     match folder.load()? {
         Some(state) if state.progress == Progress::Restoring && state.backup_sha256 == sha256 => Ok(state),
+        // Nothing is in place of the one that was tried before.
+        Some(mut state) if state.progress == Progress::Restoring && !folder.database().exists() => {
+            state.backup_sha256 = sha256;
+            folder.save(&state)?;
+            Ok(state)
+        }
         Some(state) if state.progress == Progress::Restoring => Err(NodeError::Refused(format!(
             "a restore of another backup (SHA-256 {}) was interrupted in {place}: run it again with that one, or \
              choose another data_dir",
@@ -92,8 +98,12 @@ mod tests {
         let config = Config::parse(&text, [], &[]).unwrap();
         let mut begun = begin(&folder, &config, "aa".into()).unwrap();
         assert_eq!(begin(&folder, &config, "aa".into()).unwrap(), begun);
-        let other = begin(&folder, &config, "bb".into()).unwrap_err().to_string();
-        assert!(other.contains("another backup (SHA-256 aa)"), "{other}");
+        // One that was damaged, say, left nothing.
+        let other = begin(&folder, &config, "bb".into()).unwrap();
+        assert_eq!((other.cluster_id, other.backup_sha256.as_str()), (begun.cluster_id.clone(), "bb"));
+        std::fs::create_dir_all(folder.database()).unwrap();
+        let other = begin(&folder, &config, "aa".into()).unwrap_err().to_string();
+        assert!(other.contains("another backup (SHA-256 bb)"), "{other}");
         begun.progress = Progress::Member;
         folder.save(&begun).unwrap();
         let member = begin(&folder, &config, "aa".into()).unwrap_err().to_string();

@@ -64,7 +64,7 @@ pub(super) async fn carry_out(
     folder.keep_peer_ca(peer_ca.certificate_pem())?;
 
     let store = store_config(config, folder, &clock);
-    if !folder.store_dir().join("db").exists() {
+    if !folder.database().exists() {
         let (config, id, backup) = (store.clone(), state.cluster_id.clone(), backup.to_owned());
         let restored = blocking(move || raft_store::restore(&config, &id, FIRST_NODE, &backup)).await??;
         tracing::info!(revision = restored.revision, "the backup's state is in place");

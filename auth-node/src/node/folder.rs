@@ -157,6 +157,11 @@ impl Folder {
         self.file(STORE)
     }
 
+    /// The database in it; not there before the node has one.
+    pub(crate) fn database(&self) -> PathBuf {
+        self.store_dir().join("db")
+    }
+
     /// How far the node has come; `None` when it has not begun.
     pub(crate) fn load(&self) -> Result<Option<NodeState>, NodeError> {
         let path = self.file(STATE);

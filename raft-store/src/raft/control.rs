@@ -239,7 +239,10 @@ impl Core {
                 if now.current_leader.is_some() && now.current_leader != leader {
                     metrics::leader_changed();
                     let (leader_id, term) = (now.current_leader, now.vote.leader_id.term);
-                    tracing::info!(leader_id, term, "another node leads");
+                    match leader_id == Some(self.node_id) {
+                        true => tracing::info!(term, "this node leads"),
+                        false => tracing::info!(leader_id, term, "another node leads"),
+                    }
                     leader = now.current_leader;
                 }
                 let vote = now.vote.leader_id;

@@ -6,8 +6,8 @@ use anyhow::{Context as _, Result, bail};
 use clap::Subcommand;
 use mezite_client::{Retry, RetryPolicy};
 use mezite_proto::v1;
-use recording_format::PayloadHasher;
 use serde::Serialize;
+use sha2::{Digest as _, Sha256};
 use tonic::Streaming;
 
 use crate::{
@@ -314,14 +314,14 @@ async fn backup(context: &Context, out: PathBuf) -> Result<()> {
     let mut file = Pending::create(&out)?;
     let mut pieces = call!(client, Retry::Idempotent, save_backup, v1::SaveBackupRequest {})?;
     let head = next(&mut pieces).await?.context("the cluster's backup is empty")?;
-    let (mut hasher, mut size) = (PayloadHasher::default(), 0);
+    let (mut hasher, mut size) = (Sha256::new(), 0);
     while let Some(piece) = next(&mut pieces).await? {
         hasher.update(&piece.data);
         size += piece.data.len() as u64;
         file.file().write_all(&piece.data).with_context(|| format!("cannot write {}", out.display()))?;
     }
-    let digest = hasher.digest();
-    if size != head.length || digest.as_bytes() != head.sha256.as_ref() {
+    let digest = hasher.finalize();
+    if size != head.length || digest[..] != head.sha256[..] {
         bail!("the backup did not arrive whole: {size} bytes of {}; nothing was kept", head.length);
     }
     file.write(PRIVATE, |_| Ok(()))?;
@@ -331,7 +331,7 @@ async fn backup(context: &Context, out: PathBuf) -> Result<()> {
         revision: head.revision,
         applied_index: head.applied_index,
         size,
-        sha256: digest.to_string(),
+        sha256: hex::encode(digest),
     })
 }
 
