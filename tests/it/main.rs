@@ -8,6 +8,8 @@
 )]
 
 mod architecture;
+mod backup;
+mod cluster;
 mod config;
 mod failover;
 mod main_path;
