@@ -8,6 +8,7 @@
 )]
 
 mod architecture;
+mod chaos;
 mod config;
 mod failover;
 mod main_path;
