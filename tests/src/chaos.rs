@@ -7,8 +7,14 @@ use std::{
     time::{Duration, Instant},
 };
 
+use tokio::{
+    sync::oneshot::{self, error::TryRecvError},
+    task::JoinHandle,
+};
+
 use crate::{
     control::{Answer, Request},
+    eventually::Ticks,
     faults::{Faults, Kind},
     history::{self, Checked, Event, Violation},
     store_cluster::{self, StoreCluster},
@@ -52,6 +58,8 @@ pub struct Report {
     pub faults: BTreeMap<Kind, u64>,
     /// Longest time without an acknowledged write.
     pub unavailable: Duration,
+    /// The longest that a timer of the driver was late: how busy the machine was otherwise.
+    pub starved: Duration,
     /// Nodes that ended because their disk was full.
     pub full_disk_ends: u64,
     /// Highest term and lowest last snapshot among the nodes at the end.
@@ -98,6 +106,7 @@ impl fmt::Display for Report {
         }
         writeln!(f, "nodes that ended because their disk was full: {}", self.full_disk_ends)?;
         writeln!(f, "longest time without an acknowledged write: {:.1?}", self.unavailable)?;
+        writeln!(f, "longest time for which the machine did not let the driver run: {:.1?}", self.starved)?;
         writeln!(f, "terms: {}; every node has a snapshot at {} or later", self.term, self.snapshot_index)?;
         if let Some(index) = self.converged_at {
             writeln!(f, "all nodes hold the same state at log index {index}")?;
@@ -142,8 +151,11 @@ pub async fn run(plan: Plan) -> Report {
     shared.open_accounts().await;
     let clients = Clients::start(&shared, plan.clients, plan.seed);
     let mut faults = Faults::new(plan.seed);
+    let (starved, stop) = watch_timers();
     faults.run(&mut cluster, Instant::now() + plan.time).await;
     let end = finish(&mut cluster, &mut faults, &shared, clients).await;
+    drop(stop);
+    let starved = starved.await.unwrap();
 
     let history = shared.take();
     eprintln!("checking {} calls", history.len());
@@ -162,6 +174,7 @@ pub async fn run(plan: Plan) -> Report {
         calls: count(&history),
         faults: faults.counts,
         unavailable: unavailable(&history),
+        starved,
         full_disk_ends: faults.full_disk_ends,
         term: end.term,
         snapshot_index: end.snapshot_index,
@@ -170,6 +183,19 @@ pub async fn run(plan: Plan) -> Report {
         saved,
         missing,
     }
+}
+
+/// Sees how late timers are, until the sender is dropped.
+fn watch_timers() -> (JoinHandle<Duration>, oneshot::Sender<()>) {
+    let (stop, mut stopped) = oneshot::channel();
+    let watching = tokio::spawn(async move {
+        let mut ticks = Ticks::new(Duration::MAX);
+        while stopped.try_recv() == Err(TryRecvError::Empty) {
+            ticks.next().await;
+        }
+        ticks.latest
+    });
+    (watching, stop)
 }
 
 #[derive(Default)]
@@ -186,17 +212,18 @@ async fn finish(cluster: &mut StoreCluster, faults: &mut Faults, shared: &Shared
     faults.heal(cluster).await;
     let written = shared.acknowledged();
     // Under load still: it must go on by itself.
-    let deadline = Instant::now() + CONVERGED;
-    while faults.unsettled() > 0 && Instant::now() < deadline {
+    let mut ticks = Ticks::new(CONVERGED);
+    while faults.unsettled() > 0 && ticks.next().await {
         faults.heal(cluster).await;
     }
-    let go_on = async {
-        while shared.acknowledged() < written + GOES_ON {
-            tokio::time::sleep(Duration::from_millis(20)).await;
+    if faults.unsettled() > 0 {
+        end.complaints.push("a member cannot be removed after the last fault".into());
+    }
+    while shared.acknowledged() < written + GOES_ON {
+        if !ticks.next().await {
+            end.complaints.push(format!("clients do not go on within {CONVERGED:?} after the last fault"));
+            break;
         }
-    };
-    if tokio::time::timeout(CONVERGED, go_on).await.is_err() {
-        end.complaints.push(format!("clients do not go on within {CONVERGED:?} after the last fault"));
     }
     clients.stop().await;
     match cluster.converge(CONVERGED).await {

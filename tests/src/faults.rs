@@ -19,9 +19,9 @@ const MEMBERS: std::ops::RangeInclusive<usize> = 3..=5;
 /// A change of the members is waited for so long. It may go on longer.
 const CHANGE: Duration = Duration::from_secs(6);
 /// Milliseconds for which a fault lasts.
-const LASTS: std::ops::Range<u64> = 200..4_000;
+const LASTS: std::ops::Range<u64> = 200..3_000;
 /// Milliseconds between two faults.
-const BETWEEN: std::ops::Range<u64> = 100..2_000;
+const BETWEEN: std::ops::Range<u64> = 100..1_500;
 /// Offsets of clocks, in seconds.
 const OFFSETS: [i64; 8] = [-3_600, -120, -30, -2, 2, 30, 120, 3_600];
 

@@ -17,6 +17,7 @@ use crate::{
     Port, Process, Scratch, binary,
     control::{Answer, Control, NodeConfig, NodeStatus, Request},
     eventually,
+    eventually::Ticks,
     proxy::{Links, Proxy},
 };
 
@@ -343,15 +344,13 @@ impl StoreCluster {
         // What a full disk does to it is another matter.
         let has_space = !node.disk.as_ref().is_some_and(SmallDisk::is_full);
         process.signal(Signal::SIGTERM);
-        let deadline = tokio::time::Instant::now() + STOPPED;
+        let mut ticks = Ticks::new(STOPPED);
         loop {
             match process.ended() {
                 Some(status) if status.success() || !has_space => return Ok(()),
                 Some(status) => return Err(format!("node {id} was told to stop and ended with {status}")),
-                None if tokio::time::Instant::now() > deadline => {
-                    return Err(format!("node {id} was told to stop and has not within {STOPPED:?}"));
-                }
-                None => tokio::time::sleep(Duration::from_millis(10)).await,
+                None if ticks.next().await => {}
+                None => return Err(format!("node {id} was told to stop and has not within {STOPPED:?}")),
             }
         }
     }
@@ -443,7 +442,7 @@ impl StoreCluster {
     /// # Errors
     /// When the states differ at the same index, or do not meet in time.
     pub async fn converge(&self, within: Duration) -> Result<u64, String> {
-        let deadline = tokio::time::Instant::now() + within;
+        let mut ticks = Ticks::new(within);
         loop {
             let mut seen = BTreeMap::new();
             for id in self.ids() {
@@ -458,10 +457,9 @@ impl StoreCluster {
                 let equal = seen.values().zip(seen.values().skip(1)).all(|(one, other)| one == other);
                 return if equal { Ok(index) } else { Err(format!("the states differ: {seen:?}")) };
             }
-            if tokio::time::Instant::now() > deadline {
+            if !ticks.next().await {
                 return Err(format!("the nodes do not come to the same state: {seen:?}"));
             }
-            tokio::time::sleep(Duration::from_millis(50)).await;
         }
     }
 
