@@ -9,6 +9,7 @@
 
 mod architecture;
 mod backup;
+mod chaos;
 mod cluster;
 mod config;
 mod failover;
