@@ -72,6 +72,12 @@ impl Process {
         }
     }
 
+    /// Its process id.
+    #[must_use]
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// All that it printed.
     #[must_use]
     pub fn log(&self) -> String {
