@@ -214,12 +214,16 @@ fn commit<V: StateView>(
     let revision = counters.revision;
     let mut changes = Vec::with_capacity(transaction.writes.len());
     for write in &transaction.writes {
-        remove_row(state, &write.key)?;
-        if let Some(value) = &write.value {
-            let row = StoredRow { revision, expires_at_ms: write.expires_at_ms, value };
-            state.put(state_key(Space::Rows, &write.key), row.encode());
-            if write.expires_at_ms != 0 {
-                state.put(expiry_key(write.expires_at_ms, &write.key), Vec::new());
+        match &write.value {
+            None => remove_row(state, &write.key)?,
+            Some(value) => {
+                let row_key = state_key(Space::Rows, &write.key);
+                remove_expiry(state, &row_key, &write.key)?;
+                let row = StoredRow { revision, expires_at_ms: write.expires_at_ms, value };
+                state.put(row_key, row.encode());
+                if write.expires_at_ms != 0 {
+                    state.put(expiry_key(write.expires_at_ms, &write.key), Vec::new());
+                }
             }
         }
         changes.push(Change { key: write.key.clone(), value: write.value.clone() });
@@ -233,14 +237,24 @@ fn commit<V: StateView>(
 /// Deletes a row and its place in the expiry index.
 fn remove_row<V: StateView>(state: &mut Overlay<'_, V>, key: &[u8]) -> Result<(), StoreError> {
     let row_key = state_key(Space::Rows, key);
-    if let Some(old) = state.get(&row_key)? {
-        let expires_at_ms = StoredRow::decode(&old)?.expires_at_ms;
-        if expires_at_ms != 0 {
-            state.delete(expiry_key(expires_at_ms, key));
-        }
+    if remove_expiry(state, &row_key, key)? {
         state.delete(row_key);
     }
     Ok(())
+}
+
+/// Deletes a row's place in the expiry index. `false`: there is no such row.
+fn remove_expiry<V: StateView>(
+    state: &mut Overlay<'_, V>,
+    row_key: &[u8],
+    key: &[u8],
+) -> Result<bool, StoreError> {
+    let Some(old) = state.get(row_key)? else { return Ok(false) };
+    let expires_at_ms = StoredRow::decode(&old)?.expires_at_ms;
+    if expires_at_ms != 0 {
+        state.delete(expiry_key(expires_at_ms, key));
+    }
+    Ok(true)
 }
 
 fn append_record<V: StateView>(

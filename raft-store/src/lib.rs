@@ -37,6 +37,7 @@ mod store;
 #[cfg(test)]
 mod tests;
 mod transact;
+mod views;
 mod watch;
 
 pub use backup::Backup;

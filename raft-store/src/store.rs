@@ -22,12 +22,13 @@ use crate::{
     net::{client::PeerPool, identity::PeerIdentity, join::JoinHandler, server::PeerServer},
     owner::Owner,
     propose::Proposer,
-    raft::{Core, PeerNode, Peers, StateMachine},
+    raft::{Core, PeerNode, StateMachine},
     read::{Reads, left},
     space::{self, SpaceAlarm},
     state::StateSnapshot,
     status::{NotReady, Progress, Status},
     transact::{StoreTransaction, View},
+    views::Views,
     watch::{Hub, Watcher},
 };
 
@@ -62,6 +63,7 @@ pub(crate) struct Inner {
     /// Whoever changes the members as leader holds it, for all steps of the change.
     pub(crate) changes: tokio::sync::Mutex<()>,
     pub(crate) db: Arc<Db>,
+    views: Views,
     pub(crate) space: SpaceAlarm,
     hub: Arc<Hub>,
 }
@@ -105,14 +107,13 @@ impl Store {
             progress.removed(&[identity.node_id]);
         }
         let pool = PeerPool::new(identity.clone(), progress.clone())?;
-        let peers = Peers { node_id: identity.node_id, pool: pool.clone(), handover_term: Arc::default() };
         let started = Core::start(
             identity.node_id,
             &config,
             Arc::clone(&db),
             Arc::clone(&hub),
             progress.clone(),
-            peers,
+            pool.clone(),
             fatal,
         );
         let (core, state) = started.await?;
@@ -130,6 +131,7 @@ impl Store {
             pool,
             config,
             changes: tokio::sync::Mutex::default(),
+            views: Views::new(Arc::clone(&db)),
             db,
             space,
             hub,
@@ -322,12 +324,8 @@ impl Store {
         &self,
         work: impl FnOnce(&StateSnapshot<'_>, u64) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, StoreError> {
-        let inner = Arc::clone(&self.inner);
-        let done = tokio::task::spawn_blocking(move || {
-            let state = StateSnapshot::take(&inner.db)?;
-            work(&state, (inner.config.clock)())
-        });
-        done.await.map_err(|error| StoreError::Stopped(error.to_string()))?
+        let clock = Arc::clone(&self.inner.config.clock);
+        self.inner.views.run(move |state| work(state, clock())).await
     }
 
     /// Follows the changes of a range after a revision, in order and without gaps.
@@ -415,18 +413,13 @@ async fn sweep(inner: Arc<Inner>) {
             continue;
         }
         let stamp_ms = (inner.config.clock)();
-        let looking = Arc::clone(&inner);
-        let found = tokio::task::spawn_blocking(move || {
-            crate::state::has_expired(&StateSnapshot::take(&looking.db)?, stamp_ms)
-        });
-        match found.await {
-            Ok(Ok(true)) => {
+        match inner.views.run(move |state| crate::state::has_expired(state, stamp_ms)).await {
+            Ok(true) => {
                 let batch = peer::Batch { stamp_ms, transactions: Vec::new(), sweep_limit: SWEEP_LIMIT };
                 // A sweep that is lost is done again at the next tick.
                 inner.core.propose(Bytes::from(batch.encode_to_vec())).await;
             }
-            Ok(Ok(false)) => {}
-            Ok(Err(error)) => tracing::error!(%error, "looking for expired rows failed"),
+            Ok(false) => {}
             Err(error) => tracing::error!(%error, "looking for expired rows failed"),
         }
     }

@@ -3,6 +3,9 @@
 //! One thread does all writing, in the order in which it was asked: it takes what is waiting into one batch, writes
 //! it with one fsync, and only then tells those who wait. Entries can be read as soon as they were handed over,
 //! because the newest stay in memory at least until they are on disk.
+//!
+//! The core does not wait for entries to be on disk, but for a change of the membership: what must not happen before
+//! that waits for [`Flushed`]. A leader's entries are written here and by the peers at the same time.
 
 use std::{
     collections::BTreeMap,
@@ -18,20 +21,22 @@ use std::{
 
 use mezite_proto::peer;
 use openraft::{
-    Entry, LogId, LogState, OptionalSend, RaftLogId, RaftLogReader, StorageError, StorageIOError, Vote,
+    Entry, EntryPayload, LogId, LogState, OptionalSend, RaftLogId, RaftLogReader, StorageError,
+    StorageIOError, Vote,
     storage::{LogFlushed, RaftLogStorage},
 };
 use prost::Message;
 use rocksdb::WriteBatch;
 use tokio::sync::oneshot;
 
-use super::{TypeConfig, convert};
+use super::{Flushed, TypeConfig, convert};
 use crate::{
     db::{Db, meta_key},
     error::StoreError,
     failure::{Point, pass},
     fatal::Fatal,
     metrics,
+    owner::Owner,
 };
 
 /// Entries that are on disk stay in memory up to this many bytes, for replication and apply.
@@ -42,18 +47,18 @@ const READ_BYTES: usize = 4 << 20;
 const DRAIN: usize = 256;
 
 enum Op {
-    Append { entries: Vec<(u64, Vec<u8>)>, end: End, done: LogFlushed<TypeConfig> },
+    Append { entries: Vec<(u64, Vec<u8>)>, end: End, done: Option<LogFlushed<TypeConfig>> },
     Vote { vote: Vec<u8>, done: oneshot::Sender<()> },
     Committed(Option<Vec<u8>>),
-    Truncate { since: u64 },
+    Truncate { since: u64, end: End },
     Purge { upto: peer::LogId },
 }
 
-/// Where an append ends, and in which epoch: a truncation begins a new one, so that an append from before it is not
-/// taken for the entries that came in its place.
+/// Where the log ends after an append or a truncation, and in which epoch: a truncation begins a new one, so that an
+/// append from before it is not taken for the entries that came in its place.
 #[derive(Clone, Copy)]
 struct End {
-    last: u64,
+    last: Option<LogId<u64>>,
     epoch: u64,
 }
 
@@ -62,9 +67,6 @@ struct End {
 struct Index {
     purged: Option<LogId<u64>>,
     last: Option<LogId<u64>>,
-    /// Entries up to here are on disk.
-    flushed: Option<u64>,
-    epoch: u64,
     tail: BTreeMap<u64, (Entry<TypeConfig>, usize)>,
     tail_bytes: usize,
 }
@@ -83,10 +85,10 @@ impl Index {
     }
 
     /// Lets go of the oldest entries that are on disk.
-    fn evict(&mut self) {
+    fn evict(&mut self, flushed: Option<u64>) {
         while self.tail_bytes > TAIL_BYTES {
             match self.tail.first_entry() {
-                Some(first) if Some(*first.key()) <= self.flushed => self.tail_bytes -= first.remove().1,
+                Some(first) if Some(*first.key()) <= flushed => self.tail_bytes -= first.remove().1,
                 _ => break,
             }
         }
@@ -96,6 +98,10 @@ impl Index {
 struct Shared {
     db: Arc<Db>,
     index: Arc<Mutex<Index>>,
+    /// Changes under the lock of the index.
+    flushed: Flushed,
+    /// The node, as the data directory says.
+    node_id: Option<u64>,
     /// `None` only while it is dropped.
     writer: Option<(Sender<Op>, JoinHandle<()>)>,
 }
@@ -123,22 +129,39 @@ impl LogStore {
             Some(entry) => Some(entry.log_id),
             None => purged,
         };
-        let index = Index { purged, last, flushed: last.map(|id| id.index), ..Index::default() };
-        let index = Arc::new(Mutex::new(index));
+        let node_id = Owner::read(&db)?.map(|owner| owner.node_id);
+        let index = Arc::new(Mutex::new(Index { purged, last, ..Index::default() }));
+        let flushed = Flushed::new(last);
         let (operations, waiting) = channel();
         let (writing, flushing) = (Arc::clone(&db), Arc::clone(&index));
-        let flushed = move |end: End| {
+        let stop = StopOnDrop(flushed.clone());
+        let on_disk = move |end: End| {
             let mut index = flushing.lock().unwrap_or_else(PoisonError::into_inner);
-            if index.epoch == end.epoch {
-                index.flushed = index.flushed.max(Some(end.last));
-                index.evict();
+            if stop.0.epoch() == end.epoch {
+                stop.0.rise(end.last);
+                index.evict(end.last.map(|last| last.index));
             }
         };
         let thread = std::thread::Builder::new()
             .name("raft-log".into())
-            .spawn(move || write_all(&writing, &waiting, &fatal, flushed))
+            .spawn(move || write_all(&writing, &waiting, &fatal, on_disk))
             .map_err(StoreError::io("cannot start the log writer"))?;
-        Ok(Self(Arc::new(Shared { db, index, writer: Some((operations, thread)) })))
+        let writer = Some((operations, thread));
+        Ok(Self(Arc::new(Shared { db, index, flushed, node_id, writer })))
+    }
+
+    /// What of it is on disk.
+    pub(super) fn flushed(&self) -> Flushed {
+        self.0.flushed.clone()
+    }
+}
+
+/// Says that nothing is written any more when the writer ends, however it does.
+struct StopOnDrop(Flushed);
+
+impl Drop for StopOnDrop {
+    fn drop(&mut self) {
+        self.0.stop();
     }
 }
 
@@ -157,18 +180,13 @@ impl Shared {
 }
 
 /// The writer thread: until every handle is gone, or a write fails.
-fn write_all(db: &Db, operations: &Receiver<Op>, fatal: &Fatal, flushed: impl Fn(End)) {
+fn write_all(db: &Db, operations: &Receiver<Op>, fatal: &Fatal, on_disk: impl Fn(End)) {
     while let Ok(first) = operations.recv() {
-        let mut batch = WriteBatch::default();
-        let mut sync = false;
-        let (mut appended, mut voted) = (Vec::new(), Vec::new());
-        let drained = std::iter::once(first).chain(operations.try_iter().take(DRAIN - 1));
-        let built = drained.map(|op| {
-            // A commit point alone need not be synced: it only says how far the log may be applied again.
-            sync |= !matches!(op, Op::Committed(_));
-            stage(db, &mut batch, op, &mut appended, &mut voted)
-        });
-        let result = built.collect::<Result<(), StoreError>>().and_then(|()| {
+        let mut staged = Staged::default();
+        let mut drained = std::iter::once(first).chain(operations.try_iter().take(DRAIN - 1));
+        let built = drained.try_for_each(|op| staged.add(db, op));
+        let Staged { batch, sync, end, appended, voted } = staged;
+        let result = built.and_then(|()| {
             pass(Point::LogBeforeWrite)?;
             let started = Instant::now();
             db.write(batch, sync)?;
@@ -178,16 +196,16 @@ fn write_all(db: &Db, operations: &Receiver<Op>, fatal: &Fatal, flushed: impl Fn
             pass(Point::LogAfterWrite)
         });
         if let Err(error) = result {
-            for (_, done) in appended {
+            for done in appended {
                 done.log_io_completed(Err(std::io::Error::other(error.to_string())));
             }
             fatal.call(&format!("writing the log failed: {error}"));
             return;
         }
-        if let Some(end) = appended.last().map(|(end, _)| *end) {
-            flushed(end);
+        if let Some(end) = end {
+            on_disk(end);
         }
-        for (_, done) in appended {
+        for done in appended {
             done.log_io_completed(Ok(()));
         }
         for done in voted {
@@ -201,40 +219,50 @@ fn write_all(db: &Db, operations: &Receiver<Op>, fatal: &Fatal, flushed: impl Fn
     }
 }
 
-fn stage(
-    db: &Db,
-    batch: &mut WriteBatch,
-    op: Op,
-    appended: &mut Vec<(End, LogFlushed<TypeConfig>)>,
-    voted: &mut Vec<oneshot::Sender<()>>,
-) -> Result<(), StoreError> {
-    let (meta, log) = (db.raft_meta()?, db.raft_log()?);
-    match op {
-        Op::Append { entries, end, done } => {
-            pass(Point::LogStageAppend)?;
-            for (index, bytes) in entries {
-                batch.put_cf(&log, index.to_be_bytes(), bytes);
+/// What one write of the log holds, and who is told when it is done.
+#[derive(Default)]
+struct Staged {
+    batch: WriteBatch,
+    sync: bool,
+    end: Option<End>,
+    appended: Vec<LogFlushed<TypeConfig>>,
+    voted: Vec<oneshot::Sender<()>>,
+}
+
+impl Staged {
+    fn add(&mut self, db: &Db, op: Op) -> Result<(), StoreError> {
+        let (meta, log) = (db.raft_meta()?, db.raft_log()?);
+        // A commit point alone need not be synced: it only says how far the log may be applied again.
+        self.sync |= !matches!(op, Op::Committed(_));
+        match op {
+            Op::Append { entries, end, done } => {
+                pass(Point::LogStageAppend)?;
+                for (index, bytes) in entries {
+                    self.batch.put_cf(&log, index.to_be_bytes(), bytes);
+                }
+                self.end = Some(end);
+                self.appended.extend(done);
             }
-            appended.push((end, done));
+            Op::Vote { vote, done } => {
+                pass(Point::LogStageVote)?;
+                self.batch.put_cf(&meta, meta_key::VOTE, vote);
+                self.voted.push(done);
+            }
+            Op::Committed(Some(committed)) => self.batch.put_cf(&meta, meta_key::COMMITTED, committed),
+            Op::Committed(None) => self.batch.delete_cf(&meta, meta_key::COMMITTED),
+            Op::Truncate { since, end } => {
+                pass(Point::LogStageTruncate)?;
+                self.batch.delete_range_cf(&log, since.to_be_bytes(), u64::MAX.to_be_bytes());
+                self.end = Some(end);
+            }
+            Op::Purge { upto } => {
+                pass(Point::LogStagePurge)?;
+                self.batch.delete_range_cf(&log, 0u64.to_be_bytes(), (upto.index + 1).to_be_bytes());
+                self.batch.put_cf(&meta, meta_key::PURGED, upto.encode_to_vec());
+            }
         }
-        Op::Vote { vote, done } => {
-            pass(Point::LogStageVote)?;
-            batch.put_cf(&meta, meta_key::VOTE, vote);
-            voted.push(done);
-        }
-        Op::Committed(Some(committed)) => batch.put_cf(&meta, meta_key::COMMITTED, committed),
-        Op::Committed(None) => batch.delete_cf(&meta, meta_key::COMMITTED),
-        Op::Truncate { since } => {
-            pass(Point::LogStageTruncate)?;
-            batch.delete_range_cf(&log, since.to_be_bytes(), u64::MAX.to_be_bytes());
-        }
-        Op::Purge { upto } => {
-            pass(Point::LogStagePurge)?;
-            batch.delete_range_cf(&log, 0u64.to_be_bytes(), (upto.index + 1).to_be_bytes());
-            batch.put_cf(&meta, meta_key::PURGED, upto.encode_to_vec());
-        }
+        Ok(())
     }
-    Ok(())
 }
 
 pub(crate) fn read_meta<M: Message + Default>(db: &Db, key: &[u8]) -> Result<Option<M>, StoreError> {
@@ -379,7 +407,13 @@ impl RaftLogStorage<TypeConfig> for LogStore {
     async fn read_vote(&mut self) -> Result<Option<Vote<u64>>, StorageError<u64>> {
         let stored = read_meta::<peer::Ballot>(&self.0.db, meta_key::VOTE);
         let stored = stored.map_err(|error| StorageError::from(StorageIOError::read_vote(&error)))?;
-        Ok(stored.as_ref().map(convert::vote))
+        let mut vote = stored.as_ref().map(convert::vote);
+        // A leader that starts again must not go on in its term: peers may hold entries that it sent and lost, and it
+        // would give other entries the same ids. So its vote is that of one who has not won.
+        if let Some(vote) = vote.as_mut().filter(|vote| Some(vote.leader_id.node_id) == self.0.node_id) {
+            vote.committed = false;
+        }
+        Ok(vote)
     }
 
     async fn save_committed(&mut self, committed: Option<LogId<u64>>) -> Result<(), StorageError<u64>> {
@@ -403,20 +437,27 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         I::IntoIter: OptionalSend,
     {
         let entries: Vec<_> = entries.into_iter().collect();
-        let Some(last) = entries.last().map(|entry| entry.get_log_id().index) else {
+        let Some(last) = entries.last().map(|entry| *entry.get_log_id()) else {
             callback.log_io_completed(Ok(()));
             return Ok(());
         };
         let encoded: Vec<_> =
             entries.iter().map(|entry| (entry.log_id.index, convert::encode_entry(entry))).collect();
+        // The core may build on a membership as soon as it is committed, so that has to be on disk.
+        let membership = entries.iter().any(|entry| matches!(entry.payload, EntryPayload::Membership(_)));
         let epoch = {
             let mut index = self.0.index();
             for (entry, (_, bytes)) in entries.into_iter().zip(&encoded) {
                 index.push(entry, bytes.len());
             }
-            index.epoch
+            self.0.flushed.epoch()
         };
-        self.0.send(Op::Append { entries: encoded, end: End { last, epoch }, done: callback })
+        let (now, done) = if membership { (None, Some(callback)) } else { (Some(callback), None) };
+        self.0.send(Op::Append { entries: encoded, end: End { last: Some(last), epoch }, done })?;
+        if let Some(taken) = now {
+            taken.log_io_completed(Ok(()));
+        }
+        Ok(())
     }
 
     async fn truncate(&mut self, log_id: LogId<u64>) -> Result<(), StorageError<u64>> {
@@ -426,14 +467,14 @@ impl RaftLogStorage<TypeConfig> for LogStore {
             }
             None => None,
         };
-        {
+        let end = {
             let mut index = self.0.index();
             index.drop_tail_from(log_id.index);
             index.last = before.or(index.purged);
-            index.epoch += 1;
-            index.flushed = index.flushed.min(index.last.map(|id| id.index));
-        }
-        self.0.send(Op::Truncate { since: log_id.index })
+            self.0.flushed.truncate(index.last);
+            End { last: index.last, epoch: self.0.flushed.epoch() }
+        };
+        self.0.send(Op::Truncate { since: log_id.index, end })
     }
 
     async fn purge(&mut self, log_id: LogId<u64>) -> Result<(), StorageError<u64>> {
@@ -444,6 +485,8 @@ impl RaftLogStorage<TypeConfig> for LogStore {
             let kept = index.tail.split_off(&(log_id.index + 1));
             index.tail_bytes = kept.values().map(|(_, size)| size).sum();
             index.tail = kept;
+            // What was purged is in a snapshot.
+            self.0.flushed.rise(Some(log_id));
         }
         self.0.send(Op::Purge { upto: convert::from_log_id(&log_id) })
     }

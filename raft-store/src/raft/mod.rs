@@ -3,6 +3,7 @@
 
 mod control;
 pub(crate) mod convert;
+mod flushed;
 pub(crate) mod install;
 pub(crate) mod log_store;
 mod network;
@@ -19,12 +20,14 @@ use std::{
 
 use bytes::Bytes;
 pub(crate) use control::ChangeError;
+use flushed::Flushed;
 pub(crate) use log_store::LogStore;
 use mezite_proto::peer;
-pub(crate) use network::Peers;
+use network::Peers;
 use openraft::{
     Config, SnapshotPolicy,
     error::{CheckIsLeaderError, ClientWriteError, RaftError},
+    raft::AppendEntriesResponse,
 };
 pub(crate) use snapshot_file::SnapshotFile;
 pub(crate) use state_machine::StateMachine;
@@ -35,6 +38,7 @@ use crate::{
     db::Db,
     error::StoreError,
     fatal::Fatal,
+    net::client::PeerPool,
     status::{MemberStatus, Progress, Status},
     watch::Hub,
 };
@@ -95,6 +99,8 @@ pub(crate) struct Core {
     handover_term: Arc<AtomicU64>,
     /// A peer is silent when it was not heard for longer.
     silence: Duration,
+    /// What of the log is on disk.
+    flushed: Flushed,
 }
 
 impl Core {
@@ -105,7 +111,7 @@ impl Core {
         db: Arc<Db>,
         hub: Arc<Hub>,
         progress: Progress,
-        peers: Peers,
+        pool: PeerPool,
         fatal: Fatal,
     ) -> Result<(Self, StateMachine), StoreError> {
         let timing = config.timing;
@@ -123,13 +129,16 @@ impl Core {
         };
         let raft_config = raft_config.validate().map_err(|error| StoreError::Config(error.to_string()))?;
         let log = LogStore::open(Arc::clone(&db), fatal.clone())?;
-        let state = StateMachine::open(db, config, hub, progress, fatal)?;
-        let handover_term = Arc::clone(&peers.handover_term);
+        let flushed = log.flushed();
+        let state = StateMachine::open(db, config, hub, progress, fatal)?.after(flushed.clone());
+        let handover_term = Arc::<AtomicU64>::default();
+        let peers =
+            Peers { node_id, pool, handover_term: Arc::clone(&handover_term), flushed: flushed.clone() };
         let raft = OpenRaft::new(node_id, Arc::new(raft_config), peers, log, state.clone())
             .await
             .map_err(|error| StoreError::Stopped(error.to_string()))?;
         let silence = timing.election_max * 2;
-        Ok((Self { raft, node_id, gate: Arc::default(), handover_term, silence }, state))
+        Ok((Self { raft, node_id, gate: Arc::default(), handover_term, silence, flushed }, state))
     }
 
     pub(crate) fn node_id(&self) -> u64 {
@@ -218,15 +227,27 @@ impl Core {
         }
     }
 
-    /// Raft AppendEntries from a peer.
+    /// Raft AppendEntries from a peer. What is acknowledged is on disk.
     pub(crate) async fn append(
         &self,
         request: peer::AppendRequest,
     ) -> Result<peer::AppendResponse, StoreError> {
         let request = convert::append_request(request)?;
-        match self.raft.append_entries(request).await {
-            Ok(response) => Ok(convert::append_response_to_proto(response)),
-            Err(error) => Err(StoreError::Stopped(error.to_string())),
+        let last = request.entries.last().map(|entry| entry.log_id).max(request.prev_log_id);
+        loop {
+            let epoch = self.flushed.epoch();
+            let response = self.raft.append_entries(request.clone()).await;
+            let response = response.map_err(|error| StoreError::Stopped(error.to_string()))?;
+            let on_disk = match (&response, last) {
+                (AppendEntriesResponse::Success | AppendEntriesResponse::PartialSuccess(_), Some(last)) => {
+                    self.flushed.reached_in(epoch, last.index).await?
+                }
+                _ => true,
+            };
+            if on_disk {
+                return Ok(convert::append_response_to_proto(response));
+            }
+            // The log was truncated, by this request or by another leader: the core says what holds now.
         }
     }
 

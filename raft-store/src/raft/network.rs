@@ -21,7 +21,7 @@ use tokio::io::{AsyncReadExt, AsyncSeekExt};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::{PeerNode, TypeConfig, convert};
+use super::{Flushed, PeerNode, TypeConfig, convert};
 use crate::{
     error::StoreError,
     net::client::{PeerClient, PeerPool},
@@ -35,6 +35,8 @@ const READ_AHEAD: usize = 4;
 const PROGRESS_TIMEOUT: Duration = Duration::from_secs(5);
 /// A peer that cannot be reached is tried again after this.
 const RETRY: Duration = Duration::from_millis(100);
+/// A commit point that is not on disk here is waited for, for this part of a call's time.
+const COMMIT_WAIT_SHARE: u32 = 4;
 /// Entries that take longer on their way are sent anew.
 const SEND_TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -45,6 +47,8 @@ pub(crate) struct Peers {
     pub(crate) pool: PeerPool,
     /// An election in this term is one that the leader asked for; voters are told so.
     pub(crate) handover_term: Arc<AtomicU64>,
+    /// What of the log is on disk.
+    pub(super) flushed: Flushed,
 }
 
 impl RaftNetworkFactory<TypeConfig> for Peers {
@@ -57,6 +61,7 @@ impl RaftNetworkFactory<TypeConfig> for Peers {
             address: node.peer_address.clone(),
             pool: self.pool.clone(),
             handover_term: Arc::clone(&self.handover_term),
+            flushed: self.flushed.clone(),
             sending: None,
         }
     }
@@ -69,6 +74,7 @@ pub(crate) struct Peer {
     address: String,
     pool: PeerPool,
     handover_term: Arc<AtomicU64>,
+    flushed: Flushed,
     /// Entries that are on their way, perhaps for longer than the core waited for them.
     sending: Option<Sending>,
 }
@@ -99,6 +105,22 @@ impl Peer {
 
     fn bulk_client(&self) -> Result<PeerClient, StoreError> {
         self.pool.get_bulk(self.target, &self.address)
+    }
+
+    /// The commit point that a request may tell: what this node has not on disk, it could lose, and then it must not
+    /// have told anyone. A request without entries waits a little for the disk: it may be there to tell the commit
+    /// point.
+    async fn durable_commit(
+        &self,
+        request: &AppendEntriesRequest<TypeConfig>,
+        at_most: Duration,
+    ) -> Option<LogId<u64>> {
+        let committed = request.leader_commit?;
+        if request.entries.is_empty() && self.flushed.last() < Some(committed) {
+            // Either way the lower of the two is right.
+            let _ = tokio::time::timeout(at_most, self.flushed.reached(committed.index)).await;
+        }
+        self.flushed.last().min(Some(committed))
     }
 
     /// Makes a call within the time that the core gives it.
@@ -153,9 +175,10 @@ fn garbled(error: StoreError) -> Failure {
 impl RaftNetwork<TypeConfig> for Peer {
     async fn append_entries(
         &mut self,
-        rpc: AppendEntriesRequest<TypeConfig>,
+        mut rpc: AppendEntriesRequest<TypeConfig>,
         option: RPCOption,
     ) -> Result<AppendEntriesResponse<u64>, Failure> {
+        rpc.leader_commit = self.durable_commit(&rpc, option.hard_ttl() / COMMIT_WAIT_SHARE).await;
         let mut client = self.client().map_err(unreachable_peer)?;
         if rpc.entries.is_empty() {
             let request = convert::append_request_to_proto(&rpc);

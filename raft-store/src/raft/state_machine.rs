@@ -17,7 +17,7 @@ use prost::Message;
 use rocksdb::WriteBatch;
 
 use super::{
-    Command, Outcomes, PeerNode, SnapshotFile, TypeConfig, convert, install::load_rows, log_store,
+    Command, Flushed, Outcomes, PeerNode, SnapshotFile, TypeConfig, convert, install::load_rows, log_store,
     receive::Inbox, snapshot_file,
 };
 use crate::{
@@ -57,7 +57,11 @@ pub(crate) struct Current {
 
 /// The state of a node.
 #[derive(Clone)]
-pub(crate) struct StateMachine(Arc<Shared>);
+pub(crate) struct StateMachine {
+    shared: Arc<Shared>,
+    /// Entries are applied when they are on disk. `None`: they come from elsewhere than the log.
+    flushed: Option<Flushed>,
+}
 
 impl StateMachine {
     pub(crate) fn open(
@@ -78,34 +82,40 @@ impl StateMachine {
         let inbox = Inbox::new(snapshots.clone());
         let counters = Mutex::new(counters(&current.applied));
         let current = Mutex::new(current);
-        Ok(Self(Arc::new(Shared { db, hub, progress, fatal, snapshots, inbox, current, counters })))
+        let shared = Shared { db, hub, progress, fatal, snapshots, inbox, current, counters };
+        Ok(Self { shared: Arc::new(shared), flushed: None })
+    }
+
+    /// Applies entries from a log, when they are on disk.
+    pub(super) fn after(self, log: Flushed) -> Self {
+        Self { flushed: Some(log), ..self }
     }
 
     /// Time and revision of the state.
     pub(crate) fn counters(&self) -> Counters {
-        *self.0.counters.lock().unwrap_or_else(PoisonError::into_inner)
+        *self.shared.counters.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Size of the newest snapshot, in bytes; 0 where there is none.
     pub(crate) fn snapshot_bytes(&self) -> u64 {
-        let newest = snapshot_file::newest(&self.0.snapshots).ok().flatten();
+        let newest = snapshot_file::newest(&self.shared.snapshots).ok().flatten();
         let size = newest.and_then(|file| std::fs::metadata(&file.path).ok());
         size.map_or(0, |size| size.len())
     }
 
     /// Where snapshots from peers come in.
     pub(crate) fn inbox(&self) -> &Inbox {
-        &self.0.inbox
+        &self.shared.inbox
     }
 
     /// A new name for a file that is gone when the process is.
     pub(crate) fn temporary_path(&self, what: &str) -> PathBuf {
-        self.0.snapshots.join(format!("{what}-{:016x}.tmp", rand::random::<u64>()))
+        self.shared.snapshots.join(format!("{what}-{:016x}.tmp", rand::random::<u64>()))
     }
 
     #[cfg(test)]
     pub(crate) fn install_file(&self, file: &SnapshotFile) -> Result<(), StoreError> {
-        self.0.install(file)
+        self.shared.install(file)
     }
 
     /// Runs work on the state's disk away from the async workers. A failure ends the process.
@@ -114,11 +124,11 @@ impl StateMachine {
         what: &'static str,
         work: impl FnOnce(&Shared) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, StorageError<u64>> {
-        let shared = Arc::clone(&self.0);
+        let shared = Arc::clone(&self.shared);
         let done = tokio::task::spawn_blocking(move || work(&shared)).await;
         let result = done.map_err(|error| StoreError::Stopped(error.to_string())).and_then(|result| result);
         result.map_err(|error| {
-            self.0.fatal.call(&format!("{what} failed: {error}"));
+            self.shared.fatal.call(&format!("{what} failed: {error}"));
             StorageIOError::write_state_machine(&error).into()
         })
     }
@@ -304,7 +314,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
     async fn applied_state(
         &mut self,
     ) -> Result<(Option<LogId<u64>>, StoredMembership<u64, PeerNode>), StorageError<u64>> {
-        let current = self.0.current();
+        let current = self.shared.current();
         let applied = &current.applied;
         let membership =
             convert::stored_membership(applied.membership_log_id.as_ref(), applied.membership.as_ref());
@@ -317,6 +327,10 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         I::IntoIter: OptionalSend,
     {
         let entries: Vec<_> = entries.into_iter().collect();
+        if let (Some(flushed), Some(last)) = (&self.flushed, entries.last()) {
+            let on_disk = flushed.reached(last.log_id.index).await;
+            on_disk.map_err(|error| StorageIOError::apply(last.log_id, &error))?;
+        }
         self.blocking("applying the log", move |shared| shared.apply(entries)).await
     }
 

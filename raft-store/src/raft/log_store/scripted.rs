@@ -10,8 +10,10 @@ use openraft::{
 use super::LogStore;
 use crate::{
     db::Db,
+    failure::Point,
     fatal::Fatal,
-    raft::{Command, TypeConfig},
+    owner::Owner,
+    raft::{Command, PeerNode, TypeConfig},
 };
 
 /// An operation on the log.
@@ -147,6 +149,7 @@ impl LogScript {
                     Entry { log_id: id(index, *term), payload }
                 };
                 self.log.blocking_append((*first..first + count).map(entry)).await.unwrap();
+                self.log.flushed().reached(first + count - 1).await.unwrap();
             }
             LogOp::Vote { term } => self.log.save_vote(&Vote::new(*term, 1)).await.unwrap(),
             LogOp::Truncate { since } => {
@@ -172,5 +175,58 @@ async fn nothing_is_acknowledged_before_its_sync() {
         let before = script.db.syncs();
         script.run(&op).await;
         assert!(script.db.syncs() > before, "{op:?}");
+    }
+}
+
+fn normal(index: u64) -> Entry<TypeConfig> {
+    let log_id = LogId { leader_id: LeaderId::new(1, 1), index };
+    Entry { log_id, payload: EntryPayload::Normal(Command(vec![7; SIZE].into())) }
+}
+
+/// The disk stands still: entries are taken and can be read, and nobody is told that they are on disk.
+#[tokio::test]
+async fn entries_are_taken_before_they_are_on_disk() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut script = LogScript::open(folder.path(), Fatal::new(|reason| panic!("{reason}"))).await;
+    let scenario = fail::FailScenario::setup();
+    fail::cfg(Point::LogBeforeWrite.name(), "pause").unwrap();
+    script.log.blocking_append([normal(0), normal(1)]).await.unwrap();
+    assert_eq!(script.log.try_get_log_entries(..).await.unwrap().len(), 2);
+    let flushed = script.log.flushed();
+    assert_eq!(flushed.last(), None);
+    // Nor is a membership taken before.
+    let membership = openraft::Membership::new(
+        vec![[1].into()],
+        std::collections::BTreeMap::from([(1, PeerNode::default())]),
+    );
+    let log_id = LogId { leader_id: LeaderId::new(1, 1), index: 2 };
+    let entry = Entry { log_id, payload: EntryPayload::Membership(membership) };
+    let mut log = script.log.clone();
+    let appended = tokio::spawn(async move { log.blocking_append([entry]).await });
+    // It was truncated before it came to the disk: what is left counts, and the rest never does.
+    while script.log.try_get_log_entries(..).await.unwrap().len() < 3 {
+        tokio::task::yield_now().await;
+    }
+    assert!(!appended.is_finished() && flushed.last().is_none());
+    script.log.truncate(normal(1).log_id).await.unwrap();
+    fail::cfg(Point::LogBeforeWrite.name(), "off").unwrap();
+    flushed.reached(0).await.unwrap();
+    appended.await.unwrap().unwrap();
+    assert_eq!(flushed.last(), Some(normal(0).log_id));
+    scenario.teardown();
+}
+
+/// A leader that starts again has not won its term any more; the vote of another node stays as it is.
+#[tokio::test]
+async fn a_leader_does_not_go_on_in_its_term() {
+    let folder = tempfile::tempdir().unwrap();
+    let fatal = || Fatal::new(|reason| panic!("{reason}"));
+    let db = Arc::new(Db::open(folder.path()).unwrap());
+    Owner { cluster_id: "c".into(), node_id: 1 }.claim(&db).unwrap();
+    let mut log = LogStore::open(Arc::clone(&db), fatal()).unwrap();
+    for (leader, restored) in [(1, Vote::new(3, 1)), (2, Vote::new_committed(3, 2))] {
+        log.save_vote(&Vote::new_committed(3, leader)).await.unwrap();
+        let mut again = LogStore::open(Arc::clone(&db), fatal()).unwrap();
+        assert_eq!(again.read_vote().await.unwrap(), Some(restored));
     }
 }

@@ -35,13 +35,13 @@ impl Machine {
     }
 
     fn apply(&self, entries: &[Entry<TypeConfig>]) -> Vec<Outcomes> {
-        self.state.0.apply(entries.to_vec()).unwrap()
+        self.state.shared.apply(entries.to_vec()).unwrap()
     }
 
     /// Everything that must be equal: the state, its counters, what is remembered, and what was applied.
     fn seen(&self) -> ([u8; 32], Counters, usize, Applied) {
         let snapshot = StateSnapshot::take(&self.db).unwrap();
-        let current = self.state.0.current();
+        let current = self.state.shared.current();
         let applied = Applied { generation: 0, ..current.applied.clone() };
         assert_eq!(current.applied, *snapshot.applied());
         (state_hash(&snapshot).unwrap(), self.state.counters(), current.window.len(), applied)
@@ -127,10 +127,10 @@ proptest! {
         for one in head {
             source.apply(std::slice::from_ref(one));
         }
-        let snapshot = source.state.0.build_snapshot().unwrap();
+        let snapshot = source.state.shared.build_snapshot().unwrap();
         let receiver = Machine::new();
         receiver.apply(&log[..head.len().min(1)]);
-        receiver.state.0.install(&snapshot.snapshot).unwrap();
+        receiver.state.shared.install(&snapshot.snapshot).unwrap();
         prop_assert_eq!(receiver.seen(), source.seen());
         let outcomes = receiver.apply(tail);
         prop_assert_eq!(outcomes, source.apply(tail));
@@ -151,7 +151,7 @@ fn a_snapshot_is_not_published_before_the_state_is_synced() {
     let before = machine.db.syncs();
     machine.apply(&[batch(0, &peer::Batch { stamp_ms: 7, ..peer::Batch::default() })]);
     assert_eq!(machine.db.syncs(), before);
-    machine.state.0.build_snapshot().unwrap();
+    machine.state.shared.build_snapshot().unwrap();
     assert_eq!(machine.db.syncs(), before + 1);
 }
 
@@ -169,12 +169,12 @@ fn snapshots_of_one_index_are_equal_byte_by_byte_and_nothing_is_left_over() {
     let (one, other) = (Machine::new(), Machine::new());
     one.apply(&log[..10]);
     other.apply(&log[..3]);
-    let first = one.state.0.build_snapshot().unwrap();
-    std::fs::copy(&first.snapshot.path, other.state.0.snapshots.join("copy.tmp")).unwrap();
-    let copy = SnapshotFile::at(other.state.0.snapshots.join("copy.tmp"));
-    other.state.0.install(&copy).unwrap();
+    let first = one.state.shared.build_snapshot().unwrap();
+    std::fs::copy(&first.snapshot.path, other.state.shared.snapshots.join("copy.tmp")).unwrap();
+    let copy = SnapshotFile::at(other.state.shared.snapshots.join("copy.tmp"));
+    other.state.shared.install(&copy).unwrap();
     // The other is in another generation now, and its rows of before are gone.
-    assert_eq!(other.state.0.current().applied.generation, 1);
+    assert_eq!(other.state.shared.current().applied.generation, 1);
     let data = other.db.sm_data().unwrap();
     for item in other.db.rocks().iterator_cf(&data, IteratorMode::Start) {
         assert_eq!(item.unwrap().0[..4], [0, 0, 0, 1]);
@@ -183,8 +183,8 @@ fn snapshots_of_one_index_are_equal_byte_by_byte_and_nothing_is_left_over() {
         machine.apply(&log[10..]);
     }
     let files = [&one, &other].map(|machine| {
-        let file = machine.state.0.build_snapshot().unwrap().snapshot;
-        let left = snapshot_file::files(&machine.state.0.snapshots).unwrap();
+        let file = machine.state.shared.build_snapshot().unwrap().snapshot;
+        let left = snapshot_file::files(&machine.state.shared.snapshots).unwrap();
         assert_eq!(left, std::slice::from_ref(&file.path));
         std::fs::read(&file.path).unwrap()
     });
