@@ -281,7 +281,10 @@ async fn a_transfer_of_a_snapshot_is_resumed() {
     std::fs::write(partial.with_extension("part"), &sound[..half]).unwrap();
     let mut damaged = sound.clone();
     damaged[1000..half].fill(0);
-    std::fs::write(&path, &damaged).unwrap();
+    // In one step: the leader, which looks for the node that is away, may be reading it.
+    let exchanged = path.with_extension("tmp");
+    std::fs::write(&exchanged, &damaged).unwrap();
+    std::fs::rename(&exchanged, &path).unwrap();
     cluster.open(away).await;
     let back = cluster.store(away);
     let caught_up = back.read(|view| view.get_raw(b"k099"));
