@@ -123,37 +123,38 @@ pub(crate) fn apply_batch<V: StateView>(
 ) -> Result<Effects, StoreError> {
     counters.stamp_ms = counters.stamp_ms.max(batch.stamp_ms);
     for expired in window.expire(counters.stamp_ms) {
-        state.delete(state_key(Space::AppliedIds, &expired.to_be_bytes()));
+        state.delete(state_key(Space::DecidedIds, &expired.to_be_bytes()));
     }
     let mut effects = Effects::default();
-    let mut applied: Vec<(TransactionId, u64)> = Vec::new();
+    let mut decided: Vec<(TransactionId, u64)> = Vec::new();
     let mut keep_until_ms = 0;
     for transaction in &batch.transactions {
         let id = TransactionId::try_from(transaction.id.as_ref()).ok();
-        let (kind, revision) = match id.and_then(|id| window.revision(&id)) {
-            Some(revision) => (Kind::Committed, revision),
-            None if is_late(transaction, counters.stamp_ms) => (Kind::Expired, 0),
-            None if !is_unchanged(state, transaction)? => (Kind::Conflict, 0),
+        let (kind, revision, fresh) = match id.and_then(|id| window.decision(&id)) {
+            Some(ids::REFUSED) => (Kind::Conflict, 0, false),
+            Some(revision) => (Kind::Committed, revision, false),
+            None if is_late(transaction, counters.stamp_ms) => (Kind::Expired, 0, false),
+            None if !is_unchanged(state, transaction)? => (Kind::Conflict, ids::REFUSED, true),
             None => {
                 let commit = commit(state, counters, transaction)?;
                 let revision = commit.revision;
                 effects.commits.push(commit);
-                if let Some(id) = id {
-                    window.note(id, revision);
-                    applied.push((id, revision));
-                    keep_until_ms = keep_until_ms.max(transaction.not_after_ms);
-                }
-                (Kind::Committed, revision)
+                (Kind::Committed, revision, true)
             }
         };
+        if let (Some(id), true) = (id, fresh) {
+            window.note(id, revision);
+            decided.push((id, revision));
+            keep_until_ms = keep_until_ms.max(transaction.not_after_ms);
+        }
         effects.outcomes.push(peer::Outcome { kind: kind.into(), revision, log_index });
     }
-    if !applied.is_empty() {
+    if !decided.is_empty() {
         state.put(
-            state_key(Space::AppliedIds, &log_index.to_be_bytes()),
-            ids::encode(keep_until_ms, &applied),
+            state_key(Space::DecidedIds, &log_index.to_be_bytes()),
+            ids::encode(keep_until_ms, &decided),
         );
-        window.seal(log_index, keep_until_ms, &applied);
+        window.seal(log_index, keep_until_ms, &decided);
     }
     if batch.sweep_limit > 0 {
         effects.commits.extend(sweep(state, counters, batch.sweep_limit as usize)?);

@@ -272,8 +272,8 @@ pub(crate) enum Space {
     Logs = 3,
     /// Heads of the logs: `name` -> `last index (u64) | hash (32)`.
     LogHeads = 4,
-    /// Ids of transactions that were applied: `log index (u64)` -> see [`crate::ids`].
-    AppliedIds = 5,
+    /// Ids of transactions that were decided on: `log index (u64)` -> see [`crate::ids`].
+    DecidedIds = 5,
 }
 
 /// A key of `sm_data` within a generation.
@@ -312,7 +312,7 @@ mod tests {
             meta_key::APPLIED,
         ];
         assert_eq!(keys, [&b"format"[..], b"owner", b"vote", b"committed", b"purged", b"applied"]);
-        let spaces = [Space::Rows, Space::Expiry, Space::Logs, Space::LogHeads, Space::AppliedIds];
+        let spaces = [Space::Rows, Space::Expiry, Space::Logs, Space::LogHeads, Space::DecidedIds];
         assert_eq!(spaces.map(|space| space as u8), [1, 2, 3, 4, 5]);
         assert_eq!(stored_key(258, &state_key(Space::Rows, b"k")), b"\0\0\x01\x02\x01k");
     }

@@ -1,4 +1,5 @@
-//! The idempotency window: which transactions were applied, so that a retry is not applied twice.
+//! The idempotency window: what was decided on transactions, so that a retry is not applied twice, and one that was
+//! refused is not applied by a copy that was long under way, after the caller has begun anew.
 //!
 //! One stored record per log entry keeps the cost of remembering to one write a batch. A record is dropped, through
 //! the log, once the state's time is past the latest `not_after` in it: from then on a retry is refused as too late,
@@ -13,6 +14,9 @@ pub(crate) type TransactionId = [u8; 16];
 /// A transaction may not ask to be remembered for longer than this after the entry's stamp, in milliseconds.
 pub(crate) const MAX_WINDOW_MS: u64 = 10 * 60 * 1000;
 
+/// Stands in place of a revision where a transaction was refused for a conflict. Revisions begin at 1.
+pub(crate) const REFUSED: u64 = 0;
+
 const ID_LEN: usize = 16;
 const REVISION_LEN: usize = 8;
 
@@ -24,7 +28,7 @@ struct Record {
     ids: Vec<TransactionId>,
 }
 
-/// Ids of applied transactions, and the revision that each got.
+/// Ids of decided transactions, and the revision that each got.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct IdWindow {
     revisions: HashMap<TransactionId, u64>,
@@ -32,8 +36,8 @@ pub(crate) struct IdWindow {
 }
 
 impl IdWindow {
-    /// The revision that a transaction got, if it was applied within the window.
-    pub(crate) fn revision(&self, id: &TransactionId) -> Option<u64> {
+    /// The revision that a transaction got, or [`REFUSED`], if it was decided within the window.
+    pub(crate) fn decision(&self, id: &TransactionId) -> Option<u64> {
         self.revisions.get(id).copied()
     }
 
@@ -48,17 +52,17 @@ impl IdWindow {
     }
 
     /// Ends an entry whose ids were noted.
-    pub(crate) fn seal(&mut self, log_index: u64, keep_until_ms: u64, applied: &[(TransactionId, u64)]) {
-        let ids = applied.iter().map(|(id, _)| *id).collect();
+    pub(crate) fn seal(&mut self, log_index: u64, keep_until_ms: u64, decided: &[(TransactionId, u64)]) {
+        let ids = decided.iter().map(|(id, _)| *id).collect();
         self.records.push_back(Record { log_index, keep_until_ms, ids });
     }
 
     /// Takes a stored record in, in the order of log indexes.
-    pub(crate) fn load(&mut self, log_index: u64, keep_until_ms: u64, applied: &[(TransactionId, u64)]) {
-        for (id, revision) in applied {
+    pub(crate) fn load(&mut self, log_index: u64, keep_until_ms: u64, decided: &[(TransactionId, u64)]) {
+        for (id, revision) in decided {
             self.note(*id, *revision);
         }
-        self.seal(log_index, keep_until_ms, applied);
+        self.seal(log_index, keep_until_ms, decided);
     }
 
     /// Forgets the oldest records whose time is over, and answers their log indexes.
@@ -77,10 +81,10 @@ impl IdWindow {
 }
 
 /// Encodes a record: `keep_until_ms (u64)`, then `id (16) | revision (u64)` per transaction.
-pub(crate) fn encode(keep_until_ms: u64, applied: &[(TransactionId, u64)]) -> Vec<u8> {
-    let mut out = Vec::with_capacity(8 + applied.len() * (ID_LEN + REVISION_LEN));
+pub(crate) fn encode(keep_until_ms: u64, decided: &[(TransactionId, u64)]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(8 + decided.len() * (ID_LEN + REVISION_LEN));
     out.extend(keep_until_ms.to_be_bytes());
-    for (id, revision) in applied {
+    for (id, revision) in decided {
         out.extend(id);
         out.extend(revision.to_be_bytes());
     }
@@ -124,9 +128,9 @@ mod tests {
         window.load(1, 100, &[([1; 16], 11)]);
         window.load(2, 200, &[([2; 16], 12), ([3; 16], 13)]);
         assert_eq!(window.expire(100), Vec::<u64>::new());
-        assert_eq!(window.revision(&[1; 16]), Some(11));
+        assert_eq!(window.decision(&[1; 16]), Some(11));
         assert_eq!(window.expire(101), vec![1]);
-        assert_eq!((window.revision(&[1; 16]), window.revision(&[3; 16])), (None, Some(13)));
+        assert_eq!((window.decision(&[1; 16]), window.decision(&[3; 16])), (None, Some(13)));
         assert_eq!(window.expire(1000), vec![2]);
         assert_eq!(window.len(), 0);
     }

@@ -53,7 +53,7 @@ pub fn restore(
     let working = TemporaryFolder::create(folder.join(WORKING))?;
     let database = working.path().join("db");
     let db = Db::open(&database)?;
-    let is_id = |key: &[u8]| key.first() == Some(&(Space::AppliedIds as u8));
+    let is_id = |key: &[u8]| key.first() == Some(&(Space::DecidedIds as u8));
     let applied = load_rows(&db, working.path(), &backup, FIRST_GENERATION, |key| !is_id(key))?;
     pass(Point::RestoreRowsWritten)?;
     let member = peer::Member {

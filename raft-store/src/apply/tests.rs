@@ -118,7 +118,23 @@ fn a_retry_is_applied_once_and_answered_alike() {
     assert_eq!(revisions, [3, 3]);
     // Once it is too late to be remembered, it is refused.
     assert_eq!(state.one(1_001, first), (Kind::Expired, 0));
-    assert_eq!(state.spaces(Space::AppliedIds), 0);
+    assert_eq!(state.spaces(Space::DecidedIds), 0);
+}
+
+#[test]
+fn a_copy_of_what_was_refused_is_refused_whatever_the_rows_are_by_then() {
+    let mut state = Memory::default();
+    let refused = put(put(read(txn(1), b"lock", 0), b"lock", b"1"), b"n", b"1");
+    assert_eq!(state.one(1, put(txn(2), b"lock", b"2")), (Kind::Committed, 1));
+    assert_eq!(state.one(1, refused.clone()), (Kind::Conflict, 0));
+    // The row is gone again: as it was when the transaction read it.
+    let mut delete = txn(3);
+    delete.writes.push(peer::Write { key: Bytes::from_static(b"lock"), value: None, expires_at_ms: 0 });
+    assert_eq!(state.one(1, delete), (Kind::Committed, 2));
+    assert_eq!(state.one(2, refused), (Kind::Conflict, 0));
+    assert_eq!(state.row(b"n"), None);
+    // What read the row anew is another transaction.
+    assert_eq!(state.one(2, put(read(txn(4), b"lock", 0), b"n", b"1")), (Kind::Committed, 3));
 }
 
 #[test]

@@ -50,7 +50,7 @@ impl Walk<'_> {
                 space if space == Space::Expiry as u8 => self.end(rest)?,
                 space if space == Space::Logs as u8 => self.record(rest, value),
                 space if space == Space::LogHeads as u8 => self.head(rest, value),
-                space if space == Space::AppliedIds as u8 => self.ids(rest, value),
+                space if space == Space::DecidedIds as u8 => self.ids(rest, value),
                 other => self.report.problem(format!("there is a record of an unknown kind, {other}")),
             }
             Ok(true)

@@ -39,7 +39,7 @@ fn fill(db: &Db) {
     put(state_key(Space::Logs, &log_record_key("l", 1)), encode_log_record(5, &first, b"x"));
     put(state_key(Space::Logs, &log_record_key("l", 2)), encode_log_record(6, &second, b"y"));
     put(state_key(Space::LogHeads, b"l"), [&2u64.to_be_bytes()[..], &second].concat());
-    put(state_key(Space::AppliedIds, &8u64.to_be_bytes()), crate::ids::encode(1, &[([1; 16], 4)]));
+    put(state_key(Space::DecidedIds, &8u64.to_be_bytes()), crate::ids::encode(1, &[([1; 16], 4)]));
     db.write(batch, true).unwrap();
 }
 
@@ -127,8 +127,8 @@ fn each_kind_of_damage_has_its_line() {
             "record 2 of log l breaks the hash chain",
         ),
         (data, state(Space::LogHeads, b"l"), None, "log l has records and no head"),
-        (data, state(Space::AppliedIds, &index(8)), Some(vec![1; 9]), "applied ids of entry 8 do not decode"),
-        (data, state(Space::AppliedIds, &index(13)), Some(vec![0; 8]), "of an entry that was never applied"),
+        (data, state(Space::DecidedIds, &index(8)), Some(vec![1; 9]), "applied ids of entry 8 do not decode"),
+        (data, state(Space::DecidedIds, &index(13)), Some(vec![0; 8]), "of an entry that was never applied"),
         (data, stored_key(0, &[9, 9]), Some(Vec::new()), "an unknown kind, 9"),
     ];
     for (family, key, value, line) in damages {

@@ -111,12 +111,10 @@ impl Peer {
         let timeout = option.hard_ttl();
         match tokio::time::timeout(timeout, call).await {
             Ok(Ok(response)) => Ok(response.into_inner()),
-            Ok(Err(status)) if status.code() == tonic::Code::Unavailable => {
-                Err(RPCError::Unreachable(Unreachable::new(&status)))
-            }
+            // Also what answers, and refuses: without a pause the core would ask again at once, for ever.
             Ok(Err(status)) => {
                 self.pool.heed(&status);
-                Err(RPCError::Network(NetworkError::new(&status)))
+                Err(RPCError::Unreachable(Unreachable::new(&status)))
             }
             Err(_) => {
                 Err(RPCError::Timeout(Timeout { action, id: self.node_id, target: self.target, timeout }))
@@ -146,10 +144,6 @@ fn unreachable_peer(error: StoreError) -> Failure {
     RPCError::Unreachable(Unreachable::new(&error))
 }
 
-fn garbled(error: StoreError) -> Failure {
-    RPCError::Network(NetworkError::new(&error))
-}
-
 impl RaftNetwork<TypeConfig> for Peer {
     async fn append_entries(
         &mut self,
@@ -160,7 +154,7 @@ impl RaftNetwork<TypeConfig> for Peer {
         if rpc.entries.is_empty() {
             let request = convert::append_request_to_proto(&rpc);
             let response = self.call(RPCTypes::AppendEntries, &option, client.append(request)).await?;
-            return convert::append_response(&response).map_err(garbled);
+            return convert::append_response(&response).map_err(unreachable_peer);
         }
         let bulk = self.bulk_client().map_err(unreachable_peer)?;
         let on_its_way = self.sending.take().filter(|sending| sending.carries(&rpc));
@@ -196,7 +190,7 @@ impl RaftNetwork<TypeConfig> for Peer {
         self.sending = None;
         let ended = ended.unwrap_or_else(|error| Err(tonic::Status::internal(error.to_string())));
         let response = self.call(RPCTypes::AppendEntries, &option, async { ended.map(tonic::Response::new) });
-        match convert::append_response(&response.await?).map_err(garbled)? {
+        match convert::append_response(&response.await?).map_err(unreachable_peer)? {
             // The front of what was asked for may be all that was sent.
             AppendEntriesResponse::Success => Ok(AppendEntriesResponse::PartialSuccess(last)),
             other => Ok(other),
@@ -208,7 +202,7 @@ impl RaftNetwork<TypeConfig> for Peer {
         let handover = rpc.vote.leader_id.term == self.handover_term.load(Ordering::Acquire);
         let request = peer::VoteRequest { handover, ..convert::vote_request_to_proto(&rpc) };
         let response = self.call(RPCTypes::Vote, &option, client.vote(request)).await?;
-        convert::vote_response(&response).map_err(garbled)
+        convert::vote_response(&response).map_err(unreachable_peer)
     }
 
     async fn full_snapshot(

@@ -154,7 +154,7 @@ fn counters(applied: &Applied) -> Counters {
 pub(crate) fn load(db: &Db) -> Result<Current, StoreError> {
     let state = StateSnapshot::take(db)?;
     let mut window = IdWindow::default();
-    let (start, end) = (state_key(Space::AppliedIds, &[]), state_key(Space::AppliedIds, &[u8::MAX; 9]));
+    let (start, end) = (state_key(Space::DecidedIds, &[]), state_key(Space::DecidedIds, &[u8::MAX; 9]));
     state.scan(&start, &end, &mut |key, value| {
         let damaged = || StoreError::DataDirectory("a record of applied ids does not decode".into());
         let index = key.get(1..).and_then(|index| index.try_into().ok()).map(u64::from_be_bytes);
