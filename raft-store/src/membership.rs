@@ -231,6 +231,11 @@ impl Store {
         self.inner.core.status().members
     }
 
+    /// Resolves when this node was removed from the cluster: it serves nothing any more, and should end.
+    pub async fn removed(&self) {
+        self.inner.progress.wait_for_removal(self.inner.core.node_id()).await;
+    }
+
     /// Makes a learner a voter. Does nothing where it is one already.
     ///
     /// # Errors

@@ -16,17 +16,26 @@
 mod agent;
 pub mod api;
 mod bins;
+pub mod chaos;
 mod cluster;
+pub mod control;
 mod ctl;
 mod eventually;
+mod faults;
 mod files;
+pub mod history;
 pub mod http;
 mod ingest;
+pub mod linear;
 mod ports;
 mod process;
+pub mod proxy;
 mod scratch;
+pub mod soak;
 mod sshd;
+pub mod store_cluster;
 pub mod tools;
+mod workload;
 
 pub use agent::{Agent, AgentSpec};
 pub use bins::binary;

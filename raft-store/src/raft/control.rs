@@ -238,6 +238,11 @@ impl Core {
                 let now = updates.borrow_and_update();
                 if now.current_leader.is_some() && now.current_leader != leader {
                     metrics::leader_changed();
+                    let (leader_id, term) = (now.current_leader, now.vote.leader_id.term);
+                    match leader_id == Some(self.node_id) {
+                        true => tracing::info!(term, "this node leads"),
+                        false => tracing::info!(leader_id, term, "another node leads"),
+                    }
                     leader = now.current_leader;
                 }
                 let vote = now.vote.leader_id;

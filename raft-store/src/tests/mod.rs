@@ -5,6 +5,7 @@ mod identity;
 mod load;
 mod membership;
 mod slow_link;
+mod survey;
 mod wire;
 
 use std::{
