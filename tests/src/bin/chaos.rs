@@ -1,11 +1,12 @@
 //! Runs the replicated store under faults and checks what its clients saw. Ends with 1 when that cannot have happened.
 
-#![allow(clippy::expect_used, reason = "a test that cannot be set up has failed")]
-
 use std::{process::ExitCode, time::Duration};
 
 use clap::Parser;
-use mezite_e2e::chaos::{Plan, run};
+use mezite_e2e::{
+    chaos::{Plan, run},
+    interrupted,
+};
 
 /// Hurts a cluster of real processes while clients work, and checks what they saw.
 #[derive(Debug, Parser)]
@@ -33,7 +34,10 @@ async fn main() -> ExitCode {
     let seed = seed.unwrap_or_else(|| rand::random_range(0..1_000_000));
     println!("seed {seed}");
     let time = Duration::from_secs(seconds);
-    let report = run(Plan { time, seed, nodes, clients, stale_reads }).await;
+    let report = tokio::select! {
+        report = run(Plan { time, seed, nodes, clients, stale_reads }) => report,
+        () = interrupted() => return ExitCode::FAILURE,
+    };
     print!("{report}");
     if report.checked.violations.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

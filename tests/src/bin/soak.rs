@@ -4,7 +4,10 @@
 use std::{process::ExitCode, time::Duration};
 
 use clap::Parser;
-use mezite_e2e::soak::{Plan, run};
+use mezite_e2e::{
+    interrupted,
+    soak::{Plan, run},
+};
 
 /// Writes to a cluster of real processes as fast as they are taken, while nodes come and go.
 #[derive(Debug, Parser)]
@@ -23,7 +26,10 @@ struct Arguments {
 #[tokio::main]
 async fn main() -> ExitCode {
     let Arguments { seconds, writers, snapshot_every } = Arguments::parse();
-    let report = run(Plan { time: Duration::from_secs(seconds), writers, snapshot_every }).await;
+    let report = tokio::select! {
+        report = run(Plan { time: Duration::from_secs(seconds), writers, snapshot_every }) => report,
+        () = interrupted() => return ExitCode::FAILURE,
+    };
     print!("{report}");
     if report.is_sound() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
