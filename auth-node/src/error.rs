@@ -206,7 +206,7 @@ fn store_code(error: &StoreError) -> Code {
 
 fn store_reason(error: &StoreError) -> &'static str {
     match error {
-        // Of what stops in the middle of a write, the outcome is unknown, and that is another error.
+        // What stops in the middle of a write or of a change of the members is `OutcomeUnknown`.
         StoreError::Unavailable(_) | StoreError::Contended(_) | StoreError::Stopped(_) => NOT_COMMITTED,
         StoreError::OutcomeUnknown => "OUTCOME_UNKNOWN",
         StoreError::Overloaded => "OVERLOADED",
@@ -240,6 +240,9 @@ mod tests {
         assert_eq!(reason(StoreError::Unavailable("no leader").into()), surely_not);
         assert_eq!(reason(StoreError::Contended(64).into()), surely_not);
         assert_eq!(reason(ApiError::Unavailable("no ingest")), surely_not);
+        // Another node may take it, at once.
+        let elsewhere = (Code::Unavailable, NOT_COMMITTED.to_owned(), false);
+        assert_eq!(reason(StoreError::Stopped("removed".into()).into()), elsewhere);
         let (code, unknown, _) = reason(StoreError::OutcomeUnknown.into());
         assert_eq!((code, unknown.as_str()), (Code::Unavailable, "OUTCOME_UNKNOWN"));
         let (code, _, hint) = reason(StoreError::Overloaded.into());
