@@ -38,7 +38,11 @@ pub(crate) async fn save(
         Ok(())
     });
     audited.await?;
-    let backup = service.store(call).backup().await?;
+    let store = service.store(call);
+    // It is written to its end, and takes its space, also when the client has given up meanwhile.
+    let taken = tokio::spawn(async move { (store.backup().await, permit) });
+    let (backup, permit) = taken.await.map_err(|error| ApiError::Internal(error.to_string()))?;
+    let backup = backup?;
     let head = v1::SaveBackupResponse {
         data: Bytes::new(),
         length: backup.length(),
@@ -100,6 +104,7 @@ async fn piece(file: &mut (impl AsyncRead + Unpin)) -> std::io::Result<Option<v1
 #[cfg(test)]
 mod tests {
     use sha2::{Digest as _, Sha256};
+    use store_txn::{Transaction as _, TxError};
     use tonic::Code;
 
     use super::*;
@@ -119,6 +124,14 @@ mod tests {
         let node = Node::start().await;
         let boss = node.boss().await;
         let call = with(&boss, "SaveBackup");
+        // More than waits for a client that takes nothing.
+        for key in 0..=WAITING as u8 {
+            let put = node.service.store.transact(move |tx| {
+                tx.put_raw(vec![0xff, 0xff, key], vec![key; PIECE], None);
+                Ok::<_, TxError>(())
+            });
+            put.await.unwrap();
+        }
         let first = save(&node.service, &call).await.unwrap();
         let busy = save(&node.service, &call).await.err().unwrap();
         assert_eq!(busy.code(), Code::ResourceExhausted);
