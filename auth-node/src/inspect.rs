@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use crate::{
     config::Config,
     fault::NodeError,
-    node::{Folder, NodeState, load_kek},
+    node::{Folder, NodeState, STORE, load_kek},
 };
 
 /// What was found in a data directory.
@@ -70,8 +70,8 @@ impl fmt::Display for Inspection {
 /// When it cannot be looked at: it is not there, or a process uses it. What is wrong inside is in the inspection.
 pub fn inspect(config: &Config) -> Result<Inspection, NodeError> {
     // Opening it would make it.
-    if !config.data_dir.is_dir() {
-        return Err(NodeError::Refused(format!("there is no directory {}", config.data_dir.display())));
+    if !config.data_dir.join(STORE).is_dir() {
+        return Err(NodeError::Refused(format!("there is no node in {}", config.data_dir.display())));
     }
     let folder = Folder::open(&config.data_dir)?;
     let store = raft_store::check(&folder.store_dir())?;

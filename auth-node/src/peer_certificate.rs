@@ -28,6 +28,8 @@ use crate::{
 const BACKDATE: Duration = Duration::from_secs(60);
 /// Pause after a renewal, at least, so that a CA that ends soon does not keep the node busy.
 const PAUSE: Duration = Duration::from_secs(2);
+/// Longest pause: timers do not run while a machine is suspended, and clocks are set.
+const LONGEST: Duration = Duration::from_secs(3600);
 /// Pause after a renewal that failed.
 const RETRY: Duration = Duration::from_secs(10);
 
@@ -117,7 +119,7 @@ impl Renewal {
                     self.now() + RETRY.as_secs()
                 }
             };
-            let left = Duration::from_secs(due.saturating_sub(self.now())).max(PAUSE);
+            let left = Duration::from_secs(due.saturating_sub(self.now())).clamp(PAUSE, LONGEST);
             tokio::select! {
                 () = stop.cancelled() => return,
                 () = tokio::time::sleep(left) => (),

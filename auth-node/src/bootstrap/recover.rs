@@ -16,7 +16,7 @@ use super::{
 use crate::{
     config::Config,
     fault::NodeError,
-    files::{self, PRIVATE, PUBLIC, create_dir, failed, write_atomic},
+    files::{self, PRIVATE, PUBLIC, create_private_dir, failed, write_atomic},
     node::{Folder, NodeState, PEER_CA, PEER_CERTIFICATE, PEER_KEY, Progress, STATE, STORE, load_kek},
 };
 
@@ -56,7 +56,8 @@ async fn prepare(folder: &Folder, old: NodeState) -> Result<NodeState, NodeError
     init::forget_init(folder)?;
     let name = format!("before-recovery-{}", old.cluster_id);
     let aside = folder.file(&name);
-    create_dir(&aside)?;
+    // The backup in it holds password hashes.
+    create_private_dir(&aside)?;
     let backup = aside.join(BACKUP);
     // Of a run that did not come to the state file.
     files::remove(&backup)?;
@@ -82,13 +83,13 @@ async fn prepare(folder: &Folder, old: NodeState) -> Result<NodeState, NodeError
 /// place, so is nothing new.
 fn set_aside(folder: &Folder, aside: &Path) -> Result<(), NodeError> {
     let (from, to) = (folder.store_dir(), aside.join(STORE));
-    if to.exists() {
-        return Ok(());
+    if !to.exists() {
+        for file in [PEER_KEY, PEER_CERTIFICATE, PEER_CA] {
+            folder.remove(file)?;
+        }
+        fs::rename(&from, &to).map_err(failed(&from))?;
     }
-    for file in [PEER_KEY, PEER_CERTIFICATE, PEER_CA] {
-        folder.remove(file)?;
-    }
-    fs::rename(&from, &to).map_err(failed(&from))?;
+    // Also of a run that ended between the two: before anything new takes its place.
     sync(aside)?;
     sync(&folder.file(""))
 }

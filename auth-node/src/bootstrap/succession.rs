@@ -76,6 +76,7 @@ pub(super) async fn carry_out(
 
     let aside = Some(&state.aside).filter(|aside| !aside.is_empty()).map(|aside| folder.file(aside));
     state.progress = Progress::Member;
+    state.store_made = true;
     folder.save(&state)?;
     init::forget_init(folder)?;
     Ok(Succeeded {
