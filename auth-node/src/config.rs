@@ -153,7 +153,8 @@ impl Default for LimitsConfig {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct RaftConfig {
-    /// A leader's heartbeat. Default: 100 ms.
+    /// A leader's heartbeat, and the longest that a round trip between two nodes may take: where it takes longer, nothing
+    /// can be read. Default: 100 ms.
     #[serde(with = "humantime_serde")]
     pub heartbeat: Duration,
     /// A follower that hears nothing stands for election after at least this. Default: 300 ms.
@@ -169,8 +170,8 @@ pub struct RaftConfig {
     /// away for longer renews it at its start. 10 s to 10 years. Default: 90 days.
     #[serde(with = "humantime_serde")]
     pub peer_certificate_life: Duration,
-    /// Above this size of the node's database on disk, in bytes, it takes only what deletes, and `mezctl cluster status`
-    /// shows an alarm. 0: no bound. Default: 8 GiB.
+    /// Above this size of the node's database on disk, in bytes, it takes only what deletes, which a login is not, and
+    /// `mezctl cluster status` shows an alarm. Where deleting does not help, raise it. 0: no bound. Default: 8 GiB.
     pub max_database_bytes: u64,
 }
 

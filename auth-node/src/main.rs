@@ -69,7 +69,8 @@ enum Command {
     /// Make the first node of a new cluster from a backup; run again to finish a restore that was interrupted
     ///
     /// The new cluster has the users, roles, nodes and CAs of the backup, and its audit log. It has an id of its own:
-    /// nodes of the old cluster are none of the new one. All sessions and all join tokens are void.
+    /// nodes of the old cluster are none of the new one. All sessions and all join tokens are void. What was changed
+    /// after the backup is undone: a user, role or host that was removed since is there again.
     Restore {
         #[command(flatten)]
         common: Common,

@@ -42,7 +42,7 @@ pub(crate) enum Cluster {
     Rm {
         /// Id of the node
         node: u64,
-        /// Although the rest has no quorum now: the cluster then stops until enough of the rest is back
+        /// Although the rest has no quorum now: nothing can be written any more until enough of the rest is back
         #[arg(long)]
         force: bool,
     },
