@@ -91,9 +91,41 @@ fn set_aside(folder: &Folder, aside: &Path) -> Result<(), NodeError> {
     }
     // Also of a run that ended between the two: before anything new takes its place.
     sync(aside)?;
+    create_private_dir(&from)?;
     sync(&folder.file(""))
 }
 
 fn sync(dir: &Path) -> Result<(), NodeError> {
     Ok(File::open(dir).and_then(|dir| dir.sync_all()).map_err(failed(dir))?)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use super::*;
+
+    #[test]
+    fn what_is_set_aside_is_whole_and_its_place_is_private() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = Folder::open(dir.path()).unwrap();
+        let aside = dir.path().join("aside");
+        create_private_dir(&aside).unwrap();
+        fs::create_dir(folder.database()).unwrap();
+        for file in [PEER_KEY, PEER_CERTIFICATE, PEER_CA] {
+            fs::write(folder.file(file), "old").unwrap();
+        }
+        // The second time is that of a run that goes on, with what is new.
+        for _ in 0..2 {
+            set_aside(&folder, &aside).unwrap();
+            assert!(aside.join(STORE).join("db").exists() && !folder.database().exists());
+            let mode = fs::metadata(folder.store_dir()).unwrap().permissions().mode();
+            assert_eq!(mode & 0o777, 0o700, "rows hold password hashes");
+        }
+        let key = folder.file(PEER_KEY);
+        assert!(!key.exists());
+        fs::write(&key, "new").unwrap();
+        set_aside(&folder, &aside).unwrap();
+        assert_eq!(fs::read_to_string(&key).unwrap(), "new");
+    }
 }
