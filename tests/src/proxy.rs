@@ -35,7 +35,7 @@ const LOOKS: usize = 5;
 pub enum Rule {
     /// They pass.
     Pass,
-    /// They pass so much later.
+    /// They pass so much later, a chunk at a time.
     Delay(Duration),
     /// They wait until the rule changes.
     Hold,
