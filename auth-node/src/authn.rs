@@ -11,6 +11,7 @@ use auth_core::{
 };
 use mezite_pki::{identity::Identity, x509::CertificateInfo};
 use mezite_proto::{access::MethodAccess, transport::ConnectionInfo};
+use tokio::time::Instant;
 use tonic::{Extensions, metadata::MetadataMap};
 
 /// Longest session id that is looked at, in bytes.
@@ -27,8 +28,8 @@ pub(crate) struct Call {
     pub(crate) credential: Credential,
     /// Through what it came.
     pub(crate) origin: Origin,
-    /// How long it may take; `None`: as long as messages flow.
-    pub(crate) deadline: Option<Duration>,
+    /// When it must be over; `None`: it may go on as long as messages flow.
+    pub(crate) deadline: Option<Instant>,
 }
 
 /// Where and when a call is taken.

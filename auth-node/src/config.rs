@@ -153,7 +153,8 @@ impl Default for LimitsConfig {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct RaftConfig {
-    /// A leader's heartbeat. Default: 100 ms.
+    /// A leader's heartbeat, and the longest that a round trip between two nodes may take: where it takes longer, nothing
+    /// can be read. Default: 100 ms.
     #[serde(with = "humantime_serde")]
     pub heartbeat: Duration,
     /// A follower that hears nothing stands for election after at least this. Default: 300 ms.
@@ -165,12 +166,26 @@ pub struct RaftConfig {
     /// The longest that a read or a write waits for the cluster; at most 60 s. Default: 5 s.
     #[serde(with = "humantime_serde")]
     pub deadline: Duration,
+    /// Life of the certificate that the node shows its peers. It is renewed after two thirds of it; a node that was
+    /// away for longer renews it at its start. 10 s to 10 years. Default: 90 days.
+    #[serde(with = "humantime_serde")]
+    pub peer_certificate_life: Duration,
+    /// Above this size of the node's database on disk, in bytes, it takes only what deletes, which a login is not, and
+    /// `mezctl cluster status` shows an alarm. Where deleting does not help, raise it. 0: no bound. Default: 8 GiB.
+    pub max_database_bytes: u64,
 }
 
 impl Default for RaftConfig {
     fn default() -> Self {
         let Timing { heartbeat, election_min, election_max, deadline } = Timing::default();
-        Self { heartbeat, election_min, election_max, deadline }
+        Self {
+            heartbeat,
+            election_min,
+            election_max,
+            deadline,
+            peer_certificate_life: Duration::from_secs(90 * 24 * 3600),
+            max_database_bytes: 8 << 30,
+        }
     }
 }
 
@@ -354,6 +369,9 @@ impl Config {
             return bad("raft.deadline", "must be at most 60 s");
         }
         let day = Duration::from_secs(24 * 3600);
+        if !(Duration::from_secs(10)..=3650 * day).contains(&raft.peer_certificate_life) {
+            return bad("raft.peer_certificate_life", "must be 10 seconds to 10 years");
+        }
         if !(Duration::from_secs(60)..=30 * day).contains(&self.sessions.ttl) {
             return bad("sessions.ttl", "must be 1 minute to 30 days");
         }
@@ -452,6 +470,7 @@ mod tests {
             "limits.call_timeout=0s",
             "raft.election_min=199ms",
             "raft.election_max=300ms",
+            "raft.peer_certificate_life=9s",
             "raft.deadline=61s",
             "sessions.ttl=59s",
             "sessions.ttl=31days",

@@ -7,7 +7,7 @@ use std::{collections::HashMap, time::Duration};
 
 use auth_core::CoreError;
 use mezite_pki::PkiError;
-use raft_store::{StoreError, TransactError};
+use raft_store::{MembershipError, StoreError, TransactError};
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
 
@@ -60,6 +60,21 @@ impl From<TransactError<CoreError>> for ApiError {
         match error {
             TransactError::Refused(refusal) => Self::Core(refusal),
             TransactError::Store(error) => Self::Store(error),
+        }
+    }
+}
+
+impl From<MembershipError> for ApiError {
+    fn from(error: MembershipError) -> Self {
+        match error {
+            MembershipError::Store(error) => Self::Store(error),
+            MembershipError::NotAMember(node_id) => {
+                CoreError::NotFound { kind: "auth node", name: node_id.to_string() }.into()
+            }
+            MembershipError::NotCaughtUp { .. }
+            | MembershipError::NoQuorum { .. }
+            | MembershipError::Removed(_)
+            | MembershipError::LastVoter(_) => CoreError::Precondition(error.to_string()).into(),
         }
     }
 }
@@ -191,9 +206,9 @@ fn store_code(error: &StoreError) -> Code {
 
 fn store_reason(error: &StoreError) -> &'static str {
     match error {
-        StoreError::Unavailable(_) | StoreError::Contended(_) => NOT_COMMITTED,
+        // What stops in the middle of a write or of a change of the members is `OutcomeUnknown`.
+        StoreError::Unavailable(_) | StoreError::Contended(_) | StoreError::Stopped(_) => NOT_COMMITTED,
         StoreError::OutcomeUnknown => "OUTCOME_UNKNOWN",
-        StoreError::Stopped(_) => "STOPPED",
         StoreError::Overloaded => "OVERLOADED",
         StoreError::DatabaseFull { .. } => "DATABASE_FULL",
         StoreError::TooLarge(_) => "TOO_LARGE",
@@ -225,6 +240,9 @@ mod tests {
         assert_eq!(reason(StoreError::Unavailable("no leader").into()), surely_not);
         assert_eq!(reason(StoreError::Contended(64).into()), surely_not);
         assert_eq!(reason(ApiError::Unavailable("no ingest")), surely_not);
+        // Another node may take it, at once.
+        let elsewhere = (Code::Unavailable, NOT_COMMITTED.to_owned(), false);
+        assert_eq!(reason(StoreError::Stopped("removed".into()).into()), elsewhere);
         let (code, unknown, _) = reason(StoreError::OutcomeUnknown.into());
         assert_eq!((code, unknown.as_str()), (Code::Unavailable, "OUTCOME_UNKNOWN"));
         let (code, _, hint) = reason(StoreError::Overloaded.into());

@@ -51,6 +51,19 @@ pub enum NodeError {
     /// What the cluster answered to a join cannot be used.
     #[error("the cluster's answer cannot be used: {0}")]
     Answer(String),
+    /// The node was removed from its cluster; its process ends.
+    #[error(
+        "node {node_id} was removed from cluster {cluster_id}, and its id never returns: nothing is left to do with \
+         {data_dir}. To take part again, join as a new node into another data_dir, with a token of `mezctl cluster token`"
+    )]
+    Removed {
+        /// Id of the node.
+        node_id: u64,
+        /// Id of the cluster.
+        cluster_id: String,
+        /// Its data directory.
+        data_dir: PathBuf,
+    },
     /// The node cannot go on.
     #[error("the node has failed: {0}")]
     Failed(String),

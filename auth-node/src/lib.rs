@@ -5,7 +5,8 @@
 //! as the work) -> `auth-core` (decides) -> `raft-store` (commits). Signing, hashing and randomness happen
 //! here, never in the domain.
 //!
-//! [`init`] and [`join`] make a node, [`start`] runs it.
+//! [`init`], [`join`], [`restore`] and [`recover`] make a node, [`start`] runs it, [`inspect()`] looks whether a
+//! stopped one is sound.
 
 mod authn;
 mod authz;
@@ -17,9 +18,11 @@ mod diagnostics;
 mod error;
 mod fault;
 mod files;
+mod inspect;
 mod metrics;
 mod node;
 mod passwords;
+mod peer_certificate;
 mod presence;
 mod readiness;
 mod relay;
@@ -28,7 +31,10 @@ mod server;
 mod service;
 mod start;
 
-pub use bootstrap::{Init, Initialized, Join, Joined, init, join, secret_from};
+pub use bootstrap::{
+    Init, Initialized, Join, Joined, Restore, Succeeded, init, join, recover, restore, secret_from,
+};
 pub use fault::NodeError;
+pub use inspect::{Inspection, inspect};
 pub use rpc::{NOT_YET, RESERVED};
 pub use start::{Handle, start};

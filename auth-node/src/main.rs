@@ -9,9 +9,9 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use auth_node::{
-    Init, Join, NodeError,
+    Init, Join, NodeError, Restore, Succeeded,
     config::{Config, LogConfig, LogFormat},
-    init, join, secret_from, start,
+    init, inspect, join, recover, restore, secret_from, start,
 };
 use clap::{Args, Parser, Subcommand};
 use tokio::{
@@ -22,6 +22,8 @@ use tracing_subscriber::EnvFilter;
 
 /// How long work that cannot be interrupted, such as a write, may go on after everything else has ended.
 const RUNTIME_PATIENCE: Duration = Duration::from_secs(1);
+/// Exit code of a check that found something.
+const NOT_SOUND: u8 = 2;
 
 /// The control plane of Mezite
 #[derive(Debug, Parser)]
@@ -51,7 +53,7 @@ enum Command {
     Join {
         #[command(flatten)]
         common: Common,
-        /// File with the token of `mezctl auth-nodes token`, mode 0600. Not needed once joined
+        /// File with the token of `mezctl cluster token`, mode 0600. Not needed once joined
         #[arg(long, value_name = "FILE")]
         token_file: Option<PathBuf>,
         /// Pin of the cluster's peer CA, as printed beside the token
@@ -60,6 +62,49 @@ enum Command {
         /// host:port of members' peer listeners; each is tried
         #[arg(long, value_name = "HOST:PORT", value_delimiter = ',')]
         peer: Vec<String>,
+        /// Stay a learner, which has everything and no vote, until `mezctl cluster add` makes it a voter
+        #[arg(long)]
+        learner: bool,
+    },
+    /// Make the first node of a new cluster from a backup; run again to finish a restore that was interrupted
+    ///
+    /// The new cluster has the users, roles, nodes and CAs of the backup, and its audit log. It has an id of its own:
+    /// nodes of the old cluster are none of the new one. All sessions and all join tokens are void. What was changed
+    /// after the backup is undone: a user, role or host that was removed since is there again.
+    Restore {
+        #[command(flatten)]
+        common: Common,
+        /// The backup, as `mezctl cluster backup` wrote it
+        #[arg(long, value_name = "FILE")]
+        from: PathBuf,
+        /// The key-encryption key of the cluster that the backup is of: the file `kek` of any of its nodes, mode 0600. It
+        /// is copied to where the configuration says; not needed where it is there
+        #[arg(long, value_name = "FILE")]
+        kek_file: Option<PathBuf>,
+    },
+    /// Make a new cluster from the last node of one that has lost its quorum for good; run again to finish
+    ///
+    /// What the node was is kept in a folder of its data directory. Writes that never reached this node are lost. As
+    /// after `restore`, all sessions and join tokens are void, and nodes join anew.
+    Recover {
+        #[command(flatten)]
+        common: Common,
+        /// A new cluster: the other nodes of the old one are given up
+        #[arg(long, required = true)]
+        force_new_cluster: bool,
+        /// The other nodes of the old cluster are destroyed, or will never be started again
+        #[arg(long, required = true)]
+        yes_i_understand_that_the_other_nodes_must_never_run_again: bool,
+    },
+    /// Look whether the data directory of a stopped node is sound; it changes nothing
+    ///
+    /// Exit codes: 0 sound, 1 it could not be looked at, 2 not sound.
+    Check {
+        #[command(flatten)]
+        common: Common,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
     },
     /// Serve until SIGTERM
     Run {
@@ -102,7 +147,7 @@ impl Common {
 
 fn main() -> ExitCode {
     match run(Cli::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             eprintln!("auth-node: {error:#}");
             ExitCode::FAILURE
@@ -110,10 +155,14 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(cli: Cli) -> Result<()> {
-    let (Command::Init { common, .. } | Command::Join { common, .. } | Command::Run { common }) =
-        &cli.command;
-    let Some(config) = common.load()? else { return Ok(()) };
+fn run(cli: Cli) -> Result<ExitCode> {
+    let (Command::Init { common, .. }
+    | Command::Join { common, .. }
+    | Command::Restore { common, .. }
+    | Command::Recover { common, .. }
+    | Command::Check { common, .. }
+    | Command::Run { common }) = &cli.command;
+    let Some(config) = common.load()? else { return Ok(ExitCode::SUCCESS) };
     // A second installation can only fail because the first one stands.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     log(&config.log)?;
@@ -124,13 +173,22 @@ fn run(cli: Cli) -> Result<()> {
             let new = Init { cluster_name, admin_user, admin_password: password };
             runtime.block_on(make_cluster(&config, new))
         }
-        Command::Join { token_file, ca_pin, peer, .. } => {
-            runtime.block_on(join_cluster(&config, || how_to_join(token_file.as_deref(), ca_pin, peer)))
+        Command::Join { token_file, ca_pin, peer, learner, .. } => {
+            let how = || how_to_join(token_file.as_deref(), ca_pin, peer, learner);
+            runtime.block_on(join_cluster(&config, how))
         }
+        Command::Restore { from, kek_file, .. } => {
+            let from = Restore { backup: from, kek_file };
+            runtime.block_on(async { report(&config, "restored", &restore(&config, from).await?) })
+        }
+        Command::Recover { .. } => {
+            runtime.block_on(async { report(&config, "recovered", &recover(&config).await?) })
+        }
+        Command::Check { json, .. } => return check(&config, json),
         Command::Run { .. } => runtime.block_on(serve(config)),
     };
     runtime.shutdown_timeout(RUNTIME_PATIENCE);
-    done
+    done.map(|()| ExitCode::SUCCESS)
 }
 
 fn filter(log: &LogConfig) -> Result<EnvFilter> {
@@ -176,10 +234,11 @@ fn how_to_join(
     token_file: Option<&Path>,
     ca_pin: Option<String>,
     peers: Vec<String>,
+    learner: bool,
 ) -> Result<Join, NodeError> {
     let needed = || NodeError::Refused("joining needs --token-file, --ca-pin and --peer".into());
     let (Some(token_file), Some(ca_pin)) = (token_file, ca_pin) else { return Err(needed()) };
-    Ok(Join { token: secret_from(token_file)?, ca_pin, peers })
+    Ok(Join { token: secret_from(token_file)?, ca_pin, peers, learner })
 }
 
 async fn join_cluster(config: &Config, how: impl FnOnce() -> Result<Join, NodeError>) -> Result<()> {
@@ -187,6 +246,33 @@ async fn join_cluster(config: &Config, how: impl FnOnce() -> Result<Join, NodeEr
     let how = if joined.already { "had joined" } else { "joined" };
     println!("node {} {how} cluster {}; start it with `auth-node run`", joined.node_id, joined.cluster_id);
     Ok(())
+}
+
+fn report(config: &Config, how: &str, made: &Succeeded) -> Result<()> {
+    println!("cluster     {}", made.cluster_name);
+    println!("cluster id  {} (new)", made.cluster_id);
+    println!("ca pin      {} (as before)", made.ca_pin);
+    println!("{how:<10}  from the state with SHA-256 {}", made.backup_sha256);
+    if let Some(aside) = &made.aside {
+        println!("set aside   {}: delete it when the new cluster is well", aside.display());
+    }
+    println!();
+    println!(
+        "All sessions and join tokens are void. Start the node with `auth-node run`, log in again, and let further"
+    );
+    println!("nodes join into new data directories, each with a token of `mezctl cluster token`.");
+    println!("Keep {} safe: it is the key-encryption key of this cluster too.", config.kek_path().display());
+    Ok(())
+}
+
+fn check(config: &Config, json: bool) -> Result<ExitCode> {
+    let found = inspect(config)?;
+    if json {
+        println!("{:#}", found.json());
+    } else {
+        print!("{found}");
+    }
+    Ok(if found.is_sound() { ExitCode::SUCCESS } else { ExitCode::from(NOT_SOUND) })
 }
 
 async fn serve(config: Config) -> Result<()> {
@@ -197,14 +283,19 @@ async fn serve(config: Config) -> Result<()> {
         _ = terminate.recv() => return Ok(()),
         _ = interrupt.recv() => return Ok(()),
     };
+    let mut ended = Ok(());
     tokio::select! {
         _ = terminate.recv() => (),
         _ = interrupt.recv() => (),
-        broken = handle.broken() => return Err(broken.into()),
+        broken = handle.broken() => match broken {
+            // Calls in progress get their answers, that of the removal among them.
+            NodeError::Removed { .. } => ended = Err(broken.into()),
+            broken => return Err(broken.into()),
+        },
     }
     tracing::info!("stopping");
     if !handle.stop().await {
         tracing::warn!("some calls were not answered in time");
     }
-    Ok(())
+    ended
 }

@@ -1,12 +1,12 @@
 //! Whether the node lives, and whether it should be sent calls.
 
-use std::{sync::OnceLock, time::Duration};
+use std::sync::OnceLock;
 
 use raft_store::Store;
 use tokio_util::sync::CancellationToken;
 
-/// A node that cannot confirm within this that it is current is not ready.
-const CONFIRM: Duration = Duration::from_secs(1);
+/// A node whose state lacks more log entries than this of what it knows to be committed is not ready.
+const MAX_LAG: u64 = 1_000;
 
 /// Whether the node lives, and whether it should be sent calls.
 pub(crate) struct Readiness {
@@ -60,8 +60,8 @@ impl Readiness {
         self.dead.get().map_or(Ok(()), |reason| Err(reason.clone()))
     }
 
-    /// Whether the node should be sent calls: it serves, a leader with a quorum is known, and its state is up
-    /// to it.
+    /// Whether the node should be sent calls: it serves, it is in touch with a leader that has a
+    /// quorum, and its state is up to it.
     ///
     /// # Errors
     /// Why not.
@@ -73,6 +73,6 @@ impl Readiness {
         if !self.serving.is_cancelled() {
             return Err("the node waits for the cluster before it serves".into());
         }
-        self.store.confirm(CONFIRM).await.map_err(|error| error.to_string())
+        self.store.ready(MAX_LAG).await.map_err(|error| error.to_string())
     }
 }

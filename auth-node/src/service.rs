@@ -16,6 +16,7 @@ use auth_core::{
 use mezite_proto::{access::MethodAccess, v1::AccessClass};
 use raft_store::{Clock, Committed, Store, StoreTransaction, TransactError, View};
 use store_txn::Read;
+use tokio::{sync::Semaphore, time::Instant};
 
 use crate::{
     authn::Call, authz, ca_keys::CaKeys, error::ApiError, passwords::PasswordPool, presence::Presence,
@@ -34,6 +35,8 @@ pub(crate) struct Service {
     pub(crate) presence: Presence,
     /// Calls ingests.
     pub(crate) relay: Relay,
+    /// One permit: a backup takes as much space as the state.
+    pub(crate) backups: Arc<Semaphore>,
     /// What the node's configuration says.
     pub(crate) settings: Settings,
     /// The wall clock.
@@ -57,6 +60,10 @@ pub(crate) struct Settings {
     pub(crate) presence_ttl: PresenceTtl,
     /// A call may take no longer, whatever its client allows.
     pub(crate) call_timeout: Duration,
+    /// The longest that a read or a write waits for the cluster.
+    pub(crate) store_deadline: Duration,
+    /// The longest silence between two messages of a stream.
+    pub(crate) message_timeout: Duration,
 }
 
 /// What is needed to admit a call, by itself, since a transaction may run more than once.
@@ -89,6 +96,14 @@ impl Admission {
 }
 
 impl Service {
+    /// The store, for as long as the call may still take. A little is kept back, so that it is the store that says
+    /// what is unknown.
+    pub(crate) fn store(&self, call: &Call) -> Store {
+        let left = call.deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        let longest = self.settings.store_deadline;
+        self.store.within(left.map_or(longest, |left| longest.min(left - left / 16)))
+    }
+
     /// Admits the call and works on one view: every write that was acknowledged before the call, by any node,
     /// is in it.
     ///
@@ -101,7 +116,8 @@ impl Service {
         work: impl FnOnce(&mut View<'_>, &Context) -> Result<T, CoreError> + Send + 'static,
     ) -> Result<T, ApiError> {
         let admission = Admission::of(call);
-        let done = self.store.read(move |view| {
+        let store = self.store(call);
+        let done = store.read(move |view| {
             let context = admission.admit(view)?;
             work(view, &context)
         });
@@ -134,7 +150,8 @@ impl Service {
         work: impl Fn(&mut StoreTransaction<'_>, &Context) -> Result<T, CoreError> + Send + Sync + 'static,
     ) -> Result<Committed<T>, ApiError> {
         let admission = Admission::of(call);
-        let done = self.store.transact(move |tx| {
+        let store = self.store(call);
+        let done = store.transact(move |tx| {
             let context = admission.admit(tx)?;
             work(tx, &context)
         });
@@ -154,7 +171,8 @@ impl Service {
         fields: Vec<(&'static str, String)>,
     ) -> Result<(), ApiError> {
         let admission = Admission::of(call);
-        let done = self.store.transact(move |tx| {
+        let store = self.store(call);
+        let done = store.transact(move |tx| {
             let context = admission.suspect(tx)?;
             audit::append(tx, &context, event, target.clone(), &fields);
             Ok::<_, CoreError>(())

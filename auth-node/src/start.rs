@@ -1,6 +1,6 @@
 //! Starting and stopping: from a data directory to a serving node, and from there to a quiet one.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use auth_core::{
     CoreError,
@@ -12,6 +12,7 @@ use raft_store::{Clock, Fatal, Role, Store};
 use store_txn::{Key as _, KeyRange, KeyWriter, ReadExt as _};
 use tokio::{
     net::TcpListener,
+    sync::Semaphore,
     task::JoinHandle,
     time::{Instant, timeout_at},
 };
@@ -28,8 +29,9 @@ use crate::{
     diagnostics,
     fault::NodeError,
     metrics,
-    node::{Folder, load_kek},
+    node::{Folder, NodeState, load_kek},
     passwords::PasswordPool,
+    peer_certificate,
     presence::Presence,
     readiness::Readiness,
     relay::Relay,
@@ -47,7 +49,7 @@ const UPKEEP: Duration = Duration::from_secs(5);
 pub struct Handle {
     address: SocketAddr,
     diagnostics_address: SocketAddr,
-    node_id: u64,
+    identity: Identity,
     readiness: Arc<Readiness>,
     store: Store,
     server: JoinHandle<Result<(), NodeError>>,
@@ -57,22 +59,42 @@ pub struct Handle {
     stop: DropGuard,
     beside: TaskTracker,
     drain_timeout: Duration,
-    _folder: Folder,
+    _folder: Arc<Folder>,
+}
+
+/// What a node is, for those who ask why it ended.
+#[derive(Debug, Clone)]
+struct Identity {
+    node_id: u64,
+    cluster_id: String,
+    data_dir: PathBuf,
+}
+
+impl Identity {
+    fn removed(&self) -> NodeError {
+        let Self { node_id, cluster_id, data_dir } = self.clone();
+        NodeError::Removed { node_id, cluster_id, data_dir }
+    }
 }
 
 /// Starts a node that was made by `init` or `join`. When this returns, it serves; it waits for the cluster as
 /// long as that takes.
 ///
 /// # Errors
-/// See [`NodeError`].
+/// [`NodeError::Removed`] when the node was removed from its cluster; see [`NodeError`].
 pub async fn start(config: Config) -> Result<Handle, NodeError> {
     metrics::install();
     let clock = clock::system();
-    let folder = Folder::open(&config.data_dir)?;
+    let folder = Arc::new(Folder::open(&config.data_dir)?);
     let mut state = folder.member()?;
     folder.check_store(&state)?;
     bootstrap::forget_init(&folder)?;
-    let kek = load_kek(&config.kek_path())?;
+    let identity = Identity {
+        node_id: state.node_id,
+        cluster_id: state.cluster_id.clone(),
+        data_dir: config.data_dir.clone(),
+    };
+    let kek = Arc::new(load_kek(&config.kek_path())?);
     let store = store_config(&config, &folder, &clock);
     let store = Store::open(store, folder.peer_identity(&state)?, Fatal::abort()).await?;
     folder.store_was_made(&mut state)?;
@@ -84,13 +106,21 @@ pub async fn start(config: Config) -> Result<Handle, NodeError> {
     tracing::info!(node_id = state.node_id, %diagnostics_address, "waiting for the cluster");
     beside.spawn(watch_life(Arc::clone(&readiness), store.clone(), stop.clone()));
     beside.spawn(diagnostics::serve(Arc::clone(&readiness), diagnostics, stop.clone()));
+    let cas = Arc::new(CaKeys::new(Arc::clone(&kek)));
+    // At once: a node that was away for long can speak to nobody before.
+    let life = config.raft.peer_certificate_life;
+    let renewal = peer_certificate::Renewal::new(&store, &cas, &clock, &folder, state.clone(), life);
+    beside.spawn(renewal.run(stop.clone()));
 
-    let members: Vec<_> = state.members.into_iter().collect();
-    if !members.is_empty() {
-        store.activate(&members, Role::Voter).await?;
-    }
-    let cluster = wait_for_cluster(&store).await?;
-    let node = Node { cluster, clock, store, kek: Arc::new(kek), node_id: state.node_id };
+    let cluster = tokio::select! {
+        biased;
+        () = store.removed() => return Err(identity.removed()),
+        cluster = take_part(&store, &state) => match cluster {
+            Err(_) if store.status().removed => return Err(identity.removed()),
+            cluster => cluster?,
+        },
+    };
+    let node = Node { cluster, clock, store, cas, kek, node_id: state.node_id };
     let (service, tls) = node.assemble(&config, &beside, &stop).await?;
 
     let (api, address) = listen(config.listen).await?;
@@ -104,7 +134,7 @@ pub async fn start(config: Config) -> Result<Handle, NodeError> {
     Ok(Handle {
         address,
         diagnostics_address,
-        node_id: node.node_id,
+        identity,
         readiness,
         store: node.store,
         server,
@@ -121,6 +151,7 @@ struct Node {
     cluster: ClusterRow,
     clock: Clock,
     store: Store,
+    cas: Arc<CaKeys>,
     kek: Arc<Kek>,
     node_id: u64,
 }
@@ -134,7 +165,7 @@ impl Node {
         stop: &CancellationToken,
     ) -> Result<(Arc<Service>, Tls), NodeError> {
         let (store, clock) = (self.store.clone(), Arc::clone(&self.clock));
-        let cas = Arc::new(CaKeys::new(Arc::clone(&self.kek)));
+        let cas = Arc::clone(&self.cas);
         let names = Names::new(config, &self.cluster.name, self.node_id);
         let (tls, renewal) = tls::begin(&store, &cas, &clock, names).await?;
         beside.spawn(renewal.run(stop.clone()));
@@ -146,6 +177,7 @@ impl Node {
             clock: Arc::clone(&clock),
             cluster_id: self.cluster.cluster_id.clone(),
             node_id: self.node_id,
+            life: config.raft.peer_certificate_life,
         }));
         let settings = Settings {
             node_id: self.node_id,
@@ -155,12 +187,15 @@ impl Node {
             heartbeat_interval: config.presence.interval,
             presence_ttl: PresenceTtl(config.presence.ttl),
             call_timeout: config.limits.call_timeout,
+            store_deadline: config.raft.deadline,
+            message_timeout: config.limits.message_timeout,
         };
         let service = Service {
             passwords: PasswordPool::new(config.limits.password_threads, config.limits.password_queue)?,
             cas,
             presence: Presence::start(store.clone(), PresenceTtl(config.presence.ttl)),
             relay: Relay::new(&self.cluster.name, Arc::clone(&tls.client), &config.limits)?,
+            backups: Arc::new(Semaphore::new(1)),
             settings,
             clock,
             store,
@@ -193,6 +228,16 @@ async fn tidy_up(stop: CancellationToken) {
             () = stop.cancelled() => return,
         }
     }
+}
+
+/// Becomes the member that the node is to be, and waits for what it serves with.
+async fn take_part(store: &Store, state: &NodeState) -> Result<ClusterRow, NodeError> {
+    let members: Vec<_> = state.members.clone().into_iter().collect();
+    if !members.is_empty() {
+        let role = if state.learner { Role::Learner } else { Role::Voter };
+        store.activate(&members, role).await?;
+    }
+    wait_for_cluster(store).await
 }
 
 /// Waits until the rows that a node serves with are here: those of the cluster and of its TLS CA.
@@ -230,13 +275,15 @@ impl Handle {
 
     /// Id of the node.
     pub fn node_id(&self) -> u64 {
-        self.node_id
+        self.identity.node_id
     }
 
-    /// Resolves when the node cannot go on: its Raft core has died, or its port broke down.
+    /// Resolves when the node cannot go on: its Raft core has died, its port broke down, or it was removed from the
+    /// cluster, which is [`NodeError::Removed`]: then it can still be stopped as any other.
     pub async fn broken(&mut self) -> NodeError {
         tokio::select! {
             reason = self.store.dead() => NodeError::Failed(reason),
+            () = self.store.removed() => self.identity.removed(),
             ended = &mut self.server => match ended {
                 Ok(Ok(())) => NodeError::Failed("the port was closed".into()),
                 Ok(Err(error)) => error,

@@ -220,6 +220,7 @@ async fn a_second_node_joins_once_and_is_as_good_as_the_first() {
         token: Zeroizing::new(token.to_owned()),
         ca_pin: pin.to_owned(),
         peers: made.peer_addresses.clone(),
+        learner: false,
     };
 
     let dir = tempfile::tempdir().unwrap();

@@ -20,8 +20,10 @@ pub enum StoreError {
     /// The transaction is over a bound.
     #[error("the transaction is too large: {0}")]
     TooLarge(&'static str),
-    /// The database is over its bound. Nothing was written; delete, and compact, before writing more.
-    #[error("the database holds {size} bytes and may hold {limit}: delete what is not needed and compact it")]
+    /// The database is over its bound. Nothing was written; delete before writing more.
+    #[error(
+        "the database holds {size} bytes and may hold {limit}: delete what is not needed, or raise the bound"
+    )]
     DatabaseFull {
         /// Bytes on disk.
         size: u64,
@@ -31,7 +33,8 @@ pub enum StoreError {
     /// A read failed: the data is damaged, or the disk is.
     #[error(transparent)]
     Read(#[from] store_txn::TxError),
-    /// The store is stopped, or its Raft core has died.
+    /// The store is stopped, its Raft core has died, or the node was removed. Nothing was written: what stops in the
+    /// middle of a write is [`StoreError::OutcomeUnknown`].
     #[error("the store has stopped: {0}")]
     Stopped(String),
     /// The data directory cannot be used.

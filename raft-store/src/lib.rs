@@ -34,6 +34,7 @@ mod space;
 mod state;
 mod status;
 mod store;
+mod survey;
 #[cfg(test)]
 mod tests;
 mod transact;
@@ -55,5 +56,6 @@ pub use restore::{Restored, restore};
 pub use space::Compaction;
 pub use status::{MemberStatus, NotReady, Status};
 pub use store::{Committed, Store};
+pub use survey::{Report, Surveyed};
 pub use transact::{StoreTransaction, View};
 pub use watch::{WatchEvent, Watcher};

@@ -86,7 +86,7 @@ pub enum MembershipError {
     /// The node is the only voter.
     #[error("node {0} is the only voter and cannot be removed")]
     LastVoter(u64),
-    /// The change could not be asked for, or there was no answer. Asking again is safe.
+    /// The change was not asked for, or [`StoreError::OutcomeUnknown`]: it may be made. Asking again is safe.
     #[error(transparent)]
     Store(#[from] StoreError),
 }
@@ -231,6 +231,11 @@ impl Store {
         self.inner.core.status().members
     }
 
+    /// Resolves when this node was removed from the cluster: it serves nothing any more, and should end.
+    pub async fn removed(&self) {
+        self.inner.progress.wait_for_removal(self.inner.core.node_id()).await;
+    }
+
     /// Makes a learner a voter. Does nothing where it is one already.
     ///
     /// # Errors
@@ -243,7 +248,7 @@ impl Store {
     /// removed already. The leader can be removed too, through any node, itself included.
     ///
     /// `force` removes it even if the voters that remain cannot reach a quorum now; the change then waits for them,
-    /// and so does everything else.
+    /// and so does every write.
     ///
     /// # Errors
     /// [`MembershipError::NoQuorum`], unless forced; [`StoreError::OutcomeUnknown`] when there was no answer in time.
@@ -254,17 +259,26 @@ impl Store {
     /// Has the change made, asking again while nobody can make it.
     async fn change(&self, change: Change) -> Result<(), MembershipError> {
         let deadline = Instant::now() + self.deadline;
+        // Whether some attempt may still take effect: then giving up must not claim that nothing was changed.
+        let mut pending = false;
         loop {
+            // What this node may have learned before the answer to it.
+            if matches!(change, Change::Remove { node_id, .. } if self.inner.progress.is_removed(node_id)) {
+                return Ok(());
+            }
             self.inner.check_serving()?;
             let seen = self.inner.core.leader_id();
-            match self.inner.change_once(&change, deadline).await {
-                Err(MembershipError::Store(StoreError::Unavailable(_)))
-                    if Instant::now() + RETRY < deadline =>
-                {
-                    self.inner.core.leader_change(seen, RETRY).await;
-                }
+            let error = match self.inner.change_once(&change, deadline).await {
+                Err(MembershipError::Store(
+                    error @ (StoreError::Unavailable(_) | StoreError::OutcomeUnknown),
+                )) => error,
                 other => return other,
+            };
+            pending |= matches!(error, StoreError::OutcomeUnknown);
+            if Instant::now() + RETRY >= deadline {
+                return Err(if pending { StoreError::OutcomeUnknown } else { error }.into());
             }
+            self.inner.core.leader_change(seen, RETRY).await;
         }
     }
 }
@@ -302,9 +316,8 @@ impl Inner {
             Err(status) => {
                 self.pool.heed(&status);
                 tracing::info!(leader, message = status.message(), "the leader did not change the members");
-                // Whether it was made or not, it may be asked for again.
-                Err(StoreError::Unavailable("the leader did not answer, or cannot change the members now")
-                    .into())
+                // Even «unavailable» may come after the request was sent.
+                Err(StoreError::OutcomeUnknown.into())
             }
         }
     }

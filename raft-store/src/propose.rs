@@ -21,7 +21,7 @@ use prost::Message;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 use crate::{
-    config::{Clock, Limits},
+    config::{Clock, Limits, Timing},
     metrics,
     net::client::PeerPool,
     raft::{Core, Proposed},
@@ -34,6 +34,8 @@ const MIN_FORWARD: Duration = Duration::from_millis(10);
 struct Pending {
     transaction: peer::Transaction,
     size: usize,
+    /// When its caller gives up.
+    deadline: Instant,
     reply: oneshot::Sender<Outcome>,
     /// Set once, by who takes it to propose it or by who gives it up.
     claimed: Arc<AtomicBool>,
@@ -71,7 +73,7 @@ impl Proposer {
     /// Proposes a transaction, through the leader, and answers what came of it: [`Kind::Expired`] if it was not
     /// proposed before the deadline, [`Kind::Unknown`] if it was and there is no answer.
     pub(crate) async fn propose(&self, transaction: peer::Transaction, deadline: Instant) -> Outcome {
-        let ticket = match self.enqueue(transaction) {
+        let ticket = match self.enqueue(transaction, deadline) {
             Ok(ticket) => ticket,
             Err(outcome) => return outcome,
         };
@@ -91,7 +93,9 @@ impl Proposer {
         if !self.core.takes_proposals() {
             return transactions.iter().map(|_| outcome(Kind::NotLeader)).collect();
         }
-        let tickets: Vec<_> = transactions.into_iter().map(|transaction| self.enqueue(transaction)).collect();
+        let deadline = Instant::now() + Timing::MAX_DEADLINE;
+        let transactions = transactions.into_iter();
+        let tickets: Vec<_> = transactions.map(|transaction| self.enqueue(transaction, deadline)).collect();
         let mut outcomes = Vec::with_capacity(tickets.len());
         for ticket in tickets {
             outcomes.push(match ticket {
@@ -107,7 +111,7 @@ impl Proposer {
         self.queue.max_capacity() - self.queue.capacity()
     }
 
-    fn enqueue(&self, transaction: peer::Transaction) -> Result<Ticket, Outcome> {
+    fn enqueue(&self, transaction: peer::Transaction, deadline: Instant) -> Result<Ticket, Outcome> {
         let overloaded = || {
             metrics::proposal_failed("overloaded");
             outcome(Kind::Overloaded)
@@ -117,10 +121,17 @@ impl Proposer {
         let room = Arc::clone(&self.room).try_acquire_many_owned(permits).map_err(|_| overloaded())?;
         let (reply, answer) = oneshot::channel();
         let claimed = Arc::<AtomicBool>::default();
-        let pending = Pending { transaction, size, reply, claimed: Arc::clone(&claimed), room };
+        let pending = Pending { transaction, size, deadline, reply, claimed: Arc::clone(&claimed), room };
         self.queue.try_send(pending).map_err(|_| overloaded())?;
         Ok(Ticket { answer, claimed })
     }
+}
+
+/// How long a batch may be on its way to the leader, when the last of its callers gives up then. It is no matter of the
+/// transactions' own time, which is the cluster's: this node's clock may be hours behind it, and a leader that does not
+/// answer would hold up all that comes after.
+fn forward_time(latest: Option<Instant>) -> Duration {
+    latest.map_or(MIN_FORWARD, |latest| left(latest).clamp(MIN_FORWARD, Timing::MAX_DEADLINE))
 }
 
 async fn run(mut waiting: mpsc::Receiver<Pending>, sender: Sender, limits: Limits) {
@@ -176,7 +187,7 @@ impl Sender {
 
     async fn send(&self, batch: Vec<Pending>, _place: OwnedSemaphorePermit) {
         let started = Instant::now();
-        let count = batch.len();
+        let (count, latest) = (batch.len(), batch.iter().map(|pending| pending.deadline).max());
         let mut transactions = Vec::with_capacity(count);
         let mut replies = Vec::with_capacity(count);
         for pending in batch {
@@ -185,7 +196,10 @@ impl Sender {
         }
         let outcomes = match self.core.leader() {
             Some((leader, _)) if leader == self.core.node_id() => self.commit(transactions).await,
-            Some((leader, node)) => self.forward(leader, &node.peer_address, transactions).await,
+            Some((leader, node)) => {
+                let within = forward_time(latest);
+                self.forward(leader, &node.peer_address, transactions, within).await
+            }
             None => Err(Kind::NotLeader),
         };
         match outcomes {
@@ -220,14 +234,12 @@ impl Sender {
         leader: u64,
         address: &str,
         transactions: Vec<peer::Transaction>,
+        within: Duration,
     ) -> Result<Vec<Outcome>, Kind> {
         let mut client = self.pool.get(leader, address).map_err(|_| Kind::NotLeader)?;
         metrics::forwarded(transactions.len());
-        let latest =
-            transactions.iter().map(|transaction| transaction.not_after_ms).max().unwrap_or_default();
-        let within = Duration::from_millis(latest.saturating_sub((self.clock)()));
         let mut request = tonic::Request::new(peer::ProposeRequest { transactions });
-        request.set_timeout(within.max(MIN_FORWARD));
+        request.set_timeout(within);
         match client.propose(request).await {
             Ok(response) => Ok(response.into_inner().outcomes),
             Err(status) => {
@@ -236,5 +248,21 @@ impl Sender {
                 Err(Kind::Unknown)
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_batch_waits_for_the_leader_as_long_as_its_callers_do() {
+        let now = Instant::now();
+        let second = Duration::from_secs(1);
+        let time = forward_time(Some(now + second));
+        assert!(time <= second && time > MIN_FORWARD, "{time:?}");
+        assert_eq!(forward_time(Some(now)), MIN_FORWARD);
+        assert_eq!(forward_time(None), MIN_FORWARD);
+        assert_eq!(forward_time(Some(now + 3600 * second)), Timing::MAX_DEADLINE);
     }
 }

@@ -6,7 +6,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use mezite_proto::peer;
@@ -15,6 +15,8 @@ use crate::{Store, db::Db, error::StoreError, store::Inner};
 
 /// How often the database is measured.
 const INTERVAL: Duration = Duration::from_secs(1);
+/// A full database is compacted, so that what was deleted makes room; but not more often than this.
+const COMPACT_EVERY: Duration = Duration::from_secs(300);
 
 /// Knows whether the database is over its bound.
 #[derive(Debug)]
@@ -55,16 +57,41 @@ impl SpaceAlarm {
     }
 }
 
-/// Measures the database, for the alarm.
+/// Measures the database, for the alarm, and compacts it where it is full.
 pub(crate) async fn measure(inner: Arc<Inner>) {
     let mut ticks = tokio::time::interval(INTERVAL);
+    let mut last = None;
     loop {
         ticks.tick().await;
         let measured = Arc::clone(&inner);
         if let Err(error) = tokio::task::spawn_blocking(move || measured.space.measure(&measured.db)).await {
             tracing::error!(%error, "measuring the database failed");
         }
+        let revision = inner.state.counters().revision;
+        if !inner.space.is_full() || !is_due(last, revision) {
+            continue;
+        }
+        last = Some((Instant::now(), revision));
+        let store = Arc::clone(&inner);
+        match tokio::task::spawn_blocking(move || compact(&store)).await {
+            Ok(Ok(Compaction { before, after })) => {
+                tracing::info!(before, after, "the full database was compacted");
+            }
+            failed => tracing::error!(?failed, "compacting the full database failed"),
+        }
     }
+}
+
+/// Whether a full database is to be compacted, after the last time and the revision that the state had then. What has
+/// not changed gains nothing.
+fn is_due(last: Option<(Instant, u64)>, revision: u64) -> bool {
+    last.is_none_or(|(then, seen)| seen != revision && then.elapsed() >= COMPACT_EVERY)
+}
+
+fn compact(inner: &Inner) -> Result<Compaction, StoreError> {
+    let before = inner.space.measure(&inner.db);
+    inner.db.compact()?;
+    Ok(Compaction { before, after: inner.space.measure(&inner.db) })
 }
 
 /// What a compaction gained.
@@ -78,17 +105,14 @@ pub struct Compaction {
 
 impl Store {
     /// Rewrites this node's database without what was deleted or overwritten, and without the purged part of the
-    /// log. It serves meanwhile, slower; it may take as much space again until it is done.
+    /// log. It serves meanwhile, slower; it may take as much space again until it is done. One that is full does so by
+    /// itself.
     ///
     /// # Errors
     /// When the database cannot be read or written.
     pub async fn compact(&self) -> Result<Compaction, StoreError> {
         let inner = Arc::clone(&self.inner);
-        let done = tokio::task::spawn_blocking(move || {
-            let before = inner.space.measure(&inner.db);
-            inner.db.compact()?;
-            Ok(Compaction { before, after: inner.space.measure(&inner.db) })
-        });
+        let done = tokio::task::spawn_blocking(move || compact(&inner));
         done.await.map_err(|error| StoreError::Stopped(error.to_string()))?
     }
 }
@@ -98,6 +122,15 @@ mod tests {
     use bytes::Bytes;
 
     use super::*;
+
+    #[test]
+    fn a_full_database_is_compacted_at_once_and_again_when_something_was_deleted() {
+        let long_ago = Instant::now().checked_sub(COMPACT_EVERY).unwrap();
+        assert!(is_due(None, 7));
+        assert!(!is_due(Some((long_ago, 7)), 7));
+        assert!(!is_due(Some((Instant::now(), 7)), 8));
+        assert!(is_due(Some((long_ago, 7)), 8));
+    }
 
     #[test]
     fn a_full_database_takes_deletes_only() {

@@ -393,7 +393,7 @@ impl Store {
 }
 
 impl Inner {
-    fn status(&self) -> Status {
+    pub(crate) fn status(&self) -> Status {
         let node_id = self.core.node_id();
         Status {
             applied_index: self.progress.current().unwrap_or_default(),

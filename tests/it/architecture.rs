@@ -24,7 +24,10 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
     ("auth-node", &["auth-core", "mezite-pki", "mezite-proto", "raft-store", "store-txn"]),
     ("mezctl", &["mezite-client", "mezite-pki", "mezite-proto", "recording-format"]),
     ("recording-ingest", &["mezite-client", "mezite-pki", "mezite-proto", "recording-format"]),
-    ("mezite-e2e", &["mezite-client", "mezite-pki", "mezite-proto", "recording-format"]),
+    (
+        "mezite-e2e",
+        &["mezite-client", "mezite-pki", "mezite-proto", "raft-store", "recording-format", "store-txn"],
+    ),
 ];
 
 /// What a crate must not reach, however far away.

@@ -30,13 +30,13 @@ const GOES_ON: Duration = Duration::from_secs(30);
 
 /// What one client wrote.
 #[derive(Debug, Default)]
-struct Ledger {
+pub(crate) struct Ledger {
     /// Acknowledged, and not deleted since.
-    kept: BTreeSet<String>,
+    pub(crate) kept: BTreeSet<String>,
     /// Acknowledged deletions.
     deleted: BTreeSet<String>,
     /// The cluster did not say whether it did it.
-    unknown: BTreeSet<String>,
+    pub(crate) unknown: BTreeSet<String>,
 }
 
 /// A client that writes, reads what it wrote, and deletes some of it, until it is told to stop.
@@ -116,14 +116,14 @@ fn is_user(name: &str) -> bool {
 }
 
 /// The clients, at work.
-struct Workers {
+pub(crate) struct Workers {
     stop: Arc<AtomicBool>,
     counters: Vec<Arc<AtomicU64>>,
     tasks: Vec<JoinHandle<Ledger>>,
 }
 
 impl Workers {
-    fn start(cluster: &Cluster) -> Self {
+    pub(crate) fn start(cluster: &Cluster) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let (mut counters, mut tasks) = (Vec::new(), Vec::new());
         for number in 0..CLIENTS {
@@ -146,7 +146,7 @@ impl Workers {
     }
 
     /// Waits until each client has done some more.
-    async fn go_on(&self) {
+    pub(crate) async fn go_on(&self) {
         let read = || self.counters.iter().map(|counter| counter.load(Ordering::Relaxed)).collect::<Vec<_>>();
         let before = read();
         eventually("every client goes on", GOES_ON, async || {
@@ -163,7 +163,7 @@ impl Workers {
     }
 
     /// Tells them to finish; what they wrote.
-    async fn finish(self) -> Ledger {
+    pub(crate) async fn finish(self) -> Ledger {
         self.stop.store(true, Ordering::Relaxed);
         let mut all = Ledger::default();
         for task in self.tasks {
@@ -195,7 +195,7 @@ async fn names(cluster: &Cluster, index: usize) -> BTreeSet<String> {
     tokens.chain(users).filter(|name| name.starts_with("client")).collect()
 }
 
-async fn assert_kept(cluster: &Cluster, ledger: &Ledger) {
+pub(crate) async fn assert_kept(cluster: &Cluster, ledger: &Ledger) {
     let mut before = None;
     for index in 0..cluster.nodes().len() {
         let found = names(cluster, index).await;

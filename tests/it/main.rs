@@ -8,6 +8,9 @@
 )]
 
 mod architecture;
+mod backup;
+mod chaos;
+mod cluster;
 mod config;
 mod failover;
 mod main_path;

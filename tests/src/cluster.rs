@@ -195,6 +195,13 @@ impl AuthNode {
         self.process.as_ref().unwrap().resident_bytes()
     }
 
+    /// Waits until it has ended by itself; how it did.
+    pub async fn ended(&mut self) -> ExitStatus {
+        let status = self.process.as_mut().unwrap().exited(STOPPED).await;
+        self.process = None;
+        status
+    }
+
     /// All that it printed.
     #[must_use]
     pub fn log(&self) -> String {
@@ -244,15 +251,46 @@ impl Cluster {
 
     /// Adds a node; it is ready afterwards.
     async fn join(&mut self, name: &str, setup: &Setup) {
+        self.join_with(name, setup, &[]).await;
+    }
+
+    /// Adds a node that has no vote, as the last one of the cluster; it is ready afterwards. Its id.
+    pub async fn add_learner(&mut self, name: &str) -> u64 {
+        self.join_with(name, &Setup::default(), &["--learner"]).await;
+        let node = self.nodes.last().unwrap();
+        let address = node.address();
+        let id = eventually("the learner is a member", READY, async || {
+            let members = self.status_of(0).await?.members;
+            let found = members.iter().find(|member| member.api_address == address);
+            found.map(|member| member.node_id).ok_or_else(|| format!("{members:?}"))
+        })
+        .await;
+        self.ids.push(id);
+        id
+    }
+
+    /// A node that is of the cluster no more.
+    pub fn forget(&mut self, index: usize) -> AuthNode {
+        self.ids.remove(index);
+        self.nodes.remove(index)
+    }
+
+    /// The Raft id of a node, counted from 0.
+    #[must_use]
+    pub fn id(&self, index: usize) -> u64 {
+        self.ids[index]
+    }
+
+    async fn join_with(&mut self, name: &str, setup: &Setup, more: &[&str]) {
         let mut node = AuthNode::configure(name, self.scratch.path(), setup);
         let file = self.scratch.path().join(format!("{name}.token"));
         let file = file.to_str().unwrap();
-        let token = self.ctl().json(&["auth-nodes", "token", "--out", file]);
+        let token = self.ctl().json(&["cluster", "token", "--out", file]);
         let peers: Vec<_> =
             token["peer_addresses"].as_array().unwrap().iter().map(|peer| peer.as_str().unwrap()).collect();
         let pin = token["ca_pin"].as_str().unwrap();
         let args = ["--token-file", file, "--ca-pin", pin, "--peer", &peers.join(",")];
-        let _ = node.run("join", &args).ok();
+        let _ = node.run("join", &[&args, more].concat()).ok();
         node.start();
         node.ready().await;
         self.nodes.push(node);

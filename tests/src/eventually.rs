@@ -26,6 +26,31 @@ where
     }
 }
 
+/// Time as it passes for a process that gets to run: a look that comes late counts as one in time. On a machine that
+/// is too busy, nothing is late that had no chance to be in time.
+#[derive(Debug)]
+pub(crate) struct Ticks {
+    left: u128,
+    /// The longest that one look was late.
+    pub(crate) latest: Duration,
+}
+
+impl Ticks {
+    /// So much time.
+    pub(crate) fn new(time: Duration) -> Self {
+        Self { left: time.as_millis() / POLL.as_millis(), latest: Duration::ZERO }
+    }
+
+    /// Waits for the next look. `false`: the time is over.
+    pub(crate) async fn next(&mut self) -> bool {
+        let due = Instant::now() + POLL;
+        sleep(POLL).await;
+        self.latest = self.latest.max(due.elapsed());
+        self.left = self.left.saturating_sub(1);
+        self.left > 0
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -38,6 +63,15 @@ mod tests {
             if asked == 3 { Ok(asked) } else { Err("not yet") }
         });
         assert_eq!(count.await, 3);
+    }
+
+    #[tokio::test]
+    async fn ticks_end() {
+        let (mut ticks, mut count) = (Ticks::new(POLL * 5), 1);
+        while ticks.next().await {
+            count += 1;
+        }
+        assert_eq!(count, 5);
     }
 
     #[tokio::test]

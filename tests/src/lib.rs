@@ -2,9 +2,10 @@
 //! them.
 //!
 //! [`Cluster`] starts auth nodes, [`Ingest`] recording ingests, [`Agent`] makes a host of the cluster and [`Sshd`] a
-//! real OpenSSH server of it; [`Ctl`] runs `mezctl`, [`tools`] has programs that nobody here wrote. All of it listens
-//! on leased ports, logs to files that a failing test prints, and dies with the test. Nothing here is part of any
-//! program, and no test shares anything with another.
+//! real OpenSSH server of it; [`Ctl`] runs `mezctl`, [`tools`] has programs that nobody here wrote. [`chaos`] and
+//! [`soak`] run the replicated store alone, over links that can be cut, and check what its clients saw. All of it
+//! listens on leased ports, logs to files that a failing test prints, and dies with the test. Nothing here is part of
+//! any program, and no test shares anything with another.
 
 #![allow(
     clippy::unwrap_used,
@@ -16,17 +17,27 @@
 mod agent;
 pub mod api;
 mod bins;
+pub mod chaos;
 mod cluster;
+pub mod control;
 mod ctl;
 mod eventually;
+mod faults;
 mod files;
+pub mod history;
 pub mod http;
 mod ingest;
+mod interrupt;
+pub mod linear;
 mod ports;
 mod process;
+pub mod proxy;
 mod scratch;
+pub mod soak;
 mod sshd;
+pub mod store_cluster;
 pub mod tools;
+mod workload;
 
 pub use agent::{Agent, AgentSpec};
 pub use bins::binary;
@@ -35,6 +46,7 @@ pub use ctl::{Ctl, Output, run, run_on};
 pub use eventually::eventually;
 pub use files::{all_files, secret_file};
 pub use ingest::Ingest;
+pub use interrupt::interrupted;
 pub use ports::Port;
 pub use process::Process;
 pub use scratch::Scratch;

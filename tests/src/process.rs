@@ -72,6 +72,20 @@ impl Process {
         }
     }
 
+    /// How it has ended; `None`: it runs.
+    ///
+    /// # Panics
+    /// When the system does not say.
+    pub fn ended(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().unwrap()
+    }
+
+    /// Its process id.
+    #[must_use]
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// All that it printed.
     #[must_use]
     pub fn log(&self) -> String {

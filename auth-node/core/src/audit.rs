@@ -47,6 +47,18 @@ events! {
     AuthNodeTokenCreate = "auth_node.token.create", "MZ0003I";
     /// A node could not join the auth cluster.
     AuthNodeJoinDenied = "auth_node.join.denied", "MZ0004W";
+    /// An admin has a node of the auth cluster made a voter.
+    AuthNodePromote = "auth_node.promote", "MZ0005I";
+    /// An admin has a node of the auth cluster removed.
+    AuthNodeRemove = "auth_node.remove", "MZ0006I";
+    /// A change of the auth cluster's nodes that an admin ordered was not made.
+    AuthNodeChangeRefused = "auth_node.change.refused", "MZ0007W";
+    /// An admin fetches a backup.
+    ClusterBackup = "cluster.backup", "MZ0008I";
+    /// The cluster was made from a backup of another.
+    ClusterRestore = "cluster.restore", "MZ0009I";
+    /// The cluster was made from the one node that survived another.
+    ClusterRecover = "cluster.recover", "MZ0010I";
     /// A user logged in.
     Login = "user.login", "MZ1000I";
     /// A login failed.

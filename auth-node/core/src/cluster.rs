@@ -13,6 +13,7 @@ use crate::{
     secret::{PasswordHash, SecretDigest},
     tables::{
         AuthJoinTokenKey, AuthJoinTokenRow, CaKey, CaKeyRow, CaKind, CaRow, ClusterKey, ClusterRow, RoleKey,
+        TokenKey, TokenSecretKey,
     },
     user,
     verdict::{Refusal, Stop, Verdict, audited},
@@ -26,6 +27,8 @@ const DEFAULT_TTL: Duration = Duration::from_secs(3600);
 const MIN_TTL: Duration = Duration::from_secs(1);
 /// Longest life of an auth node's join token.
 const MAX_TTL: Duration = Duration::from_secs(24 * 3600);
+/// Tokens that one transaction ends.
+const END_STEP: usize = 500;
 /// Longest id of a cluster, in bytes.
 const MAX_CLUSTER_ID: usize = 64;
 
@@ -56,11 +59,7 @@ pub fn create(
     if let Some(cluster) = tx.get(&ClusterKey)? {
         return Err(CoreError::AlreadyExists { kind: "cluster", name: cluster.row.name });
     }
-    let id_is_good = (1..=MAX_CLUSTER_ID).contains(&new.cluster_id.len())
-        && new.cluster_id.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
-    if !id_is_good {
-        return Err(CoreError::invalid("cluster_id", "1 to 64 letters, digits and -"));
-    }
+    check_id(&new.cluster_id)?;
     let mut kinds: Vec<_> = new.cas.iter().map(|ca| ca.kind).collect();
     kinds.sort_unstable();
     if kinds != CaKind::ALL {
@@ -85,6 +84,80 @@ pub fn create(
     tx.put(&ClusterKey, &row);
     let fields = [("cluster_id", row.cluster_id), ("admin", new.admin.to_string())];
     audit::append(tx, context, EventType::ClusterCreate, format!("cluster:{}", row.name), &fields);
+    Ok(())
+}
+
+fn check_id(id: &str) -> Result<(), CoreError> {
+    let good = (1..=MAX_CLUSTER_ID).contains(&id.len())
+        && id.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
+    if good { Ok(()) } else { Err(CoreError::invalid("cluster_id", "1 to 64 letters, digits and -")) }
+}
+
+/// A cluster that goes on from the state of another.
+#[derive(Debug, Clone)]
+pub struct Succession {
+    /// Identifies the new cluster for good: as in [`NewCluster`].
+    pub cluster_id: String,
+    /// The new peer CA: nodes of the old cluster are none of the new one.
+    pub peer_ca: NewCa,
+    /// [`EventType::ClusterRestore`] or [`EventType::ClusterRecover`].
+    pub event: EventType,
+    /// SHA-256 of the backup, hexadecimal.
+    pub backup_sha256: String,
+}
+
+/// Ends join tokens of hosts and of auth nodes, some of them: answers how many, 0 when there are none left. In a state
+/// that is of an earlier time they could be used again.
+///
+/// # Errors
+/// [`CoreError::Storage`].
+pub fn end_join_tokens(tx: &mut (impl Transaction + ?Sized)) -> Result<usize, CoreError> {
+    let nodes = tx.scan::<AuthJoinTokenKey>(None, END_STEP)?;
+    let hosts = tx.scan::<TokenKey>(None, END_STEP)?;
+    for (key, _) in &nodes {
+        tx.delete(key);
+    }
+    for (key, token) in &hosts {
+        if let Ok(digest) = token.row.secret_digest.as_slice().try_into() {
+            tx.delete(&TokenSecretKey(SecretDigest(digest)));
+        }
+        tx.delete(key);
+    }
+    Ok(nodes.len() + hosts.len())
+}
+
+/// Makes the state that of a new cluster: no session of the old one counts, and no node of it is known. Does nothing
+/// where that was done already. Call it when [`end_join_tokens`] has nothing left.
+///
+/// # Errors
+/// [`CoreError::Precondition`] for a state that is not of a cluster; [`CoreError::Invalid`]; [`CoreError::Storage`].
+pub fn succeed(
+    tx: &mut (impl Transaction + ?Sized),
+    context: &Context,
+    new: Succession,
+) -> Result<(), CoreError> {
+    let mut row = get(tx)?.row;
+    if row.cluster_id == new.cluster_id {
+        return Ok(());
+    }
+    check_id(&new.cluster_id)?;
+    if new.peer_ca.kind != CaKind::Peer {
+        return Err(CoreError::invalid("peer_ca", "a key of the peer CA"));
+    }
+    let old_id = std::mem::replace(&mut row.cluster_id, new.cluster_id);
+    row.session_epoch += 1;
+    row.next_node_id = row.next_node_id.max(FIRST_NODE + 1);
+    tx.put(&ClusterKey, &row);
+    let NewCa { public, sealed_private, .. } = new.peer_ca;
+    let active = Some(CaKeyRow { public, sealed_private, created_at_ms: tx.now() });
+    tx.put(&CaKey(CaKind::Peer), &CaRow { active, trusted: Vec::new() });
+    let fields = [
+        ("old_cluster_id", old_id),
+        ("cluster_id", row.cluster_id),
+        ("backup_sha256", new.backup_sha256),
+        ("session_epoch", row.session_epoch.to_string()),
+    ];
+    audit::append(tx, context, new.event, format!("cluster:{}", row.name), &fields);
     Ok(())
 }
 
@@ -145,7 +218,7 @@ fn assign_node_id(
 ) -> Result<u64, Stop> {
     let refused = |reason: &str| {
         let answer = "the join token is not accepted: it is unknown, used, or past its end; \
-                      make a new one with `mezctl auth-nodes token`";
+                      make a new one with `mezctl cluster token`";
         let answer = CoreError::Denied(answer.into());
         Stop::Refused(Refusal { answer, reason: reason.into(), target: "auth_node".into() })
     };

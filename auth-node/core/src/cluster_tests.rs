@@ -154,3 +154,49 @@ fn stored_ca_keys_open_under_the_clusters_key_alone() {
         assert!(crate::ca::unseal(&other, kind, public, sealed).is_err());
     }
 }
+
+fn succession(id: &str) -> Succession {
+    Succession {
+        cluster_id: id.into(),
+        peer_ca: NewCa { kind: CaKind::Peer, public: "new".into(), sealed_private: vec![1] },
+        event: EventType::ClusterRestore,
+        backup_sha256: "ab".into(),
+    }
+}
+
+#[test]
+fn a_state_becomes_a_new_clusters_once() {
+    let mut world = World::new();
+    let before = world.run(|tx, _| get(tx)).unwrap().row;
+    assert_invalid(world.run(|tx, context| succeed(tx, context, succession("a b"))), "cluster_id");
+    let user_ca = NewCa { kind: CaKind::User, ..succession("new").peer_ca };
+    let wrong = Succession { peer_ca: user_ca, ..succession("new") };
+    assert_invalid(world.run(|tx, context| succeed(tx, context, wrong.clone())), "peer_ca");
+
+    world.run(|tx, context| succeed(tx, context, succession("new"))).unwrap();
+    let after = world.run(|tx, _| get(tx)).unwrap().row;
+    let wanted = (before.name, before.next_node_id, before.session_epoch + 1);
+    assert_eq!((after.name, after.next_node_id, after.session_epoch), wanted);
+    assert_eq!(after.cluster_id, "new");
+    let peer_ca = world.run(|tx, _| Ok::<_, CoreError>(tx.get(&CaKey(CaKind::Peer))?)).unwrap().unwrap().row;
+    assert_eq!((peer_ca.active.unwrap().public.as_str(), peer_ca.trusted.len()), ("new", 0));
+    let record = world.last_audit();
+    assert_eq!(
+        (record.event.as_str(), &record.fields["old_cluster_id"]),
+        ("cluster.restore", &before.cluster_id)
+    );
+
+    // Again, as after a crash: the epoch does not rise once more.
+    world.run(|tx, context| succeed(tx, context, succession("new"))).unwrap();
+    assert_eq!(world.run(|tx, _| get(tx)).unwrap().row.session_epoch, after.session_epoch);
+}
+
+#[test]
+fn no_join_token_outlives_the_cluster_that_it_is_of() {
+    let mut world = World::new();
+    add_token(&mut world, "a", None).unwrap();
+    world.add_token(crate::world::new_token("c", crate::tables::NodeKind::Ssh));
+    assert_eq!(world.run(|tx, _| end_join_tokens(tx)), Ok(2));
+    assert_eq!(world.run(|tx, _| end_join_tokens(tx)), Ok(0));
+    assert_denied(use_token(&mut world, "a", 1), "not accepted");
+}

@@ -124,9 +124,9 @@ pub(crate) enum Command {
     /// See and revoke login sessions
     #[command(subcommand)]
     Sessions(cmd::sessions::Sessions),
-    /// Manage the nodes of the auth cluster
-    #[command(subcommand, name = "auth-nodes")]
-    AuthNodes(cmd::auth_nodes::AuthNodes),
+    /// Manage the nodes of the auth cluster, and save backups
+    #[command(subcommand)]
+    Cluster(cmd::cluster::Cluster),
 }
 
 #[cfg(test)]

@@ -68,6 +68,11 @@ impl<'a> Pending<'a> {
         Ok(Self { path, dir, file })
     }
 
+    /// What is written so far, to write more.
+    pub(crate) fn file(&mut self) -> &mut File {
+        self.file.as_file_mut()
+    }
+
     /// Puts it in its place, whole and on disk, or leaves the place as it was.
     pub(crate) fn write(self, mode: u32, write: impl FnOnce(&mut File) -> io::Result<()>) -> Result<()> {
         let Self { path, dir, mut file } = self;

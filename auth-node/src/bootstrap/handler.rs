@@ -5,50 +5,22 @@ use std::{sync::Arc, time::Duration};
 use async_trait::async_trait;
 use auth_core::{
     Caller, Context, CoreError, Origin,
-    ca::{self, Kek},
+    ca::Kek,
     cluster,
     secret::{SecretDigest, SecretKind},
-    tables::{CaKey, CaKind},
 };
-use mezite_pki::{
-    PkiError,
-    x509::{LeafSpec, X509Ca, check_public_key},
-};
-use raft_store::{Clock, JoinHandler, JoinRequest, JoinResponse, Member, Store, peer_dns_name};
+use mezite_pki::x509::check_public_key;
+use raft_store::{Clock, JoinHandler, JoinRequest, JoinResponse, Member, Store};
 use sha2::{Digest as _, Sha256};
-use store_txn::ReadExt as _;
 use tonic::Status;
 
-use super::{init::BACKDATE, sealed};
-use crate::{ca_keys::CaKeys, config::host_of, error::ApiError};
+use super::sealed;
+use crate::{ca_keys::CaKeys, config::host_of, error::ApiError, peer_certificate};
 
-/// Life of a peer certificate: as long as the node, since what ends a node's membership is its removal.
-const PEER_LIFE: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 /// Longest token that is looked at, in bytes.
 const MAX_TOKEN: usize = 256;
 /// Longest peer address that is looked at, in bytes.
 const MAX_ADDRESS: usize = 261;
-
-/// Signs the certificate that a node proves itself to its peers with. `now` is in Unix seconds.
-pub(super) fn peer_certificate(
-    authority: &X509Ca,
-    public_key: Vec<u8>,
-    cluster_id: &str,
-    node_id: u64,
-    now: u64,
-) -> Result<String, PkiError> {
-    authority.issue(&LeafSpec {
-        public_key,
-        common_name: format!("mezite auth node {node_id}"),
-        identity: None,
-        dns_names: vec![peer_dns_name(cluster_id, node_id)],
-        ip_addresses: Vec::new(),
-        not_before: now.saturating_sub(BACKDATE.as_secs()),
-        not_after: (now + PEER_LIFE.as_secs()).min(authority.info().not_after),
-        client_auth: true,
-        server_auth: true,
-    })
-}
 
 /// Decides on nodes that want to join.
 pub(crate) struct Joiner {
@@ -58,6 +30,8 @@ pub(crate) struct Joiner {
     pub(crate) clock: Clock,
     pub(crate) cluster_id: String,
     pub(crate) node_id: u64,
+    /// Life of peer certificates.
+    pub(crate) life: Duration,
 }
 
 #[async_trait]
@@ -86,19 +60,18 @@ impl Joiner {
         let context = Context { caller: Caller::Anonymous, origin };
         let joined = self.store.transact(move |tx| {
             let verdict = cluster::use_auth_join_token(tx, &context, secret, joiner)?;
-            let row = tx.get(&CaKey(CaKind::Peer))?;
-            Ok::<_, CoreError>((verdict, ca::active(tx, CaKind::Peer)?, row))
+            Ok::<_, CoreError>((verdict, peer_certificate::authorities(tx)?))
         });
-        let (verdict, active, row) = joined.await?.value;
+        let (verdict, (active, ca_certificates)) = joined.await?.value;
         let node_id = verdict.into_result()?;
 
         let authority = self.cas.x509(&active)?;
         let now = (self.clock)() / 1000;
-        let certificate = peer_certificate(&authority, public_key.into(), &self.cluster_id, node_id, now)?;
+        let public_key = public_key.into();
+        let certificate =
+            peer_certificate::issue(&authority, public_key, &self.cluster_id, node_id, now, self.life)?;
         let (encapsulated_key, sealed) = sealed::seal(&self.kek, &sealing_key, &self.cluster_id, node_id)
             .ok_or_else(|| CoreError::invalid("sealing_key", "not an X25519 public key"))?;
-        let trusted = row.into_iter().flat_map(|row| row.row.trusted).map(|key| key.public);
-        let ca_certificates = std::iter::once(active.key.public).chain(trusted).collect();
         tracing::info!(node_id, request_id, peer_address, "a node got its identity");
         Ok(JoinResponse {
             node_id,

@@ -23,7 +23,6 @@ use raft_store::{Fatal, Store};
 use store_txn::{Read, ReadExt as _};
 use zeroize::Zeroizing;
 
-use super::handler::peer_certificate;
 use crate::{
     bootstrap::store_config,
     clock,
@@ -32,6 +31,7 @@ use crate::{
     files::{PUBLIC, write_atomic},
     node::{Folder, NodeState, Progress, load_kek, store_kek},
     passwords::PasswordPool,
+    peer_certificate,
 };
 
 /// Private key of the peer CA, until it is in the store.
@@ -44,7 +44,7 @@ const ADMIN_PASSWORD: &str = "init.admin-password";
 /// Life of a CA.
 const CA_LIFE: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 /// Certificates begin so much in the past, for clocks that are behind.
-pub(super) const BACKDATE: Duration = Duration::from_secs(60);
+const BACKDATE: Duration = Duration::from_secs(60);
 /// Random bytes of a password that is made.
 const PASSWORD_BYTES: usize = 18;
 
@@ -108,12 +108,13 @@ pub async fn init(config: &Config, new: Init) -> Result<Initialized, NodeError> 
     let now = clock() / 1000;
     let peer_ca = peer_ca(&folder, now)?;
     let key = folder.peer_key()?;
-    folder.keep_peer_certificate(&peer_certificate(
+    folder.keep_peer_certificate(&peer_certificate::issue(
         &peer_ca,
         key.spki_der(),
         &state.cluster_id,
         FIRST_NODE,
         now,
+        config.raft.peer_certificate_life,
     )?)?;
     folder.keep_peer_ca(peer_ca.certificate_pem())?;
 
@@ -164,8 +165,9 @@ fn begin(folder: &Folder, config: &Config) -> Result<NodeState, NodeError> {
                 state.node_id, state.cluster_id
             )))
         }
-        Some(_) => Err(NodeError::Refused(format!(
-            "`auth-node join` was interrupted in {place}: run it again, or choose another data_dir for a new cluster"
+        Some(state) => Err(NodeError::Refused(format!(
+            "`auth-node {}` was interrupted in {place}: run it again, or choose another data_dir for a new cluster",
+            state.progress.command()
         ))),
         None if folder.has_database() => Err(NodeError::Refused(format!(
             "{place} holds a database and no node.json: restore that file, or move the directory away"
@@ -184,7 +186,7 @@ pub(crate) fn forget_init(folder: &Folder) -> Result<(), NodeError> {
 }
 
 /// A random UUID, version 4.
-fn uuid() -> String {
+pub(super) fn uuid() -> String {
     auth_core::names::AgentId::from_random(rand::random()).into()
 }
 
@@ -205,7 +207,7 @@ fn make_kek(config: &Config) -> Result<Kek, NodeError> {
 }
 
 /// The peer CA, made and kept now if there is none. Its key is written last.
-fn peer_ca(folder: &Folder, now: u64) -> Result<X509Ca, NodeError> {
+pub(super) fn peer_ca(folder: &Folder, now: u64) -> Result<X509Ca, NodeError> {
     let certificate = folder.file(PEER_CA_CERTIFICATE);
     let key = folder.secret(PEER_CA_KEY, || {
         let ca = x509_ca("mezite peer CA", now)?;

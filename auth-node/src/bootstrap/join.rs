@@ -26,6 +26,8 @@ pub struct Join {
     pub ca_pin: String,
     /// host:port of members' peer listeners; each is tried.
     pub peers: Vec<String>,
+    /// Whether the node stays a learner, which has no vote, until an admin makes it a voter.
+    pub learner: bool,
 }
 
 /// A node that belongs to a cluster.
@@ -54,7 +56,7 @@ pub async fn join(
         folder.remove(SEALING_KEY)?;
         return Ok(Joined { cluster_id: state.cluster_id, node_id: state.node_id, already: true });
     }
-    let Join { token, ca_pin, peers } = how()?;
+    let Join { token, ca_pin, peers, learner } = how()?;
     if peers.is_empty() || peers.iter().any(|peer| host_of(peer).is_none()) {
         return Err(NodeError::Refused(
             "--peer needs host:port of at least one member's peer listener".into(),
@@ -82,7 +84,8 @@ pub async fn join(
     folder.keep_peer_ca(&response.ca_certificates)?;
     folder.keep_peer_certificate(&response.certificate)?;
     let members = response.members.into_iter().map(|member| (member.node_id, member.peer_address));
-    let state = NodeState::member(response.cluster_id, response.node_id, members.collect());
+    let mut state = NodeState::member(response.cluster_id, response.node_id, members.collect());
+    state.learner = learner;
     folder.peer_identity(&state)?;
     folder.save(&state)?;
     folder.remove(SEALING_KEY)?;
@@ -95,8 +98,9 @@ fn begin(folder: &Folder, config: &Config) -> Result<Option<NodeState>, NodeErro
     match folder.load()? {
         Some(state) if state.progress == Progress::Member => Ok(Some(state)),
         Some(state) if state.progress == Progress::Joining => Ok(None),
-        Some(_) => Err(NodeError::Refused(format!(
-            "`auth-node init` was interrupted in {place}: run it again, or choose another data_dir to join"
+        Some(state) => Err(NodeError::Refused(format!(
+            "`auth-node {}` was interrupted in {place}: run it again, or choose another data_dir to join",
+            state.progress.command()
         ))),
         None if folder.has_database() => Err(NodeError::Refused(format!(
             "{place} holds a database and no node.json: restore that file, or move the directory away"
@@ -178,13 +182,21 @@ mod tests {
     use mezite_pki::x509::{KeyPair, X509Ca};
 
     use super::*;
-    use crate::bootstrap::handler::peer_certificate;
+    use crate::peer_certificate;
 
     #[test]
     fn an_answer_is_of_the_pinned_ca_and_for_this_key() {
         let ca = X509Ca::generate("peer", 1_600_000_000, 4_000_000_000).unwrap();
         let key = KeyPair::generate_p256().unwrap().spki_der();
-        let certificate = peer_certificate(&ca, key.clone(), "c", 2, 1_700_000_000).unwrap();
+        let certificate = peer_certificate::issue(
+            &ca,
+            key.clone(),
+            "c",
+            2,
+            1_700_000_000,
+            std::time::Duration::from_secs(60),
+        )
+        .unwrap();
         let response = JoinResponse {
             node_id: 2,
             cluster_id: "c".into(),

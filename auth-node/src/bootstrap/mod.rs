@@ -1,17 +1,25 @@
-//! How a node comes to be: as the first of a new cluster (`init`), or by joining one (`join`).
+//! How a node comes to be: as the first of a new cluster (`init`), by joining one (`join`), or as the first of a cluster
+//! that goes on from another one's state: from a backup (`restore`), or from what the last node has on its disk
+//! (`recover`).
 //!
-//! Either may be interrupted at any moment and run again: it goes on with the keys and secrets that are on
-//! disk already, and never touches a node that belongs to a cluster.
+//! Each may be interrupted at any moment and run again: it goes on with the keys and secrets that are on
+//! disk already. None but `recover` touches a node that belongs to a cluster, and that sets it aside first.
 
 mod handler;
 mod init;
 mod join;
+mod recover;
+mod restore;
 mod sealed;
+mod succession;
 
 pub(crate) use handler::Joiner;
 pub(crate) use init::forget_init;
 pub use init::{Init, Initialized, init};
 pub use join::{Join, Joined, join};
+pub use recover::recover;
+pub use restore::{Restore, restore};
+pub use succession::Succeeded;
 
 use std::{path::Path, sync::Arc};
 
@@ -35,7 +43,10 @@ pub(crate) fn store_config(config: &Config, folder: &Folder, clock: &Clock) -> S
             election_max: raft.election_max,
             deadline: raft.deadline,
         },
-        limits: raft_store::Limits::default(),
+        limits: raft_store::Limits {
+            max_database_bytes: raft.max_database_bytes,
+            ..raft_store::Limits::default()
+        },
     }
 }
 

@@ -28,12 +28,12 @@ const KIND: &str = "mezite.auth-node";
 const VERSION: u32 = 1;
 
 const LOCK: &str = "lock";
-const STATE: &str = "node.json";
-const PEER_KEY: &str = "peer.key";
-const PEER_CERTIFICATE: &str = "peer.crt";
-const PEER_CA: &str = "peer-ca.crt";
+pub(crate) const STATE: &str = "node.json";
+pub(crate) const PEER_KEY: &str = "peer.key";
+pub(crate) const PEER_CERTIFICATE: &str = "peer.crt";
+pub(crate) const PEER_CA: &str = "peer-ca.crt";
 /// Folder of the database.
-const STORE: &str = "store";
+pub(crate) const STORE: &str = "store";
 
 /// How far a node has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -45,6 +45,23 @@ pub(crate) enum Progress {
     Joining,
     /// It belongs to a cluster.
     Member,
+    /// `restore` has begun.
+    Restoring,
+    /// `recover` has begun: what it began from is set aside, or about to be.
+    Recovering,
+}
+
+impl Progress {
+    /// The command that goes on from here.
+    pub(crate) fn command(self) -> &'static str {
+        match self {
+            Self::Initializing => "init",
+            Self::Joining => "join",
+            Self::Member => "run",
+            Self::Restoring => "restore",
+            Self::Recovering => "recover",
+        }
+    }
 }
 
 /// What a node knows of itself beside its keys and its database.
@@ -64,12 +81,31 @@ pub(crate) struct NodeState {
     /// acknowledgements were in it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(crate) store_made: bool,
+    /// Whether it joined to stay a learner.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) learner: bool,
+    /// SHA-256 of the backup that it is made from, hexadecimal; empty when it is not.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub(crate) backup_sha256: String,
+    /// Folder, beside this file, with what a recovery began from; empty without one.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub(crate) aside: String,
 }
 
 impl NodeState {
     /// At the beginning of `init`.
     pub(crate) fn initializing(cluster_id: String) -> Self {
         Self { progress: Progress::Initializing, cluster_id, node_id: 1, ..Self::joining() }
+    }
+
+    /// At the beginning of `restore`.
+    pub(crate) fn restoring(cluster_id: String, backup_sha256: String) -> Self {
+        Self { progress: Progress::Restoring, backup_sha256, ..Self::initializing(cluster_id) }
+    }
+
+    /// At the beginning of `recover`.
+    pub(crate) fn recovering(cluster_id: String, backup_sha256: String, aside: String) -> Self {
+        Self { progress: Progress::Recovering, aside, ..Self::restoring(cluster_id, backup_sha256) }
     }
 
     /// Of a node that has joined a cluster through these members.
@@ -87,6 +123,9 @@ impl NodeState {
             node_id: 0,
             members: BTreeMap::new(),
             store_made: false,
+            learner: false,
+            backup_sha256: String::new(),
+            aside: String::new(),
         }
     }
 }
@@ -132,7 +171,7 @@ impl Folder {
     /// Whether there is a database.
     pub(crate) fn has_database(&self) -> bool {
         // RocksDB has this file in every one.
-        self.store_dir().join("db/CURRENT").exists()
+        self.database().join("CURRENT").exists()
     }
 
     /// Refuses to start a node whose database is gone.
@@ -158,6 +197,11 @@ impl Folder {
         }
         state.store_made = true;
         self.save(state)
+    }
+
+    /// The database in it; not there before the node has one.
+    pub(crate) fn database(&self) -> PathBuf {
+        self.store_dir().join("db")
     }
 
     /// How far the node has come; `None` when it has not begun.
@@ -220,6 +264,11 @@ impl Folder {
         Ok(write_atomic(&self.file(PEER_CERTIFICATE), pem.as_bytes(), PUBLIC)?)
     }
 
+    /// The node's peer certificate.
+    pub(crate) fn peer_certificate(&self) -> Result<String, NodeError> {
+        self.text(PEER_CERTIFICATE)
+    }
+
     fn text(&self, name: &str) -> Result<String, NodeError> {
         let file = self.file(name);
         let text = read_text(&file)?;
@@ -239,11 +288,9 @@ impl Folder {
         let refused = |what: String| Err(NodeError::Refused(what));
         match self.load()? {
             Some(state) if state.progress == Progress::Member => Ok(state),
-            Some(state) if state.progress == Progress::Initializing => {
-                refused(format!("`auth-node init` was interrupted in {path}: run it again, it goes on"))
-            }
-            Some(_) => {
-                refused(format!("`auth-node join` was interrupted in {path}: run it again, it goes on"))
+            Some(state) => {
+                let command = state.progress.command();
+                refused(format!("`auth-node {command}` was interrupted in {path}: run it again, it goes on"))
             }
             None => {
                 refused(format!("there is no node in {path}: run `auth-node init` or `auth-node join` first"))
@@ -279,6 +326,12 @@ mod tests {
         let golden = r#"{"kind":"mezite.auth-node","version":1,"progress":"member","cluster_id":"c","node_id":2,"members":{"1":"a:3026"}}"#;
         assert_eq!(text.split_whitespace().collect::<String>(), golden);
         assert_eq!(folder.load().unwrap(), Some(state));
+
+        let state = NodeState::recovering("c".into(), "ab".into(), "old".into());
+        folder.save(&NodeState { learner: true, ..state.clone() }).unwrap();
+        let text = fs::read_to_string(dir.path().join("node.json")).unwrap();
+        let golden = r#"{"kind":"mezite.auth-node","version":1,"progress":"recovering","cluster_id":"c","node_id":1,"members":{},"learner":true,"backup_sha256":"ab","aside":"old"}"#;
+        assert_eq!(text.split_whitespace().collect::<String>(), golden);
     }
 
     #[test]

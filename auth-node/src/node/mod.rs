@@ -4,5 +4,5 @@
 mod folder;
 mod kek;
 
-pub(crate) use folder::{Folder, NodeState, Progress};
+pub(crate) use folder::{Folder, NodeState, PEER_CA, PEER_CERTIFICATE, PEER_KEY, Progress, STATE, STORE};
 pub(crate) use kek::{load_kek, store_kek};

@@ -7,10 +7,9 @@ use auth_core::{
 };
 use mezite_pki::x509::CertificateInfo;
 use mezite_proto::v1;
-use raft_store::MemberStatus;
 use store_txn::Read as _;
 
-use super::{convert, nodes};
+use super::{convert, members, nodes};
 use crate::{authn::Call, error::ApiError, service::Service};
 
 pub(crate) async fn status(
@@ -25,6 +24,7 @@ pub(crate) async fn status(
         Ok((ingests.into_iter().map(|node| nodes::node(node, now, ttl)).collect(), node::count(view, ttl)?))
     });
     let (ingests, counts) = read.await?;
+    let members = members::all(service).await;
     let status = service.store.status();
     Ok(v1::GetClusterStatusResponse {
         cluster_name: service.settings.cluster.clone(),
@@ -37,22 +37,13 @@ pub(crate) async fn status(
         last_log_index: status.last_log_index,
         snapshot_index: status.snapshot_index,
         database_size: status.database_size,
-        members: status.members.into_iter().map(member).collect(),
+        members,
         ingests,
         nodes_online: counts.online,
         nodes_total: counts.total,
         revision: status.revision,
+        database_full: status.database_full,
     })
-}
-
-fn member(member: MemberStatus) -> v1::Member {
-    v1::Member {
-        node_id: member.node_id,
-        peer_address: member.peer_address,
-        api_address: member.app_address,
-        voter: member.voter,
-        matched_index: member.matched_index.unwrap_or_default(),
-    }
 }
 
 pub(crate) async fn create_join_token(

@@ -5,11 +5,13 @@
 //! A family's module parses, draws what is random, has the domain decide, and converts. It decides nothing
 //! itself.
 
+mod backup;
 mod certs;
 mod cluster;
 mod convert;
 mod joining;
 mod login;
+mod members;
 mod nodes;
 mod ping;
 mod presence;
@@ -22,7 +24,7 @@ mod tokens;
 mod trust;
 mod users;
 
-use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
+use std::{future::Future, pin::Pin, sync::Arc};
 
 use auth_core::{CoreError, Origin};
 use futures::Stream;
@@ -30,6 +32,7 @@ use mezite_proto::{
     access,
     v1::{self, AccessClass, auth_service_server::AuthService},
 };
+use tokio::time::Instant;
 use tonic::{Code, Request, Response, Status, Streaming};
 
 use crate::{
@@ -82,10 +85,6 @@ pub const NOT_YET: &[&str] = &[
     "ListAccessRequests",
     "ReviewAccessRequest",
     "CancelAccessRequest",
-    "ListMembers",
-    "AddMember",
-    "RemoveMember",
-    "SaveBackup",
 ];
 
 /// Methods that are declared and stay without an effect. They are authorised, and then UNIMPLEMENTED.
@@ -155,13 +154,13 @@ fn end<T>(
 
 /// Carries a call out within its deadline.
 async fn within<T>(
-    deadline: Option<Duration>,
+    deadline: Option<Instant>,
     work: impl Future<Output = Result<T, ApiError>>,
 ) -> Result<T, ApiError> {
     match deadline {
         None => work.await,
         Some(deadline) => {
-            tokio::time::timeout(deadline, work).await.unwrap_or(Err(ApiError::DeadlineExceeded))
+            tokio::time::timeout_at(deadline, work).await.unwrap_or(Err(ApiError::DeadlineExceeded))
         }
     }
 }
@@ -175,7 +174,9 @@ impl Api {
     /// A call of one message each way, which has a deadline whether the client sets one or not.
     fn begin<T>(&self, method: &'static str, request: &Request<T>) -> Result<Begun, Status> {
         let longest = self.service.settings.call_timeout;
-        self.begin_within(method, request, |metadata| authn::deadline(metadata, longest).map(Some))
+        self.begin_within(method, request, |metadata| {
+            authn::deadline(metadata, longest).map(|left| Some(Instant::now() + left))
+        })
     }
 
     /// A call that lasts as long as its messages flow.
@@ -187,7 +188,7 @@ impl Api {
         &self,
         method: &'static str,
         request: &Request<T>,
-        deadline: impl FnOnce(&tonic::metadata::MetadataMap) -> Result<Option<Duration>, CoreError>,
+        deadline: impl FnOnce(&tonic::metadata::MetadataMap) -> Result<Option<Instant>, CoreError>,
     ) -> Result<Begun, Status> {
         let measured = Measured::begin(method);
         let settings = &self.service.settings;
@@ -410,9 +411,9 @@ api! {
             get_session_recording(GetSessionRecordingRequest) -> GetSessionRecordingResponse = recordings::get;
 
         // The nodes of the auth cluster itself.
-        ListMembers: list_members(ListMembersRequest) -> ListMembersResponse = later;
-        AddMember: add_member(AddMemberRequest) -> AddMemberResponse = later;
-        RemoveMember: remove_member(RemoveMemberRequest) -> RemoveMemberResponse = later;
+        ListMembers: list_members(ListMembersRequest) -> ListMembersResponse = members::list;
+        AddMember: add_member(AddMemberRequest) -> AddMemberResponse = members::add;
+        RemoveMember: remove_member(RemoveMemberRequest) -> RemoveMemberResponse = members::remove;
         GetClusterStatus:
             get_cluster_status(GetClusterStatusRequest) -> GetClusterStatusResponse = cluster::status;
         CreateAuthJoinToken:
@@ -474,7 +475,7 @@ api! {
             request: Request<v1::SaveBackupRequest>,
         ) -> Result<Response<Self::SaveBackupStream>, Status> {
             let begun = self.begin_stream("SaveBackup", &request)?;
-            let result = later(&self.service, &begun.call, ()).await;
+            let result = backup::save(&self.service, &begun.call).await;
             begun.end(result)
         }
     }

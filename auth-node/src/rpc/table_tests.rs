@@ -1,4 +1,4 @@
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, time::Duration};
 
 use super::{
     testing::{Node, anonymous, with},
@@ -23,7 +23,7 @@ fn every_method_of_the_api_has_one_handler() {
 
 #[test]
 fn what_is_not_implemented_is_listed() {
-    let streaming = ["RegisterUsingIAMMethod", "SaveBackup"];
+    let streaming = ["RegisterUsingIAMMethod"];
     let later: BTreeSet<_> = handled_by("later").into_iter().chain(streaming).collect();
     assert_eq!(later, NOT_YET.iter().copied().collect());
     assert_eq!(handled_by("reserved"), RESERVED.iter().copied().collect());
@@ -66,7 +66,7 @@ async fn what_may_be_stale_is_for_public_methods_alone() {
 #[tokio::test]
 async fn a_call_ends_at_its_deadline() {
     let never = std::future::pending::<Result<(), ApiError>>();
-    let ended = within(Some(Duration::from_millis(1)), never).await;
+    let ended = within(Some(Instant::now() + Duration::from_millis(1)), never).await;
     assert!(matches!(ended, Err(ApiError::DeadlineExceeded)));
     assert!(within(None, async { Ok(()) }).await.is_ok());
 }

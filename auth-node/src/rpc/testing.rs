@@ -82,6 +82,7 @@ impl Node {
             passwords,
             cas: Arc::new(CaKeys::new(Arc::new(Kek::new(Zeroizing::new([7; 32]))))),
             presence: Presence::start(store.clone(), ttl),
+            backups: Arc::new(tokio::sync::Semaphore::new(1)),
             relay: Relay::new(CLUSTER, tls(), &LimitsConfig::default()).unwrap(),
             settings: Settings {
                 node_id: 1,
@@ -91,6 +92,8 @@ impl Node {
                 heartbeat_interval: Duration::from_secs(20),
                 presence_ttl: ttl,
                 call_timeout: Duration::from_secs(30),
+                store_deadline: Duration::from_secs(10),
+                message_timeout: Duration::from_secs(10),
             },
             clock,
             store,

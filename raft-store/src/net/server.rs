@@ -240,6 +240,14 @@ impl PeerService for Handler {
         Ok(Response::new(peer::PingResponse {}))
     }
 
+    async fn report(
+        &self,
+        request: Request<peer::ReportRequest>,
+    ) -> Result<Response<peer::ReportResponse>, Status> {
+        self.check_member(&request)?;
+        Ok(Response::new(self.0.report().await))
+    }
+
     async fn timeout_now(
         &self,
         request: Request<peer::TimeoutNowRequest>,

@@ -29,7 +29,7 @@ pub(crate) enum ChangeError {
     NotAMember(u64),
     /// No voter would be left.
     LastVoter,
-    /// This node does not lead, another change is in progress, or the core has stopped.
+    /// This node does not lead, another change is in progress; or it is not known whether the change will be made.
     Store(StoreError),
 }
 
@@ -111,14 +111,17 @@ impl Core {
         let changed: Changed<_> = self.raft.change_membership(change, false).await;
         let error = match changed {
             Ok(_) => return Ok(()),
-            Err(RaftError::Fatal(fatal)) => return Err(ChangeError::Store(stopped(fatal))),
+            // The entry may be in the log already.
+            Err(RaftError::Fatal(fatal)) => {
+                tracing::info!(%fatal, "the core has stopped while it changed the membership");
+                return Err(ChangeError::Store(StoreError::OutcomeUnknown));
+            }
             Err(RaftError::APIError(error)) => error,
         };
         tracing::info!(%error, "the membership was not changed");
         Err(match error {
-            ClientWriteError::ForwardToLeader(_) => {
-                ChangeError::Store(StoreError::Unavailable("this node does not lead"))
-            }
+            // Also said of an entry that was appended and lost with the leadership, which a voter may still commit.
+            ClientWriteError::ForwardToLeader(_) => ChangeError::Store(StoreError::OutcomeUnknown),
             ClientWriteError::ChangeMembershipError(ChangeMembershipError::InProgress(_)) => {
                 ChangeError::Store(StoreError::Unavailable("another change of the members is in progress"))
             }
@@ -238,6 +241,11 @@ impl Core {
                 let now = updates.borrow_and_update();
                 if now.current_leader.is_some() && now.current_leader != leader {
                     metrics::leader_changed();
+                    let (leader_id, term) = (now.current_leader, now.vote.leader_id.term);
+                    match leader_id == Some(self.node_id) {
+                        true => tracing::info!(term, "this node leads"),
+                        false => tracing::info!(leader_id, term, "another node leads"),
+                    }
                     leader = now.current_leader;
                 }
                 let vote = now.vote.leader_id;

@@ -5,6 +5,7 @@ mod identity;
 mod load;
 mod membership;
 mod slow_link;
+mod survey;
 mod wire;
 
 use std::{
@@ -100,8 +101,8 @@ struct Cluster {
     authority: Authority,
     nodes: Vec<Node>,
     limits: Limits,
-    /// Peers reach each other through proxies that let so many bytes a second pass in each connection.
-    bytes_per_second: Option<usize>,
+    /// Peers reach each other through proxies.
+    link: Option<slow_link::Link>,
 }
 
 fn free_port() -> u16 {
@@ -113,8 +114,8 @@ impl Cluster {
         Self::start_behind(size, limits, None).await
     }
 
-    async fn start_behind(size: u64, limits: Limits, bytes_per_second: Option<usize>) -> Self {
-        let mut cluster = Self { authority: Authority::new(), nodes: Vec::new(), limits, bytes_per_second };
+    async fn start_behind(size: u64, limits: Limits, link: Option<slow_link::Link>) -> Self {
+        let mut cluster = Self { authority: Authority::new(), nodes: Vec::new(), limits, link };
         for _ in 0..size {
             let index = cluster.add().await;
             if index == 0 {
@@ -138,8 +139,8 @@ impl Cluster {
     async fn open(&mut self, index: usize) {
         let node = &mut self.nodes[index];
         let mut config = StoreConfig { limits: self.limits, ..config(node.folder.path(), node.port) };
-        if let Some(bytes_per_second) = self.bytes_per_second {
-            config.advertise = slow_link::proxy(node.port, bytes_per_second).await;
+        if let Some(link) = &self.link {
+            config.advertise = link.proxy(node.port).await;
         }
         let fatal = Fatal::new(|reason| panic!("{reason}"));
         // The port and the database's lock are free a moment after the last handle is gone.

@@ -296,7 +296,7 @@ async fn a_node_token_is_good_for_one_node() {
     let setup = Setup::default();
     let file = cluster.dir().join("node.token");
     let file = file.to_str().unwrap();
-    let token = cluster.ctl().json(&["auth-nodes", "token", "--out", file]);
+    let token = cluster.ctl().json(&["cluster", "token", "--out", file]);
     let pin = token["ca_pin"].as_str().unwrap().to_owned();
     let peers: Vec<_> = cluster.nodes().iter().map(|node| node.peer_address()).collect();
     let join = |name: &str, token: &str, pin: &str| {

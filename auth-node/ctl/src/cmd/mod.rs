@@ -1,8 +1,8 @@
 //! The commands, one file per family.
 
 pub(crate) mod agent;
-pub(crate) mod auth_nodes;
 pub(crate) mod certs;
+pub(crate) mod cluster;
 pub(crate) mod login;
 pub(crate) mod nodes;
 pub(crate) mod recordings;
@@ -31,7 +31,7 @@ pub(crate) async fn run(context: &Context, command: Command) -> Result<()> {
         Command::Agent(command) => agent::run(context, command).await,
         Command::Recordings(command) => recordings::run(context, command).await,
         Command::Sessions(command) => sessions::run(context, command).await,
-        Command::AuthNodes(command) => auth_nodes::run(context, command).await,
+        Command::Cluster(command) => cluster::run(context, command).await,
     }
 }
 

@@ -8,9 +8,9 @@ use serde::Serialize;
 use tonic::Code;
 
 use crate::{
-    cmd::{call, nodes::NodeView},
+    cmd::{call, cluster::ClusterView},
     context::{Cluster, Context},
-    output::{self, Report, Row},
+    output::{self, Report},
 };
 
 #[derive(Serialize)]
@@ -44,80 +44,6 @@ struct LoginView {
     active: Option<bool>,
 }
 
-#[derive(Serialize)]
-struct ClusterView {
-    node_id: u64,
-    leader_id: u64,
-    term: u64,
-    committed_index: u64,
-    applied_index: u64,
-    last_log_index: u64,
-    snapshot_index: u64,
-    database_size: u64,
-    revision: u64,
-    members: Vec<MemberView>,
-    ingests: Vec<NodeView>,
-    nodes_online: u32,
-    nodes_total: u32,
-}
-
-#[derive(Serialize)]
-struct MemberView {
-    node_id: u64,
-    role: &'static str,
-    api_address: String,
-    peer_address: String,
-    matched_index: u64,
-}
-
-impl Row<5> for MemberView {
-    const HEADER: [&'static str; 5] = ["NODE", "ROLE", "API", "PEER", "MATCHED"];
-
-    fn row(&self) -> [String; 5] {
-        [
-            self.node_id.to_string(),
-            self.role.into(),
-            self.api_address.clone(),
-            self.peer_address.clone(),
-            // Only the leader knows.
-            if self.matched_index == 0 { "-".into() } else { self.matched_index.to_string() },
-        ]
-    }
-}
-
-impl From<v1::GetClusterStatusResponse> for ClusterView {
-    fn from(status: v1::GetClusterStatusResponse) -> Self {
-        let leader_id = status.leader_id;
-        let role = |member: &v1::Member| match member.voter {
-            _ if member.node_id == leader_id => "leader",
-            true => "voter",
-            false => "learner",
-        };
-        let member = |member: v1::Member| MemberView {
-            role: role(&member),
-            node_id: member.node_id,
-            api_address: member.api_address,
-            peer_address: member.peer_address,
-            matched_index: member.matched_index,
-        };
-        Self {
-            node_id: status.node_id,
-            leader_id,
-            term: status.term,
-            committed_index: status.committed_index,
-            applied_index: status.applied_index,
-            last_log_index: status.last_log_index,
-            snapshot_index: status.snapshot_index,
-            database_size: status.database_size,
-            revision: status.revision,
-            members: status.members.into_iter().map(member).collect(),
-            ingests: status.ingests.into_iter().map(NodeView::from).collect(),
-            nodes_online: status.nodes_online,
-            nodes_total: status.nodes_total,
-        }
-    }
-}
-
 impl Report for Status {
     fn text(&self) -> String {
         let login = match &self.login {
@@ -142,33 +68,9 @@ impl Report for Status {
         });
         text += &format!("\n{}", output::table(["ADDRESS", "NODE", "STATE"], rows));
         if let Some(cluster) = &self.cluster {
-            text += &cluster.text();
+            text += &format!("\n{}", cluster.summary());
         }
         text
-    }
-}
-
-impl ClusterView {
-    fn text(&self) -> String {
-        let ingests = self.ingests.iter().map(Row::row);
-        let leader = match self.leader_id {
-            0 => "none".into(),
-            id => id.to_string(),
-        };
-        let summary = output::fields(&[
-            ("leader", leader),
-            ("term", self.term.to_string()),
-            ("committed", self.committed_index.to_string()),
-            ("applied", format!("{} on node {}", self.applied_index, self.node_id)),
-            ("revision", self.revision.to_string()),
-            ("database", format!("{} bytes", self.database_size)),
-            ("ssh nodes", format!("{} of {} online", self.nodes_online, self.nodes_total)),
-        ]);
-        format!(
-            "\n{summary}\nMembers\n{}\nIngests\n{}",
-            output::table(MemberView::HEADER, self.members.iter().map(Row::row)),
-            output::table(NodeView::HEADER, ingests)
-        )
     }
 }
 

@@ -59,7 +59,12 @@ fn every_command_explains_itself() {
         "recordings get",
         "sessions ls",
         "sessions revoke",
-        "auth-nodes token",
+        "cluster ls",
+        "cluster status",
+        "cluster add",
+        "cluster rm",
+        "cluster backup",
+        "cluster token",
     ] {
         let words: Vec<_> = command.split(' ').chain(["--help"]).collect();
         let help = cluster.run(&words).ok();
@@ -90,6 +95,8 @@ fn wrong_usage_is_told_before_anything_is_asked() {
         ("tokens add --labels env=a,env=b", "twice"),
         ("agent heartbeat --dir missing", "no agent's folder"),
         ("agent leave --dir .", "has no agent"),
+        ("cluster rm first", "<NODE>"),
+        ("cluster backup", "--out"),
         ("recordings get ../../etc/passwd", "not a recording's id"),
     ] {
         let words: Vec<_> = line.split_whitespace().collect();
@@ -157,7 +164,7 @@ fn answers_have_codes_of_their_own() {
     ] {
         let cluster = Cluster::answering(move |_| Err(Status::new(code, "so it is")));
         cluster.log_in();
-        let token = ["auth-nodes", "token"];
+        let token = ["cluster", "token"];
         assert!(cluster.run(&token).fails(exit).contains("so it is"), "{code:?}");
         assert_eq!(cluster.calls(), ["CreateAuthJoinToken"], "{code:?}");
     }

@@ -1,0 +1,127 @@
+//! The cluster itself: its one row, the join tokens of auth nodes, the certificate authorities.
+
+use store_txn::{Key, KeyReader, KeyWriter, Row, Table, UnixMillis};
+
+use crate::secret::SecretDigest;
+
+/// The one row of the cluster itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClusterKey;
+
+impl Key for ClusterKey {
+    type Row = ClusterRow;
+    const TABLE: Table = Table { id: 1, name: "cluster" };
+
+    fn write(&self, _out: &mut KeyWriter) {}
+
+    fn read(_parts: &mut KeyReader<'_>) -> Option<Self> {
+        Some(Self)
+    }
+}
+
+/// The cluster.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct ClusterRow {
+    /// Identifies the cluster for good; a restored backup has another.
+    #[prost(string, tag = "1")]
+    pub cluster_id: String,
+    /// Name, as in certificates.
+    #[prost(string, tag = "2")]
+    pub name: String,
+    /// When it was made.
+    #[prost(uint64, tag = "3")]
+    pub created_at_ms: UnixMillis,
+    /// The id that the next auth node gets; ids are never used again.
+    #[prost(uint64, tag = "4")]
+    pub next_node_id: u64,
+    /// Sessions of another epoch are void.
+    #[prost(uint64, tag = "5")]
+    pub session_epoch: u64,
+}
+rows!(ClusterRow);
+
+digest_key!(
+    /// A join token for auth nodes, by its secret's digest.
+    AuthJoinTokenKey -> AuthJoinTokenRow, 2, "auth_join_tokens"
+);
+
+/// A single-use join token for auth nodes.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct AuthJoinTokenRow {
+    /// Who made it.
+    #[prost(string, tag = "1")]
+    pub created_by: String,
+    /// When it ends.
+    #[prost(uint64, tag = "2")]
+    pub expires_at_ms: UnixMillis,
+    /// SHA-256 over the sealing key and the public key that used it; empty: unused.
+    #[prost(bytes = "vec", tag = "3")]
+    pub used_by: Vec<u8>,
+    /// The node id that its user got; 0: unused.
+    #[prost(uint64, tag = "4")]
+    pub node_id: u64,
+}
+ending_rows!(AuthJoinTokenRow);
+
+/// The key of a certificate authority.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CaKey(pub CaKind);
+
+/// Which certificate authority. The numbers are stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, prost::Enumeration)]
+#[repr(i32)]
+pub enum CaKind {
+    /// Signs SSH user certificates.
+    User = 1,
+    /// Signs SSH host certificates.
+    Host = 2,
+    /// Signs the TLS certificates of nodes, agents, ingests and users.
+    Tls = 3,
+    /// Signs the certificates that auth nodes show each other.
+    Peer = 4,
+}
+
+impl CaKind {
+    /// All kinds, in the order of their numbers.
+    pub const ALL: [Self; 4] = [Self::User, Self::Host, Self::Tls, Self::Peer];
+}
+
+impl Key for CaKey {
+    type Row = CaRow;
+    const TABLE: Table = Table { id: 3, name: "cas" };
+
+    fn write(&self, out: &mut KeyWriter) {
+        out.number(self.0 as u64);
+    }
+
+    fn read(parts: &mut KeyReader<'_>) -> Option<Self> {
+        let number = i32::try_from(parts.number()?).ok()?;
+        CaKind::try_from(number).ok().map(Self)
+    }
+}
+
+/// A certificate authority.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct CaRow {
+    /// The key that signs.
+    #[prost(message, optional, tag = "1")]
+    pub active: Option<CaKeyRow>,
+    /// Keys that are trusted too, and do not sign.
+    #[prost(message, repeated, tag = "2")]
+    pub trusted: Vec<CaKeyRow>,
+}
+rows!(CaRow);
+
+/// One key of a certificate authority.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct CaKeyRow {
+    /// Public side: an OpenSSH public key line, or a PEM certificate.
+    #[prost(string, tag = "1")]
+    pub public: String,
+    /// Private key, encrypted under the key-encryption key: see `ca`.
+    #[prost(bytes = "vec", tag = "2")]
+    pub sealed_private: Vec<u8>,
+    /// When it was made.
+    #[prost(uint64, tag = "3")]
+    pub created_at_ms: UnixMillis,
+}

@@ -1,0 +1,114 @@
+//! Every table and its keys. Rows are protobuf messages of our own: a release adds fields, and never gives a number
+//! another meaning. Times are milliseconds since the Unix epoch.
+
+use store_txn::Row;
+
+/// Makes protobuf messages rows that never end.
+macro_rules! rows {
+    ($($row:ty),+ $(,)?) => {$(
+        impl Row for $row {
+            fn encode_row(&self) -> Vec<u8> {
+                prost::Message::encode_to_vec(self)
+            }
+
+            fn decode_row(bytes: &[u8]) -> Result<Self, String> {
+                prost::Message::decode(bytes).map_err(|error: prost::DecodeError| error.to_string())
+            }
+        }
+    )+};
+}
+
+/// Makes protobuf messages rows that end at their `expires_at_ms`.
+macro_rules! ending_rows {
+    ($($row:ty),+ $(,)?) => {$(
+        impl Row for $row {
+            fn encode_row(&self) -> Vec<u8> {
+                prost::Message::encode_to_vec(self)
+            }
+
+            fn decode_row(bytes: &[u8]) -> Result<Self, String> {
+                prost::Message::decode(bytes).map_err(|error: prost::DecodeError| error.to_string())
+            }
+
+            fn expires_at(&self) -> Option<UnixMillis> {
+                Some(self.expires_at_ms)
+            }
+        }
+    )+};
+}
+
+/// Makes a key of one text part, whose canonical form is checked when it is read back.
+macro_rules! text_key {
+    ($(#[$doc:meta])* $key:ident($part:ty, $parse:expr) -> $row:ty, $id:literal, $name:literal) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, PartialEq, Eq)]
+        pub struct $key(pub $part);
+
+        impl Key for $key {
+            type Row = $row;
+            const TABLE: Table = Table { id: $id, name: $name };
+
+            fn write(&self, out: &mut KeyWriter) {
+                out.text(self.0.as_str());
+            }
+
+            fn read(parts: &mut KeyReader<'_>) -> Option<Self> {
+                let parse: fn(&str) -> Option<$part> = $parse;
+                parse(&parts.text()?).map(Self)
+            }
+        }
+    };
+}
+
+/// Makes a key of a secret's digest.
+macro_rules! digest_key {
+    ($(#[$doc:meta])* $key:ident -> $row:ty, $id:literal, $name:literal) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, PartialEq, Eq)]
+        pub struct $key(pub SecretDigest);
+
+        impl Key for $key {
+            type Row = $row;
+            const TABLE: Table = Table { id: $id, name: $name };
+
+            fn write(&self, out: &mut KeyWriter) {
+                out.fixed(&self.0.0);
+            }
+
+            fn read(parts: &mut KeyReader<'_>) -> Option<Self> {
+                parts.fixed().map(|digest| Self(SecretDigest(digest)))
+            }
+        }
+    };
+}
+
+// After the macros, which they use.
+mod access;
+mod cluster;
+mod joining;
+mod nodes;
+mod sessions;
+#[cfg(test)]
+mod tests;
+
+pub use access::{
+    ConditionsRow, RequestRulesRow, RoleKey, RoleMemberKey, RoleOptionsRow, RoleRow, RuleRow, StringsRow,
+    UserKey, UserRow,
+};
+pub use cluster::{
+    AuthJoinTokenKey, AuthJoinTokenRow, CaKey, CaKeyRow, CaKind, CaRow, ClusterKey, ClusterRow,
+};
+pub use joining::{
+    JoinKey, JoinMethod, JoinRow, TokenKey, TokenRow, TokenSecretKey, TokenSecretRow, TokenUseKey,
+    TokenUseRow,
+};
+pub use nodes::{
+    AgentLabelsKey, AgentLabelsRow, IngestKey, IngestRow, NodeKey, NodeKind, NodeRow, PresenceKey,
+    PresenceRow, PrincipalKey, PrincipalRow,
+};
+pub use sessions::{AuthMethod, SessionHandleKey, SessionKey, SessionRefRow, SessionRow, UserSessionKey};
+
+/// Nothing but the key counts.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct MarkRow {}
+rows!(MarkRow);

@@ -1,0 +1,101 @@
+//! Login sessions: by the digest of their id, by their public handle, and by user.
+
+use store_txn::{Key, KeyReader, KeyWriter, Row, Table, UnixMillis};
+
+use crate::{
+    names::{SessionHandle, UserName},
+    secret::SecretDigest,
+};
+
+digest_key!(
+    /// A session, by its id's digest.
+    SessionKey -> SessionRow, 12, "sessions"
+);
+
+/// How a user proved itself. The numbers are those of the API's `AuthMethod`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, prost::Enumeration)]
+#[repr(i32)]
+pub enum AuthMethod {
+    /// A row that does not say.
+    Unspecified = 0,
+    /// A password alone.
+    Password = 1,
+    /// A WebAuthn authenticator.
+    Webauthn = 2,
+}
+
+/// A session.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct SessionRow {
+    /// Canonical name of the user.
+    #[prost(string, tag = "1")]
+    pub user: String,
+    /// Public handle.
+    #[prost(string, tag = "2")]
+    pub handle: String,
+    /// When the user logged in.
+    #[prost(uint64, tag = "3")]
+    pub created_at_ms: UnixMillis,
+    /// When it ends.
+    #[prost(uint64, tag = "4")]
+    pub expires_at_ms: UnixMillis,
+    /// How the user proved itself.
+    #[prost(enumeration = "AuthMethod", tag = "5")]
+    pub method: i32,
+    /// Address that the login came from.
+    #[prost(string, tag = "6")]
+    pub client_address: String,
+    /// The cluster's session epoch at login.
+    #[prost(uint64, tag = "7")]
+    pub epoch: u64,
+}
+ending_rows!(SessionRow);
+
+text_key!(
+    /// A session's public handle.
+    SessionHandleKey(SessionHandle, SessionHandle::parse) -> SessionRefRow, 13, "session_handles"
+);
+
+/// Which session a handle names.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct SessionRefRow {
+    /// Digest of the session's id.
+    #[prost(bytes = "vec", tag = "1")]
+    pub digest: Vec<u8>,
+    /// When the session ends.
+    #[prost(uint64, tag = "2")]
+    pub expires_at_ms: UnixMillis,
+}
+ending_rows!(SessionRefRow);
+
+/// A session of a user: to find all of them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UserSessionKey {
+    /// Whose.
+    pub user: UserName,
+    /// Its handle.
+    pub handle: SessionHandle,
+}
+
+impl UserSessionKey {
+    /// The common front of a user's sessions.
+    pub fn front(user: &UserName) -> KeyWriter {
+        let mut front = KeyWriter::table(Self::TABLE);
+        front.text(user.as_str());
+        front
+    }
+}
+
+impl Key for UserSessionKey {
+    type Row = SessionRefRow;
+    const TABLE: Table = Table { id: 14, name: "user_sessions" };
+
+    fn write(&self, out: &mut KeyWriter) {
+        out.text(self.user.as_str()).text(self.handle.as_str());
+    }
+
+    fn read(parts: &mut KeyReader<'_>) -> Option<Self> {
+        let user = UserName::parse("", &parts.text()?).ok()?;
+        Some(Self { user, handle: SessionHandle::parse(&parts.text()?)? })
+    }
+}

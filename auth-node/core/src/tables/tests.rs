@@ -1,0 +1,142 @@
+use store_txn::{Key as _, Row as _};
+
+use super::*;
+use crate::{
+    names::{AgentId, RoleName, TokenName, UserName},
+    secret::SecretDigest,
+};
+
+/// The keys on disk are these bytes: a change here is a change of the format.
+#[test]
+fn golden_keys() {
+    let golden = [
+        (ClusterKey.encode(), "0001"),
+        (AuthJoinTokenKey(SecretDigest([1; 32])).encode(), &format!("0002{}", "01".repeat(32))),
+        (CaKey(CaKind::Tls).encode(), "00030000000000000003"),
+        (UserKey(UserName::parse("", "ann").unwrap()).encode(), "000a616e6e0001"),
+        (RoleKey(RoleName::parse("", "dev").unwrap()).encode(), "000b6465760001"),
+        (SessionKey(SecretDigest([2; 32])).encode(), &format!("000c{}", "02".repeat(32))),
+        (
+            RoleMemberKey {
+                role: RoleName::parse("", "dev").unwrap(),
+                user: UserName::parse("", "ann").unwrap(),
+            }
+            .encode(),
+            "000f6465760001616e6e0001",
+        ),
+        (TokenKey(TokenName::parse("", "t").unwrap()).encode(), "0014740001"),
+        (PrincipalKey("h".into()).encode(), "0019680001"),
+    ];
+    for (bytes, hex) in golden {
+        assert_eq!(hex::encode(bytes), hex);
+    }
+}
+
+#[test]
+fn golden_rows() {
+    let user = UserRow {
+        roles: vec!["dev".into()],
+        traits: [("logins".to_owned(), StringsRow { values: vec!["root".into()] })].into(),
+        password_hash: "$x".into(),
+        created_at_ms: 300,
+        created_by: "user:a".into(),
+    };
+    let bytes = user.encode_row();
+    assert_eq!(
+        hex::encode(&bytes),
+        "0a0364657612100a066c6f67696e7312060a04726f6f741a02247820ac022a06757365723a61"
+    );
+    assert_eq!(UserRow::decode_row(&bytes), Ok(user));
+    let session = SessionRow {
+        user: "ann".into(),
+        handle: "h".into(),
+        created_at_ms: 1,
+        expires_at_ms: 2,
+        method: AuthMethod::Password.into(),
+        client_address: "a".into(),
+        epoch: 3,
+    };
+    assert_eq!(hex::encode(session.encode_row()), "0a03616e6e120168180120022801320161 3803".replace(' ', ""));
+    assert_eq!(session.expires_at(), Some(2));
+}
+
+#[test]
+fn golden_keys_of_joining() {
+    let id = || AgentId::from_random([0xff; 16]);
+    let agent = format!("{}0001", hex::encode(id().as_str()));
+    let token = || TokenName::parse("", "t").unwrap();
+    let golden = [
+        (TokenSecretKey(SecretDigest([1; 32])).encode(), format!("0015{}", "01".repeat(32))),
+        (
+            TokenUseKey { token: token(), key_digest: [2; 32] }.encode(),
+            format!("0016740001{}", "02".repeat(32)),
+        ),
+        (JoinKey(id()).encode(), format!("0017{agent}")),
+        (NodeKey(id()).encode(), format!("0018{agent}")),
+        (PresenceKey(id()).encode(), format!("001a{agent}")),
+        (AgentLabelsKey(id()).encode(), format!("001b{agent}")),
+        (IngestKey(id()).encode(), format!("001c{agent}")),
+    ];
+    for (bytes, hex) in golden {
+        assert_eq!(hex::encode(bytes), hex);
+    }
+}
+
+#[test]
+fn golden_rows_of_joining() {
+    let labels = || [("a".to_owned(), "b".to_owned())].into();
+    let node = NodeRow {
+        kind: NodeKind::Ssh.into(),
+        hostname: "h".into(),
+        principals: vec!["h".into(), "i".into()],
+        admin_labels: labels(),
+        registered_at_ms: 1,
+        key_digest: vec![1, 2],
+        token: "t".into(),
+        ssh_key_digest: vec![3],
+        expires_at_ms: 4,
+    };
+    let node_hex = "08011201681a01681a016922060a0161120162280132020102 3a017442010348 04".replace(' ', "");
+    let token = TokenRow {
+        kind: NodeKind::Ingest.into(),
+        method: JoinMethod::Token.into(),
+        expires_at_ms: 5,
+        max_uses: 2,
+        uses: 1,
+        labels: labels(),
+        allowed_principals: vec!["*.x".into()],
+        created_by: "u".into(),
+        created_at_ms: 6,
+        secret_digest: vec![7],
+    };
+    let token_hex = "0802100118052002280132060a01611201623a032a2e7842017548065201 07".replace(' ', "");
+    let used = TokenUseRow { agent_id: "a".into(), expires_at_ms: 8, secret_digest: vec![9] };
+    let presence = PresenceRow {
+        last_seen_ms: 1,
+        address: "h:1".into(),
+        version: "2".into(),
+        load: 3,
+        expires_at_ms: 4,
+    };
+    let join = JoinRow { token: "t".into(), node: Some(node.clone()), expires_at_ms: 5 };
+    let golden = [
+        (node.encode_row(), node_hex.clone()),
+        (token.encode_row(), token_hex),
+        (used.encode_row(), "0a016110081a0109".into()),
+        (presence.encode_row(), "08011203683a311a013220032804".into()),
+        (join.encode_row(), format!("0a01741221{node_hex}1805")),
+        (PrincipalRow { agent_id: "a".into(), expires_at_ms: 1 }.encode_row(), "0a01611001".into()),
+        (AgentLabelsRow { labels: labels(), expires_at_ms: 1 }.encode_row(), "0a060a01611201621001".into()),
+        (IngestRow { expires_at_ms: 1 }.encode_row(), "0801".into()),
+    ];
+    for (bytes, hex) in golden {
+        assert_eq!(hex::encode(bytes), hex);
+    }
+    assert_eq!((node.expires_at(), token.expires_at(), presence.expires_at()), (Some(4), Some(5), Some(4)));
+}
+
+#[test]
+fn no_password_hash_is_shown() {
+    let user = UserRow { password_hash: "$argon2id$secret".into(), ..UserRow::default() };
+    assert!(!format!("{user:?}").contains("secret"));
+}

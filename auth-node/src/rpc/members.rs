@@ -1,0 +1,207 @@
+//! The members of the auth cluster: listed, made voters, removed.
+//!
+//! A change of the members is not a transaction: what is ordered is audited before it is done, and a refusal after it.
+
+use auth_core::{
+    CoreError,
+    audit::{self, EventType},
+    page::Page,
+};
+use mezite_proto::v1;
+use raft_store::{MembershipError, Report, Surveyed};
+
+use super::convert;
+use crate::{authn::Call, error::ApiError, service::Service};
+
+/// Lists the members, ordered by id, each with its own word of how it is.
+pub(crate) async fn list(
+    service: &Service,
+    call: &Call,
+    request: v1::ListMembersRequest,
+) -> Result<v1::ListMembersResponse, ApiError> {
+    let page = convert::page(request.page_size, &request.page_token);
+    let page = service.read(call, move |_, _| page).await?;
+    let foreign = || CoreError::invalid("page_token", "this is not a token of this list");
+    let after = page.after.map_or(Ok(0), |text| text.parse::<u64>().map_err(|_| foreign()))?;
+    let rest = all(service).await.into_iter().filter(|member| member.node_id > after).collect();
+    let page = Page::cut(rest, page.size, |member: &v1::Member| member.node_id.to_string());
+    Ok(v1::ListMembersResponse { members: page.items, next_page_token: convert::page_token(page.next) })
+}
+
+/// Makes a learner a voter.
+pub(crate) async fn add(
+    service: &Service,
+    call: &Call,
+    request: v1::AddMemberRequest,
+) -> Result<v1::AddMemberResponse, ApiError> {
+    let node_id = id(request.node_id)?;
+    order(service, call, EventType::AuthNodePromote, node_id, Vec::new()).await?;
+    let done = service.store(call).promote(node_id).await;
+    settle(service, call, node_id, done).await?;
+    let member = all(service).await.into_iter().find(|member| member.node_id == node_id);
+    Ok(v1::AddMemberResponse { member })
+}
+
+/// Removes a member for ever.
+pub(crate) async fn remove(
+    service: &Service,
+    call: &Call,
+    request: v1::RemoveMemberRequest,
+) -> Result<v1::RemoveMemberResponse, ApiError> {
+    let node_id = id(request.node_id)?;
+    let fields = vec![("force", request.force.to_string())];
+    order(service, call, EventType::AuthNodeRemove, node_id, fields).await?;
+    let done = service.store(call).remove(node_id, request.force).await;
+    settle(service, call, node_id, done).await?;
+    Ok(v1::RemoveMemberResponse {})
+}
+
+fn id(node_id: u64) -> Result<u64, CoreError> {
+    if node_id == 0 { Err(CoreError::invalid("node_id", "an id of a member is needed")) } else { Ok(node_id) }
+}
+
+fn target(node_id: u64) -> String {
+    format!("auth_node:{node_id}")
+}
+
+async fn order(
+    service: &Service,
+    call: &Call,
+    event: EventType,
+    node_id: u64,
+    fields: Vec<(&'static str, String)>,
+) -> Result<(), ApiError> {
+    let ordered = service.write(call, move |tx, context| {
+        audit::append(tx, context, event, target(node_id), &fields);
+        Ok(())
+    });
+    ordered.await.map(drop)
+}
+
+/// Audits a refusal. A failure is none: the change may still be made.
+async fn settle(
+    service: &Service,
+    call: &Call,
+    node_id: u64,
+    done: Result<(), MembershipError>,
+) -> Result<(), ApiError> {
+    if let Err(refusal) = &done
+        && !matches!(refusal, MembershipError::Store(_))
+    {
+        let fields = vec![("reason", refusal.to_string())];
+        service.audit(call, EventType::AuthNodeChangeRefused, target(node_id), fields).await?;
+    }
+    Ok(done?)
+}
+
+/// The members, ascending by id, each with its own word of how it is.
+pub(super) async fn all(service: &Service) -> Vec<v1::Member> {
+    let surveyed = service.store.survey().await;
+    let leader = leader(&surveyed);
+    surveyed.into_iter().map(|one| member(one, leader)).collect()
+}
+
+/// Who leads, by its own word. After an election two may say so; the later term is right.
+fn leader(surveyed: &[Surveyed]) -> Option<u64> {
+    let claims = surveyed.iter().filter_map(|one| {
+        let report = one.report.as_ref().ok()?;
+        (report.leader_id == Some(one.member.node_id)).then_some((report.term, one.member.node_id))
+    });
+    claims.max().map(|(_, node_id)| node_id)
+}
+
+fn member(surveyed: Surveyed, leader: Option<u64>) -> v1::Member {
+    let Surveyed { member, lag, report } = surveyed;
+    let (health, problem, report) = match report {
+        Ok(report @ Report { problem: None, .. }) => (v1::MemberHealth::Ready, String::new(), report),
+        Ok(mut report) => (v1::MemberHealth::NotReady, report.problem.take().unwrap_or_default(), report),
+        Err(why) => (v1::MemberHealth::Unreachable, why, Report::default()),
+    };
+    v1::Member {
+        node_id: member.node_id,
+        peer_address: member.peer_address,
+        api_address: member.app_address,
+        voter: member.voter,
+        matched_index: member.matched_index.unwrap_or_default(),
+        leader: leader == Some(member.node_id),
+        lag,
+        health: health.into(),
+        problem,
+        database_size: report.database_size,
+        database_full: report.database_full,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use raft_store::MemberStatus;
+    use tonic::Code;
+
+    use super::*;
+    use crate::rpc::testing::{Node, with};
+
+    fn surveyed(node_id: u64, report: Result<Report, String>) -> Surveyed {
+        let member = MemberStatus {
+            node_id,
+            peer_address: "p:1".into(),
+            app_address: "a:1".into(),
+            voter: true,
+            matched_index: None,
+        };
+        Surveyed { member, lag: None, report }
+    }
+
+    #[test]
+    fn a_member_is_ready_not_ready_or_unreachable() {
+        let health = |report| {
+            let member = member(surveyed(1, report), None);
+            (member.health(), member.problem)
+        };
+        assert_eq!(health(Ok(Report::default())), (v1::MemberHealth::Ready, String::new()));
+        let lags = Report { problem: Some("it lags".into()), ..Report::default() };
+        assert_eq!(health(Ok(lags)), (v1::MemberHealth::NotReady, "it lags".into()));
+        assert_eq!(health(Err("gone".into())), (v1::MemberHealth::Unreachable, "gone".into()));
+    }
+
+    #[test]
+    fn of_two_that_say_they_lead_the_later_one_does() {
+        let says = |term, leader_id| Ok(Report { term, leader_id: Some(leader_id), ..Report::default() });
+        let all = [surveyed(1, says(4, 1)), surveyed(2, says(5, 2)), surveyed(3, says(6, 2))];
+        assert_eq!(leader(&all), Some(2));
+        assert_eq!(leader(&all[2..]), None, "it only says that another leads");
+    }
+
+    #[tokio::test]
+    async fn a_change_that_is_refused_is_audited_twice() {
+        let node = Node::start().await;
+        let boss = node.boss().await;
+        let request = v1::AddMemberRequest { node_id: 7 };
+        let refused = add(&node.service, &with(&boss, "AddMember"), request).await.unwrap_err();
+        assert_eq!(refused.code(), Code::NotFound);
+        let request = v1::RemoveMemberRequest { node_id: 1, force: true };
+        let refused = remove(&node.service, &with(&boss, "RemoveMember"), request).await.unwrap_err();
+        assert_eq!(refused.code(), Code::FailedPrecondition);
+        assert!(refused.to_string().contains("only voter"), "{refused}");
+        assert_eq!(node.audited("auth_node.promote").await.len(), 1);
+        let ordered = &node.audited("auth_node.remove").await[0];
+        assert_eq!((ordered.target.as_str(), ordered.fields["force"].as_str()), ("auth_node:1", "true"));
+        let refusals = node.audited("auth_node.change.refused").await;
+        assert_eq!(refusals.iter().map(|row| row.success).collect::<Vec<_>>(), [false, false]);
+        assert!(id(0).is_err());
+    }
+
+    #[tokio::test]
+    async fn members_are_paged() {
+        let node = Node::start().await;
+        let boss = node.boss().await;
+        let page = async |page_token: String| {
+            let request = v1::ListMembersRequest { page_size: 1, page_token };
+            list(&node.service, &with(&boss, "ListMembers"), request).await
+        };
+        let first = page(String::new()).await.unwrap();
+        assert_eq!((first.members.len(), first.next_page_token.as_str()), (1, ""));
+        assert!(first.members[0].leader && first.members[0].lag == Some(0));
+        assert!(page(convert::page_token(Some("1".into()))).await.unwrap().members.is_empty());
+        assert!(page(convert::page_token(Some("x".into()))).await.is_err());
+    }
+}

@@ -1,0 +1,66 @@
+//! Measures the programs: `mezite-bench store` sets the replicated store beside etcd. See `tests/bench`.
+//!
+//! Both systems run as three processes on loopback, with TLS between clients and members and between members, and
+//! answer the same gRPC calls of the same clients: [`node`] is the store behind etcd's API. [`load`] makes the calls,
+//! [`system`] runs the processes and reads what they cost, [`comparison`] goes through the rows, one after the other
+//! for one system and then the other.
+
+#![allow(clippy::indexing_slicing, reason = "members are numbered")]
+
+mod certificates;
+mod clock;
+mod comparison;
+mod disk;
+mod failover;
+mod load;
+mod node;
+mod system;
+
+/// etcd's API, as far as it is used.
+#[allow(missing_docs, unreachable_pub, clippy::all, reason = "generated")]
+mod api {
+    tonic::include_proto!("etcdserverpb");
+}
+
+use std::{path::PathBuf, time::Duration};
+
+use anyhow::Result;
+use clap::Parser;
+
+/// Measures the programs.
+#[derive(Debug, Parser)]
+enum Args {
+    /// Sets the replicated store beside etcd.
+    Store {
+        /// Length of each row, in seconds.
+        #[arg(long, default_value_t = 10)]
+        seconds: u64,
+        /// Only the rows whose name contains this.
+        #[arg(long)]
+        only: Option<String>,
+        /// Leaves etcd out.
+        #[arg(long)]
+        alone: bool,
+        /// Folder for the data: on the disk that is to be measured. Default: the temporary folder.
+        #[arg(long)]
+        dir: Option<PathBuf>,
+        /// Times that a leader is killed.
+        #[arg(long, default_value_t = 5)]
+        trials: usize,
+    },
+    /// Runs one member; `store` starts them.
+    #[command(hide = true)]
+    Node(node::NodeArgs),
+}
+
+#[tokio::main]
+async fn main() -> Result<()> {
+    match Args::parse() {
+        Args::Store { seconds, only, alone, dir, trials } => {
+            let dir = dir.unwrap_or_else(std::env::temp_dir);
+            comparison::run(comparison::Plan { time: Duration::from_secs(seconds), only, alone, dir, trials })
+                .await
+        }
+        Args::Node(args) => node::run(args).await,
+    }
+}
