@@ -1,6 +1,6 @@
 //! Relays to servers that answer as a test says, over real sockets and TLS.
 
-use mezite_client::testing::{CLUSTER, FakeServer, TestCa};
+use mezite_client::testing::{CLUSTER, FakeServer, TestCa, dead_address};
 use mezite_proto::{transport::ALPN_H2, v1::stream_session_recording_request::Message};
 use prost::Message as _;
 use rustls::RootCertStore;
@@ -40,17 +40,12 @@ fn ingest(ca: &TestCa, committed_offset: u64) -> FakeServer {
     })
 }
 
-/// An address that nobody listens at.
-fn nobody() -> String {
-    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string()
-}
-
 #[tokio::test]
 async fn a_recording_reaches_a_live_ingest_in_the_name_of_its_agent() {
     let ca = TestCa::new();
     let (ingest, relay) = (ingest(&ca, 9), relay(&ca, &LimitsConfig::default()));
     let messages = stream::iter([chunk(0), chunk(3), chunk(6)]);
-    let reply = relay.stream(vec![nobody(), ingest.address()], &agent(), messages).await.unwrap();
+    let reply = relay.stream(vec![dead_address(), ingest.address()], &agent(), messages).await.unwrap();
     assert_eq!(reply.committed_offset, 9);
     let calls = ingest.calls();
     assert_eq!(
@@ -89,7 +84,7 @@ async fn a_refusal_reaches_the_agent_while_it_still_sends() {
         matches!(&failure, ApiError::Relayed(status) if status.message() == "go on from 7"),
         "{failure:?}"
     );
-    let failure = relay.stream(vec![nobody()], &agent(), stream::iter([chunk(9)])).await.unwrap_err();
+    let failure = relay.stream(vec![dead_address()], &agent(), stream::iter([chunk(9)])).await.unwrap_err();
     assert!(matches!(failure, ApiError::Unavailable(_)), "{failure:?}");
 }
 
@@ -106,7 +101,7 @@ async fn a_call_moves_on_from_ingests_that_cannot_serve_it_and_not_from_an_answe
     });
     let relay = relay(&ca, &limits);
     let ask = |user: &'static str| {
-        let ingests = vec![nobody(), leaving.address(), serving.address()];
+        let ingests = vec![dead_address(), leaving.address(), serving.address()];
         relay.ask(ingests, move |mut ingest| async move {
             let request = v1::ListSessionRecordingsRequest { user: user.into(), ..Default::default() };
             ingest.list_session_recordings(request).await
@@ -127,7 +122,7 @@ async fn relays_are_capped() {
     let ca = TestCa::new();
     let relay = relay(&ca, &LimitsConfig { max_relays: 1, ..LimitsConfig::default() });
     let first = relay.permit().unwrap();
-    let refused = relay.stream(vec![nobody()], &agent(), stream::iter([chunk(0)])).await.unwrap_err();
+    let refused = relay.stream(vec![dead_address()], &agent(), stream::iter([chunk(0)])).await.unwrap_err();
     assert!(matches!(refused, ApiError::Busy { .. }));
     drop(first);
     assert!(relay.permit().is_ok());

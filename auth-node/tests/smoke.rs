@@ -3,7 +3,7 @@
 #![cfg(test)]
 
 use std::{
-    net::{SocketAddr, TcpListener},
+    net::SocketAddr,
     path::Path,
     sync::Arc,
     time::{Duration, Instant},
@@ -15,6 +15,7 @@ use mezite_client::{
     SessionSecret,
 };
 use mezite_proto::{transport, v1};
+use mezite_test_ports::Port;
 use rustls_pki_types::{CertificateDer, ServerName, pem::PemObject as _};
 use tempfile::TempDir;
 use tokio::{
@@ -38,20 +39,20 @@ macro_rules! call {
     };
 }
 
+#[path = "smoke/auth_nodes.rs"]
+mod auth_nodes;
 #[path = "smoke/joining.rs"]
 mod joining;
 
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
-}
-
-fn config(dir: &Path, flags: &[&str]) -> Config {
-    let (api, peer) = (free_port(), free_port());
+/// A node's configuration, and the ports that are in it, for as long as they are kept.
+fn config(dir: &Path) -> (Config, [Port; 2]) {
+    let ports = [Port::lease(), Port::lease()];
+    let [api, peer] = ports.each_ref().map(Port::address);
     let text = format!(
-        "data_dir = {dir:?}\nlisten = '127.0.0.1:{api}'\nadvertise = '127.0.0.1:{api}'\npeer_listen = '127.0.0.1:{peer}'\n\
-         peer_advertise = '127.0.0.1:{peer}'\ndiagnostics_listen = '127.0.0.1:0'\n"
+        "data_dir = {dir:?}\nlisten = '{api}'\nadvertise = '{api}'\npeer_listen = '{peer}'\n\
+         peer_advertise = '{peer}'\ndiagnostics_listen = '127.0.0.1:0'\n"
     );
-    Config::parse(&text, [], &flags.iter().map(|flag| (*flag).to_owned()).collect::<Vec<_>>()).unwrap()
+    (Config::parse(&text, [], &[]).unwrap(), ports)
 }
 
 fn new_cluster() -> Init {
@@ -74,6 +75,7 @@ async fn started(config: &Config) -> Handle {
 struct Cluster {
     _dir: TempDir,
     config: Config,
+    _ports: [Port; 2],
     handle: Handle,
     pin: String,
 }
@@ -81,7 +83,7 @@ struct Cluster {
 impl Cluster {
     async fn start() -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let config = config(dir.path(), &[]);
+        let (config, ports) = config(dir.path());
         let made = init(&config, new_cluster()).await.unwrap();
         let pin = made.ca_pin.clone();
         assert_eq!(
@@ -91,7 +93,7 @@ impl Cluster {
         assert!(made.admin_password.is_none());
         made.finish().unwrap();
         let handle = started(&config).await;
-        Self { _dir: dir, config, handle, pin }
+        Self { _dir: dir, config, _ports: ports, handle, pin }
     }
 
     async fn trust(&self) -> ClusterTrust {
@@ -224,7 +226,7 @@ async fn a_second_node_joins_once_and_is_as_good_as_the_first() {
     };
 
     let dir = tempfile::tempdir().unwrap();
-    let second = config(dir.path(), &[]);
+    let (second, _ports_of_second) = config(dir.path());
     // Another cluster's pin, and a token that nobody made: the right ones are good afterwards.
     assert!(
         join(&second, || Ok(how(&made.token, &cluster.pin))).await.is_err(),
@@ -238,7 +240,7 @@ async fn a_second_node_joins_once_and_is_as_good_as_the_first() {
 
     // The token is used up: another node gets nothing.
     let dir = tempfile::tempdir().unwrap();
-    let third = config(dir.path(), &[]);
+    let (third, _ports_of_third) = config(dir.path());
     assert!(join(&third, || Ok(how(&made.token, &made.ca_pin))).await.is_err());
     assert!(!third.kek_path().exists());
 
@@ -267,7 +269,7 @@ async fn a_second_node_joins_once_and_is_as_good_as_the_first() {
 #[tokio::test(flavor = "multi_thread")]
 async fn init_is_resumed_and_never_touches_a_cluster() {
     let dir = tempfile::tempdir().unwrap();
-    let config = config(dir.path(), &[]);
+    let (config, _ports) = config(dir.path());
     let new = || Init { admin_password: None, ..new_cluster() };
     let first = init(&config, new()).await.unwrap();
     let password = first.admin_password.clone().unwrap();

@@ -24,9 +24,18 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
     ("auth-node", &["auth-core", "mezite-pki", "mezite-proto", "raft-store", "store-txn"]),
     ("mezctl", &["mezite-client", "mezite-pki", "mezite-proto", "recording-format"]),
     ("recording-ingest", &["mezite-client", "mezite-pki", "mezite-proto", "recording-format"]),
+    ("mezite-test-ports", &[]),
     (
         "mezite-e2e",
-        &["mezite-client", "mezite-pki", "mezite-proto", "raft-store", "recording-format", "store-txn"],
+        &[
+            "mezite-client",
+            "mezite-pki",
+            "mezite-proto",
+            "mezite-test-ports",
+            "raft-store",
+            "recording-format",
+            "store-txn",
+        ],
     ),
 ];
 

@@ -26,7 +26,7 @@ const CLIENTS: usize = 8;
 /// Acknowledged writes that each client must have before the next thing happens.
 const PROGRESS: u64 = 3;
 /// A client works through any one death in this time.
-const GOES_ON: Duration = Duration::from_secs(30);
+const GOES_ON: Duration = Duration::from_secs(60);
 
 /// What one client wrote.
 #[derive(Debug, Default)]
@@ -291,7 +291,7 @@ async fn without_a_majority_nothing_is_guessed() {
     cluster.anonymous_at(follower).ping().await.unwrap();
     cluster.anonymous_at(follower).trust_bundle().await.unwrap();
     let address = cluster.nodes()[follower].diagnostics_address();
-    eventually("it is not ready", Duration::from_secs(20), async || {
+    eventually("it is not ready", Duration::from_secs(60), async || {
         match mezite_e2e::http::get(&address, "/readyz").await {
             Ok((200, _)) => Err("it is".to_owned()),
             Ok(_) => Ok(()),

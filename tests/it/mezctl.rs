@@ -42,6 +42,7 @@ async fn roles_users_and_tokens_are_made_shown_changed_and_removed() {
     assert_eq!(texts(&alice["roles"]), ["access", "developer"]);
     assert_eq!(texts(&alice["traits"]["logins"]), ["alice", "deploy"]);
     assert_eq!(alice["created_by"], format!("user:{ADMIN}"));
+    assert_eq!(ctl.json(&["users", "get", ADMIN])["created_by"], "init");
     let alice = ctl.json(&["users", "update", "alice", "--roles", "developer", "--trait", "team=red"]);
     assert_eq!(texts(&alice["roles"]), ["developer"]);
     assert_eq!(texts(&alice["traits"]["logins"]), ["alice", "deploy"], "what is not given stays");

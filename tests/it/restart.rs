@@ -87,7 +87,7 @@ async fn an_ingest_that_leaves_says_how_far_it_got() {
         first.call(Retry::before_commit("look"), (), send).await
     });
     // The header has arrived once the recording is known.
-    mezite_e2e::eventually("the recording begins", Duration::from_secs(20), async || {
+    mezite_e2e::eventually("the recording begins", Duration::from_secs(60), async || {
         fetch(&cluster.admin(), id).await.map(drop)
     })
     .await;

@@ -148,7 +148,7 @@ pub fn stub(
     trust: &ClusterTrust,
     tls: Arc<rustls::ClientConfig>,
 ) -> AuthServiceClient<Channel> {
-    let channel = channel(address, tls, auth_server_name(trust), Duration::from_secs(10)).unwrap();
+    let channel = channel(address, tls, auth_server_name(trust), Duration::from_secs(60)).unwrap();
     AuthServiceClient::new(channel)
         .max_encoding_message_size(usize::MAX)
         .max_decoding_message_size(usize::MAX)

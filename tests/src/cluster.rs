@@ -24,9 +24,9 @@ pub const ADMIN: &str = "root-admin";
 pub const PASSWORD: &str = "correct horse battery staple";
 
 /// A node that does not become ready in this time never will. A debug build on a loaded machine takes its time.
-const READY: Duration = Duration::from_secs(40);
+const READY: Duration = Duration::from_secs(60);
 /// A node is given so long to drain.
-const STOPPED: Duration = Duration::from_secs(30);
+const STOPPED: Duration = Duration::from_secs(60);
 
 /// How a cluster is made.
 #[derive(Debug, Clone)]

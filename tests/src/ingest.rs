@@ -14,9 +14,9 @@ use nix::sys::signal::Signal;
 use crate::{Cluster, Output, Port, Process, binary, ctl::run, eventually, http, secret_file};
 
 /// An ingest that does not become ready in this time never will.
-const READY: Duration = Duration::from_secs(40);
+const READY: Duration = Duration::from_secs(60);
 /// It is given so long to drain.
-const STOPPED: Duration = Duration::from_secs(40);
+const STOPPED: Duration = Duration::from_secs(60);
 
 /// One ingest: its ports and its folder for good, its process while it runs.
 #[derive(Debug)]

@@ -133,7 +133,7 @@ mod tests {
     async fn its_end_and_its_words_are_seen() {
         let dir = Scratch::new();
         let mut process = shell("echo out; echo err >&2; exit 3", &dir);
-        assert_eq!(process.exited(Duration::from_secs(10)).await.code(), Some(3));
+        assert_eq!(process.exited(Duration::from_secs(60)).await.code(), Some(3));
         assert_eq!(process.log(), "out\nerr\n");
     }
 
@@ -141,12 +141,12 @@ mod tests {
     async fn it_can_be_told_to_end() {
         let dir = Scratch::new();
         let mut process = shell("trap 'exit 4' TERM; echo ready; while :; do sleep 0.01; done", &dir);
-        eventually("the trap", Duration::from_secs(10), async || {
+        eventually("the trap", Duration::from_secs(60), async || {
             process.log().contains("ready").then_some(()).ok_or("no")
         })
         .await;
         process.assert_running();
         process.signal(Signal::SIGTERM);
-        assert_eq!(process.exited(Duration::from_secs(10)).await.code(), Some(4));
+        assert_eq!(process.exited(Duration::from_secs(60)).await.code(), Some(4));
     }
 }

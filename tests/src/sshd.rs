@@ -12,7 +12,7 @@ use nix::unistd;
 use crate::{Agent, Output, Port, Process, ctl::run, eventually};
 
 const SSHD: &str = "/usr/sbin/sshd";
-const LISTENING: Duration = Duration::from_secs(20);
+const LISTENING: Duration = Duration::from_secs(60);
 
 /// The account that tests log in to: whoever runs them, for sshd of an ordinary user can be nobody else.
 #[must_use]
@@ -68,6 +68,15 @@ impl Sshd {
     #[must_use]
     pub fn log(&self) -> String {
         self.process.log()
+    }
+
+    /// Waits until it has said this: some of it comes after the client has its answer.
+    pub async fn says(&self, words: &str) {
+        eventually("sshd says it", LISTENING, async || {
+            let log = self.log();
+            if log.contains(words) { Ok(()) } else { Err(format!("{words:?} is not in {log}")) }
+        })
+        .await;
     }
 
     /// A client for it with the key, certificate and known hosts of a folder that `mezctl certs issue` wrote.

@@ -2,6 +2,7 @@ use store_txn::memory::MemoryStore;
 
 use super::*;
 use crate::{
+    Caller,
     ca::Kek,
     names::RoleName,
     testing::{anonymous, assert_invalid, hash, name},
@@ -21,7 +22,8 @@ fn new_cluster() -> NewCluster {
 }
 
 fn make(store: &mut MemoryStore, new: NewCluster) -> Result<(), CoreError> {
-    store.transact(1000, |tx| create(tx, &anonymous(), new))
+    let context = Context { caller: Caller::Init, ..anonymous() };
+    store.transact(1000, |tx| create(tx, &context, new))
 }
 
 #[test]
@@ -42,9 +44,12 @@ fn a_cluster_begins_with_its_authorities_roles_and_one_admin() {
             for role in [RoleName::ADMIN, RoleName::AUDITOR, RoleName::ACCESS] {
                 assert!(role::get(tx, &RoleName::parse("", role)?)?.row.built_in);
             }
-            assert_eq!(user::get(tx, &name("boss"))?.roles, ["admin"]);
-            let events: Vec<_> = audit::records(tx, 1, 10)?.into_iter().map(|(_, row)| row.event).collect();
-            assert_eq!(events, ["user.create", "cluster.create"]);
+            let boss = user::get(tx, &name("boss"))?;
+            assert_eq!((boss.roles, boss.created_by.as_str()), (vec!["admin".to_owned()], "init"));
+            let records = audit::records(tx, 1, 10)?.into_iter();
+            let records: Vec<_> = records.map(|(_, row)| (row.event, row.actor)).collect();
+            let by_init = |event: &str| (event.to_owned(), "init".to_owned());
+            assert_eq!(records, [by_init("user.create"), by_init("cluster.create")]);
             Ok::<_, CoreError>(())
         })
         .unwrap();

@@ -42,6 +42,8 @@ pub enum Credential {
 pub enum Caller {
     /// Somebody without a credential beyond what is in the request.
     Anonymous,
+    /// Whoever makes the cluster, with `auth-node init` on the machine of its first node. No call is one's.
+    Init,
     /// A user with a valid session.
     User(Box<UserCaller>),
     /// A registered SSH node.
@@ -112,10 +114,11 @@ impl UserCaller {
 }
 
 impl Caller {
-    /// As the audit log names it: `user:ann`, `agent:<id>`, `ingest:<id>`, `anonymous`.
+    /// As the audit log names it: `user:ann`, `agent:<id>`, `ingest:<id>`, `anonymous`, `init`.
     pub fn actor(&self) -> String {
         match self {
             Self::Anonymous => "anonymous".into(),
+            Self::Init => "init".into(),
             Self::User(user) => format!("user:{}", user.name),
             Self::Agent { id, .. }
             | Self::Unregistered { id, kind: NodeKind::Ssh | NodeKind::Unspecified, .. } => {

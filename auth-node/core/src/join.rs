@@ -133,7 +133,7 @@ pub fn certify(
         (None, Caller::Agent { id, node } | Caller::Ingest { id, node }) => {
             renew(tx, context, id, node.as_ref().clone(), request)
         }
-        (None, Caller::Anonymous | Caller::User(_) | Caller::Unregistered { .. }) => {
+        (None, Caller::Anonymous | Caller::Init | Caller::User(_) | Caller::Unregistered { .. }) => {
             let reason = "give a join token, or show the client certificate of an agent that has registered";
             Err(CoreError::Unauthenticated(reason).into())
         }
@@ -236,7 +236,7 @@ fn begin(
         secret_digest: token.secret_digest.clone(),
     };
     tx.put(&TokenUseKey { token: name.clone(), key_digest: request.key_digest }, &used);
-    let join = JoinRow { token: node.token.clone(), node: Some(node), expires_at_ms: token.expires_at_ms };
+    let join = JoinRow { token: node.token.clone(), node: Some(node), expires_at_ms: until };
     tx.put(&JoinKey(id.clone()), &join);
     tx.put(&TokenKey(name.clone()), &token);
 }
@@ -249,7 +249,10 @@ fn extend(
     node: NodeRow,
 ) -> Result<(), CoreError> {
     match place {
-        Place::Joining(join) => tx.put(&JoinKey(id.clone()), &JoinRow { node: Some(node), ..join }),
+        Place::Joining(join) => {
+            let expires_at_ms = node.expires_at_ms;
+            tx.put(&JoinKey(id.clone()), &JoinRow { node: Some(node), expires_at_ms, ..join });
+        }
         Place::Registered => {
             let labels = AgentLabelsKey(id.clone());
             if let Some(mut stored) = tx.get(&labels)? {

@@ -210,7 +210,7 @@ pub fn remove(
             return Err(CoreError::Denied("removing another agent needs the role admin".into()));
         }
         Caller::Unregistered { .. } => return Err(CoreError::Denied("this agent is not registered".into())),
-        Caller::Anonymous => {
+        Caller::Anonymous | Caller::Init => {
             return Err(CoreError::Unauthenticated("show the client certificate of the agent that leaves"));
         }
     };

@@ -4,7 +4,7 @@ use super::*;
 use crate::{
     tables::{ConditionsRow, RoleRow, StringsRow, TokenUseKey},
     testing::{assert_invalid, traits},
-    world::{World, assert_denied, labels, report},
+    world::{Host, World, assert_denied, labels, new_token, report},
 };
 
 const TTL: PresenceTtl = PresenceTtl(Duration::from_secs(45));
@@ -188,6 +188,42 @@ fn only_an_admin_removes_another_agent() {
     assert!(world.node(&first).is_none() && world.node(&second).is_some());
     let again = world.admin(|tx, context| remove(tx, context, Some(&named)));
     assert!(matches!(again, Err(CoreError::NotFound { .. })));
+}
+
+/// Whether its token is still good or not: the names are held as long as the certificates last.
+#[test]
+fn an_admin_removes_one_that_never_registered_and_it_stays_out() {
+    for (kind, later) in [(NodeKind::Ssh, 0), (NodeKind::Ingest, 0), (NodeKind::Ssh, 2 * 3_600_000)] {
+        let mut world = world();
+        let (mut host, mut other) = (Host::new(kind), Host::new(kind));
+        world.add_token(new_token("first", kind));
+        world.ask(&mut host, "first", "web1", &[]).unwrap();
+        world.now += later;
+        world.add_token(new_token("second", kind));
+        assert_denied(world.ask(&mut other, "second", "web1", &[]), "belongs to another agent");
+
+        let (id, web1) = (host.id(), report("web1:22", &[]));
+        world.admin(|tx, context| remove(tx, context, Some(&id))).unwrap();
+        let record = world.last_audit();
+        assert_eq!((record.event.as_str(), record.target), ("agent.leave", join::target(kind, &id)));
+        assert_eq!(record.fields["principals"], "web1");
+
+        // Neither its certificate nor its join brings it back.
+        for _ in 0..2 {
+            let registered = world.register(&host, "first", &web1);
+            assert!(matches!(registered, Err(CoreError::Denied(_))), "{registered:?}");
+            let again = world.ask(&mut host, "first", "web1", &[]);
+            assert!(matches!(again, Err(CoreError::Denied(_))), "{:?}", again.map(|certs| certs.agent_id));
+            // From now on the name is another's.
+            if other.id.is_none() {
+                world.ask(&mut other, "second", "web1", &[]).unwrap();
+                world.register(&other, "second", &web1).unwrap();
+            }
+        }
+        assert!(world.node(&host).is_none() && world.node(&other).is_some());
+        let gone = world.admin(|tx, context| remove(tx, context, Some(&id)));
+        assert!(matches!(gone, Err(CoreError::NotFound { .. })), "{gone:?}");
+    }
 }
 
 #[test]

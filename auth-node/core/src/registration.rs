@@ -65,7 +65,7 @@ fn enter(
             audit::append(tx, context, EventType::AgentJoin, target(*kind, id), &fields);
             (id, node)
         }
-        Caller::Anonymous | Caller::User(_) => {
+        Caller::Anonymous | Caller::Init | Caller::User(_) => {
             let reason = "show the client certificate that GenerateHostCerts issued";
             return Err(CoreError::Unauthenticated(reason).into());
         }

@@ -252,7 +252,7 @@ struct Made {
 async fn make_cluster(store: &Store, new: NewCluster) -> Result<Made, NodeError> {
     store.initialize().await?;
     let origin = Origin { node_id: FIRST_NODE, request_id: "init".into(), ..Origin::default() };
-    let context = Context { caller: Caller::Anonymous, origin };
+    let context = Context { caller: Caller::Init, origin };
     let made = store.transact(move |tx| {
         let resumed = tx.get(&ClusterKey)?.is_some();
         if resumed {

@@ -7,6 +7,7 @@
 use std::{
     collections::BTreeMap,
     fs::{File, OpenOptions, TryLockError},
+    os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
 };
 
@@ -145,7 +146,7 @@ impl Folder {
     pub(crate) fn open(path: &Path) -> Result<Self, NodeError> {
         create_dir(path)?;
         let lock_path = path.join(LOCK);
-        let lock = OpenOptions::new().create(true).truncate(false).write(true).open(&lock_path);
+        let lock = OpenOptions::new().create(true).truncate(false).write(true).mode(PRIVATE).open(&lock_path);
         let lock = lock.map_err(failed(&lock_path))?;
         match lock.try_lock() {
             Ok(()) => {
@@ -301,7 +302,7 @@ impl Folder {
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
+    use std::{fs, os::unix::fs::PermissionsExt as _};
 
     use super::*;
 
@@ -332,6 +333,67 @@ mod tests {
         let text = fs::read_to_string(dir.path().join("node.json")).unwrap();
         let golden = r#"{"kind":"mezite.auth-node","version":1,"progress":"recovering","cluster_id":"c","node_id":1,"members":{},"learner":true,"backup_sha256":"ab","aside":"old"}"#;
         assert_eq!(text.split_whitespace().collect::<String>(), golden);
+    }
+
+    #[test]
+    fn a_node_whose_database_is_gone_is_refused_and_told_what_to_do() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = Folder::open(dir.path()).unwrap();
+        let mut state = NodeState::member("c".into(), 2, [(1, "a:3026".to_owned())].into());
+        folder.save(&state).unwrap();
+        // Until it has started once there is nothing to lose.
+        folder.check_store(&state).unwrap();
+        fs::create_dir(folder.store_dir().join("db")).unwrap();
+        fs::write(folder.store_dir().join("db/CURRENT"), "MANIFEST-1").unwrap();
+        folder.store_was_made(&mut state).unwrap();
+        assert_eq!(folder.load().unwrap(), Some(state));
+        drop(folder);
+
+        // In whatever way it went.
+        let empty = || {
+            fs::remove_file(dir.path().join("store/db/CURRENT")).unwrap();
+            fs::write(dir.path().join("store/db/000001.log"), "left over").unwrap();
+        };
+        for wipe in [&empty as &dyn Fn(), &|| fs::remove_dir_all(dir.path().join("store")).unwrap()] {
+            let check = || {
+                let folder = Folder::open(dir.path()).unwrap();
+                folder.check_store(&folder.member().unwrap())
+            };
+            if dir.path().join("store/db/CURRENT").exists() {
+                check().unwrap();
+            }
+            wipe();
+            for _ in 0..2 {
+                let refused = check().unwrap_err();
+                assert!(matches!(refused, NodeError::Refused(_)), "{refused:?}");
+                let said = refused.to_string();
+                for words in ["store is gone", "remove node 2", "join anew with another data_dir"] {
+                    assert!(said.contains(words), "{said}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn that_the_database_was_made_is_pinned() {
+        let state = NodeState { store_made: true, ..NodeState::member("c".into(), 2, BTreeMap::new()) };
+        let golden = r#"{"kind":"mezite.auth-node","version":1,"progress":"member","cluster_id":"c","node_id":2,"members":{},"store_made":true}"#;
+        assert_eq!(serde_json::to_string(&state).unwrap(), golden);
+    }
+
+    #[test]
+    fn the_database_and_the_lock_are_for_their_owner_alone() {
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        let dir = tempfile::tempdir().unwrap();
+        let (place, store) = (dir.path().join("data"), dir.path().join("data/store"));
+        drop(Folder::open(&place).unwrap());
+        assert_eq!((mode(&place), mode(&store), mode(&place.join("lock"))), (0o700, 0o700, 0o600));
+        // As an earlier release or an operator left them; a wider data_dir may be meant.
+        for path in [&place, &store] {
+            fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
+        }
+        drop(Folder::open(&place).unwrap());
+        assert_eq!((mode(&place), mode(&store)), (0o755, 0o700));
     }
 
     #[test]

@@ -33,7 +33,7 @@ impl Scope {
                 let all = user.is_admin() || access.may(Resource::Recordings, verb);
                 Ok(if all { Self::All } else { Self::Own(user.name.clone()) })
             }
-            Caller::Anonymous | Caller::Agent { .. } | Caller::Unregistered { .. } => {
+            Caller::Anonymous | Caller::Init | Caller::Agent { .. } | Caller::Unregistered { .. } => {
                 Err(CoreError::Denied("recordings are read by users".into()))
             }
         }

@@ -46,7 +46,7 @@ fn median(mut figures: Vec<u128>) -> u128 {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_leader_hands_over_without_a_failed_write() {
     for size in [3, 5] {
-        let cluster = Cluster::start(size, Limits::default()).await;
+        let cluster = Cluster::start_patient(size, Limits::default()).await;
         let mut gaps = Vec::new();
         for _ in 0..8 {
             let leader = cluster.leader().await;
@@ -59,7 +59,7 @@ async fn a_leader_hands_over_without_a_failed_write() {
             let (slowest, _) = writers.finish().await;
             assert!(cluster.store(leader).status().term > term);
             // Well below the time after which a silent leader is replaced: nobody waited for that.
-            assert!(took < Timing::default().election_max, "{took:?}");
+            assert!(took < PATIENT.election_max, "{took:?}");
             gaps.push(slowest);
         }
         println!("handover among {size}: slowest write in ms {gaps:?}, median {}", median(gaps.clone()));
@@ -99,7 +99,8 @@ async fn a_leader_that_dies_is_replaced_soon() {
         cluster.store(leader).confirm(PATIENCE).await.unwrap();
     }
     println!("failover in ms {times:?}, median {}", median(times.clone()));
-    assert!(median(times) <= 1_500);
+    // A call that is made as the leader dies waits no longer than calls do by default.
+    assert!(median(times) < Timing::default().deadline.as_millis());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -109,14 +110,14 @@ async fn without_a_successor_a_leader_goes_on() {
     assert!(matches!(alone.store(0).step_down().await, Err(StoreError::Unavailable(_))));
     put(&alone.store(0), "k", "v").await.unwrap();
 
-    let mut cluster = Cluster::start(3, Limits::default()).await;
+    let mut cluster = Cluster::start_patient(3, Limits::default()).await;
     let leader = cluster.leader().await;
     let (first, second) = ((leader + 1) % 3, (leader + 2) % 3);
     cluster.kill(first).await;
     cluster.kill(second).await;
     let started = Instant::now();
     assert!(matches!(cluster.store(leader).step_down().await, Err(StoreError::Unavailable(_))));
-    assert!(started.elapsed() < Duration::from_secs(4));
+    assert!(started.elapsed() < PATIENCE / 2);
     cluster.open(first).await;
     put(&cluster.store(leader), "k", "v").await.unwrap();
     // With one of them back there is a successor.
@@ -125,9 +126,46 @@ async fn without_a_successor_a_leader_goes_on() {
     assert_ne!(cluster.leader().await, leader);
 }
 
+/// An entry that a lost leader had appended may be on another voter, and be committed by it: a proposer who took the
+/// loss for a refusal would write twice.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_lost_leader_had_appended_may_still_be_applied() {
+    use mezite_proto::peer::{self, append_response::Result as Appended, entry::Payload};
+    let mut cluster = Cluster::start_patient(3, Limits::default()).await;
+    let leader = cluster.leader().await;
+    let other = (leader + 1) % 3;
+    cluster.kill(other).await;
+    cluster.kill((leader + 2) % 3).await;
+    let store = cluster.store(leader);
+    let before = store.status();
+    let batch = peer::Batch { stamp_ms: wall_clock(), ..peer::Batch::default() };
+    let core = store.inner.core.clone();
+    let proposed =
+        tokio::spawn(async move { core.propose(prost::Message::encode_to_vec(&batch).into()).await });
+    eventually("it is in the log", async || store.status().last_log_index > before.last_log_index).await;
+
+    // A leader of a later term has something else in its place.
+    let (term, other_id) = (before.term + 1, other as u64 + 1);
+    let last = peer::LogId { term: before.term, leader_id: before.node_id, index: before.last_log_index };
+    let entry = peer::Entry {
+        log_id: Some(peer::LogId { term, leader_id: other_id, index: last.index + 1 }),
+        payload: Some(Payload::Blank(peer::Blank {})),
+    };
+    let append = peer::AppendRequest {
+        vote: Some(peer::Ballot { term, node_id: other_id, committed: true }),
+        prev_log_id: Some(last),
+        entries: vec![entry],
+        leader_commit: None,
+    };
+    let answer = store.inner.core.append(append).await.unwrap();
+    assert!(matches!(answer.result, Some(Appended::Success(_))), "{answer:?}");
+    let outcome = tokio::time::timeout(PATIENCE, proposed).await.unwrap().unwrap();
+    assert!(matches!(outcome, crate::raft::Proposed::Unknown), "{outcome:?}");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stale_request_to_stand_disturbs_nobody() {
-    let cluster = Cluster::start(3, Limits::default()).await;
+    let cluster = Cluster::start_patient(3, Limits::default()).await;
     let leader = cluster.leader().await;
     let follower = cluster.store((leader + 1) % 3);
     let now = follower.inner.core.ballot().await.unwrap();
@@ -148,13 +186,13 @@ async fn a_stale_request_to_stand_disturbs_nobody() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_stalled_disk_does_not_cost_the_leadership() {
-    let cluster = Cluster::start(3, Limits::default()).await;
+    let cluster = Cluster::start_patient(3, Limits::default()).await;
     let leader = cluster.leader().await;
     let term = cluster.store(leader).status().term;
     // The core waits for each fsync of its log, so a stall of it is one of the core.
     for stalled in [leader, (leader + 1) % 3, (leader + 2) % 3, leader] {
         let committed = cluster.store(leader).status().last_log_index;
-        cluster.store(stalled).inner.core.stall(Duration::from_millis(250));
+        cluster.store(stalled).inner.core.stall(PATIENT.heartbeat * 5 / 2);
         for store in cluster.running() {
             put(&store, "k", "v").await.unwrap();
         }

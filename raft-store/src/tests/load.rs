@@ -7,7 +7,7 @@ use crate::NotReady;
 
 /// A leader that has lost its quorum, with these limits.
 async fn stranded(limits: Limits) -> (Cluster, Store) {
-    let mut cluster = Cluster::start(3, limits).await;
+    let mut cluster = Cluster::start_patient(3, limits).await;
     let leader = cluster.leader().await;
     cluster.kill((leader + 1) % 3).await;
     cluster.kill((leader + 2) % 3).await;
@@ -53,7 +53,8 @@ async fn a_deadline_is_kept_wherever_the_call_waits() {
         let read = store.read(|view| view.get_raw(b"k")).await;
         assert!(matches!(read, Err(TransactError::Store(StoreError::Unavailable(_)))), "{read:?}");
         assert!(put(&store, "k", "v").await.is_err());
-        assert!(started.elapsed() < short * 4, "{:?}", started.elapsed());
+        // Far below the deadline of the store itself.
+        assert!(started.elapsed() < PATIENCE / 3, "{:?}", started.elapsed());
     }
     drop(cluster);
 }

@@ -40,7 +40,10 @@ async fn child_snapshot() {
     let length = write_source(&source, 9, (child.seed << 20) / VALUE_BYTES as u64, VALUE_BYTES);
     say(&format!("length {length}"));
     let authority = Authority::new();
-    let settings: Vec<_> = ["one", "two"].map(|name| config(&child.folder.join(name), free_port())).into();
+    let ports = [Port::lease(), Port::lease()];
+    let settings = ["one", "two"].into_iter().zip(&ports);
+    let settings: Vec<_> =
+        settings.map(|(name, port)| config(&child.folder.join(name), port.number())).collect();
     measured("restore", async { restore(&settings[0], CLUSTER, 1, &source).unwrap() }).await;
     std::fs::remove_file(&source).unwrap();
     let open = |n: usize| {

@@ -16,6 +16,7 @@ use std::{
 };
 
 use futures::future::join_all;
+use mezite_test_ports::Port;
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use store_txn::{KeyRange, Read, Transaction, TxError};
 use tempfile::TempDir;
@@ -34,6 +35,22 @@ mod recovery;
 
 const CLUSTER: &str = "test-cluster";
 const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Timing of most clusters here: leaders are soon replaced, and nobody who waits for the next one gives up first.
+const PROMPT: Timing = Timing {
+    heartbeat: Duration::from_millis(100),
+    election_min: Duration::from_millis(300),
+    election_max: Duration::from_millis(600),
+    deadline: PATIENCE,
+};
+
+/// Timing of clusters whose leader must stay the same: it takes seconds without a turn on the processor to lose it.
+const PATIENT: Timing = Timing {
+    heartbeat: Duration::from_millis(300),
+    election_min: Duration::from_secs(2),
+    election_max: Duration::from_secs(4),
+    deadline: PATIENCE,
+};
 
 #[allow(clippy::disallowed_methods, reason = "this is the tests' clock")]
 fn wall_clock() -> u64 {
@@ -58,7 +75,7 @@ pub(crate) fn config(folder: &Path, port: u16) -> StoreConfig {
         advertise: listen.to_string(),
         app_address: format!("app-{port}"),
         clock: Arc::new(wall_clock),
-        timing: Timing::default(),
+        timing: PROMPT,
         limits: Limits::default(),
     }
 }
@@ -93,7 +110,7 @@ impl Authority {
 struct Node {
     folder: TempDir,
     identity: PeerIdentity,
-    port: u16,
+    port: Port,
     store: Option<Store>,
 }
 
@@ -101,21 +118,24 @@ struct Cluster {
     authority: Authority,
     nodes: Vec<Node>,
     limits: Limits,
+    timing: Timing,
     /// Peers reach each other through proxies.
     link: Option<slow_link::Link>,
 }
 
-fn free_port() -> u16 {
-    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
-}
-
 impl Cluster {
     async fn start(size: u64, limits: Limits) -> Self {
-        Self::start_behind(size, limits, None).await
+        Self::start_as(size, limits, PROMPT, None).await
     }
 
-    async fn start_behind(size: u64, limits: Limits, link: Option<slow_link::Link>) -> Self {
-        let mut cluster = Self { authority: Authority::new(), nodes: Vec::new(), limits, link };
+    /// A cluster whose leader stays the same until a test ends it.
+    async fn start_patient(size: u64, limits: Limits) -> Self {
+        Self::start_as(size, limits, PATIENT, None).await
+    }
+
+    async fn start_as(size: u64, limits: Limits, timing: Timing, link: Option<slow_link::Link>) -> Self {
+        let (authority, nodes) = (Authority::new(), Vec::new());
+        let mut cluster = Self { authority, nodes, limits, timing, link };
         for _ in 0..size {
             let index = cluster.add().await;
             if index == 0 {
@@ -131,19 +151,20 @@ impl Cluster {
     async fn add(&mut self) -> usize {
         let identity = self.authority.identity(self.nodes.len() as u64 + 1);
         let folder = tempfile::tempdir().unwrap();
-        self.nodes.push(Node { folder, identity, port: free_port(), store: None });
+        self.nodes.push(Node { folder, identity, port: Port::lease(), store: None });
         self.open(self.nodes.len() - 1).await;
         self.nodes.len() - 1
     }
 
     async fn open(&mut self, index: usize) {
         let node = &mut self.nodes[index];
-        let mut config = StoreConfig { limits: self.limits, ..config(node.folder.path(), node.port) };
+        let (limits, timing) = (self.limits, self.timing);
+        let mut config = StoreConfig { limits, timing, ..config(node.folder.path(), node.port.number()) };
         if let Some(link) = &self.link {
-            config.advertise = link.proxy(node.port).await;
+            config.advertise = link.proxy(node.port.number()).await;
         }
         let fatal = Fatal::new(|reason| panic!("{reason}"));
-        // The port and the database's lock are free a moment after the last handle is gone.
+        // The database's lock is free a moment after the last handle is gone.
         let started = Instant::now();
         let store = loop {
             match Store::open(config.clone(), node.identity.clone(), fatal.clone()).await {
@@ -157,7 +178,7 @@ impl Cluster {
 
     fn addresses(&self) -> Vec<(u64, String)> {
         let nodes = self.nodes.iter().enumerate();
-        nodes.map(|(i, node)| (i as u64 + 1, format!("127.0.0.1:{}", node.port))).collect()
+        nodes.map(|(i, node)| (i as u64 + 1, node.port.address())).collect()
     }
 
     async fn activate(&self, index: usize, role: Role) {
@@ -283,7 +304,9 @@ async fn without_a_quorum_a_node_refuses_rather_than_guess() {
     cluster.stop(1).await;
     cluster.stop(2).await;
     let store = cluster.store(0);
-    assert!(matches!(store.confirm(Duration::from_secs(2)).await, Err(StoreError::Unavailable(_))));
+    let short = Duration::from_secs(2);
+    assert!(matches!(store.confirm(short).await, Err(StoreError::Unavailable(_))));
+    let store = store.within(short);
     let read = store.read(|view| view.get_raw(b"k")).await;
     assert!(matches!(read, Err(TransactError::Store(StoreError::Unavailable(_)))), "{read:?}");
     let refused = put(&store, "k", "w").await;
@@ -312,10 +335,13 @@ async fn a_node_that_was_away_for_long_catches_up_by_snapshot() {
     let back = cluster.store(away);
     watcher.replace(back.watch(KeyRange::prefix(b"k"), 0));
     assert_eq!(get(&back, "k19").await.as_deref(), Some("299"));
-    assert!(back.status().snapshot_index > 20, "{:?}", back.status());
     assert!(matches!(watcher.unwrap().next().await, Some(WatchEvent::Resync { .. })));
-    // The log was purged on the others.
-    assert!(back.status().last_log_index > 300);
+    // The log was purged on the others. What the core tells of itself comes a little later.
+    eventually("it tells of the snapshot and of the log after it", async || {
+        let status = back.status();
+        status.snapshot_index > 20 && status.last_log_index > 300
+    })
+    .await;
     cluster.assert_replicas_equal().await;
 }
 
@@ -362,7 +388,8 @@ async fn rows_end_at_their_time_and_are_swept() {
     let cluster = Cluster::start(1, Limits::default()).await;
     let store = cluster.store(0);
     let write = store.transact(|tx| {
-        let end = tx.now() + 300;
+        // Long enough to be read before.
+        let end = tx.now() + 5_000;
         tx.put_raw(b"short".to_vec(), b"v".to_vec(), Some(end));
         Ok::<_, TxError>(())
     });
@@ -398,7 +425,7 @@ async fn a_data_directory_of_another_node_is_refused() {
 async fn a_stranger_is_not_served_by_the_peer_listener() {
     use mezite_proto::{peer::peer_service_client::PeerServiceClient, transport::channel};
     let cluster = Cluster::start(1, Limits::default()).await;
-    let address = format!("127.0.0.1:{}", cluster.nodes[0].port);
+    let address = cluster.nodes[0].port.address();
     let name = cluster.nodes[0].identity.server_name(1).unwrap();
     let call = async |tls: rustls::ClientConfig| {
         let channel = channel(&address, Arc::new(tls), name.clone(), PATIENCE).unwrap();

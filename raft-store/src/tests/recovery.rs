@@ -26,13 +26,14 @@ async fn restored_cluster(backup: &Path, state_hash: [u8; 32]) -> Cluster {
     let node = |id| Node {
         folder: tempfile::tempdir().unwrap(),
         identity: authority.identity(id),
-        port: free_port(),
+        port: Port::lease(),
         store: None,
     };
     let nodes = vec![node(1), node(2)];
-    let mut cluster = Cluster { authority, nodes, limits: Limits::default(), link: None };
+    let (limits, timing) = (Limits::default(), PROMPT);
+    let mut cluster = Cluster { authority, nodes, limits, timing, link: None };
     let first = &cluster.nodes[0];
-    let settings = config(first.folder.path(), first.port);
+    let settings = config(first.folder.path(), first.port.number());
     let restored = restore(&settings, CLUSTER, 1, backup).unwrap();
     assert_eq!(restored.state_hash, assert_sound(first.folder.path()).state_hash);
     if state_hash != [0; 32] {
@@ -53,7 +54,8 @@ async fn a_backup_of_a_cluster_in_use_becomes_a_new_cluster() {
     for n in 0..50 {
         put(&cluster.store(n % 3), &format!("before{n}"), "v").await.unwrap();
     }
-    let store = cluster.store(1);
+    // It is told soon when the cluster has stopped.
+    let store = cluster.store(1).within(Duration::from_secs(5));
     let writing = tokio::spawn(async move {
         for n in 0.. {
             if put(&store, &format!("during{n}"), "v").await.is_err() {
@@ -242,6 +244,10 @@ async fn snapshots_and_purge_go_on_under_load() {
         assert_eq!(get(&cluster.store((task + 1) % 3), &format!("t{task}")).await.as_deref(), Some("19"));
     }
     cluster.assert_replicas_equal().await;
+    // A snapshot that is being taken is not stopped in the middle.
+    for store in cluster.running() {
+        whole_snapshot(&store).await;
+    }
     for index in 0..3 {
         cluster.stop(index).await;
         let report = assert_sound(cluster.nodes[index].folder.path());
@@ -250,34 +256,39 @@ async fn snapshots_and_purge_go_on_under_load() {
     }
 }
 
+/// Waits until a node that nobody writes to has a snapshot of all that it holds, and answers its index.
+async fn whole_snapshot(store: &Store) -> u64 {
+    let mut index = 0;
+    eventually("there is a snapshot of everything", async || {
+        store.trigger_snapshot().await.unwrap();
+        let status = store.status();
+        index = status.snapshot_index;
+        index == status.last_log_index
+    })
+    .await;
+    index
+}
+
 /// The sender leaves out what the receiver has: here it could not even send it, because its own copy of that part is
 /// damaged.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_transfer_of_a_snapshot_is_resumed() {
     let limits = Limits { snapshot_every: 30, keep_entries: 5, ..Limits::default() };
-    let mut cluster = Cluster::start(3, limits).await;
+    let mut cluster = Cluster::start_patient(3, limits).await;
     let away = (cluster.leader().await + 1) % 3;
     cluster.stop(away).await;
     let leader = cluster.leader().await;
     for n in 0..100 {
         put(&cluster.store(leader), &format!("k{n:03}"), &"v".repeat(5000)).await.unwrap();
     }
-    let newest = |folder: &Path| {
-        let files = std::fs::read_dir(folder.join("snapshots")).unwrap().map(|entry| entry.unwrap().path());
-        files.filter(|path| path.extension().is_some_and(|extension| extension == "snap")).max()
+    // Nothing is written any more, so this snapshot is the one that will be sent.
+    let index = whole_snapshot(&cluster.store(leader)).await;
+    let files = std::fs::read_dir(cluster.nodes[leader].folder.path().join("snapshots")).unwrap();
+    let is_this = |path: &std::path::PathBuf| {
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap();
+        name.starts_with(&format!("{index:020}-")) && name.ends_with(".snap")
     };
-    // Nothing is written any more, so the snapshot that there is in the end is the one that will be sent.
-    let started = Instant::now();
-    let path = loop {
-        if let Some(path) = newest(cluster.nodes[leader].folder.path()) {
-            let name = path.file_stem().and_then(|name| name.to_str()?.split('-').next()?.parse().ok());
-            if name == Some(cluster.store(leader).status().snapshot_index) {
-                break path;
-            }
-        }
-        assert!(started.elapsed() < PATIENCE);
-        tokio::task::yield_now().await;
-    };
+    let path = files.map(|entry| entry.unwrap().path()).find(is_this).unwrap();
     let sound = std::fs::read(&path).unwrap();
     let half = sound.len() / 2;
     let partial = cluster.nodes[away].folder.path().join("snapshots").join(path.file_name().unwrap());
@@ -292,7 +303,7 @@ async fn a_transfer_of_a_snapshot_is_resumed() {
     let back = cluster.store(away);
     let caught_up = back.read(|view| view.get_raw(b"k099"));
     assert!(caught_up.await.unwrap().is_some());
-    assert_eq!(back.status().snapshot_index, cluster.store(leader).status().snapshot_index);
+    eventually("it tells of the snapshot", async || back.status().snapshot_index == index).await;
     assert!(std::fs::read(&partial).unwrap() == sound);
     cluster.assert_replicas_equal().await;
 }

@@ -81,19 +81,21 @@ impl Link {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_takes_longer_than_a_heartbeat_to_send_is_committed_under_the_same_leader() {
-    // 3 MiB at 2 MiB a second take fifteen heartbeats, and longer than an election.
-    let cluster = Cluster::start_behind(3, Limits::default(), Some(Link::new(2 << 20))).await;
+    // 3 MiB at 320 KiB a second take 32 heartbeats, and longer than it takes to replace a leader.
+    let cluster = Cluster::start_as(3, Limits::default(), PATIENT, Some(Link::new(320 << 10))).await;
     let leader = cluster.leader().await;
-    let store = cluster.store(leader).within(Duration::from_secs(20));
+    let patience = PATIENCE * 2;
+    let store = cluster.store(leader).within(patience);
     let term = store.status().term;
     let large = "x".repeat(3 << 20);
     let started = Instant::now();
     put(&store, "large", &large).await.unwrap();
-    println!("3 MiB over 2 MiB/s: committed after {:?}", started.elapsed());
+    assert!(started.elapsed() > PATIENT.election_max * 2, "the link is not slow");
+    println!("3 MiB over 320 KiB/s: committed after {:?}", started.elapsed());
     put(&store, "small", "v").await.unwrap();
     assert_eq!(store.status().term, term, "the leader was lost meanwhile");
     for reader in cluster.running() {
-        let read = reader.within(Duration::from_secs(20)).read(|view| view.get_raw(b"large")).await.unwrap();
+        let read = reader.within(patience).read(|view| view.get_raw(b"large")).await.unwrap();
         assert_eq!(read.map(|row| row.value.len()), Some(large.len()));
     }
 }
@@ -101,7 +103,7 @@ async fn what_takes_longer_than_a_heartbeat_to_send_is_committed_under_the_same_
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn round_trips_longer_than_a_heartbeat_stop_reads_and_not_writes() {
     let link = Link::new(100 << 20);
-    let cluster = Cluster::start_behind(3, Limits::default(), Some(link.clone())).await;
+    let cluster = Cluster::start_as(3, Limits::default(), PATIENT, Some(link.clone())).await;
     let leader = cluster.leader().await;
     let term = cluster.store(leader).status().term;
     link.set_latency(Duration::from_millis(75));

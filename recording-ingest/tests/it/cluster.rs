@@ -123,7 +123,7 @@ impl Cluster {
             "data_dir = '{data}'\nstore = 'file://{store}'\nauth_servers = ['{auth}']\nca_pin = '{pin}'\n\
              listen = '127.0.0.1:0'\ndiagnostics_listen = '127.0.0.1:0'\nadvertise = 'ingest.example:3027'\n\
              hostname = 'ingest.example'\n[limits]\nsegment_bytes = 65536\n[index]\nrefresh_interval = '20ms'\n\
-             [control]\nheartbeat_interval = '50ms'\nrenewal_check_interval = '50ms'\ncall_timeout = '2s'\n",
+             [control]\nheartbeat_interval = '50ms'\nrenewal_check_interval = '50ms'\ncall_timeout = '20s'\n",
             data = self.dir.path().join(name).display(),
             store = self.store().display(),
             auth = self.auth.address(),
@@ -187,4 +187,4 @@ fn walk(root: &Path, dir: &Path, keys: &mut Vec<String>) {
 }
 
 /// Long enough for a busy machine.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);

@@ -328,7 +328,7 @@ async fn only_so_many_calls_write_at_a_time() {
 #[tokio::test]
 async fn silence_ends_a_call_and_keeps_what_it_brought() {
     let cluster = Cluster::new();
-    let ingest = cluster.ingest("a", &["limits.message_timeout=300ms"]).await;
+    let ingest = cluster.ingest("a", &["limits.message_timeout=2s"]).await;
     let agent = cluster.as_agent(&ingest, AGENT);
     let (sender, reply) = agent.open();
     sender.send(wrapped(header(id(1), 0, Some(metadata())))).await.unwrap();

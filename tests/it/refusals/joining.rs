@@ -234,7 +234,7 @@ async fn a_certificate_of_another_authority_is_none() {
     let stream = TcpStream::connect(cluster.nodes()[0].address()).await.unwrap();
     let name = api::auth_server_name(cluster.trust());
     let mut stream = TlsConnector::from(tls).connect(name, stream).await.unwrap();
-    let said = tokio::time::timeout(Duration::from_secs(20), stream.read_u8()).await.unwrap().unwrap_err();
+    let said = tokio::time::timeout(Duration::from_secs(60), stream.read_u8()).await.unwrap().unwrap_err();
     assert!(said.to_string().contains("UnknownCA"), "{said:?}");
 
     let forged = ClientIdentity::from_pem(&forged, &key).unwrap();
@@ -320,7 +320,7 @@ async fn a_node_token_is_good_for_one_node() {
     assert!(output.code != 0 && output.stderr.contains("chmod 600"), "{output:?}");
 
     // The cluster is as it was, but for a node that may come.
-    eventually("the cluster serves", Duration::from_secs(20), async || {
+    eventually("the cluster serves", Duration::from_secs(60), async || {
         let status = cluster.status_of(0).await?;
         let voters = status.members.iter().filter(|member| member.voter).count();
         if voters == 3 { Ok(()) } else { Err(format!("{:?}", status.members)) }

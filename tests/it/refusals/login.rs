@@ -47,8 +47,8 @@ async fn a_wrong_password_and_an_unknown_user_are_answered_alike() {
         unknown = unknown.min(took);
         assert_eq!((nobody, nobody_reason), (message.clone(), reason.clone()));
     }
-    // The fastest of ten: a lookup that skips the hash takes a hundredth of one that does not.
-    assert!(unknown > known / 3 && known > unknown / 3, "known: {known:?}, unknown: {unknown:?}");
+    // The fastest of ten, and a wide margin: a lookup that skips the hash takes a hundredth of one that does not.
+    assert!(unknown > known / 8 && known > unknown / 8, "known: {known:?}, unknown: {unknown:?}");
 
     let (empty, ..) = attempt(ADMIN, "").await;
     assert_eq!(empty, message);
@@ -223,7 +223,7 @@ async fn every_method_asks_who_calls() {
         let tls = api::tls(trust, true, identity);
         let name = api::auth_server_name(trust);
         let address = cluster.nodes()[0].address();
-        mezite_proto::transport::channel(&address, tls, name, Duration::from_secs(10)).unwrap()
+        mezite_proto::transport::channel(&address, tls, name, Duration::from_secs(60)).unwrap()
     };
     let (bare, certified) = (channel(None), channel(Some((certificate.as_str(), key.as_str()))));
 

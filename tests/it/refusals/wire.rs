@@ -18,7 +18,7 @@ use crate::support::{chunk, header, metadata, recording_id};
 
 /// What an HTTP/2 client says first (RFC 9113, section 3.4), with an empty SETTINGS frame.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What a server says to a client that speaks without TLS, until it hangs up.
 async fn said_in_plaintext(address: &str, words: &[u8]) -> Vec<u8> {

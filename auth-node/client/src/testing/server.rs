@@ -3,7 +3,7 @@
 use std::{
     convert::Infallible,
     fmt,
-    net::TcpListener,
+    net::{Ipv4Addr, TcpListener},
     sync::{Arc, Mutex},
     task::{Context, Poll},
 };
@@ -18,7 +18,7 @@ use mezite_proto::{
 use prost::Message;
 use rustls::{RootCertStore, ServerConfig, server::WebPkiClientVerifier};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _};
-use tokio::runtime::Runtime;
+use tokio::{net::TcpSocket, runtime::Runtime};
 use tonic::{
     Request, Response, Status, Streaming,
     body::Body,
@@ -56,6 +56,16 @@ impl Call {
 
 type Answer = BoxFuture<'static, Result<Vec<u8>, Status>>;
 type Handler = Arc<dyn Fn(Call) -> Answer + Send + Sync>;
+
+/// host:port on loopback where nobody listens, and nobody else can before the process ends.
+pub fn dead_address() -> String {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
+    let address = socket.local_addr().unwrap().to_string();
+    // Bound, and not listening: who connects is refused.
+    std::mem::forget(socket);
+    address
+}
 
 /// A server on a free port of loopback, with threads of its own.
 pub struct FakeServer {

@@ -119,11 +119,13 @@ pub struct TokenUseRow {
 ending_rows!(TokenUseRow);
 
 text_key!(
-    /// An agent that has certificates and has not registered yet.
+    /// An agent that has certificates and has not registered yet. It can register as long as its token is good; the row
+/// stays as long as it holds its names.
     JoinKey(AgentId, |text| AgentId::parse("", text).ok()) -> JoinRow, 23, "joins"
 );
 
-/// An agent that has certificates and has not registered yet.
+/// An agent that has certificates and has not registered yet. It can register as long as its token is good; the row
+/// stays as long as it holds its names.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct JoinRow {
     /// Name of the token.
@@ -132,7 +134,7 @@ pub struct JoinRow {
     /// The node that it becomes.
     #[prost(message, optional, tag = "2")]
     pub node: Option<NodeRow>,
-    /// When the join is void: the end of the token.
+    /// When its certificates end.
     #[prost(uint64, tag = "3")]
     pub expires_at_ms: UnixMillis,
 }

@@ -1,7 +1,8 @@
 //! Exit codes, and what is said beside them.
 
-use std::{collections::BTreeMap, fs, net::TcpListener, os::unix::fs::PermissionsExt as _};
+use std::{collections::BTreeMap, fs, os::unix::fs::PermissionsExt as _};
 
+use mezite_client::testing::dead_address as dead;
 use mezite_proto::v1;
 use prost::Message as _;
 use tonic::{Code, Status};
@@ -15,11 +16,6 @@ const NOT_FOUND: i32 = 4;
 const UNAVAILABLE: i32 = 5;
 const UNKNOWN: i32 = 6;
 const CONFLICT: i32 = 7;
-
-/// An address where nobody listens.
-fn dead() -> String {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string()
-}
 
 #[test]
 fn every_command_explains_itself() {

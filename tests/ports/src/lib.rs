@@ -1,4 +1,7 @@
-//! Ports that tests which run at the same time do not take from each other.
+//! Ports that tests which run at the same time do not take from each other, whichever crate they are of. Only tests
+//! depend on this crate.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot be set up has failed")]
 
 use std::{
     env,
@@ -47,7 +50,7 @@ impl Port {
         self.number
     }
 
-    /// host:port.
+    /// 127.0.0.1:port.
     #[must_use]
     pub fn address(&self) -> String {
         format!("127.0.0.1:{}", self.number)
