@@ -19,6 +19,7 @@ mod fault;
 mod files;
 mod metrics;
 mod node;
+mod once;
 mod passwords;
 mod presence;
 mod readiness;

@@ -748,6 +748,25 @@ pub struct IngestRow {
 }
 ending_rows!(IngestRow);
 
+// --- Calls -------------------------------------------------------------------------------------------------------
+
+digest_key!(
+    /// A call that took effect once, by a digest of its idempotency key, its caller and its method: see `repeat`.
+    AnswerKey -> AnswerRow, 40, "answers"
+);
+
+/// What a call was answered, for its repetitions.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct AnswerRow {
+    /// SHA-256 of the request and the reply, encrypted under a key that only the client can make: see `repeat`.
+    #[prost(bytes = "vec", tag = "1")]
+    pub sealed: Vec<u8>,
+    /// Until when it is kept.
+    #[prost(uint64, tag = "2")]
+    pub expires_at_ms: UnixMillis,
+}
+ending_rows!(AnswerRow);
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -810,7 +829,7 @@ mod tests {
     }
 
     #[test]
-    fn golden_keys_of_joining() {
+    fn golden_keys_of_joining_and_calls() {
         let id = || AgentId::from_random([0xff; 16]);
         let agent = format!("{}0001", hex::encode(id().as_str()));
         let token = || TokenName::parse("", "t").unwrap();
@@ -825,6 +844,7 @@ mod tests {
             (PresenceKey(id()).encode(), format!("001a{agent}")),
             (AgentLabelsKey(id()).encode(), format!("001b{agent}")),
             (IngestKey(id()).encode(), format!("001c{agent}")),
+            (AnswerKey(SecretDigest([3; 32])).encode(), format!("0028{}", "03".repeat(32))),
         ];
         for (bytes, hex) in golden {
             assert_eq!(hex::encode(bytes), hex);
@@ -832,7 +852,7 @@ mod tests {
     }
 
     #[test]
-    fn golden_rows_of_joining() {
+    fn golden_rows_of_joining_and_calls() {
         let labels = || [("a".to_owned(), "b".to_owned())].into();
         let node = NodeRow {
             kind: NodeKind::Ssh.into(),
@@ -881,6 +901,7 @@ mod tests {
                 "0a060a01611201621001".into(),
             ),
             (IngestRow { expires_at_ms: 1 }.encode_row(), "0801".into()),
+            (AnswerRow { sealed: vec![1, 2], expires_at_ms: 3 }.encode_row(), "0a0201021003".into()),
         ];
         for (bytes, hex) in golden {
             assert_eq!(hex::encode(bytes), hex);
