@@ -123,7 +123,7 @@ async fn whatever_ends_a_session_ends_it_on_every_node() {
             v1::ChangePasswordRequest { old_password: PASSWORD.into(), new_password: changed.into() };
         let client = cluster.user_at(index, &own);
         let reply = client.call(
-            mezite_client::Retry::before_commit("look"),
+            mezite_client::Retry::once("look"),
             request,
             |mut auth, request| async move { auth.change_password(request).await },
         );
