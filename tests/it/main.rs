@@ -12,6 +12,7 @@ mod config;
 mod failover;
 mod main_path;
 mod mezctl;
+mod once;
 mod openssh;
 mod operator;
 mod proto;

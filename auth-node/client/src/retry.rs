@@ -48,7 +48,7 @@ pub struct RetryPolicy {
     pub connect_timeout: Duration,
     /// For one attempt at one address. 10 s.
     pub call_timeout: Duration,
-    /// For the whole call. 30 s.
+    /// For the whole call. 30 s; of a [`Retry::Once`] at most five minutes count.
     pub overall_timeout: Duration,
     /// Attempts at each address. 12.
     pub attempts_per_address: u32,
