@@ -1,5 +1,5 @@
-//! What a call brings: its method's access rule, the credential, where it comes from, and how long it may
-//! take. Whether the credential is worth anything is decided where the work is done, on the state as it is
+//! What a call brings: its method's access rule, the credential, where it comes from, by what its repetitions are
+//! known, and how long it may take. Whether the credential is worth anything is decided where the work is done, on the state as it is
 //! then.
 
 use std::time::Duration;
@@ -7,10 +7,11 @@ use std::time::Duration;
 use auth_core::{
     CoreError, Credential, Origin,
     names::AgentId,
+    repeat::{self, IdempotencyKey},
     secret::{SecretDigest, SecretKind},
 };
 use mezite_pki::{identity::Identity, x509::CertificateInfo};
-use mezite_proto::{access::MethodAccess, transport::ConnectionInfo};
+use mezite_proto::{IDEMPOTENCY_KEY, access::MethodAccess, transport::ConnectionInfo};
 use tokio::time::Instant;
 use tonic::{Extensions, metadata::MetadataMap};
 
@@ -28,6 +29,8 @@ pub(crate) struct Call {
     pub(crate) credential: Credential,
     /// Through what it came.
     pub(crate) origin: Origin,
+    /// By what its repetitions are known, if its client says so.
+    pub(crate) key: Option<IdempotencyKey>,
     /// When it must be over; `None`: it may go on as long as messages flow.
     pub(crate) deadline: Option<Instant>,
 }
@@ -111,6 +114,20 @@ fn digest_of(pin: &str) -> Option<[u8; 32]> {
     let mut digest = [0; 32];
     hex::decode_to_slice(pin.strip_prefix("sha256:")?, &mut digest).ok()?;
     Some(digest)
+}
+
+/// By what repetitions of the call are known: its metadata `mezite-idempotency-key`.
+///
+/// # Errors
+/// [`CoreError::Invalid`] for one that is no key, and for more than one.
+pub(crate) fn idempotency_key(metadata: &MetadataMap) -> Result<Option<IdempotencyKey>, CoreError> {
+    let mut values = metadata.get_all(IDEMPOTENCY_KEY).iter();
+    let Some(value) = values.next() else { return Ok(None) };
+    if values.next().is_some() {
+        return Err(CoreError::invalid(repeat::FIELD, "one at most"));
+    }
+    // What is no text is refused as the empty text is.
+    IdempotencyKey::parse(value.to_str().unwrap_or_default()).map(Some)
 }
 
 /// How long a call may take, as its `grpc-timeout` says; `longest` when it does not, or says more. A sixteenth is kept
@@ -261,6 +278,24 @@ mod tests {
         let (one, two) = (origin(&extensions, 3), origin(&extensions, 3));
         assert_eq!((one.node_id, one.client_address.as_str()), (3, "192.0.2.7"));
         assert!(one.request_id.len() == 16 && one.request_id != two.request_id);
+    }
+
+    #[test]
+    fn a_call_has_one_idempotency_key_or_none() {
+        assert_eq!(repeat::FIELD, IDEMPOTENCY_KEY);
+        let key = |values: &[&str]| {
+            let mut metadata = MetadataMap::new();
+            for value in values {
+                metadata.append(IDEMPOTENCY_KEY, value.parse().unwrap());
+            }
+            idempotency_key(&metadata)
+        };
+        let good = "0a".repeat(32);
+        assert!(key(&[]).unwrap().is_none() && key(&[&good]).unwrap().is_some());
+        let long = "0a".repeat(33);
+        for bad in [&[""][..], &["0a"], &[&long], &[&good, &good]] {
+            assert!(matches!(key(bad), Err(CoreError::Invalid { field, .. }) if field == IDEMPOTENCY_KEY));
+        }
     }
 
     #[test]

@@ -21,6 +21,7 @@ mod files;
 mod inspect;
 mod metrics;
 mod node;
+mod once;
 mod passwords;
 mod peer_certificate;
 mod presence;

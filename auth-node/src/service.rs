@@ -3,9 +3,10 @@
 //!
 //! [`Service::read`] and [`Service::write`] tell who calls and whether it may in the same view or transaction
 //! as the work itself. So a handler never sees a call that is not allowed, and a session that was revoked a
-//! moment ago, on whichever node, is not honoured.
+//! moment ago, on whichever node, is not honoured. [`Service::write_once`] is [`Service::write`] for what must not
+//! happen twice.
 
-use std::{sync::Arc, time::Duration};
+use std::{ops::ControlFlow, sync::Arc, time::Duration};
 
 use auth_core::{
     Caller, Context, CoreError, Credential, Origin,
@@ -19,7 +20,13 @@ use store_txn::Read;
 use tokio::{sync::Semaphore, time::Instant};
 
 use crate::{
-    authn::Call, authz, ca_keys::CaKeys, error::ApiError, passwords::PasswordPool, presence::Presence,
+    authn::Call,
+    authz,
+    ca_keys::CaKeys,
+    error::ApiError,
+    once::{Once, OnceReply},
+    passwords::PasswordPool,
+    presence::Presence,
     relay::Relay,
 };
 
@@ -156,6 +163,48 @@ impl Service {
             work(tx, &context)
         });
         self.refusals_audited(call, done.await).await
+    }
+
+    /// As [`Service::write`], for what must not happen twice: `work` runs for the first of the attempts of a call, and
+    /// all of them are answered the same. `work` leaves the revision out of the reply.
+    ///
+    /// # Errors
+    /// As of [`Service::write`]; [`CoreError::Invalid`] for an idempotency key that was used with another request.
+    pub(crate) async fn write_once<R: OnceReply>(
+        &self,
+        call: &Call,
+        once: Once,
+        work: impl Fn(&mut StoreTransaction<'_>, &Context) -> Result<R, CoreError> + Send + Sync + 'static,
+    ) -> Result<R, ApiError> {
+        let done = self.write(call, move |tx, context| match once.recall(tx, context)? {
+            Some(answered) => Ok((answered.value, Some(answered.revision))),
+            None => {
+                let reply = work(tx, context)?;
+                once.keep(tx, context, &reply)?;
+                Ok((reply, None))
+            }
+        });
+        let Committed { value: (reply, revision), revision: committed } = done.await?;
+        Ok(reply.at(revision.unwrap_or(committed)))
+    }
+
+    /// Admits a call that is to take effect once, before what is costly or would fail the second time: `Break` with
+    /// the answer that it had, if it took effect, and else `Continue` with what `work` reads in the same view.
+    ///
+    /// # Errors
+    /// As of [`Service::read`]; [`CoreError::Invalid`] for an idempotency key that was used with another request.
+    pub(crate) async fn unless_answered<R: OnceReply, T: Send + 'static>(
+        &self,
+        call: &Call,
+        once: &Once,
+        work: impl FnOnce(&mut View<'_>, &Context) -> Result<T, CoreError> + Send + 'static,
+    ) -> Result<ControlFlow<R, T>, ApiError> {
+        let once = once.clone();
+        let read = self.read(call, move |view, context| match once.recall(view, context)? {
+            Some(Committed { value, revision }) => Ok(ControlFlow::Break(OnceReply::at(value, revision))),
+            None => work(view, context).map(ControlFlow::Continue),
+        });
+        read.await
     }
 
     /// Appends an audit record alone: of a login that failed, of a join that was refused. Never put a secret

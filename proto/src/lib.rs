@@ -31,3 +31,7 @@ pub const DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/auth
 
 /// Full name of the public service.
 pub const SERVICE_NAME: &str = "mezite.v1.AuthService";
+
+/// Name of the metadata that carries the idempotency key of a call of the public API.
+#[cfg(feature = "auth")]
+pub const IDEMPOTENCY_KEY: &str = "mezite-idempotency-key";

@@ -15,6 +15,7 @@ mod config;
 mod failover;
 mod main_path;
 mod mezctl;
+mod once;
 mod openssh;
 mod operator;
 mod proto;

@@ -8,11 +8,12 @@ use tonic::{Response, Status, service::interceptor::InterceptedService, transpor
 
 use crate::{
     AuthClient, CallMetadata, ClientError, ClientIdentity, ClusterTrust, Retry, RetryPolicy, SessionSecret,
-    Target,
+    StatusError, Target,
     failure::Failure,
     parse_addresses,
     pool::{Choice, Pool, Tried},
-    retry::{Verdict, judge},
+    retry::{ONCE_WINDOW, Verdict, is_doubtful, judge, settles},
+    session::IdempotencyKey,
     tls,
 };
 
@@ -158,28 +159,28 @@ impl Client {
     /// Calls a method: `client.call(retry, request, |mut auth, request| async move { auth.foo(request).await })`.
     ///
     /// The closure runs once per attempt, with the stub of the address chosen for it. `retry` says what may be
-    /// repeated; the client's [`RetryPolicy`] bounds it.
+    /// repeated, and how; the client's [`RetryPolicy`] bounds it.
     ///
     /// # Errors
     /// [`ClientError::Status`] when the server answers an error; [`ClientError::Unavailable`] and
-    /// [`ClientError::Untrusted`] when no address could serve it; [`ClientError::OutcomeUnknown`] when a call that
-    /// must not be repeated may have taken effect.
+    /// [`ClientError::Untrusted`] when no address could serve it; [`ClientError::OutcomeUnknown`] when a
+    /// [`Retry::Once`] may have taken effect, and no attempt has told whether it did.
     pub async fn call<R, T, F, Fut>(&self, retry: Retry, request: R, f: F) -> Result<T, ClientError>
     where
         R: Clone,
         F: Fn(AuthClient, R) -> Fut,
         Fut: Future<Output = Result<Response<T>, Status>>,
     {
-        let mut course = Course::new(self);
+        let mut course = Course::new(self, &retry);
         loop {
             let index = course.next().await?;
-            let attempt = self.attempt(index, course.remaining(), request.clone(), &f).await;
+            let attempt = self.attempt(index, &course, request.clone(), &f).await;
             match attempt {
                 Ok(reply) => {
                     self.pool.succeeded(index);
                     return Ok(reply);
                 }
-                Err(failure) => course.failed(index, failure, &retry)?,
+                Err(failure) => course.failed(index, failure)?,
             }
         }
     }
@@ -187,7 +188,7 @@ impl Client {
     async fn attempt<R, T, F, Fut>(
         &self,
         index: usize,
-        left: Duration,
+        course: &Course<'_>,
         request: R,
         f: &F,
     ) -> Result<T, Failure>
@@ -195,9 +196,11 @@ impl Client {
         F: Fn(AuthClient, R) -> Fut,
         Fut: Future<Output = Result<Response<T>, Status>>,
     {
-        let connection = self.pool.connection(index, self.policy.connect_timeout.min(left)).await?;
-        let timeout = self.policy.call_timeout.min(left);
-        let call = f(self.stub(connection.channel.clone(), timeout), request);
+        let connection =
+            self.pool.connection(index, self.policy.connect_timeout.min(course.remaining())).await?;
+        let timeout = self.policy.call_timeout.min(course.remaining());
+        let metadata = CallMetadata { session: self.session.clone(), key: course.key.clone(), timeout };
+        let call = f(stub(connection.channel.clone(), metadata), request);
         let failure = match tokio::time::timeout(timeout, call).await {
             Ok(Ok(reply)) => return Ok(reply.into_inner()),
             Ok(Err(status)) => Failure::from(status),
@@ -208,18 +211,20 @@ impl Client {
         }
         Err(failure)
     }
+}
 
-    fn stub(&self, channel: Channel, timeout: Duration) -> AuthClient {
-        let metadata = CallMetadata { session: self.session.clone(), timeout };
-        AuthClient::new(InterceptedService::new(channel, metadata))
-            .max_decoding_message_size(MAX_MESSAGE)
-            .max_encoding_message_size(MAX_MESSAGE)
-    }
+fn stub(channel: Channel, metadata: CallMetadata) -> AuthClient {
+    AuthClient::new(InterceptedService::new(channel, metadata))
+        .max_decoding_message_size(MAX_MESSAGE)
+        .max_encoding_message_size(MAX_MESSAGE)
 }
 
 /// One call on its way: what was tried, and how long it may go on.
 struct Course<'a> {
     client: &'a Client,
+    retry: &'a Retry,
+    /// Of a call that must not take effect twice: the same in all attempts.
+    key: Option<IdempotencyKey>,
     tried: Vec<Tried>,
     deadline: Instant,
     attempts: u32,
@@ -229,10 +234,14 @@ struct Course<'a> {
 }
 
 impl<'a> Course<'a> {
-    fn new(client: &'a Client) -> Self {
+    fn new(client: &'a Client, retry: &'a Retry) -> Self {
         let tried = client.pool.targets().map(|_| Tried::default()).collect();
-        let deadline = Instant::now() + client.policy.overall_timeout;
-        Self { client, tried, deadline, attempts: 0, doubtful: false, last: None }
+        let (key, longest) = match retry {
+            Retry::Idempotent => (None, Duration::MAX),
+            Retry::Once { .. } => (Some(IdempotencyKey::random()), ONCE_WINDOW),
+        };
+        let deadline = Instant::now() + client.policy.overall_timeout.min(longest);
+        Self { client, retry, key, tried, deadline, attempts: 0, doubtful: false, last: None }
     }
 
     fn remaining(&self) -> Duration {
@@ -255,10 +264,10 @@ impl<'a> Course<'a> {
     }
 
     /// Takes note of a failure, or ends the call with it.
-    fn failed(&mut self, index: usize, failure: Failure, retry: &Retry) -> Result<(), ClientError> {
+    fn failed(&mut self, index: usize, failure: Failure) -> Result<(), ClientError> {
         let now = Instant::now();
         let pool = &self.client.pool;
-        let verdict = judge(retry, &failure);
+        let verdict = judge(self.retry, &failure);
         tracing::debug!(
             address = pool.address(index),
             reason = failure.reason(),
@@ -270,21 +279,28 @@ impl<'a> Course<'a> {
             Verdict::Unknown | Verdict::Exclude | Verdict::MoveOn(_) => pool.failed(index, now),
         }
         self.note(index, verdict, now);
-        let result = match (verdict, retry, &failure) {
-            (Verdict::Fail, _, Failure::Answered(status)) => {
-                let mut status = status.clone();
-                status.repeated = self.doubtful;
-                Err(ClientError::Status(status))
+        let result = match (verdict, &failure) {
+            (Verdict::Fail, Failure::Answered(status)) if !self.doubtful || settles(status.code) => {
+                Err(self.answered(status))
             }
-            (Verdict::Unknown, Retry::BeforeCommit { check }, failure) => Err(ClientError::OutcomeUnknown {
-                check: check.clone().into_owned(),
-                reason: failure.reason(),
-            }),
+            (Verdict::Fail | Verdict::Unknown, Failure::Answered(status)) => {
+                Err(self.unknown(&failure).unwrap_or_else(|| self.answered(status)))
+            }
             _ => Ok(()),
         };
         self.doubtful |= is_doubtful(&failure);
         self.last = Some((index, failure));
         result
+    }
+
+    fn answered(&self, status: &StatusError) -> ClientError {
+        ClientError::Status(Box::new(StatusError { repeated: self.doubtful, ..status.clone() }))
+    }
+
+    /// What is to be said at the end of a call that may have taken effect, where that matters.
+    fn unknown(&self, failure: &Failure) -> Option<ClientError> {
+        let check = self.retry.check()?.to_owned();
+        Some(ClientError::OutcomeUnknown { check, reason: failure.reason() })
     }
 
     fn note(&mut self, index: usize, verdict: Verdict, now: Instant) {
@@ -301,14 +317,20 @@ impl<'a> Course<'a> {
     }
 
     fn give_up(&mut self) -> ClientError {
+        let last = self.last.take();
+        if self.doubtful
+            && let Some((_, failure)) = &last
+            && let Some(unknown) = self.unknown(failure)
+        {
+            return unknown;
+        }
         let addresses = self.client.addresses().join(", ");
-        match self.last.take() {
+        match last {
             Some((index, Failure::Untrusted(reason))) => {
                 ClientError::Untrusted { address: self.client.pool.address(index).to_owned(), reason }
             }
-            Some((_, Failure::Answered(mut status))) if status.code != tonic::Code::Unavailable => {
-                status.repeated = self.doubtful;
-                ClientError::Status(status)
+            Some((_, Failure::Answered(status))) if status.code != tonic::Code::Unavailable => {
+                self.answered(&status)
             }
             Some((_, failure)) => ClientError::Unavailable {
                 addresses,
@@ -327,11 +349,6 @@ impl<'a> Course<'a> {
             },
         }
     }
-}
-
-/// Whether an attempt that failed so may have taken effect.
-fn is_doubtful(failure: &Failure) -> bool {
-    matches!(judge(&Retry::before_commit(""), failure), Verdict::Unknown)
 }
 
 #[cfg(test)]

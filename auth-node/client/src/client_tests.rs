@@ -6,6 +6,7 @@ use std::{
     },
 };
 
+use mezite_proto::IDEMPOTENCY_KEY;
 use prost::Message as _;
 use tonic::Code;
 use tonic_types::{ErrorDetails, StatusExt as _};
@@ -16,7 +17,7 @@ use crate::{
     testing::{Call, FakeServer, TestCa, dead_address as dead},
 };
 
-const CREATE: Retry = Retry::BeforeCommit { check: std::borrow::Cow::Borrowed("look") };
+const CREATE: Retry = Retry::Once { check: std::borrow::Cow::Borrowed("look") };
 
 fn pong(node_id: u64) -> Vec<u8> {
     v1::PingResponse { node_id, ..Default::default() }.encode_to_vec()
@@ -89,31 +90,87 @@ async fn a_create_moves_on_while_surely_nothing_was_committed() {
     assert_eq!((one.calls().len(), two.calls().len()), (1, 1));
 }
 
+/// The idempotency keys of the calls that came to a server.
+fn keys(server: &FakeServer) -> Vec<Option<String>> {
+    let text = |call: &Call| call.metadata.get(IDEMPOTENCY_KEY).map(|key| key.to_str().unwrap().to_owned());
+    server.calls().iter().map(text).collect()
+}
+
 #[tokio::test]
-async fn a_create_that_may_have_been_committed_is_not_repeated() {
+async fn a_create_that_may_have_been_committed_is_repeated_as_the_same_call() {
     let ca = TestCa::new();
     let (one, two) = (failing(&ca, || unavailable(None)), serving(&ca, 2));
-    let error = ping(&client(&ca, &[one.address(), two.address()]), CREATE).await.unwrap_err();
-    assert!(matches!(&error, ClientError::OutcomeUnknown { check, .. } if check == "look"), "{error}");
-    assert_eq!((one.calls().len(), two.calls().len()), (1, 0));
+    let both = [one.address(), two.address()];
+    for _ in 0..2 {
+        assert_eq!(ping(&client(&ca, &both), CREATE).await.unwrap(), 2);
+    }
+    let (first, second) = (keys(&one), keys(&two));
+    assert_eq!((first.len(), &first), (2, &second));
+    assert!(first[0].is_some() && first[0] != first[1], "each call has a key of its own");
+    assert_eq!(ping(&client(&ca, &both), Retry::Idempotent).await.unwrap(), 2);
+    assert_eq!(keys(&two)[2], None);
 }
 
 #[tokio::test]
 async fn a_node_that_dies_with_a_call_in_hand() {
-    for (retry, repeated) in [(Retry::Idempotent, true), (CREATE, false)] {
+    for retry in [Retry::Idempotent, CREATE] {
+        let once = retry != Retry::Idempotent;
         let ca = TestCa::new();
         let ((mut one, mut in_hand), two) = (silent(&ca), serving(&ca, 2));
         let client = client(&ca, &[one.address(), two.address()]);
         let call = tokio::spawn(async move { ping(&client, retry).await });
         in_hand.recv().await.unwrap();
         one.kill();
-        match call.await.unwrap() {
-            Ok(node) => assert!(repeated && node == 2),
-            Err(error) => {
-                assert!(!repeated && matches!(error, ClientError::OutcomeUnknown { .. }), "{error}")
+        assert_eq!(call.await.unwrap().unwrap(), 2);
+        assert_eq!((keys(&one).len(), keys(&two)[0].is_some()), (1, once));
+        assert_eq!(keys(&one), keys(&two));
+    }
+}
+
+#[tokio::test]
+async fn an_outcome_is_unknown_only_when_nobody_has_told_it_until_the_end() {
+    let ca = TestCa::new();
+    let lost = failing(&ca, || unavailable(None));
+    let error = ping(&client(&ca, &[lost.address()]), CREATE).await.unwrap_err();
+    assert!(matches!(&error, ClientError::OutcomeUnknown { check, .. } if check == "look"), "{error:?}");
+    assert_eq!(lost.calls().len(), 3);
+    // Also when the last that was heard is that another attempt had no effect.
+    let nothing = failing(&ca, || unavailable(Some(NOT_COMMITTED)));
+    let error = ping(&client(&ca, &[lost.address(), nothing.address()]), CREATE).await.unwrap_err();
+    assert!(matches!(error, ClientError::OutcomeUnknown { .. }), "{error:?}");
+    let error = ping(&client(&ca, &[nothing.address(), dead()]), CREATE).await.unwrap_err();
+    assert!(matches!(error, ClientError::Unavailable { .. }), "{error:?}");
+    // The server that does not know is not asked again.
+    let broken = failing(&ca, || Status::internal("a defect"));
+    let error = ping(&client(&ca, &[broken.address()]), CREATE).await.unwrap_err();
+    assert!(matches!(error, ClientError::OutcomeUnknown { .. }), "{error:?}");
+    assert_eq!(broken.calls().len(), 1);
+}
+
+#[tokio::test]
+async fn a_refusal_tells_the_outcome_unless_it_came_before_anybody_looked() {
+    let ca = TestCa::new();
+    let lost = failing(&ca, || unavailable(None));
+    for (code, told) in [
+        (Code::AlreadyExists, true),
+        (Code::Aborted, true),
+        (Code::FailedPrecondition, true),
+        (Code::Unauthenticated, false),
+        (Code::PermissionDenied, false),
+        (Code::ResourceExhausted, false),
+    ] {
+        let refusing = failing(&ca, move || Status::new(code, "no"));
+        let error = ping(&client(&ca, &[lost.address(), refusing.address()]), CREATE).await.unwrap_err();
+        match error {
+            ClientError::Status(status) => {
+                assert!(told && status.code == code && status.repeated, "{code:?}")
             }
+            ClientError::OutcomeUnknown { .. } => assert!(!told, "{code:?}"),
+            other => panic!("{other:?}"),
         }
-        assert_eq!(two.calls().len(), usize::from(repeated));
+        // A first attempt that is refused had no effect, whatever the reason.
+        let error = ping(&client(&ca, &[refusing.address()]), CREATE).await.unwrap_err();
+        assert_eq!(error.status().map(|status| (status.code, status.repeated)), Some((code, false)));
     }
 }
 

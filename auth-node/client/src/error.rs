@@ -33,7 +33,7 @@ pub enum ClientError {
         /// What is wrong.
         reason: String,
     },
-    /// The call may or may not have taken effect, and doing it twice is not the same as once.
+    /// The call may or may not have taken effect, and calling again, which is another call, is not the same as once.
     #[error("it is not known whether the request took effect ({reason}); {check}")]
     OutcomeUnknown {
         /// What to check before trying again.

@@ -14,18 +14,30 @@ pub const NOT_COMMITTED: &str = "NOT_COMMITTED";
 pub enum Retry {
     /// Twice is as good as once: reads, deletes, and writes that replace or that the server knows again.
     Idempotent,
-    /// Twice is not: repeated only while it is sure that nothing was committed, else
-    /// [`crate::ClientError::OutcomeUnknown`].
-    BeforeCommit {
-        /// What to check before trying again, as a clause: `see whether … with …`.
+    /// Twice is not, and the server sees to it: all attempts carry one idempotency key, by which it knows them as one
+    /// call. For methods that `auth.proto` names. [`crate::ClientError::OutcomeUnknown`] only when an attempt may have
+    /// taken effect and no other one has told until the end.
+    Once {
+        /// What to check in that case before calling again, as a clause: `see whether … with …`.
         check: Cow<'static, str>,
     },
 }
 
+/// No attempt of a [`Retry::Once`] begins later after the first: five minutes, half of what servers keep answers for.
+pub(crate) const ONCE_WINDOW: Duration = Duration::from_secs(5 * 60);
+
 impl Retry {
     /// A call that must not take effect twice; `check` says what to look at when its outcome is unknown.
-    pub fn before_commit(check: impl Into<Cow<'static, str>>) -> Self {
-        Self::BeforeCommit { check: check.into() }
+    pub fn once(check: impl Into<Cow<'static, str>>) -> Self {
+        Self::Once { check: check.into() }
+    }
+
+    /// What to look at when the outcome is unknown, of a call to which that matters.
+    pub(crate) fn check(&self) -> Option<&str> {
+        match self {
+            Self::Idempotent => None,
+            Self::Once { check } => Some(check),
+        }
     }
 }
 
@@ -36,7 +48,7 @@ pub struct RetryPolicy {
     pub connect_timeout: Duration,
     /// For one attempt at one address. 10 s.
     pub call_timeout: Duration,
-    /// For the whole call. 30 s.
+    /// For the whole call. 30 s; of a [`Retry::Once`] at most five minutes count.
     pub overall_timeout: Duration,
     /// Attempts at each address. 12.
     pub attempts_per_address: u32,
@@ -83,24 +95,48 @@ pub(crate) enum Verdict {
 
 /// The retry policy, as a table.
 pub(crate) fn judge(retry: &Retry, failure: &Failure) -> Verdict {
-    let idempotent = matches!(retry, Retry::Idempotent);
-    let doubtful = |wait| if idempotent { Verdict::MoveOn(wait) } else { Verdict::Unknown };
     match failure {
-        Failure::NotSent(_) => Verdict::MoveOn(None),
+        Failure::NotSent(_) | Failure::Broken(_) | Failure::TimedOut => Verdict::MoveOn(None),
         Failure::Untrusted(_) => Verdict::Exclude,
-        Failure::Broken(_) | Failure::TimedOut => doubtful(None),
         Failure::Answered(status) => match status.code {
-            Code::Unavailable if status.reason.as_deref() == Some(NOT_COMMITTED) => {
+            Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled => {
                 Verdict::MoveOn(status.retry_after)
             }
-            Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled => doubtful(status.retry_after),
             // Refused before it began; without a hint it is a quota, which waiting does not lift.
             Code::ResourceExhausted if status.retry_after.is_some() => Verdict::MoveOn(status.retry_after),
             // The server does not know either.
-            Code::Unknown | Code::Internal if !idempotent => Verdict::Unknown,
+            Code::Unknown | Code::Internal if matches!(retry, Retry::Once { .. }) => Verdict::Unknown,
             _ => Verdict::Fail,
         },
     }
+}
+
+/// Whether an attempt that failed so may have taken effect.
+pub(crate) fn is_doubtful(failure: &Failure) -> bool {
+    match failure {
+        Failure::NotSent(_) | Failure::Untrusted(_) => false,
+        Failure::Broken(_) | Failure::TimedOut => true,
+        Failure::Answered(status) => match status.code {
+            Code::Unavailable => status.reason.as_deref() != Some(NOT_COMMITTED),
+            Code::DeadlineExceeded | Code::Cancelled | Code::Unknown | Code::Internal => true,
+            _ => false,
+        },
+    }
+}
+
+/// Whether this error of a later attempt of a [`Retry::Once`] says that no earlier one took effect. The server answers
+/// it only to a request that could not have any, or after it has looked whether there was one; what is refused before
+/// that, such as a session that is not valid any more, says nothing.
+pub(crate) fn settles(code: Code) -> bool {
+    matches!(
+        code,
+        Code::InvalidArgument
+            | Code::NotFound
+            | Code::AlreadyExists
+            | Code::Aborted
+            | Code::FailedPrecondition
+            | Code::OutOfRange
+    )
 }
 
 #[cfg(test)]
@@ -133,29 +169,51 @@ mod tests {
     }
 
     #[test]
-    fn creates_are_repeated_only_when_surely_not_committed() {
-        let create = Retry::before_commit("look");
+    fn what_takes_effect_once_is_repeated_like_what_is_idempotent() {
+        let create = Retry::once("look");
         let judge = |failure| judge(&create, &failure);
-        assert_eq!(judge(Failure::NotSent("x".into())), Verdict::MoveOn(None));
-        assert_eq!(judge(answered(Code::Unavailable, Some(NOT_COMMITTED), HINT)), Verdict::MoveOn(HINT));
-        assert_eq!(judge(answered(Code::ResourceExhausted, None, HINT)), Verdict::MoveOn(HINT));
+        for failure in [Failure::NotSent("x".into()), Failure::Broken("x".into()), Failure::TimedOut] {
+            assert_eq!(judge(failure.clone()), Verdict::MoveOn(None), "{failure:?}");
+        }
+        for code in [Code::Unavailable, Code::DeadlineExceeded, Code::Cancelled, Code::ResourceExhausted] {
+            assert_eq!(judge(answered(code, None, HINT)), Verdict::MoveOn(HINT), "{code:?}");
+        }
+        for code in [Code::Internal, Code::Unknown] {
+            assert_eq!(judge(answered(code, None, None)), Verdict::Unknown, "{code:?}");
+        }
+    }
+
+    #[test]
+    fn an_attempt_is_doubtful_unless_it_surely_had_no_effect() {
         for doubtful in [
             Failure::Broken("x".into()),
             Failure::TimedOut,
             answered(Code::Unavailable, None, HINT),
-            answered(Code::Unavailable, Some("OVERLOADED"), HINT),
+            answered(Code::Unavailable, Some("OUTCOME_UNKNOWN"), HINT),
             answered(Code::DeadlineExceeded, None, None),
             answered(Code::Cancelled, None, None),
             answered(Code::Internal, None, None),
             answered(Code::Unknown, None, None),
         ] {
-            assert_eq!(judge(doubtful.clone()), Verdict::Unknown, "{doubtful:?}");
+            assert!(is_doubtful(&doubtful), "{doubtful:?}");
         }
+        for sure in [
+            Failure::NotSent("x".into()),
+            Failure::Untrusted("x".into()),
+            answered(Code::Unavailable, Some(NOT_COMMITTED), HINT),
+            answered(Code::ResourceExhausted, None, HINT),
+            answered(Code::AlreadyExists, None, None),
+            answered(Code::Unauthenticated, None, None),
+        ] {
+            assert!(!is_doubtful(&sure), "{sure:?}");
+        }
+        assert!(settles(Code::AlreadyExists) && settles(Code::Aborted));
+        assert!(!settles(Code::Unauthenticated) && !settles(Code::PermissionDenied));
     }
 
     #[test]
     fn answers_are_final() {
-        for retry in [Retry::Idempotent, Retry::before_commit("look")] {
+        for retry in [Retry::Idempotent, Retry::once("look")] {
             for code in [
                 Code::InvalidArgument,
                 Code::Unauthenticated,

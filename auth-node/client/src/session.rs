@@ -1,8 +1,8 @@
-//! What goes into the metadata of a call: the session and the deadline.
+//! What goes into the metadata of a call: the session, the idempotency key and the deadline.
 
 use std::{fmt, sync::Arc, time::Duration};
 
-use mezite_proto::v1::auth_service_client::AuthServiceClient;
+use mezite_proto::{IDEMPOTENCY_KEY, v1::auth_service_client::AuthServiceClient};
 use tonic::{
     Request, Status,
     metadata::{Ascii, MetadataValue},
@@ -40,12 +40,16 @@ impl SessionSecret {
     }
 
     fn header(&self) -> Result<MetadataValue<Ascii>, Status> {
-        let text = Zeroizing::new(format!("Bearer {}", self.expose()));
-        let mut value = MetadataValue::try_from(text.as_str())
-            .map_err(|_| Status::invalid_argument("the session ID cannot be sent"))?;
-        value.set_sensitive(true);
-        Ok(value)
+        sensitive(&Zeroizing::new(format!("Bearer {}", self.expose())))
     }
+}
+
+/// A header that logs do not show.
+fn sensitive(text: &str) -> Result<MetadataValue<Ascii>, Status> {
+    let mut value = MetadataValue::try_from(text)
+        .map_err(|_| Status::invalid_argument("a secret of the call cannot be sent"))?;
+    value.set_sensitive(true);
+    Ok(value)
 }
 
 impl fmt::Debug for SessionSecret {
@@ -54,10 +58,30 @@ impl fmt::Debug for SessionSecret {
     }
 }
 
-/// Adds the session and the deadline to a call.
+/// Names one call, so that a server knows its repetitions. By it, the answer that servers keep can be opened: it is
+/// wiped when dropped and never shown.
+#[derive(Clone)]
+pub(crate) struct IdempotencyKey(Arc<Zeroizing<String>>);
+
+impl IdempotencyKey {
+    /// Draws one: 256 random bits.
+    pub(crate) fn random() -> Self {
+        let random = Zeroizing::new(rand::random::<[u8; 32]>());
+        Self(Arc::new(Zeroizing::new(hex::encode(random.as_slice()))))
+    }
+}
+
+impl fmt::Debug for IdempotencyKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("IdempotencyKey(redacted)")
+    }
+}
+
+/// Adds the session, the idempotency key and the deadline to a call.
 #[derive(Debug, Clone)]
 pub struct CallMetadata {
     pub(crate) session: Option<SessionSecret>,
+    pub(crate) key: Option<IdempotencyKey>,
     pub(crate) timeout: Duration,
 }
 
@@ -65,6 +89,9 @@ impl Interceptor for CallMetadata {
     fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
         if let Some(session) = &self.session {
             request.metadata_mut().insert("authorization", session.header()?);
+        }
+        if let Some(key) = &self.key {
+            request.metadata_mut().insert(IDEMPOTENCY_KEY, sensitive(&key.0)?);
         }
         request.set_timeout(self.timeout);
         Ok(request)
@@ -76,15 +103,30 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_secret_is_sent_and_never_shown() {
+    fn secrets_are_sent_and_never_shown() {
         let session = SessionSecret::new("c0ffee".into()).unwrap();
-        let mut metadata = CallMetadata { session: Some(session), timeout: Duration::from_secs(1) };
-        assert!(!format!("{metadata:?}").contains("c0ffee"));
+        let key = IdempotencyKey::random();
+        let text = key.0.to_string();
+        let mut metadata =
+            CallMetadata { session: Some(session), key: Some(key), timeout: Duration::from_secs(1) };
+        let shown = format!("{metadata:?}");
+        assert!(!shown.contains("c0ffee") && !shown.contains(&text));
         let request = metadata.call(Request::new(())).unwrap();
-        let header = request.metadata().get("authorization").unwrap();
-        assert_eq!(header.to_str().unwrap(), "Bearer c0ffee");
-        assert!(!format!("{request:?}").contains("c0ffee"));
+        let header = |name| request.metadata().get(name).unwrap().to_str().unwrap().to_owned();
+        assert_eq!(
+            (header("authorization"), header(IDEMPOTENCY_KEY)),
+            ("Bearer c0ffee".into(), text.clone())
+        );
+        let shown = format!("{request:?}");
+        assert!(!shown.contains("c0ffee") && !shown.contains(&text));
         assert!(request.metadata().contains_key("grpc-timeout"));
+    }
+
+    #[test]
+    fn a_key_is_64_hexadecimal_digits_and_never_the_same() {
+        let (one, two) = (IdempotencyKey::random(), IdempotencyKey::random());
+        assert!(one.0.len() == 64 && one.0.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f')));
+        assert_ne!(*one.0, *two.0);
     }
 
     #[test]

@@ -3,26 +3,20 @@
 
 use std::fmt;
 
-use chacha20poly1305::{
-    ChaCha20Poly1305, KeyInit,
-    aead::{Aead, Payload},
-};
 use store_txn::{Key, Read, ReadExt};
 use zeroize::Zeroizing;
 
+pub use crate::seal::NONCE_LENGTH;
 use crate::{
     CoreError,
+    seal::{self, KEY_LENGTH, Place},
     tables::{CaKey, CaKeyRow, CaKind},
 };
 
-/// Version of the sealed form: `version (1) | nonce (12) | ciphertext and tag`.
-const VERSION: u8 = 1;
 /// First part of what is authenticated beside the key.
 const DOMAIN: &[u8] = b"mezite ca key";
-/// Length of a nonce, in bytes.
-pub const NONCE_LENGTH: usize = 12;
 /// Length of the key-encryption key, in bytes.
-pub const KEK_LENGTH: usize = 32;
+pub const KEK_LENGTH: usize = KEY_LENGTH;
 
 /// The key-encryption key of a cluster. All its nodes have the same.
 pub struct Kek(Zeroizing<[u8; KEK_LENGTH]>);
@@ -102,10 +96,7 @@ pub fn seal(
     private: &[u8],
     nonce: [u8; NONCE_LENGTH],
 ) -> Result<Vec<u8>, CoreError> {
-    let payload = Payload { msg: private, aad: &associated(kind, public) };
-    let sealed = cipher(kek)?.encrypt(&nonce.into(), payload);
-    let sealed = sealed.map_err(|_| CoreError::Internal("a CA key cannot be sealed".into()))?;
-    Ok([&[VERSION], &nonce[..], &sealed].concat())
+    seal::seal(kek.bytes(), Place { domain: DOMAIN, within: &place(kind, public) }, private, nonce)
 }
 
 /// Opens a sealed private key.
@@ -113,29 +104,16 @@ pub fn seal(
 /// # Errors
 /// [`CoreError::Internal`], for the log: this node's key-encryption key is not the cluster's, or the row was altered.
 pub fn unseal(kek: &Kek, kind: CaKind, public: &str, sealed: &[u8]) -> Result<Zeroizing<Vec<u8>>, CoreError> {
-    let refused =
-        |why: &str| CoreError::Internal(format!("the key of the {} CA cannot be opened: {why}", kind.name()));
-    let (version, rest) = sealed.split_first().ok_or_else(|| refused("it is empty"))?;
-    if *version != VERSION {
-        return Err(refused("its format is of a later release"));
-    }
-    let (nonce, ciphertext) =
-        rest.split_first_chunk::<NONCE_LENGTH>().ok_or_else(|| refused("it is cut off"))?;
-    let payload = Payload { msg: ciphertext, aad: &associated(kind, public) };
-    let private = cipher(kek)?.decrypt(&(*nonce).into(), payload);
-    let why = "this node's key-encryption key is not the cluster's, or the stored key was altered";
-    private.map(Zeroizing::new).map_err(|_| refused(why))
+    let place = place(kind, public);
+    seal::unseal(kek.bytes(), Place { domain: DOMAIN, within: &place }, sealed).map_err(|why| {
+        let hint = "this node's key-encryption key is not the cluster's, or the stored key was altered";
+        CoreError::Internal(format!("the key of the {} CA cannot be opened: {why} ({hint})", kind.name()))
+    })
 }
 
-fn cipher(kek: &Kek) -> Result<ChaCha20Poly1305, CoreError> {
-    ChaCha20Poly1305::new_from_slice(kek.bytes())
-        .map_err(|_| CoreError::Internal("the KEK has a wrong length".into()))
-}
-
-/// What a sealed key is bound to: the format, the place in the store, and the public side, last and so unambiguous.
-fn associated(kind: CaKind, public: &str) -> Vec<u8> {
-    let place = CaKey(kind).encode();
-    [DOMAIN, &[VERSION], &place, public.as_bytes()].concat()
+/// What a sealed key is bound to: the place in the store, and the public side, last and so unambiguous.
+fn place(kind: CaKind, public: &str) -> Vec<u8> {
+    [&CaKey(kind).encode(), public.as_bytes()].concat()
 }
 
 #[cfg(test)]

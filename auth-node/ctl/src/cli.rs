@@ -14,7 +14,7 @@ Exit codes:
   3  not logged in, or denied
   4  not found
   5  the cluster is unavailable: it is safe to try again
-  6  outcome unknown: check before you repeat
+  6  outcome unknown, after all attempts: check before you repeat
   7  it is there already, or was changed meanwhile";
 
 const EXAMPLES: &str = "\

@@ -200,11 +200,6 @@ impl RoleFile {
         };
         parsed.map_err(|error| Usage(format!("the role file cannot be read: {error}")).into())
     }
-
-    /// Name of the role.
-    pub(crate) fn name(&self) -> &str {
-        &self.metadata.name
-    }
 }
 
 impl From<RoleFile> for Role {

@@ -1,7 +1,7 @@
 //! The auth cluster itself: how it is, and tokens with which further nodes join it.
 
 use auth_core::{
-    ca, cluster, node,
+    CoreError, ca, cluster, node,
     secret::{SecretDigest, SecretKind},
     tables::CaKind,
 };
@@ -10,7 +10,7 @@ use mezite_proto::v1;
 use store_txn::Read as _;
 
 use super::{convert, members, nodes};
-use crate::{authn::Call, error::ApiError, service::Service};
+use crate::{authn::Call, error::ApiError, once::Once, service::Service};
 
 pub(crate) async fn status(
     service: &Service,
@@ -51,19 +51,23 @@ pub(crate) async fn create_join_token(
     call: &Call,
     request: v1::CreateAuthJoinTokenRequest,
 ) -> Result<v1::CreateAuthJoinTokenResponse, ApiError> {
+    let once = Once::of(call, &request);
     let ttl = request.ttl.map(|ttl| convert::duration_in("ttl", ttl)).transpose()?;
     let token = convert::secret();
     let digest = SecretDigest::of(SecretKind::AuthJoinToken, &token);
-    let made = service.write(call, move |tx, context| {
-        let ends = cluster::create_auth_join_token(tx, context, digest, ttl)?;
-        Ok((ends, ca::active(tx, CaKind::Peer)?.key.public))
-    });
-    let (ends, peer_ca) = made.await?.value;
     let members = service.store.status().members;
-    Ok(v1::CreateAuthJoinTokenResponse {
-        token: token.to_string(),
-        ca_pin: CertificateInfo::from_pem(&peer_ca)?.spki_pin,
-        expires_at: Some(convert::timestamp(ends)),
-        peer_addresses: members.into_iter().map(|member| member.peer_address).collect(),
-    })
+    let peer_addresses: Vec<_> = members.into_iter().map(|member| member.peer_address).collect();
+    let create = service.write_once(call, once, move |tx, context| {
+        let ends = cluster::create_auth_join_token(tx, context, digest, ttl)?;
+        let peer_ca = ca::active(tx, CaKind::Peer)?.key.public;
+        let ca = CertificateInfo::from_pem(&peer_ca)
+            .map_err(|error| CoreError::Internal(format!("the peer CA cannot be read: {error}")))?;
+        Ok(v1::CreateAuthJoinTokenResponse {
+            token: token.to_string(),
+            ca_pin: ca.spki_pin,
+            expires_at: Some(convert::timestamp(ends)),
+            peer_addresses: peer_addresses.clone(),
+        })
+    });
+    create.await
 }

@@ -1,6 +1,8 @@
 //! Passwords in, sessions out. A password is verified outside of any transaction; what was verified is checked again
 //! where the effect commits.
 
+use std::ops::ControlFlow;
+
 use auth_core::{
     CoreError, Credential,
     audit::EventType,
@@ -16,7 +18,7 @@ use mezite_proto::v1;
 use zeroize::Zeroizing;
 
 use super::sessions;
-use crate::{authn::Call, error::ApiError, service::Service};
+use crate::{authn::Call, error::ApiError, once::Once, service::Service};
 
 /// Exchanges a username and a password for a session.
 pub(crate) async fn authenticate_local(
@@ -89,6 +91,7 @@ pub(crate) async fn change_password(
     call: &Call,
     request: v1::ChangePasswordRequest,
 ) -> Result<v1::ChangePasswordResponse, ApiError> {
+    let once = Once::of(call, &request);
     let (old, new) = (Zeroizing::new(request.old_password), Zeroizing::new(request.new_password));
     user::check_given_password("old_password", &old)?;
     user::check_new_password("new_password", &new)?;
@@ -97,7 +100,11 @@ pub(crate) async fn change_password(
         let caller = context.caller.user()?;
         Ok((caller.name.clone(), PasswordHash::new(caller.user.password_hash.clone())))
     };
-    let (name, verified) = service.read(call, move |_, context| own(context)).await?;
+    // Once it has taken effect, the old password is no more: the answer that it had comes first.
+    let (name, verified) = match service.unless_answered(call, &once, move |_, context| own(context)).await? {
+        ControlFlow::Break(answered) => return Ok(answered),
+        ControlFlow::Continue(own) => own,
+    };
     let turn = service.passwords.admit()?;
     if !turn.verify(Some(&verified), &old).await? {
         service.audit(call, EventType::PasswordChangeFailed, format!("user:{name}"), Vec::new()).await?;
@@ -108,9 +115,11 @@ pub(crate) async fn change_password(
     }
     let new_hash = turn.hash(&new).await?;
     drop(turn);
-    let change =
-        service.write(call, move |tx, context| user::change_password(tx, context, &verified, &new_hash));
-    Ok(v1::ChangePasswordResponse { sessions_ended: change.await?.value })
+    let change = service.write_once(call, once, move |tx, context| {
+        let sessions_ended = user::change_password(tx, context, &verified, &new_hash)?;
+        Ok(v1::ChangePasswordResponse { sessions_ended })
+    });
+    change.await
 }
 
 #[cfg(test)]

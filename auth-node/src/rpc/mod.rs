@@ -13,6 +13,8 @@ mod joining;
 mod login;
 mod members;
 mod nodes;
+#[cfg(test)]
+mod once_tests;
 mod ping;
 mod presence;
 mod recordings;
@@ -198,11 +200,12 @@ impl Api {
             .ok_or_else(|| CoreError::Denied(format!("{method} has no access rule")))
             .and_then(|rule| {
                 let credential = authn::credential(request.metadata(), request.extensions(), here)?;
-                Ok((rule, credential, deadline(request.metadata())?))
+                let key = authn::idempotency_key(request.metadata())?;
+                Ok((rule, credential, key, deadline(request.metadata())?))
             });
         match prepared {
-            Ok((method, credential, deadline)) => {
-                Ok(Begun { call: Call { method, credential, origin, deadline }, measured })
+            Ok((method, credential, key, deadline)) => {
+                Ok(Begun { call: Call { method, credential, origin, key, deadline }, measured })
             }
             Err(error) => Err(refused(end::<()>(method, &origin, measured, Err(error.into())))),
         }

@@ -10,7 +10,7 @@ use mezite_proto::v1;
 use store_txn::Read as _;
 
 use super::convert;
-use crate::{authn::Call, error::ApiError, service::Service};
+use crate::{authn::Call, error::ApiError, once::Once, service::Service};
 
 /// Lists the nodes that the caller's roles let it see, ordered by id.
 pub(crate) async fn list(
@@ -32,16 +32,15 @@ pub(crate) async fn update(
     call: &Call,
     request: v1::UpdateNodeRequest,
 ) -> Result<v1::UpdateNodeResponse, ApiError> {
+    let once = Once::of(call, &request);
     let (ttl, revision) = (service.settings.presence_ttl, request.revision);
     let asked = AgentId::parse("agent_id", &request.agent_id).map(|id| (id, request.admin_labels));
-    let updated = service.write(call, move |tx, context| {
+    let update = service.write_once(call, once, move |tx, context| {
         let (id, labels) = asked.clone()?;
-        Ok((node::update_labels(tx, context, &id, labels, revision)?, tx.now()))
+        let updated = node::update_labels(tx, context, &id, labels, revision)?;
+        Ok(v1::UpdateNodeResponse { node: Some(node(updated, tx.now(), ttl)) })
     });
-    let updated = updated.await?;
-    let (changed, now) = updated.value;
-    let changed = Node { revision: updated.revision, ..changed };
-    Ok(v1::UpdateNodeResponse { node: Some(node(changed, now, ttl)) })
+    update.await
 }
 
 fn accessible(item: AccessibleNode) -> v1::AccessibleNode {

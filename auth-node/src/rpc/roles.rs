@@ -11,7 +11,7 @@ use auth_core::{
 use mezite_proto::v1;
 
 use super::convert;
-use crate::{authn::Call, error::ApiError, service::Service};
+use crate::{authn::Call, error::ApiError, once::Once, service::Service};
 
 /// Answers one role.
 pub(crate) async fn get(
@@ -43,10 +43,13 @@ pub(crate) async fn create(
     call: &Call,
     request: v1::CreateRoleRequest,
 ) -> Result<v1::CreateRoleResponse, ApiError> {
+    let once = Once::of(call, &request);
     let (name, row, _) = parse(request.role)?;
-    let new = name.clone();
-    let made = service.write(call, move |tx, context| role::create(tx, context, &new, &row)).await?;
-    Ok(v1::CreateRoleResponse { role: Some(reply(name, made.value, made.revision)) })
+    let create = service.write_once(call, once, move |tx, context| {
+        let made = role::create(tx, context, &name, &row)?;
+        Ok(v1::CreateRoleResponse { role: Some(reply(name.clone(), made, 0)) })
+    });
+    create.await
 }
 
 /// Replaces a role.
@@ -55,11 +58,13 @@ pub(crate) async fn update(
     call: &Call,
     request: v1::UpdateRoleRequest,
 ) -> Result<v1::UpdateRoleResponse, ApiError> {
+    let once = Once::of(call, &request);
     let (name, row, revision) = parse(request.role)?;
-    let changed = name.clone();
-    let update = service.write(call, move |tx, context| role::update(tx, context, &changed, revision, &row));
-    let made = update.await?;
-    Ok(v1::UpdateRoleResponse { role: Some(reply(name, made.value, made.revision)) })
+    let update = service.write_once(call, once, move |tx, context| {
+        let updated = role::update(tx, context, &name, revision, &row)?;
+        Ok(v1::UpdateRoleResponse { role: Some(reply(name.clone(), updated, 0)) })
+    });
+    update.await
 }
 
 /// Deletes a role that nobody holds.

@@ -44,7 +44,7 @@ pub(super) const BOSS: &str = "the password of boss";
 
 /// A node's service.
 pub(super) struct Node {
-    pub(super) service: Service,
+    pub(super) service: Arc<Service>,
     _folder: TempDir,
 }
 
@@ -98,7 +98,7 @@ impl Node {
             clock,
             store,
         };
-        Self { service, _folder: folder }
+        Self { service: Arc::new(service), _folder: folder }
     }
 
     /// Logs in, and answers the session's id.
@@ -129,7 +129,8 @@ impl Node {
 /// A call of a method without a credential.
 pub(super) fn anonymous(method: &str) -> Call {
     let origin = Origin { node_id: 1, request_id: "r".into(), client_address: "192.0.2.9".into() };
-    Call { method: access::rule(method).unwrap(), credential: Credential::None, origin, deadline: None }
+    let method = access::rule(method).unwrap();
+    Call { method, credential: Credential::None, origin, key: None, deadline: None }
 }
 
 /// A call of a method with a session.

@@ -11,7 +11,7 @@ use mezite_proto::v1;
 use store_txn::Versioned;
 
 use super::convert;
-use crate::{authn::Call, error::ApiError, service::Service};
+use crate::{authn::Call, error::ApiError, once::Once, service::Service};
 
 /// Creates a join token. Its secret is in the reply and nowhere else.
 pub(crate) async fn create(
@@ -19,16 +19,17 @@ pub(crate) async fn create(
     call: &Call,
     request: v1::CreateTokenRequest,
 ) -> Result<v1::CreateTokenResponse, ApiError> {
+    let once = Once::of(call, &request);
     let secret = convert::secret();
     let new = parse(request, SecretDigest::of(SecretKind::JoinToken, &secret));
-    let made = service.write(call, move |tx, context| {
+    let create = service.write_once(call, once, move |tx, context| {
         let new = new.clone()?;
-        Ok((new.name.clone(), token::create(tx, context, new)?))
+        let name = new.name.clone();
+        let row = token::create(tx, context, new)?;
+        let token = reply((name, Versioned { revision: 0, row }));
+        Ok(v1::CreateTokenResponse { token: Some(token), secret: secret.as_str().to_owned() })
     });
-    let made = made.await?;
-    let (name, row) = made.value;
-    let token = reply((name, Versioned { revision: made.revision, row }));
-    Ok(v1::CreateTokenResponse { token: Some(token), secret: secret.as_str().to_owned() })
+    create.await
 }
 
 /// Answers one join token, without its secret.

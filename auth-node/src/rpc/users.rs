@@ -1,5 +1,7 @@
 //! Local users.
 
+use std::ops::ControlFlow;
+
 use auth_core::{
     CoreError,
     evaluate::Traits,
@@ -12,7 +14,12 @@ use mezite_proto::v1;
 use zeroize::Zeroizing;
 
 use super::convert;
-use crate::{authn::Call, error::ApiError, service::Service};
+use crate::{
+    authn::Call,
+    error::ApiError,
+    once::{Once, OnceReply},
+    service::Service,
+};
 
 /// Answers one user.
 pub(crate) async fn get(
@@ -42,13 +49,19 @@ pub(crate) async fn create(
     call: &Call,
     request: v1::CreateUserRequest,
 ) -> Result<v1::CreateUserResponse, ApiError> {
+    let once = Once::of(call, &request);
     let password = Zeroizing::new(request.password);
     user::check_new_password("password", &password)?;
     let (name, grants, _) = parse(request.user)?;
-    let password_hash = hash_for(service, call, &password).await?;
+    let password_hash = match hash_for(service, call, &once, &password).await? {
+        ControlFlow::Break(answered) => return Ok(answered),
+        ControlFlow::Continue(hash) => hash,
+    };
     let new = NewUser { name, grants, password_hash };
-    let made = service.write(call, move |tx, context| user::create(tx, context, &new)).await?;
-    Ok(v1::CreateUserResponse { user: Some(reply(User { revision: made.revision, ..made.value })) })
+    let create = service.write_once(call, once, move |tx, context| {
+        Ok(v1::CreateUserResponse { user: Some(reply(user::create(tx, context, &new)?)) })
+    });
+    create.await
 }
 
 /// Replaces a user's roles and traits.
@@ -57,10 +70,13 @@ pub(crate) async fn update(
     call: &Call,
     request: v1::UpdateUserRequest,
 ) -> Result<v1::UpdateUserResponse, ApiError> {
+    let once = Once::of(call, &request);
     let (name, grants, revision) = parse(request.user)?;
-    let update = service.write(call, move |tx, context| user::update(tx, context, &name, revision, &grants));
-    let made = update.await?;
-    Ok(v1::UpdateUserResponse { user: Some(reply(User { revision: made.revision, ..made.value })) })
+    let update = service.write_once(call, once, move |tx, context| {
+        let updated = user::update(tx, context, &name, revision, &grants)?;
+        Ok(v1::UpdateUserResponse { user: Some(reply(updated)) })
+    });
+    update.await
 }
 
 /// Deletes a user and ends its sessions.
@@ -80,23 +96,35 @@ pub(crate) async fn reset_password(
     call: &Call,
     request: v1::ResetUserPasswordRequest,
 ) -> Result<v1::ResetUserPasswordResponse, ApiError> {
+    let once = Once::of(call, &request);
     let password = Zeroizing::new(request.new_password);
     user::check_new_password("new_password", &password)?;
     let name = UserName::parse("name", &request.name)?;
-    let hash = hash_for(service, call, &password).await?;
-    let reset =
-        service.write(call, move |tx, context| user::reset_password(tx, context, &name, &hash)).await?;
-    Ok(v1::ResetUserPasswordResponse { sessions_ended: reset.value })
+    let hash = match hash_for(service, call, &once, &password).await? {
+        ControlFlow::Break(answered) => return Ok(answered),
+        ControlFlow::Continue(hash) => hash,
+    };
+    let reset = service.write_once(call, once, move |tx, context| {
+        let sessions_ended = user::reset_password(tx, context, &name, &hash)?;
+        Ok(v1::ResetUserPasswordResponse { sessions_ended })
+    });
+    reset.await
 }
 
-/// Hashes a password, for those alone whose call is allowed: the work is not to be had for the asking.
-async fn hash_for(
+/// Hashes a password, for those alone whose call is allowed and was not answered yet: the work is not to be had for
+/// the asking.
+async fn hash_for<R: OnceReply>(
     service: &Service,
     call: &Call,
+    once: &Once,
     password: &Zeroizing<String>,
-) -> Result<PasswordHash, ApiError> {
-    service.read(call, |_, _| Ok(())).await?;
-    service.passwords.admit()?.hash(password).await
+) -> Result<ControlFlow<R, PasswordHash>, ApiError> {
+    match service.unless_answered(call, once, |_, _| Ok(())).await? {
+        ControlFlow::Break(answered) => Ok(ControlFlow::Break(answered)),
+        ControlFlow::Continue(()) => {
+            Ok(ControlFlow::Continue(service.passwords.admit()?.hash(password).await?))
+        }
+    }
 }
 
 /// Name, grants and revision in a request. Times and who created it are the server's.

@@ -106,7 +106,7 @@ async fn round_trips_longer_than_a_heartbeat_stop_reads_and_not_writes() {
     let cluster = Cluster::start_as(3, Limits::default(), PATIENT, Some(link.clone())).await;
     let leader = cluster.leader().await;
     let term = cluster.store(leader).status().term;
-    link.set_latency(Duration::from_millis(75));
+    link.set_latency(PATIENT.heartbeat * 3 / 4);
     for index in 0..3 {
         let store = cluster.store(index).within(Duration::from_secs(20));
         put(&store, &format!("k{index}"), "v").await.unwrap();

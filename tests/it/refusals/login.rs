@@ -122,11 +122,10 @@ async fn whatever_ends_a_session_ends_it_on_every_node() {
         let request =
             v1::ChangePasswordRequest { old_password: PASSWORD.into(), new_password: changed.into() };
         let client = cluster.user_at(index, &own);
-        let reply = client.call(
-            mezite_client::Retry::before_commit("look"),
-            request,
-            |mut auth, request| async move { auth.change_password(request).await },
-        );
+        let reply =
+            client.call(mezite_client::Retry::once("look"), request, |mut auth, request| async move {
+                auth.change_password(request).await
+            });
         assert_eq!(reply.await.unwrap().sessions_ended, 1);
         assert_refused_everywhere(&cluster, &other).await;
         call!(client, list_users, v1::ListUsersRequest::default()).unwrap();

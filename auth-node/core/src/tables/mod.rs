@@ -84,6 +84,7 @@ macro_rules! digest_key {
 
 // After the macros, which they use.
 mod access;
+mod calls;
 mod cluster;
 mod joining;
 mod nodes;
@@ -95,6 +96,7 @@ pub use access::{
     ConditionsRow, RequestRulesRow, RoleKey, RoleMemberKey, RoleOptionsRow, RoleRow, RuleRow, StringsRow,
     UserKey, UserRow,
 };
+pub use calls::{AnswerKey, AnswerRow};
 pub use cluster::{
     AuthJoinTokenKey, AuthJoinTokenRow, CaKey, CaKeyRow, CaKind, CaRow, ClusterKey, ClusterRow,
 };

@@ -61,7 +61,7 @@ fn golden_rows() {
 }
 
 #[test]
-fn golden_keys_of_joining() {
+fn golden_keys_of_joining_and_calls() {
     let id = || AgentId::from_random([0xff; 16]);
     let agent = format!("{}0001", hex::encode(id().as_str()));
     let token = || TokenName::parse("", "t").unwrap();
@@ -76,6 +76,7 @@ fn golden_keys_of_joining() {
         (PresenceKey(id()).encode(), format!("001a{agent}")),
         (AgentLabelsKey(id()).encode(), format!("001b{agent}")),
         (IngestKey(id()).encode(), format!("001c{agent}")),
+        (AnswerKey(SecretDigest([3; 32])).encode(), format!("0028{}", "03".repeat(32))),
     ];
     for (bytes, hex) in golden {
         assert_eq!(hex::encode(bytes), hex);
@@ -83,7 +84,7 @@ fn golden_keys_of_joining() {
 }
 
 #[test]
-fn golden_rows_of_joining() {
+fn golden_rows_of_joining_and_calls() {
     let labels = || [("a".to_owned(), "b".to_owned())].into();
     let node = NodeRow {
         kind: NodeKind::Ssh.into(),
@@ -128,6 +129,7 @@ fn golden_rows_of_joining() {
         (PrincipalRow { agent_id: "a".into(), expires_at_ms: 1 }.encode_row(), "0a01611001".into()),
         (AgentLabelsRow { labels: labels(), expires_at_ms: 1 }.encode_row(), "0a060a01611201621001".into()),
         (IngestRow { expires_at_ms: 1 }.encode_row(), "0801".into()),
+        (AnswerRow { sealed: vec![1, 2], expires_at_ms: 3 }.encode_row(), "0a0201021003".into()),
     ];
     for (bytes, hex) in golden {
         assert_eq!(hex::encode(bytes), hex);

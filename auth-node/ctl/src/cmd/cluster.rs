@@ -345,7 +345,7 @@ async fn token(context: &Context, ttl: Duration, out: Option<PathBuf>) -> Result
     let client = context.user().await?;
     let file = out.as_deref().map(Pending::create).transpose()?;
     let request = v1::CreateAuthJoinTokenRequest { ttl: Some(proto_duration(ttl)) };
-    let check = Retry::before_commit("run it again: a token that nobody has ends by itself");
+    let check = Retry::once("run it again: a token that nobody has ends by itself");
     let reply = call!(client, check, create_auth_join_token, request)?;
     let mut report = AuthJoinToken {
         token: Some(reply.token),

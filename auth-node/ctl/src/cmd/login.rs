@@ -118,7 +118,7 @@ pub(crate) async fn passwd(context: &Context, args: Passwd) -> Result<()> {
         old_password: old.as_str().to_owned(),
         new_password: new.as_str().to_owned(),
     };
-    let check = Retry::before_commit("see which password `mezctl login` takes");
+    let check = Retry::once("see which password `mezctl login` takes");
     let reply = call!(client, check, change_password, request)?;
     context.print(&Done::new(format!(
         "Password changed; {} other session{} ended.",

@@ -160,12 +160,9 @@ async fn ls(context: &Context, args: Ls) -> Result<()> {
 async fn update(context: &Context, args: Update) -> Result<()> {
     let admin_labels = label_map(&args.labels)?;
     let client = context.user().await?;
-    let retry = match args.revision {
-        0 => Retry::Idempotent,
-        _ => Retry::before_commit("see the labels with `mezctl nodes ls`"),
-    };
     let request = v1::UpdateNodeRequest { agent_id: args.agent_id, admin_labels, revision: args.revision };
-    let reply = call!(client, retry, update_node, request)?;
+    let check = Retry::once("see the labels with `mezctl nodes ls`");
+    let reply = call!(client, check, update_node, request)?;
     context.print(&NodeView::from(present(reply.node, "the node")?))
 }
 

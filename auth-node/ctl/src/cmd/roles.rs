@@ -122,30 +122,21 @@ async fn create(context: &Context, file: PathBuf) -> Result<()> {
     let client = context.user().await?;
     // The cluster counts revisions; a file that was printed by `roles get` may carry one.
     let role = v1::Role { revision: 0, ..role.into() };
-    let request = v1::CreateRoleRequest { role: Some(role.clone()) };
-    // Sent again where the answer was lost: a role that is there and says the same is the one that was asked for.
-    let created = match call!(client, Retry::Idempotent, create_role, request) {
-        Ok(reply) => present(reply.role, "the role")?,
-        Err(error) if error.repeated_with(Code::AlreadyExists) => {
-            let request = v1::GetRoleRequest { name: role.name.clone() };
-            let there = present(call!(client, Retry::Idempotent, get_role, request)?.role, "the role")?;
-            let same = v1::Role { name: role.name.clone(), revision: 0, ..there.clone() } == role;
-            if same { there } else { return Err(error.into()) }
-        }
-        Err(error) => return Err(error.into()),
-    };
-    context.print(&RoleReport(created.into()))
+    let check = check(&role);
+    let reply = call!(client, check, create_role, v1::CreateRoleRequest { role: Some(role) })?;
+    context.print(&RoleReport(present(reply.role, "the role")?.into()))
 }
 
 async fn update(context: &Context, file: PathBuf) -> Result<()> {
-    let role = RoleFile::parse(&files::read_text(&file)?)?;
+    let role = v1::Role::from(RoleFile::parse(&files::read_text(&file)?)?);
     let client = context.user().await?;
-    let check = Retry::before_commit(format!("see `mezctl roles get {}`", role.name()));
-    let role = v1::Role::from(role);
-    // Without a revision it sets the role to this whatever it is, so twice is as good as once.
-    let retry = if role.revision == 0 { Retry::Idempotent } else { check };
-    let reply = call!(client, retry, update_role, v1::UpdateRoleRequest { role: Some(role) })?;
+    let check = check(&role);
+    let reply = call!(client, check, update_role, v1::UpdateRoleRequest { role: Some(role) })?;
     context.print(&RoleReport(present(reply.role, "the role")?.into()))
+}
+
+fn check(role: &v1::Role) -> Retry {
+    Retry::once(format!("see `mezctl roles get {}`", role.name))
 }
 
 async fn ls(context: &Context) -> Result<()> {

@@ -189,9 +189,8 @@ pub(crate) async fn run(context: &Context, command: Tokens) -> Result<()> {
 async fn add(context: &Context, args: Add) -> Result<()> {
     let client = context.user().await?;
     let out = args.out.as_deref().map(Pending::create).transpose()?;
-    let ours = args.name.is_none();
     let request = v1::CreateTokenRequest {
-        name: args.name.unwrap_or_else(random_name),
+        name: args.name.unwrap_or_default(),
         kind: v1::TokenKind::from(args.kind).into(),
         method: v1::JoinMethod::Token.into(),
         ttl: Some(proto_duration(args.ttl)),
@@ -200,16 +199,8 @@ async fn add(context: &Context, args: Add) -> Result<()> {
         allowed_principals: args.principals,
         iam_rules: Vec::new(),
     };
-    let reply = match call!(client, Retry::Idempotent, create_token, request.clone()) {
-        // Made by an attempt whose answer, and so the secret, was lost: nobody has it, so it is made again.
-        Err(error) if ours && error.repeated_with(Code::AlreadyExists) => {
-            let lost = v1::DeleteTokenRequest { name: request.name.clone() };
-            call!(client, Retry::Idempotent, delete_token, lost)?;
-            let check = Retry::before_commit("remove the token with `mezctl tokens rm`, and make another");
-            call!(client, check, create_token, request)?
-        }
-        reply => reply?,
-    };
+    let check = Retry::once("see `mezctl tokens ls`: a token whose secret nobody has is of no use");
+    let reply = call!(client, check, create_token, request)?;
     let mut report = NewToken {
         token: present(reply.token, "the token")?.into(),
         secret: Some(reply.secret),
@@ -220,11 +211,6 @@ async fn add(context: &Context, args: Add) -> Result<()> {
         report.secret_file.clone_from(&args.out);
     }
     context.print(&report)
-}
-
-/// A name that nobody else has, so that a creation can be sent again.
-fn random_name() -> String {
-    format!("token-{}", hex::encode(rand::random::<[u8; 6]>()))
 }
 
 async fn ls(context: &Context) -> Result<()> {

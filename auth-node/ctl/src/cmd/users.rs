@@ -1,13 +1,10 @@
 //! `users`: local users, their roles and traits.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    path::PathBuf,
-};
+use std::{collections::BTreeMap, path::PathBuf};
 
 use anyhow::Result;
 use clap::{Args, Subcommand};
-use mezite_client::{Client, Retry};
+use mezite_client::Retry;
 use mezite_proto::v1;
 use serde::Serialize;
 use tonic::Code;
@@ -179,30 +176,10 @@ async fn add(context: &Context, args: Add) -> Result<()> {
     args.traits.apply(&mut user.traits)?;
     let password =
         secret::new_password(args.password_file.as_deref(), &format!("Password for {}: ", args.name))?;
-    let request = v1::CreateUserRequest { user: Some(user.clone()), password: password.as_str().to_owned() };
-    // Sent again where the answer was lost: a user that is there, is the same, and has never been changed, is the one
-    // that was asked for.
-    let created = match call!(client, Retry::Idempotent, create_user, request) {
-        Ok(reply) => present(reply.user, "the user")?,
-        Err(error) if error.repeated_with(Code::AlreadyExists) => {
-            match made(context, &client, &user).await? {
-                Some(there) => there,
-                None => return Err(error.into()),
-            }
-        }
-        Err(error) => return Err(error.into()),
-    };
-    context.print(&UserView::from(created))
-}
-
-/// The user, if it is there as this login has made it.
-async fn made(context: &Context, client: &Client, wanted: &v1::User) -> Result<Option<v1::User>> {
-    let request = v1::GetUserRequest { name: wanted.name.clone() };
-    let there = present(call!(client, Retry::Idempotent, get_user, request)?.user, "the user")?;
-    let by = context.login()?.map(|login| format!("user:{}", login.user));
-    let roles = |user: &v1::User| user.roles.iter().cloned().collect::<BTreeSet<_>>();
-    let same = roles(&there) == roles(wanted) && there.traits == wanted.traits;
-    Ok(Some(there).filter(|there| same && Some(&there.created_by) == by.as_ref()))
+    let request = v1::CreateUserRequest { user: Some(user), password: password.as_str().to_owned() };
+    let check = Retry::once(format!("see `mezctl users get {}`", args.name));
+    let reply = call!(client, check, create_user, request)?;
+    context.print(&UserView::from(present(reply.user, "the user")?))
 }
 
 async fn ls(context: &Context) -> Result<()> {
@@ -228,8 +205,8 @@ async fn update(context: &Context, args: Update) -> Result<()> {
         user.roles = roles.into_iter().filter(|role| !role.is_empty()).collect();
     }
     args.traits.apply(&mut user.traits)?;
-    // With the revision that was read: repeated after it took effect, it would fail and not apply twice.
-    let check = Retry::before_commit(format!("see `mezctl users get {}`", args.name));
+    // With the revision that was read: what somebody else changes meanwhile is not undone.
+    let check = Retry::once(format!("see `mezctl users get {}`", args.name));
     let reply = call!(client, check, update_user, v1::UpdateUserRequest { user: Some(user) })?;
     context.print(&UserView::from(present(reply.user, "the user")?))
 }

@@ -1,9 +1,14 @@
 //! Exit codes, and what is said beside them.
 
-use std::{collections::BTreeMap, fs, os::unix::fs::PermissionsExt as _};
+use std::{
+    collections::BTreeMap,
+    fs,
+    os::unix::fs::PermissionsExt as _,
+    sync::atomic::{AtomicBool, Ordering},
+};
 
 use mezite_client::testing::dead_address as dead;
-use mezite_proto::v1;
+use mezite_proto::{IDEMPOTENCY_KEY, v1};
 use prost::Message as _;
 use tonic::{Code, Status};
 
@@ -155,7 +160,6 @@ fn answers_have_codes_of_their_own() {
         (Code::Aborted, CONFLICT),
         (Code::InvalidArgument, USAGE),
         (Code::Unimplemented, FAILED),
-        (Code::Unavailable, UNKNOWN),
         (Code::Internal, UNKNOWN),
     ] {
         let cluster = Cluster::answering(move |_| Err(Status::new(code, "so it is")));
@@ -195,39 +199,66 @@ fn a_call_goes_to_the_address_that_serves() {
     assert_eq!(cluster.calls(), ["CreateUser"]);
 }
 
-/// A cluster that loses the answer to the first `CreateUser`, finds the user there at the second, and shows `there`.
-fn loses_an_answer(there: v1::User) -> Cluster {
-    let first = std::sync::atomic::AtomicBool::new(true);
-    Cluster::answering(move |call| match call.method.as_str() {
-        "CreateUser" if first.swap(false, std::sync::atomic::Ordering::SeqCst) => {
-            Err(Status::unavailable("the node is going away"))
-        }
-        "CreateUser" => Err(Status::already_exists("user exists already: bob")),
-        "GetUser" => Ok(v1::GetUserResponse { user: Some(there.clone()) }.encode_to_vec()),
-        _ => Err(Status::internal("not expected")),
+/// A cluster that loses the answer to the first call of `method`, and then answers `reply`.
+fn loses_an_answer(method: &'static str, reply: Vec<u8>) -> Cluster {
+    let first = AtomicBool::new(true);
+    Cluster::answering(move |call| match call.method == method {
+        true if first.swap(false, Ordering::SeqCst) => Err(Status::unavailable("the node is going away")),
+        true => Ok(reply.clone()),
+        false => Err(Status::internal("not expected")),
     })
 }
 
 #[test]
-fn a_creation_whose_answer_was_lost_is_finished() {
-    let mine = v1::User {
-        name: "bob".into(),
-        roles: vec!["dev".into()],
-        created_by: "user:alice".into(),
-        ..Default::default()
-    };
-    let add = ["users", "add", "bob", "--roles", "dev", "--password-file", "password"];
-    let cluster = loses_an_answer(mine.clone());
-    cluster.log_in();
-    assert!(cluster.run(&add).ok().contains("bob"));
-    assert_eq!(cluster.calls(), ["CreateUser", "CreateUser", "GetUser"]);
-    // What somebody else made, or what is otherwise, is not what was asked for.
-    for other in [
-        v1::User { created_by: "user:mallory".into(), ..mine.clone() },
-        v1::User { roles: vec!["admin".into()], ..mine },
+fn a_creation_whose_answer_was_lost_is_asked_for_again() {
+    let user = v1::User { name: "bob".into(), ..Default::default() };
+    let role = v1::Role { name: "dev".into(), ..Default::default() };
+    let token = v1::Token { name: "web".into(), ..Default::default() };
+    let secret = "s3cret".to_owned();
+    for (command, method, reply, printed) in [
+        (
+            "users add bob --password-file password",
+            "CreateUser",
+            v1::CreateUserResponse { user: Some(user) }.encode_to_vec(),
+            "bob",
+        ),
+        (
+            "roles create role.yaml",
+            "CreateRole",
+            v1::CreateRoleResponse { role: Some(role) }.encode_to_vec(),
+            "dev",
+        ),
+        (
+            "tokens add",
+            "CreateToken",
+            v1::CreateTokenResponse { token: Some(token), secret }.encode_to_vec(),
+            "s3cret",
+        ),
     ] {
-        let cluster = loses_an_answer(other);
+        let cluster = loses_an_answer(method, reply);
         cluster.log_in();
-        cluster.run(&add).fails(CONFLICT);
+        fs::write(cluster.path("role.yaml"), "kind: role\nmetadata: {name: dev}\nspec: {}\n").unwrap();
+        let words: Vec<_> = command.split(' ').collect();
+        assert!(cluster.run(&words).ok().contains(printed), "{command}");
+        assert_eq!(cluster.calls(), [method, method]);
+        // As the same call.
+        let keys: Vec<_> = cluster
+            .server
+            .calls()
+            .iter()
+            .filter(|call| call.method == method)
+            .map(|call| call.metadata.get(IDEMPOTENCY_KEY).unwrap().clone())
+            .collect();
+        assert_eq!(keys[0], keys[1]);
     }
+}
+
+#[test]
+fn what_may_have_taken_effect_is_said_when_nobody_tells() {
+    let cluster = Cluster::answering(|_| Err(Status::unavailable("the node is going away")));
+    cluster.log_in();
+    let said = cluster.run(&["auth-nodes", "token", "--timeout", "2s"]).fails(UNKNOWN);
+    assert!(said.contains("going away") && said.contains("run it again"), "{said}");
+    let calls = cluster.calls();
+    assert!(calls.len() > 1 && calls.iter().all(|call| call == "CreateAuthJoinToken"), "{calls:?}");
 }

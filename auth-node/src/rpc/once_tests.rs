@@ -1,0 +1,409 @@
+//! Each method that takes effect once, called as a client calls it that has lost the answer.
+
+use std::collections::BTreeSet;
+
+use auth_core::{
+    ca,
+    ca::Kek,
+    names::AgentId,
+    repeat,
+    tables::{AnswerKey, AuthJoinTokenKey, CaKey, CaKeyRow, CaKind, CaRow, NodeKey, NodeKind, NodeRow},
+};
+use futures::{FutureExt as _, future::BoxFuture};
+use mezite_pki::x509::X509Ca;
+use mezite_proto::IDEMPOTENCY_KEY;
+use prost::Message;
+use store_txn::{ReadExt as _, TransactionExt as _};
+use tonic::{Code, Request, Status, metadata::MetadataValue};
+use zeroize::Zeroizing;
+
+use super::{
+    Api, UNARY,
+    testing::{BOSS, Node},
+    *,
+};
+
+const KEY: &str = "5eed00112233445566778899aabbccddeeff00112233445566778899aabbccdd";
+const PASSWORD: &str = "a password of ann";
+const AGENT: &str = "6f9619ff-8b86-4011-b42d-00c04fc964ff";
+
+/// Which of two requests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Asked {
+    This,
+    Other,
+}
+
+type Answer = Result<Vec<u8>, Status>;
+
+/// A method that takes effect once.
+struct Case {
+    method: &'static str,
+    /// The audit event of its effect.
+    event: &'static str,
+    /// Calls it with a session and, if there is one, an idempotency key. [`Asked::Other`] is a request that differs
+    /// and would be as good.
+    call: fn(Api, Credentials, Asked, Revisions) -> BoxFuture<'static, Answer>,
+    /// The secret in its reply.
+    secret: fn(&[u8]) -> Option<String>,
+}
+
+/// What a call brings.
+#[derive(Clone)]
+struct Credentials {
+    session: String,
+    key: Option<&'static str>,
+}
+
+/// Revisions of what the methods change, as they were at the beginning.
+#[derive(Debug, Clone, Copy)]
+struct Revisions {
+    ann: u64,
+    dev: u64,
+    node: u64,
+}
+
+impl Credentials {
+    fn request<T>(&self, message: T) -> Request<T> {
+        let mut request = Request::new(message);
+        let bearer = MetadataValue::try_from(format!("Bearer {}", self.session)).unwrap();
+        request.metadata_mut().insert("authorization", bearer);
+        if let Some(key) = self.key {
+            request.metadata_mut().insert(IDEMPOTENCY_KEY, MetadataValue::from_static(key));
+        }
+        request
+    }
+}
+
+fn no_secret(_: &[u8]) -> Option<String> {
+    None
+}
+
+/// Builds a case: `$asked` and `$at` are there to make the request of.
+macro_rules! case {
+    ($method:literal, $event:literal, $name:ident, $secret:expr, |$asked:ident, $at:ident| $request:expr) => {
+        Case {
+            method: $method,
+            event: $event,
+            call: |api, credentials, $asked, $at| {
+                let _ = &$at;
+                let request = credentials.request($request);
+                async move { api.$name(request).await.map(|reply| reply.into_inner().encode_to_vec()) }
+                    .boxed()
+            },
+            secret: $secret,
+        }
+    };
+}
+
+fn pick<T>(asked: Asked, this: T, other: T) -> T {
+    if asked == Asked::This { this } else { other }
+}
+
+/// Every method that takes effect once.
+fn cases() -> Vec<Case> {
+    vec![
+        case!("CreateUser", "user.create", create_user, no_secret, |asked, _at| {
+            // Other in nothing but the password.
+            let user = v1::User { name: "bob".into(), roles: vec!["access".into()], ..Default::default() };
+            let password = pick(asked, "a password of bob", "a passwort of bob").to_owned();
+            v1::CreateUserRequest { user: Some(user), password }
+        }),
+        case!("UpdateUser", "user.update", update_user, no_secret, |asked, at| {
+            let roles = vec![pick(asked, "auditor", "dev").to_owned()];
+            let user = v1::User { name: "ann".into(), roles, revision: at.ann, ..Default::default() };
+            v1::UpdateUserRequest { user: Some(user) }
+        }),
+        case!("ResetUserPassword", "user.password.reset", reset_user_password, no_secret, |asked, _at| {
+            let new_password = pick(asked, "another password", "a third password").to_owned();
+            v1::ResetUserPasswordRequest { name: "ann".into(), new_password }
+        }),
+        case!("ChangePassword", "user.password.change", change_password, no_secret, |asked, _at| {
+            let new_password = pick(asked, "another password", "a third password").to_owned();
+            v1::ChangePasswordRequest { old_password: BOSS.into(), new_password }
+        }),
+        case!("CreateRole", "role.create", create_role, no_secret, |asked, _at| {
+            let description = pick(asked, "this", "other").to_owned();
+            let role = v1::Role { name: "ops".into(), description, ..Default::default() };
+            v1::CreateRoleRequest { role: Some(role) }
+        }),
+        case!("UpdateRole", "role.update", update_role, no_secret, |asked, at| {
+            let description = pick(asked, "this", "other").to_owned();
+            let role = v1::Role { name: "dev".into(), description, revision: at.dev, ..Default::default() };
+            v1::UpdateRoleRequest { role: Some(role) }
+        }),
+        case!(
+            "CreateToken",
+            "token.create",
+            create_token,
+            |reply| Some(v1::CreateTokenResponse::decode(reply).unwrap().secret),
+            |asked, _at| v1::CreateTokenRequest {
+                kind: v1::TokenKind::Node.into(),
+                max_uses: pick(asked, 1, 2),
+                ..Default::default()
+            }
+        ),
+        case!("UpdateNode", "node.update", update_node, no_secret, |asked, at| {
+            let admin_labels = [("env".to_owned(), pick(asked, "this", "other").to_owned())].into();
+            v1::UpdateNodeRequest { agent_id: AGENT.into(), admin_labels, revision: at.node }
+        }),
+        case!(
+            "CreateAuthJoinToken",
+            "auth_node.token.create",
+            create_auth_join_token,
+            |reply| Some(v1::CreateAuthJoinTokenResponse::decode(reply).unwrap().token),
+            |asked, _at| {
+                let ttl = prost_types::Duration { seconds: pick(asked, 60, 61), nanos: 0 };
+                v1::CreateAuthJoinTokenRequest { ttl: Some(ttl) }
+            }
+        ),
+    ]
+}
+
+/// Methods that need no key, beside those that only read: a repetition has no effect of its own, or one that is as good
+/// as the first.
+const REPEATABLE: &[&str] = &[
+    // A session, or certificates, that nobody has end by themselves.
+    "AuthenticateLocal",
+    "IssueUserCerts",
+    // The same token, or certificate, with the same keys is the same join or renewal.
+    "GenerateHostCerts",
+    "RegisterAgent",
+    // Reports how it is now.
+    "AgentHeartbeat",
+    // What is gone is gone; that it was not there is what a repetition is told.
+    "Logout",
+    "DeregisterAgent",
+    "DeleteUser",
+    "DeleteRole",
+    "DeleteToken",
+    "RevokeSession",
+    // A change of the members is asked for until it is so.
+    "AddMember",
+    "RemoveMember",
+    // Whoever sends it again sends the same bytes at the same offsets.
+    "UploadSessionRecording",
+];
+
+/// A node whose cluster has what the methods change.
+struct World {
+    node: Node,
+    boss: String,
+    at: Revisions,
+}
+
+impl World {
+    async fn start() -> Self {
+        let node = Node::start().await;
+        let peer_ca = X509Ca::generate("peer CA", 1_700_000_000, 4_000_000_000).unwrap();
+        let committed = node.service.store.transact(move |tx| {
+            let public = peer_ca.certificate_pem().to_owned();
+            let kek = Kek::new(Zeroizing::new([7; 32]));
+            let sealed_private = ca::seal(&kek, CaKind::Peer, &public, b"not used here", [0; 12])?;
+            let active = Some(CaKeyRow { public, sealed_private, created_at_ms: 0 });
+            tx.put(&CaKey(CaKind::Peer), &CaRow { active, trusted: Vec::new() });
+            let agent = NodeRow { kind: NodeKind::Ssh.into(), expires_at_ms: u64::MAX, ..NodeRow::default() };
+            tx.put(&NodeKey(AgentId::parse("", AGENT)?), &agent);
+            Ok::<_, CoreError>(())
+        });
+        let node_revision = committed.await.map_err(ApiError::from).unwrap().revision;
+        let boss = node.boss().await;
+        let api = Api::new(Arc::clone(&node.service));
+        let plain = Credentials { session: boss.clone(), key: None };
+        let role = v1::Role { name: "dev".into(), ..Default::default() };
+        let dev = api.create_role(plain.request(v1::CreateRoleRequest { role: Some(role) }));
+        let dev = dev.await.unwrap().into_inner().role.unwrap();
+        let user = v1::User { name: "ann".into(), roles: vec!["admin".into()], ..Default::default() };
+        let request = v1::CreateUserRequest { user: Some(user), password: PASSWORD.into() };
+        let ann = api.create_user(plain.request(request)).await.unwrap().into_inner().user.unwrap();
+        let at = Revisions { ann: ann.revision, dev: dev.revision, node: node_revision };
+        Self { node, boss, at }
+    }
+
+    async fn call(&self, case: &Case, session: &str, key: Option<&'static str>, asked: Asked) -> Answer {
+        let credentials = Credentials { session: session.to_owned(), key };
+        (case.call)(Api::new(Arc::clone(&self.node.service)), credentials, asked, self.at).await
+    }
+
+    async fn state(&self) -> [u8; 32] {
+        let read = self.node.service.store.read(|view| Ok::<_, CoreError>(view.state_hash()?));
+        read.await.map_err(ApiError::from).unwrap()
+    }
+
+    /// Every row and every log record, as bytes.
+    async fn stored(&self) -> Vec<u8> {
+        let everything = store_txn::KeyRange { start: Vec::new(), end: vec![0xff; 8] };
+        let read = self.node.service.store.read(move |view| {
+            use store_txn::Read as _;
+            let rows = view.scan_raw(&everything, usize::MAX)?;
+            let records = view.log_records(auth_core::audit::LOG, 1, usize::MAX)?;
+            let rows = rows.into_iter().flat_map(|(key, row)| [key, row.value]);
+            Ok::<_, CoreError>(
+                rows.chain(records.into_iter().map(|record| record.record)).flatten().collect(),
+            )
+        });
+        read.await.map_err(ApiError::from).unwrap()
+    }
+
+    async fn answers(&self) -> usize {
+        let read =
+            self.node.service.store.read(|view| Ok::<_, CoreError>(view.scan::<AnswerKey>(None, 100)?.len()));
+        read.await.map_err(ApiError::from).unwrap()
+    }
+}
+
+fn contains(bytes: &[u8], part: &[u8]) -> bool {
+    bytes.windows(part.len()).any(|window| window == part)
+}
+
+#[tokio::test]
+async fn a_repeated_call_is_answered_again_and_has_one_effect() {
+    for case in cases() {
+        let (world, method) = (World::start().await, case.method);
+        let first = world.call(&case, &world.boss, Some(KEY), Asked::This).await.unwrap();
+        let (state, events) = (world.state().await, world.node.audit().await.len());
+        assert_eq!(world.node.audited(case.event).await.last().unwrap().actor, "user:boss", "{method}");
+
+        // Repeated where nothing could be hashed, for that need not be done again.
+        let turns =
+            [world.node.service.passwords.admit().unwrap(), world.node.service.passwords.admit().unwrap()];
+        for _ in 0..2 {
+            assert_eq!(
+                world.call(&case, &world.boss, Some(KEY), Asked::This).await.unwrap(),
+                first,
+                "{method}"
+            );
+        }
+        drop(turns);
+        assert_eq!((world.state().await, world.node.audit().await.len()), (state, events), "{method}");
+
+        // Neither the key nor the secret of the reply can be read where the state is.
+        let stored = world.stored().await;
+        let mut secrets = vec![KEY.to_owned()];
+        secrets.extend((case.secret)(&first));
+        for secret in secrets {
+            assert!(!contains(&stored, secret.as_bytes()), "{method}");
+        }
+        assert!(!contains(&stored, &hex::decode(KEY).unwrap()), "{method}");
+        assert!(contains(&stored, case.event.as_bytes()), "{method}: this is where it would be found");
+    }
+}
+
+#[tokio::test]
+async fn a_key_is_for_one_request_of_one_user() {
+    for case in cases() {
+        let (world, method) = (World::start().await, case.method);
+        let other = world.node.log_in("ann", PASSWORD).await.unwrap();
+        let first = world.call(&case, &world.boss, Some(KEY), Asked::This).await.unwrap();
+        let state = world.state().await;
+        let refused = world.call(&case, &world.boss, Some(KEY), Asked::Other).await.unwrap_err();
+        assert_eq!(refused.code(), Code::InvalidArgument, "{method}: {refused:?}");
+        assert!(refused.message().contains(repeat::FIELD), "{refused:?}");
+        assert_eq!(world.state().await, state, "{method}");
+
+        // To another admin it is a call like any other: whatever comes of it, it is not that answer.
+        match world.call(&case, &other, Some(KEY), Asked::This).await {
+            Ok(answer) => assert_ne!(answer, first, "{method}"),
+            Err(refused) => assert_ne!(refused.code(), Code::Internal, "{method}: {refused:?}"),
+        }
+    }
+}
+
+#[tokio::test]
+async fn without_a_key_a_call_is_one_of_its_own() {
+    for case in cases() {
+        let (world, method) = (World::start().await, case.method);
+        let before = world.node.audited(case.event).await.len();
+        world.call(&case, &world.boss, None, Asked::This).await.unwrap();
+        assert_eq!(world.answers().await, 0, "{method}");
+        let again = world.call(&case, &world.boss, None, Asked::This).await;
+        let effects = world.node.audited(case.event).await.len() - before;
+        assert_eq!(effects, 1 + usize::from(again.is_ok()), "{method}");
+    }
+}
+
+#[tokio::test]
+async fn what_is_refused_is_not_kept_and_may_succeed_later() {
+    let world = World::start().await;
+    let case = cases().into_iter().find(|case| case.method == "CreateUser").unwrap();
+    let api = Api::new(Arc::clone(&world.node.service));
+    let plain = Credentials { session: world.boss.clone(), key: None };
+    let delete = |name: &str| plain.request(v1::DeleteUserRequest { name: name.into() });
+    world.call(&case, &world.boss, None, Asked::This).await.unwrap();
+    let refused = world.call(&case, &world.boss, Some(KEY), Asked::This).await.unwrap_err();
+    assert_eq!((refused.code(), world.answers().await), (Code::AlreadyExists, 0));
+    api.delete_user(delete("bob")).await.unwrap();
+    let made = world.call(&case, &world.boss, Some(KEY), Asked::This).await.unwrap();
+    // What became of it since does not change what the call is answered, and is not undone.
+    api.delete_user(delete("bob")).await.unwrap();
+    assert_eq!(world.call(&case, &world.boss, Some(KEY), Asked::This).await.unwrap(), made);
+    let get = api.get_user(plain.request(v1::GetUserRequest { name: "bob".into() })).await;
+    assert_eq!(get.unwrap_err().code(), Code::NotFound);
+}
+
+#[tokio::test]
+async fn who_may_not_call_any_more_is_not_answered_again() {
+    let world = World::start().await;
+    let ann = world.node.log_in("ann", PASSWORD).await.unwrap();
+    let case = cases().into_iter().find(|case| case.method == "CreateToken").unwrap();
+    world.call(&case, &ann, Some(KEY), Asked::This).await.unwrap();
+    let api = Api::new(Arc::clone(&world.node.service));
+    let plain = Credentials { session: world.boss.clone(), key: None };
+    let user = v1::User { name: "ann".into(), roles: vec!["access".into()], ..Default::default() };
+    api.update_user(plain.request(v1::UpdateUserRequest { user: Some(user) })).await.unwrap();
+    let denied = world.call(&case, &ann, Some(KEY), Asked::This).await.unwrap_err();
+    assert_eq!(denied.code(), Code::PermissionDenied);
+    api.delete_user(plain.request(v1::DeleteUserRequest { name: "ann".into() })).await.unwrap();
+    let nobody = world.call(&case, &ann, Some(KEY), Asked::This).await.unwrap_err();
+    assert_eq!(nobody.code(), Code::Unauthenticated);
+    let nobody = world.call(&case, "guessed", Some(KEY), Asked::This).await.unwrap_err();
+    assert_eq!(nobody.code(), Code::Unauthenticated);
+}
+
+#[tokio::test]
+async fn attempts_that_run_at_the_same_time_have_one_effect() {
+    let world = World::start().await;
+    let case = cases().into_iter().find(|case| case.method == "CreateAuthJoinToken").unwrap();
+    let attempts = (0..8).map(|_| world.call(&case, &world.boss, Some(KEY), Asked::This));
+    let answers: BTreeSet<_> =
+        futures::future::join_all(attempts).await.into_iter().map(Result::unwrap).collect();
+    assert_eq!(answers.len(), 1);
+    assert_eq!(world.node.audited(case.event).await.len(), 1);
+    let read = world
+        .node
+        .service
+        .store
+        .read(|view| Ok::<_, CoreError>(view.scan::<AuthJoinTokenKey>(None, 9)?.len()));
+    assert_eq!(read.await.map_err(ApiError::from).unwrap(), 1);
+}
+
+#[tokio::test]
+async fn a_key_that_is_none_is_refused() {
+    let world = World::start().await;
+    for case in cases() {
+        let refused = world.call(&case, &world.boss, Some("5eed"), Asked::This).await.unwrap_err();
+        assert_eq!(refused.code(), Code::InvalidArgument, "{}", case.method);
+    }
+}
+
+/// A method that is built and changes something is in one of the lists: whoever adds one decides which.
+#[test]
+fn every_method_that_writes_takes_effect_once_or_can_be_repeated() {
+    let once: BTreeSet<_> = cases().iter().map(|case| case.method).collect();
+    let repeatable: BTreeSet<_> = REPEATABLE.iter().copied().collect();
+    assert!(once.is_disjoint(&repeatable));
+    let built = UNARY.iter().filter(|(_, handler)| !["later", "reserved"].contains(handler));
+    let reads = |method: &str| {
+        ["Get", "List", "Query", "Validate"].iter().any(|verb| method.starts_with(verb)) || method == "Ping"
+    };
+    let writing: BTreeSet<_> = built.map(|(method, _)| *method).filter(|method| !reads(method)).collect();
+    assert_eq!(writing, once.union(&repeatable).copied().collect());
+    // And the one list that clients have.
+    let documented =
+        include_str!("../../../proto/v1/auth.proto").split("service AuthService").next().unwrap();
+    let documented: BTreeSet<_> = documented
+        .split(|letter: char| !letter.is_ascii_alphanumeric())
+        .filter(|word| access::rule(word).is_some())
+        .collect();
+    assert_eq!(documented, once);
+}
