@@ -7,6 +7,7 @@
 //!
 //! [`init`] and [`join`] make a node, [`start`] runs it.
 
+mod access;
 mod authn;
 mod authz;
 mod bootstrap;

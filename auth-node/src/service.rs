@@ -18,8 +18,8 @@ use raft_store::{Clock, Committed, Store, StoreTransaction, TransactError, View}
 use store_txn::Read;
 
 use crate::{
-    authn::Call, authz, ca_keys::CaKeys, error::ApiError, passwords::PasswordPool, presence::Presence,
-    relay::Relay,
+    access::Listeners, authn::Call, authz, ca_keys::CaKeys, error::ApiError, passwords::PasswordPool,
+    presence::Presence, relay::Relay,
 };
 
 /// What handlers work with.
@@ -34,6 +34,8 @@ pub(crate) struct Service {
     pub(crate) presence: Presence,
     /// Calls ingests.
     pub(crate) relay: Relay,
+    /// Ingests that follow who has access.
+    pub(crate) access: Listeners,
     /// What the node's configuration says.
     pub(crate) settings: Settings,
     /// The wall clock.

@@ -21,6 +21,7 @@ use tokio_util::{
 };
 
 use crate::{
+    access::Listeners,
     bootstrap::{self, Joiner, store_config},
     ca_keys::CaKeys,
     clock,
@@ -91,7 +92,7 @@ pub async fn start(config: Config) -> Result<Handle, NodeError> {
     }
     let cluster = wait_for_cluster(&store).await?;
     let node = Node { cluster, clock, store, kek: Arc::new(kek), node_id: state.node_id };
-    let (service, tls) = node.assemble(&config, &beside, &stop).await?;
+    let (service, tls) = node.assemble(&config, &readiness, &beside, &stop).await?;
 
     let (api, address) = listen(config.listen).await?;
     let drain = CancellationToken::new();
@@ -130,6 +131,7 @@ impl Node {
     async fn assemble(
         &self,
         config: &Config,
+        readiness: &Readiness,
         beside: &TaskTracker,
         stop: &CancellationToken,
     ) -> Result<(Arc<Service>, Tls), NodeError> {
@@ -161,6 +163,7 @@ impl Node {
             cas,
             presence: Presence::start(store.clone(), PresenceTtl(config.presence.ttl)),
             relay: Relay::new(&self.cluster.name, Arc::clone(&tls.client), &config.limits)?,
+            access: Listeners::new(config.limits.max_access_listeners, readiness.stopping()),
             settings,
             clock,
             store,

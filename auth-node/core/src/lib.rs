@@ -24,6 +24,7 @@ pub mod presence;
 pub mod principal;
 pub mod registration;
 pub mod role;
+pub mod roster;
 pub mod rules;
 pub mod secret;
 pub mod session;
