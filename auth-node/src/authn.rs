@@ -109,6 +109,12 @@ fn certificate(extensions: &Extensions, here: Here<'_>) -> Result<Credential, Co
     }
 }
 
+/// Last second in which the client certificate of a call is good, Unix time; 0 without one.
+pub(crate) fn certificate_ends(extensions: &Extensions) -> u64 {
+    let leaf = extensions.get::<ConnectionInfo>().and_then(|info| info.peer_certificates.first());
+    leaf.and_then(|leaf| CertificateInfo::from_der(leaf).ok()).map_or(0, |info| info.not_after)
+}
+
 /// The digest in a pin, `sha256:` and hexadecimal digits.
 fn digest_of(pin: &str) -> Option<[u8; 32]> {
     let mut digest = [0; 32];
@@ -248,6 +254,7 @@ mod tests {
         let (extensions, key_digest) = shown(ingest, LIFE);
         assert_eq!(credential(&none, &extensions, HERE), Ok(Credential::Ingest { id: id(), key_digest }));
         assert_eq!(credential(&none, &Extensions::new(), HERE), Ok(Credential::None));
+        assert_eq!((certificate_ends(&extensions), certificate_ends(&Extensions::new())), (LIFE.1, 0));
     }
 
     #[test]

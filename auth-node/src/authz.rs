@@ -93,6 +93,7 @@ mod tests {
         ("*", &["AgentHeartbeat", "DeregisterAgent"]),
         ("ua", &["ListNodes"]),
         ("a", &["UpdateNode"]),
+        ("i", &["WatchAccess"]),
         ("a", &["CreateAgentIdentity", "UpdateAgentIdentity", "DeleteAgentIdentity"]),
         ("a", &["GetAgentIdentity", "ListAgentIdentities"]),
         ("*", &["BootstrapAgentIdentity", "RenewAgentIdentity", "AuthenticateSPIFFE"]),

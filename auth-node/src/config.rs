@@ -124,6 +124,8 @@ pub struct LimitsConfig {
     pub password_queue: usize,
     /// Recording calls that are relayed at a time; more are RESOURCE_EXHAUSTED. Default: 128.
     pub max_relays: usize,
+    /// Ingests that may follow at a time who has access; more are RESOURCE_EXHAUSTED. Default: 1000.
+    pub max_access_listeners: usize,
     /// The longest silence between two messages of a relayed recording. Default: 60 s.
     #[serde(with = "humantime_serde")]
     pub message_timeout: Duration,
@@ -143,6 +145,7 @@ impl Default for LimitsConfig {
             password_threads: (processors / 2).max(1),
             password_queue: 64,
             max_relays: 128,
+            max_access_listeners: 1_000,
             message_timeout: Duration::from_secs(60),
             drain_timeout: Duration::from_secs(10),
         }
@@ -337,6 +340,7 @@ impl Config {
             ("limits.password_threads", limits.password_threads),
             ("limits.password_queue", limits.password_queue),
             ("limits.max_relays", limits.max_relays),
+            ("limits.max_access_listeners", limits.max_access_listeners),
         ];
         if let Some((field, _)) = counts.into_iter().find(|(_, count)| !(1..=MAX_COUNT).contains(count)) {
             return bad(field, "must be 1 to 1000000");

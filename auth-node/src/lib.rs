@@ -8,6 +8,7 @@
 //! [`init`], [`join`], [`restore`] and [`recover`] make a node, [`start`] runs it, [`inspect()`] looks whether a
 //! stopped one is sound.
 
+mod access;
 mod authn;
 mod authz;
 mod bootstrap;

@@ -54,6 +54,11 @@ pub(crate) fn relays(count: usize) {
     metrics::gauge!("mezite_auth_relays").set(f64::from(u32::try_from(count).unwrap_or(u32::MAX)));
 }
 
+/// Ingests that follow who has access.
+pub(crate) fn access_listeners(count: usize) {
+    metrics::gauge!("mezite_auth_access_listeners").set(f64::from(u32::try_from(count).unwrap_or(u32::MAX)));
+}
+
 /// Drains what histograms have gathered, which would otherwise grow until the page is asked for.
 pub(crate) fn upkeep() {
     if let Some(page) = PAGE.get().and_then(Option::as_ref) {

@@ -47,6 +47,11 @@ impl Readiness {
         self.leaving.is_cancelled()
     }
 
+    /// Is cancelled when the node stops.
+    pub(crate) fn stopping(&self) -> CancellationToken {
+        self.leaving.clone()
+    }
+
     /// Resolves when the node stops.
     pub(crate) async fn leaving(&self) {
         self.leaving.cancelled().await;

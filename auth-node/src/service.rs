@@ -20,6 +20,7 @@ use store_txn::Read;
 use tokio::{sync::Semaphore, time::Instant};
 
 use crate::{
+    access::Listeners,
     authn::Call,
     authz,
     ca_keys::CaKeys,
@@ -44,6 +45,8 @@ pub(crate) struct Service {
     pub(crate) relay: Relay,
     /// One permit: a backup takes as much space as the state.
     pub(crate) backups: Arc<Semaphore>,
+    /// Ingests that follow who has access.
+    pub(crate) access: Listeners,
     /// What the node's configuration says.
     pub(crate) settings: Settings,
     /// The wall clock.

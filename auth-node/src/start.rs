@@ -22,6 +22,7 @@ use tokio_util::{
 };
 
 use crate::{
+    access::Listeners,
     bootstrap::{self, Joiner, store_config},
     ca_keys::CaKeys,
     clock,
@@ -121,7 +122,7 @@ pub async fn start(config: Config) -> Result<Handle, NodeError> {
         },
     };
     let node = Node { cluster, clock, store, cas, kek, node_id: state.node_id };
-    let (service, tls) = node.assemble(&config, &beside, &stop).await?;
+    let (service, tls) = node.assemble(&config, &readiness, &beside, &stop).await?;
 
     let (api, address) = listen(config.listen).await?;
     let drain = CancellationToken::new();
@@ -161,6 +162,7 @@ impl Node {
     async fn assemble(
         &self,
         config: &Config,
+        readiness: &Readiness,
         beside: &TaskTracker,
         stop: &CancellationToken,
     ) -> Result<(Arc<Service>, Tls), NodeError> {
@@ -196,6 +198,7 @@ impl Node {
             presence: Presence::start(store.clone(), PresenceTtl(config.presence.ttl)),
             relay: Relay::new(&self.cluster.name, Arc::clone(&tls.client), &config.limits)?,
             backups: Arc::new(Semaphore::new(1)),
+            access: Listeners::new(config.limits.max_access_listeners, readiness.stopping()),
             settings,
             clock,
             store,

@@ -20,6 +20,8 @@ pub enum Caller {
         id: AgentId,
         /// Digest of its certificate.
         certificate: Digest,
+        /// DNS names in its certificate.
+        dns_names: Vec<String>,
     },
     /// An auth node of the cluster, which has checked the user or agent behind it.
     Auth {
@@ -37,6 +39,9 @@ pub struct Writer {
     pub certificate: Option<Digest>,
     /// The auth node that relays, such as `auth:2`.
     pub relayed_by: Option<String>,
+    /// What its host may be called: the hostname that auth nodes know, or else the names in its certificate. `None`:
+    /// neither is known.
+    pub hostnames: Option<Vec<String>>,
 }
 
 /// Tells who calls, from the connection's certificate, which TLS has verified against the trust bundle.
@@ -58,7 +63,8 @@ pub fn caller(extensions: &Extensions, cluster: &str, now: u64) -> Result<Caller
     let (found, caller) = match certificate.identity {
         Some(Identity::Agent { cluster, id }) => {
             let Ok(id) = id.parse() else { return Err(unreadable) };
-            (cluster, Caller::Agent { id, certificate: Digest::of(leaf) })
+            let dns_names = certificate.dns_names;
+            (cluster, Caller::Agent { id, certificate: Digest::of(leaf), dns_names })
         }
         Some(Identity::Auth { cluster, node_id }) => (cluster, Caller::Auth { node_id }),
         Some(Identity::Ingest { .. } | Identity::User { .. }) => {
@@ -82,14 +88,18 @@ impl Caller {
     /// [`IngestError::Denied`] for an auth node that names no agent.
     pub fn writer(self, metadata: &MetadataMap) -> Result<Writer, IngestError> {
         match self {
-            Self::Agent { id, certificate } => {
-                Ok(Writer { agent_id: id, certificate: Some(certificate), relayed_by: None })
-            }
+            Self::Agent { id, certificate, dns_names } => Ok(Writer {
+                agent_id: id,
+                certificate: Some(certificate),
+                relayed_by: None,
+                hostnames: Some(dns_names),
+            }),
             Self::Auth { node_id } => {
                 let named = metadata.get(RELAYED_AGENT).and_then(|value| value.to_str().ok()?.parse().ok());
                 let agent_id =
                     named.ok_or(IngestError::Denied("an auth node must name the agent it relays"))?;
-                Ok(Writer { agent_id, certificate: None, relayed_by: Some(format!("auth:{node_id}")) })
+                let relayed_by = Some(format!("auth:{node_id}"));
+                Ok(Writer { agent_id, certificate: None, relayed_by, hostnames: None })
             }
         }
     }
@@ -111,7 +121,8 @@ mod tests {
     use super::*;
 
     fn agent() -> Caller {
-        Caller::Agent { id: AgentId::from_bytes([1; 16]), certificate: Digest::of(b"") }
+        let dns_names = vec!["web1".to_owned()];
+        Caller::Agent { id: AgentId::from_bytes([1; 16]), certificate: Digest::of(b""), dns_names }
     }
 
     fn naming(agent: &str) -> MetadataMap {
@@ -129,7 +140,9 @@ mod tests {
     #[test]
     fn an_agent_is_itself_whatever_it_says() {
         let metadata = naming(&AgentId::from_bytes([2; 16]).to_string());
-        assert_eq!(agent().writer(&metadata).unwrap().agent_id, AgentId::from_bytes([1; 16]));
+        let writer = agent().writer(&metadata).unwrap();
+        assert_eq!(writer.agent_id, AgentId::from_bytes([1; 16]));
+        assert_eq!(writer.hostnames, Some(vec!["web1".to_owned()]));
         assert!(matches!(agent().reader(), Err(IngestError::Denied(_))));
     }
 
@@ -142,5 +155,6 @@ mod tests {
         let writer = auth().writer(&naming(&AgentId::from_bytes([2; 16]).to_string())).unwrap();
         assert_eq!(writer.agent_id, AgentId::from_bytes([2; 16]));
         assert_eq!((writer.certificate, writer.relayed_by.as_deref()), (None, Some("auth:7")));
+        assert_eq!(writer.hostnames, None);
     }
 }

@@ -24,6 +24,14 @@ pub enum IngestError {
     /// No certificate, or one that does not say who it is.
     #[error("{0}; show the client certificate of an agent of this cluster")]
     Unauthenticated(&'static str),
+    /// The agent's certificate is good, and no auth node knows the agent: it never registered, or was removed.
+    #[error(
+        "this agent is not registered in the cluster, or not any more; join it with a new token to send recordings"
+    )]
+    NotRegistered,
+    /// The agent is not known, and no auth node can be asked.
+    #[error("this ingest cannot learn now whether the agent is registered; try again or use another ingest")]
+    Unconfirmed,
     /// The caller is known and may not do this.
     #[error("{0}")]
     Denied(&'static str),
@@ -125,7 +133,7 @@ impl IngestError {
 
     fn code(&self) -> Code {
         match self {
-            Self::Unauthenticated(_) => Code::Unauthenticated,
+            Self::Unauthenticated(_) | Self::NotRegistered => Code::Unauthenticated,
             Self::Denied(_) | Self::NotOwner => Code::PermissionDenied,
             Self::Invalid { .. } => Code::InvalidArgument,
             Self::UnknownRecording => Code::NotFound,
@@ -139,6 +147,7 @@ impl IngestError {
             Self::Idle => Code::DeadlineExceeded,
             Self::BrokenOff(_) => Code::Cancelled,
             Self::Leaving
+            | Self::Unconfirmed
             | Self::IndexNotReady
             | Self::Store(StoreError::Failed(_) | StoreError::Untrusted) => Code::Unavailable,
             Self::Internal(_) => Code::Internal,
@@ -150,6 +159,8 @@ impl IngestError {
     pub fn reason(&self) -> &'static str {
         match self {
             Self::Unauthenticated(_) => "UNAUTHENTICATED",
+            Self::NotRegistered => "NOT_REGISTERED",
+            Self::Unconfirmed => "REGISTRATION_UNCONFIRMED",
             Self::Denied(_) => "DENIED",
             Self::Invalid { .. } => "INVALID_FIELD",
             Self::UnknownRecording => "UNKNOWN_RECORDING",
@@ -205,7 +216,11 @@ impl IngestError {
 
     fn retry_after(&self) -> Option<Duration> {
         match self {
-            Self::Busy | Self::Leaving | Self::IndexNotReady | Self::Superseded { .. } => Some(RETRY_SOON),
+            Self::Busy
+            | Self::Leaving
+            | Self::Unconfirmed
+            | Self::IndexNotReady
+            | Self::Superseded { .. } => Some(RETRY_SOON),
             Self::Store(_) => Some(RETRY_LATER),
             _ => None,
         }

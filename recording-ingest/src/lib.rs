@@ -4,12 +4,13 @@
 //! A call is read from the outside in: `server` carries it, `rpc` parses and authorises it (`authn`, `convert`),
 //! `stream` runs one that writes, `read` one that reads. What is written is judged by `session` (offsets and chain,
 //! no I/O), found again by `recover`, ended by `seal` and stored by `objects`; `index` answers lists. Beside the
-//! calls, `identity` keeps who this ingest is, and `control` tells the cluster that it lives. [`start`] puts all of
-//! it together.
+//! calls, `identity` keeps who this ingest is, `control` tells the cluster that it lives, and `access` follows which
+//! agents may write. [`start`] puts all of it together.
 //!
 //! Never here: which user may see a recording (auth nodes decide), the layout of an object (crate
 //! `recording-format`), and any state that another replica could not take over from the object store.
 
+mod access;
 pub mod authn;
 pub mod claims;
 pub mod clock;

@@ -53,6 +53,17 @@ pub(crate) fn heartbeat(success: bool) {
     counter!("mezite_ingest_heartbeats_total", "result" => result).increment(1);
 }
 
+/// `told`: whether there was a complete listing since the start.
+pub(crate) fn roster(agents: usize, told: bool) {
+    gauge!("mezite_ingest_agents_known").set(agents as f64);
+    gauge!("mezite_ingest_agents_listed").set(if told { 1.0 } else { 0.0 });
+}
+
+/// Its age is how long this ingest may not have heard of a removal.
+pub(crate) fn roster_confirmed(unix_seconds: u64) {
+    gauge!("mezite_ingest_agents_confirmed_timestamp_seconds").set(unix_seconds as f64);
+}
+
 pub(crate) fn certificate_expires(unix_seconds: u64) {
     gauge!("mezite_ingest_certificate_expiry_timestamp_seconds").set(unix_seconds as f64);
 }

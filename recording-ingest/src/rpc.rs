@@ -5,11 +5,11 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures::{StreamExt as _, stream, stream::BoxStream};
 use mezite_proto::v1;
-use tonic::{Extensions, Request, Response, Status, Streaming};
+use tonic::{Extensions, Request, Response, Status, Streaming, metadata::MetadataMap};
 use tracing::{Instrument as _, Span, field};
 
 use crate::{
-    authn::{self, Caller},
+    authn::{self, Caller, Writer},
     clock, convert,
     error::IngestError,
     index::row_of,
@@ -30,7 +30,7 @@ pub(crate) async fn stream_session_recording(
 ) -> Result<Response<v1::StreamSessionRecordingResponse>, Status> {
     let (metadata, extensions, inbound) = request.into_parts();
     let work = async {
-        let writer = caller(&ingest, &extensions)?.writer(&metadata)?;
+        let writer = writer(&ingest, &extensions, &metadata).await?;
         ingest.write(writing::run(Arc::clone(&ingest), writer, inbound)).await
     };
     answer("StreamSessionRecording", work).await
@@ -42,7 +42,7 @@ pub(crate) async fn upload_session_recording(
 ) -> Result<Response<v1::UploadSessionRecordingResponse>, Status> {
     let (metadata, extensions, request) = request.into_parts();
     let work = async {
-        let writer = caller(&ingest, &extensions)?.writer(&metadata)?;
+        let writer = writer(&ingest, &extensions, &metadata).await?;
         let reply = ingest.write(writing::upload(Arc::clone(&ingest), writer, request)).await?;
         Ok(v1::UploadSessionRecordingResponse {
             recording_id: reply.recording_id,
@@ -126,6 +126,16 @@ fn pieces(ingest: Arc<Ingest>, reader: Reader, offset: u64, method: &'static str
 
 fn caller(ingest: &Ingest, extensions: &Extensions) -> Result<Caller, IngestError> {
     authn::caller(extensions, ingest.identity().cluster_name(), clock::unix_seconds())
+}
+
+/// The agent whose recording the call writes, if it may write.
+async fn writer(
+    ingest: &Ingest,
+    extensions: &Extensions,
+    metadata: &MetadataMap,
+) -> Result<Writer, IngestError> {
+    let writer = caller(ingest, extensions)?.writer(metadata)?;
+    ingest.access.admit(writer, ingest.leaving()).await
 }
 
 async fn open(ingest: &Ingest, extensions: &Extensions, recording_id: &str) -> Result<Reader, IngestError> {

@@ -5,11 +5,12 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use recording_format::RecordingId;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::Instrument as _;
 
 use crate::{
+    access::{Access, PATIENCE},
     claims::Claims,
     config::LimitsConfig,
     error::IngestError,
@@ -27,8 +28,10 @@ pub(crate) struct Ingest {
     pub(crate) catalog: Arc<Catalog>,
     pub(crate) tail: Tail,
     pub(crate) claims: Claims,
+    pub(crate) access: Access,
     cache: Arc<SegmentCache>,
     identity: ArcSwap<Identity>,
+    renewals: watch::Sender<()>,
     limits: LimitsConfig,
     streams: Arc<Semaphore>,
     calls: TaskTracker,
@@ -43,8 +46,10 @@ impl Ingest {
             objects,
             catalog,
             claims: Claims::new(limits.kept_progress),
+            access: Access::new(PATIENCE),
             cache: Arc::new(SegmentCache::new(limits.cached_segments)),
             identity: ArcSwap::from_pointee(identity),
+            renewals: watch::channel(()).0,
             streams: Arc::new(Semaphore::new(limits.max_streams)),
             calls: TaskTracker::new(),
             leaving: CancellationToken::new(),
@@ -59,6 +64,12 @@ impl Ingest {
 
     pub(crate) fn replace_identity(&self, identity: Identity) {
         self.identity.store(Arc::new(identity));
+        self.renewals.send_replace(());
+    }
+
+    /// Changes whenever the identity is replaced from now on.
+    pub(crate) fn renewals(&self) -> watch::Receiver<()> {
+        self.renewals.subscribe()
     }
 
     pub(crate) fn limits(&self) -> &LimitsConfig {

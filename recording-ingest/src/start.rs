@@ -12,6 +12,7 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
+    access::Follower,
     config::Config,
     control::Control,
     diagnostics,
@@ -106,7 +107,7 @@ async fn listen(address: SocketAddr) -> Result<(TcpListener, SocketAddr), StartE
 /// What holds the data folder while the ingest runs.
 enum Contact {
     /// Follows the cluster.
-    Cluster(Box<Control>),
+    Cluster(Box<(Control, Follower)>),
     /// No auth node is configured.
     Nobody(Folder),
 }
@@ -120,16 +121,24 @@ impl Contact {
         tls: &Arc<ArcSwap<ServerConfig>>,
     ) -> Result<Self, IdentityError> {
         if config.auth_servers.is_empty() {
-            tracing::warn!("auth_servers is empty: no heartbeats, and the certificate is not renewed");
+            tracing::warn!(
+                "auth_servers is empty: no heartbeats, the certificate is not renewed, and agents are judged by their \
+                 certificates alone"
+            );
+            ingest.access.lost();
             return Ok(Self::Nobody(folder));
         }
+        let follower = Follower::new(config.clone(), Arc::clone(ingest));
         let control = Control::new(config, folder, state, Arc::clone(ingest), Arc::clone(tls))?;
-        Ok(Self::Cluster(Box::new(control)))
+        Ok(Self::Cluster(Box::new((control, follower))))
     }
 
     async fn run(self, stop: CancellationToken) {
         match self {
-            Self::Cluster(control) => control.run(stop).await,
+            Self::Cluster(contact) => {
+                let (control, follower) = *contact;
+                tokio::join!(control.run(stop.clone()), follower.run(stop));
+            }
             Self::Nobody(_folder) => stop.cancelled().await,
         }
     }

@@ -57,6 +57,7 @@ pub(crate) async fn run(
     let first = tokio::select! {
         biased;
         () = ingest.leaving() => return Err(IngestError::Leaving),
+        () = ingest.access.revoked(writer.agent_id) => return Err(IngestError::NotRegistered),
         first = next(&ingest, &mut inbound) => first?,
     };
     let Some(Message::Header(header)) = first else {
@@ -100,6 +101,8 @@ enum Event {
     End,
     /// The ingest is leaving.
     Leaving,
+    /// The agent is not registered any more.
+    Revoked,
     /// A newer call wants to write.
     Superseded,
 }
@@ -128,8 +131,8 @@ impl Call {
     /// Finds the recording, or begins it where the header has metadata.
     ///
     /// # Errors
-    /// When the header is out of bounds, the recording is another agent's or of another session, or bytes are missing
-    /// before the offset.
+    /// When the header is out of bounds, the recording is another agent's or of another session, it is begun for
+    /// another host, or bytes are missing before the offset.
     async fn begin(
         ingest: Arc<Ingest>,
         writer: Writer,
@@ -146,7 +149,10 @@ impl Call {
             (None, Some(_)) if header.start_offset > 0 => {
                 return Err(IngestError::OffsetAhead { expected: 0 });
             }
-            (None, Some(metadata)) => create(&ingest, &writer, id, metadata).await?,
+            (None, Some(metadata)) => {
+                check_node(&writer, &metadata.node)?;
+                create(&ingest, &writer, id, metadata).await?
+            }
             (None, None) => return Err(IngestError::UnknownRecording),
         };
         if header.start_offset > stored.committed {
@@ -179,6 +185,10 @@ impl Call {
                     self.flush().await?;
                     return Ok(self.reply(true));
                 }
+                (Event::Revoked, _) => {
+                    self.flush().await?;
+                    return Err(IngestError::NotRegistered);
+                }
                 (Event::Superseded, _) => {
                     self.flush().await?;
                     return Err(IngestError::Superseded { committed: self.committed() });
@@ -202,6 +212,7 @@ impl Call {
         tokio::select! {
             biased;
             () = self.ingest.leaving() => Ok(Event::Leaving),
+            () = self.ingest.access.revoked(self.writer.agent_id) => Ok(Event::Revoked),
             () = self.superseded() => Ok(Event::Superseded),
             message = next(&self.ingest, inbound) => Ok(message?.map_or(Event::End, Event::Message)),
         }
@@ -365,6 +376,17 @@ fn check_owner(stored: &Stored, writer: &Writer, metadata: Option<Metadata>) -> 
         metadata.started_at_ms = begin.metadata.started_at_ms;
     }
     if metadata.same_session(&begin.metadata) { Ok(()) } else { Err(IngestError::MetadataDiffers) }
+}
+
+/// An agent records the sessions of its own host. A recording that is there already is of the host that it began with.
+fn check_node(writer: &Writer, node: &str) -> Result<(), IngestError> {
+    match &writer.hostnames {
+        Some(names) if !names.iter().any(|name| name == node) => {
+            let reason = format!("must be the hostname that the agent joined with: {}", names.join(" or "));
+            Err(IngestError::invalid("metadata.node", reason))
+        }
+        Some(_) | None => Ok(()),
+    }
 }
 
 /// A chunk for a sealed recording may only repeat what is in it.

@@ -105,6 +105,12 @@ impl Ingest {
         self.recordings.address()
     }
 
+    /// host:port of its diagnostics.
+    #[must_use]
+    pub fn diagnostics_address(&self) -> String {
+        self.diagnostics.address()
+    }
+
     /// `recording-ingest COMMAND --config … ARGS…`, with nothing of this environment that configures it.
     #[must_use]
     pub fn command(&self, subcommand: &str, args: &[&str]) -> Command {

@@ -25,6 +25,7 @@ pub mod principal;
 pub mod registration;
 pub mod repeat;
 pub mod role;
+pub mod roster;
 pub mod rules;
 mod seal;
 pub mod secret;

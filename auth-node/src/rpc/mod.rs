@@ -5,6 +5,7 @@
 //! A family's module parses, draws what is random, has the domain decide, and converts. It decides nothing
 //! itself.
 
+mod access;
 mod backup;
 mod certs;
 mod cluster;
@@ -31,7 +32,7 @@ use std::{future::Future, pin::Pin, sync::Arc};
 use auth_core::{CoreError, Origin};
 use futures::Stream;
 use mezite_proto::{
-    access,
+    access as rules,
     v1::{self, AccessClass, auth_service_server::AuthService},
 };
 use tokio::time::Instant;
@@ -196,7 +197,7 @@ impl Api {
         let settings = &self.service.settings;
         let origin = authn::origin(request.extensions(), settings.node_id);
         let here = Here { cluster: &settings.cluster, now: (self.service.clock)() / 1000 };
-        let prepared = access::rule(method)
+        let prepared = rules::rule(method)
             .ok_or_else(|| CoreError::Denied(format!("{method} has no access rule")))
             .and_then(|rule| {
                 let credential = authn::credential(request.metadata(), request.extensions(), here)?;
@@ -448,6 +449,18 @@ api! {
         ) -> Result<Response<Self::RegisterUsingIAMMethodStream>, Status> {
             let begun = self.begin_stream("RegisterUsingIAMMethod", &request)?;
             let result = later(&self.service, &begun.call, ()).await;
+            begun.end(result)
+        }
+
+        type WatchAccessStream = Replies<v1::WatchAccessResponse>;
+
+        async fn watch_access(
+            &self,
+            request: Request<v1::WatchAccessRequest>,
+        ) -> Result<Response<Self::WatchAccessStream>, Status> {
+            let begun = self.begin_stream("WatchAccess", &request)?;
+            let ends = authn::certificate_ends(request.extensions());
+            let result = access::watch(Arc::clone(&self.service), begun.call.clone(), ends).await;
             begun.end(result)
         }
 

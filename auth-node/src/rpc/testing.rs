@@ -21,10 +21,12 @@ use raft_store::{Fatal, Limits, PeerIdentity, Store, StoreConfig, Timing, peer_d
 use rustls::{ClientConfig, RootCertStore};
 use store_txn::TransactionExt as _;
 use tempfile::TempDir;
+use tokio_util::sync::CancellationToken;
 use zeroize::Zeroizing;
 
 use super::login;
 use crate::{
+    access::Listeners,
     authn::Call,
     ca_keys::CaKeys,
     clock,
@@ -39,12 +41,17 @@ use crate::{
 const CLUSTER: &str = "test.example";
 const CLUSTER_ID: &str = "0123-test";
 
+/// Ingests that may follow at a time who has access.
+pub(super) const MAX_LISTENERS: usize = 2;
+
 /// Password of the admin `boss`.
 pub(super) const BOSS: &str = "the password of boss";
 
 /// A node's service.
 pub(super) struct Node {
     pub(super) service: Arc<Service>,
+    /// Cancelled: the node stops.
+    pub(super) stopping: CancellationToken,
     _folder: TempDir,
 }
 
@@ -78,12 +85,14 @@ impl Node {
         rows.await.unwrap();
 
         let ttl = PresenceTtl(Duration::from_secs(60));
+        let stopping = CancellationToken::new();
         let service = Service {
             passwords,
             cas: Arc::new(CaKeys::new(Arc::new(Kek::new(Zeroizing::new([7; 32]))))),
             presence: Presence::start(store.clone(), ttl),
             backups: Arc::new(tokio::sync::Semaphore::new(1)),
             relay: Relay::new(CLUSTER, tls(), &LimitsConfig::default()).unwrap(),
+            access: Listeners::new(MAX_LISTENERS, stopping.clone()),
             settings: Settings {
                 node_id: 1,
                 cluster_id: CLUSTER_ID.into(),
@@ -98,7 +107,7 @@ impl Node {
             clock,
             store,
         };
-        Self { service: Arc::new(service), _folder: folder }
+        Self { service: Arc::new(service), stopping, _folder: folder }
     }
 
     /// Logs in, and answers the session's id.

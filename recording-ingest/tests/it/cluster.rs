@@ -7,12 +7,15 @@ use std::{
     time::Duration,
 };
 
-use mezite_client::testing::{CLUSTER, Call, FakeServer, Leaf, TestCa};
+use futures::{StreamExt as _, stream};
+use mezite_client::testing::{CLUSTER, Call, FakeServer, Leaf, Replies, TestCa};
 use mezite_pki::identity::Identity;
-use mezite_proto::v1;
+use mezite_proto::v1::{self, watch_access_response::Event};
 use prost::Message as _;
 use recording_ingest::{Handle, IdentityError, Joined, config::Config, join, start};
 use tempfile::TempDir;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic::Status;
 use zeroize::Zeroizing;
 
@@ -23,6 +26,8 @@ pub(crate) const LIFETIME: (u64, u64) = (1_577_836_800, 4_000_000_000);
 pub(crate) const INGEST_ID: &str = "0b5c2f6e-6a1d-4c0e-9c55-1f2e3d4c5b6a";
 pub(crate) const AGENT: &str = "6f9619ff-8b86-4011-b42d-00c04fc964ff";
 pub(crate) const OTHER_AGENT: &str = "7f9619ff-8b86-4011-b42d-00c04fc964ff";
+/// Hostname of every agent.
+pub(crate) const HOSTNAME: &str = "agent.example";
 pub(crate) const TOKEN: &str = "the-join-token";
 
 /// What the auth node answers, for a test to change.
@@ -35,9 +40,95 @@ pub(crate) struct Script {
     pub(crate) bundle: Mutex<v1::GetTrustBundleResponse>,
     /// Methods that fail the next time, after they did their work.
     pub(crate) failing: Mutex<BTreeMap<&'static str, u32>>,
+    roster: Mutex<Roster>,
+}
+
+/// The registered agents, and who is told of them.
+#[derive(Default)]
+struct Roster {
+    agents: BTreeMap<String, String>,
+    listeners: Vec<mpsc::UnboundedSender<Result<Vec<u8>, Status>>>,
+}
+
+impl Roster {
+    fn tell(&mut self, event: Event) {
+        let message = encoded(event);
+        self.listeners.retain(|listener| listener.send(Ok(message.clone())).is_ok());
+    }
+
+    fn listing(&self) -> Vec<Event> {
+        let agent = |(id, hostname): (&String, &String)| v1::AccessAgent {
+            agent_id: id.clone(),
+            hostname: hostname.clone(),
+        };
+        vec![
+            Event::Listing(v1::AccessListing {}),
+            Event::Registered(v1::AccessAgents { agents: self.agents.iter().map(agent).collect() }),
+            Event::Listed(v1::AccessListed {}),
+            Event::Current(v1::AccessCurrent { revision: 1 }),
+        ]
+    }
+}
+
+fn encoded(event: Event) -> Vec<u8> {
+    v1::WatchAccessResponse { event: Some(event) }.encode_to_vec()
 }
 
 impl Script {
+    /// Registers an agent, or gives it another name.
+    pub(crate) fn register(&self, id: &str, hostname: &str) {
+        let mut roster = self.roster.lock().unwrap();
+        roster.agents.insert(id.to_owned(), hostname.to_owned());
+        let agent = v1::AccessAgent { agent_id: id.to_owned(), hostname: hostname.to_owned() };
+        roster.tell(Event::Registered(v1::AccessAgents { agents: vec![agent] }));
+    }
+
+    /// Removes an agent.
+    pub(crate) fn remove(&self, id: &str) {
+        let mut roster = self.roster.lock().unwrap();
+        roster.agents.remove(id).unwrap();
+        roster.tell(Event::Removed(v1::AccessRemoval { agent_id: id.to_owned() }));
+    }
+
+    /// Removes an agent, of which nobody is told; all are told of those that are left.
+    pub(crate) fn remove_and_list(&self, id: &str) {
+        let mut roster = self.roster.lock().unwrap();
+        roster.agents.remove(id).unwrap();
+        roster.listing().into_iter().for_each(|event| roster.tell(event));
+    }
+
+    /// Tells all listeners that this node is not the one to tell them.
+    pub(crate) fn send_away(&self) {
+        let mut roster = self.roster.lock().unwrap();
+        for listener in std::mem::take(&mut roster.listeners) {
+            // It may have gone.
+            let _ = listener.send(Err(Status::unavailable("this node cannot confirm that it is current")));
+        }
+    }
+
+    /// How many are being told.
+    pub(crate) fn listeners(&self) -> usize {
+        let mut roster = self.roster.lock().unwrap();
+        roster.listeners.retain(|listener| !listener.is_closed());
+        roster.listeners.len()
+    }
+
+    fn listen(&self) -> Replies {
+        let mut roster = self.roster.lock().unwrap();
+        let (listener, changes) = mpsc::unbounded_channel();
+        roster.listeners.push(listener);
+        let listing: Vec<_> = roster.listing().into_iter().map(|event| Ok(encoded(event))).collect();
+        stream::iter(listing).chain(UnboundedReceiverStream::new(changes)).boxed()
+    }
+
+    fn replies(&self, call: &Call) -> Result<Replies, Status> {
+        let reply = self.answer(call)?;
+        match call.method.as_str() {
+            "WatchAccess" => Ok(self.listen()),
+            _ => Ok(stream::iter([Ok(reply)]).boxed()),
+        }
+    }
+
     fn answer(&self, call: &Call) -> Result<Vec<u8>, Status> {
         let reply = match call.method.as_str() {
             "GetTrustBundle" => self.bundle.lock().unwrap().encode_to_vec(),
@@ -52,6 +143,7 @@ impl Script {
                 ..Default::default()
             }
             .encode_to_vec(),
+            "WatchAccess" if call.certified => Vec::new(),
             other => return Err(Status::unimplemented(other.to_owned())),
         };
         match self.failing.lock().unwrap().get_mut(call.method.as_str()).filter(|left| **left > 0) {
@@ -102,15 +194,19 @@ impl Cluster {
             lifetime: Mutex::new(LIFETIME),
             issues_to_agents: Mutex::default(),
             failing: Mutex::default(),
+            roster: Mutex::default(),
         });
-        let answering = Arc::clone(&script);
-        // The CA goes with the certificate: a first contact by pin needs it.
-        let leaf = script.ca.auth_node();
-        let auth = FakeServer::start(&leaf, &script.ca, move |call| {
-            let answering = Arc::clone(&answering);
-            async move { answering.answer(&call) }
-        });
+        for agent in [AGENT, OTHER_AGENT] {
+            script.register(agent, HOSTNAME);
+        }
+        let auth = auth_node("127.0.0.1:0", &script);
         Self { script, auth, dir: tempfile::tempdir().unwrap() }
+    }
+
+    /// Starts the auth node again, at its address.
+    pub(crate) fn restart_auth(&mut self) {
+        self.auth.kill();
+        self.auth = auth_node(&self.auth.address(), &self.script);
     }
 
     pub(crate) fn store(&self) -> PathBuf {
@@ -149,7 +245,7 @@ impl Cluster {
 
     pub(crate) fn agent(&self, id: &str) -> Leaf {
         let identity = Identity::Agent { cluster: CLUSTER.into(), id: id.into() };
-        self.script.ca.issue(Some(identity), &["agent.example"], LIFETIME)
+        self.script.ca.issue(Some(identity), &[HOSTNAME], LIFETIME)
     }
 
     /// A connection of an agent.
@@ -174,6 +270,15 @@ impl Cluster {
         keys.sort();
         keys
     }
+}
+
+fn auth_node(address: &str, script: &Arc<Script>) -> FakeServer {
+    let answering = Arc::clone(script);
+    // The CA goes with the certificate: a first contact by pin needs it.
+    FakeServer::streaming_at(address, &script.ca.auth_node(), &script.ca, move |call| {
+        let answering = Arc::clone(&answering);
+        async move { answering.replies(&call) }
+    })
 }
 
 fn walk(root: &Path, dir: &Path, keys: &mut Vec<String>) {

@@ -7,7 +7,7 @@ use prost_types::Timestamp;
 use tonic::Code;
 
 use crate::{
-    cluster::{AGENT, Cluster},
+    cluster::{AGENT, Cluster, HOSTNAME},
     wire::{Wire, chunk, header, id, last, metadata},
 };
 
@@ -48,7 +48,7 @@ async fn filters_narrow_a_list_that_is_newest_first() {
     for (request, expected) in [
         (List { user: "alice".into(), ..List::default() }, vec![4, 3, 1]),
         (List { user: "carol".into(), ..List::default() }, vec![]),
-        (List { login: "root".into(), node: "web".into(), ..List::default() }, vec![2, 4, 3, 1]),
+        (List { login: "root".into(), node: HOSTNAME.into(), ..List::default() }, vec![2, 4, 3, 1]),
         (List { node: "db".into(), ..List::default() }, vec![]),
         (List { state: RecordingState::InProgress.into(), ..List::default() }, vec![3]),
         (List { state: RecordingState::Complete.into(), ..List::default() }, vec![2, 4, 1]),

@@ -25,7 +25,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Status, transport::Channel};
 use tonic_types::StatusExt as _;
 
-use crate::cluster::PATIENCE;
+use crate::cluster::{HOSTNAME, PATIENCE};
 
 /// A caller.
 #[derive(Clone)]
@@ -171,7 +171,7 @@ pub(crate) fn metadata() -> RecordingMetadata {
     RecordingMetadata {
         user: "alice".into(),
         login: "root".into(),
-        node: "web".into(),
+        node: HOSTNAME.into(),
         started_at: Some(prost_types::Timestamp { seconds: 1_700_000_000, nanos: 0 }),
         format: "asciicast-v3".into(),
         ..Default::default()

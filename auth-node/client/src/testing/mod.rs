@@ -6,4 +6,4 @@ mod pki;
 mod server;
 
 pub use pki::{CLUSTER, Leaf, TestCa};
-pub use server::{Call, FakeServer, dead_address};
+pub use server::{Call, FakeServer, Replies, dead_address};

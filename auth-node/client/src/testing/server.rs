@@ -10,7 +10,9 @@ use std::{
 
 use arc_swap::ArcSwap;
 use bytes::{Buf as _, BufMut as _, Bytes};
-use futures::{FutureExt as _, TryStreamExt as _, future::BoxFuture};
+use futures::{
+    FutureExt as _, StreamExt as _, TryStreamExt as _, future::BoxFuture, stream, stream::BoxStream,
+};
 use mezite_proto::{
     SERVICE_NAME,
     transport::{ALPN_H2, ConnectionInfo, ListenerLimits, TlsListener},
@@ -24,7 +26,7 @@ use tonic::{
     body::Body,
     codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder},
     metadata::MetadataMap,
-    server::{ClientStreamingService, Grpc, NamedService},
+    server::{Grpc, NamedService, StreamingService},
     transport::Server,
 };
 
@@ -54,7 +56,10 @@ impl Call {
     }
 }
 
-type Answer = BoxFuture<'static, Result<Vec<u8>, Status>>;
+/// Encoded messages that a call is answered with, one after the other.
+pub type Replies = BoxStream<'static, Result<Vec<u8>, Status>>;
+
+type Answer = BoxFuture<'static, Result<Replies, Status>>;
 type Handler = Arc<dyn Fn(Call) -> Answer + Send + Sync>;
 
 /// host:port on loopback where nobody listens, and nobody else can before the process ends.
@@ -95,6 +100,21 @@ impl FakeServer {
     where
         F: Fn(Call) -> Fut + Send + Sync + 'static,
         Fut: Future<Output = Result<Vec<u8>, Status>> + Send + 'static,
+    {
+        Self::streaming_at(address, leaf, client_ca, move |call| {
+            let answer = handler(call);
+            async move {
+                let reply = answer.await?;
+                Ok(stream::once(async move { Ok(reply) }).boxed())
+            }
+        })
+    }
+
+    /// As [`FakeServer::start_at`], for methods that answer a stream: that of a unary call has one message.
+    pub fn streaming_at<F, Fut>(address: &str, leaf: &Leaf, client_ca: &TestCa, handler: F) -> Self
+    where
+        F: Fn(Call) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<Replies, Status>> + Send + 'static,
     {
         let listener = TcpListener::bind(address).unwrap();
         listener.set_nonblocking(true).unwrap();
@@ -182,7 +202,7 @@ impl tower::Service<http::Request<Body>> for Service {
     fn call(&mut self, request: http::Request<Body>) -> Self::Future {
         let method = request.uri().path().rsplit('/').next().unwrap_or_default().to_owned();
         let method = Method { method, service: self.clone() };
-        async move { Ok(Grpc::new(Raw).client_streaming(method, request).await) }.boxed()
+        async move { Ok(Grpc::new(Raw).streaming(method, request).await) }.boxed()
     }
 }
 
@@ -191,9 +211,10 @@ struct Method {
     service: Service,
 }
 
-impl ClientStreamingService<Bytes> for Method {
+impl StreamingService<Bytes> for Method {
     type Response = Bytes;
-    type Future = BoxFuture<'static, Result<Response<Bytes>, Status>>;
+    type ResponseStream = BoxStream<'static, Result<Bytes, Status>>;
+    type Future = BoxFuture<'static, Result<Response<Self::ResponseStream>, Status>>;
 
     fn call(&mut self, request: Request<Streaming<Bytes>>) -> Self::Future {
         let (method, service) = (self.method.clone(), self.service.clone());
@@ -204,7 +225,8 @@ impl ClientStreamingService<Bytes> for Method {
             let messages = request.into_inner().try_collect().await?;
             let call = Call { method, metadata, certified, messages };
             service.calls.lock().unwrap().push(call.clone());
-            (service.handler)(call).await.map(|reply| Response::new(reply.into()))
+            let replies = (service.handler)(call).await?;
+            Ok(Response::new(replies.map_ok(Bytes::from).boxed()))
         }
         .boxed()
     }

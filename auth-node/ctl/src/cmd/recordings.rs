@@ -64,9 +64,6 @@ pub(crate) struct Upload {
     /// Login on the host
     #[arg(long, value_name = "LOGIN", default_value = "", hide_default_value = true)]
     login: String,
-    /// Hostname of the node [default: the agent's]
-    #[arg(long, value_name = "HOSTNAME")]
-    node: Option<String>,
     /// Format of the payload
     #[arg(long, default_value = "asciicast-v3", value_name = "NAME")]
     payload_format: String,
@@ -277,7 +274,7 @@ async fn upload(context: &Context, args: Upload) -> Result<()> {
     let metadata = v1::RecordingMetadata {
         user: args.user,
         login: args.login,
-        node: args.node.unwrap_or(state.hostname),
+        node: state.hostname,
         started_at: Some(args.started_at.unwrap_or(changed).into()),
         ended_at: Some(args.ended_at.unwrap_or(changed).into()),
         format: args.payload_format,

@@ -1,0 +1,248 @@
+//! What a data plane is told of those who call it, as long as it listens: the roster of agents, and that this node is
+//! current. What is told is decided in `auth_core::roster`, how it looks on the wire in `rpc::access`.
+//!
+//! A listener that takes nothing holds up nobody: what it is told next is worked out when it takes it. One that falls
+//! behind what the store remembers of changes is given a listing anew.
+
+use std::{collections::VecDeque, sync::Arc, time::Duration};
+
+use auth_core::{
+    Caller, CoreError,
+    names::AgentId,
+    roster::{self, Agent, Listing},
+};
+use futures::FutureExt as _;
+use raft_store::{WatchEvent, Watcher};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::{Instant, sleep_until, timeout},
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{authn::Call, error::ApiError, metrics, service::Service};
+
+/// From one confirmation to the next attempt.
+const CONFIRM_INTERVAL: Duration = Duration::from_secs(2);
+/// A node that cannot confirm within this that it is current sends its listeners to another.
+const CONFIRM_TIMEOUT: Duration = Duration::from_secs(3);
+/// Most changes that are told between a confirmation and the word of it.
+const BURST: usize = 1000;
+/// When a listener that was turned away may try again.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
+
+const STOPPING: ApiError = ApiError::Unavailable("the node is stopping");
+const NOT_CURRENT: ApiError = ApiError::Unavailable("this node cannot confirm that it is current");
+
+/// Who listens: so many at a time, until the node stops.
+pub(crate) struct Listeners {
+    permits: Arc<Semaphore>,
+    most: usize,
+    stopping: CancellationToken,
+}
+
+/// One of the listeners that there may be at a time.
+struct Permit {
+    permits: Arc<Semaphore>,
+    most: usize,
+    permit: Option<OwnedSemaphorePermit>,
+}
+
+impl Permit {
+    fn measure(&self) {
+        metrics::access_listeners(self.most.saturating_sub(self.permits.available_permits()));
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        drop(self.permit.take());
+        self.measure();
+    }
+}
+
+impl Listeners {
+    /// At most so many, until `stopping` is cancelled.
+    pub(crate) fn new(most: usize, stopping: CancellationToken) -> Self {
+        Self { permits: Arc::new(Semaphore::new(most)), most, stopping }
+    }
+
+    fn admit(&self) -> Result<Permit, ApiError> {
+        let busy = |_| ApiError::Busy { what: "too many ingests listen here", retry_after: RETRY_AFTER };
+        let permit = Arc::clone(&self.permits).try_acquire_owned().map_err(busy)?;
+        let permit = Permit { permits: Arc::clone(&self.permits), most: self.most, permit: Some(permit) };
+        permit.measure();
+        Ok(permit)
+    }
+}
+
+/// What is told.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Event {
+    /// A listing begins.
+    Listing,
+    /// Agents that are registered, or have changed: at least one, and at most [`roster::PAGE`].
+    Registered(Vec<Agent>),
+    /// It is not registered, or not any more.
+    Removed(AgentId),
+    /// The listing is complete.
+    Listed,
+    /// Every change up to this revision was told, and a quorum confirmed that none was acknowledged beyond it.
+    Current(u64),
+}
+
+enum Phase {
+    /// The next page begins after this id.
+    Listing(Option<AgentId>),
+    Following,
+}
+
+/// What one listener is told.
+pub(crate) struct Feed {
+    service: Arc<Service>,
+    call: Call,
+    /// Last second of the listener's certificate, Unix time.
+    ends: u64,
+    own: AgentId,
+    phase: Phase,
+    listing: Listing,
+    watcher: Watcher,
+    confirm_at: Instant,
+    queue: VecDeque<Event>,
+    _permit: Permit,
+}
+
+impl Feed {
+    /// Begins to tell an ingest, whose certificate is good up to the second `ends` (Unix time).
+    ///
+    /// # Errors
+    /// What authentication and authorisation refuse; [`ApiError::Busy`] when as many listen as may;
+    /// [`ApiError::Store`] when this node cannot confirm that it is current.
+    pub(crate) async fn begin(service: Arc<Service>, call: Call, ends: u64) -> Result<Self, ApiError> {
+        let admitted = service.read(&call, |view, context| match &context.caller {
+            Caller::Ingest { id, .. } => Ok((id.clone(), view.revision())),
+            _ => Err(CoreError::Denied("who has access is told to ingests".into())),
+        });
+        let (own, revision) = admitted.await?;
+        let permit = service.access.admit()?;
+        // Before the first page is read, so that no change is missed.
+        let watcher = service.store.watch(roster::range(), revision);
+        let mut feed = Self {
+            service,
+            call,
+            ends,
+            own,
+            phase: Phase::Following,
+            listing: Listing::default(),
+            watcher,
+            confirm_at: Instant::now(),
+            queue: VecDeque::new(),
+            _permit: permit,
+        };
+        feed.list_anew();
+        Ok(feed)
+    }
+
+    /// What comes next; it waits until there is something.
+    ///
+    /// # Errors
+    /// Why the feed ends: the listener is not the ingest that it was, the node stops, or it cannot confirm that it is
+    /// current.
+    pub(crate) async fn next(&mut self) -> Result<Event, ApiError> {
+        let stopping = self.service.access.stopping.clone();
+        tokio::select! {
+            biased;
+            () = stopping.cancelled() => Err(STOPPING),
+            event = self.advance() => event,
+        }
+    }
+
+    async fn advance(&mut self) -> Result<Event, ApiError> {
+        loop {
+            if let Some(event) = self.queue.pop_front() {
+                return Ok(event);
+            }
+            match &self.phase {
+                Phase::Listing(after) => self.list(after.clone()).await?,
+                Phase::Following => self.follow().await?,
+            }
+        }
+    }
+
+    fn list_anew(&mut self) {
+        self.phase = Phase::Listing(None);
+        self.listing = Listing::default();
+        self.queue.push_back(Event::Listing);
+    }
+
+    async fn list(&mut self, after: Option<AgentId>) -> Result<(), ApiError> {
+        let read = self
+            .service
+            .read(&self.call, move |view, _| Ok((roster::page(view, after.as_ref())?, view.revision())));
+        let (page, revision) = read.await?;
+        self.listing.read(&page, revision);
+        if !page.agents.is_empty() {
+            self.queue.push_back(Event::Registered(page.agents));
+        }
+        match page.next {
+            Some(last) => self.phase = Phase::Listing(Some(last)),
+            None => {
+                self.phase = Phase::Following;
+                self.queue.push_back(Event::Listed);
+                self.confirm_at = Instant::now();
+            }
+        }
+        Ok(())
+    }
+
+    async fn follow(&mut self) -> Result<(), ApiError> {
+        tokio::select! {
+            biased;
+            () = sleep_until(self.confirm_at) => self.confirm().await,
+            event = self.watcher.next() => self.take(event),
+        }
+    }
+
+    /// Confirms that this node is current and that the listener may still listen, and tells both after every change
+    /// that was there by then.
+    async fn confirm(&mut self) -> Result<(), ApiError> {
+        if (self.service.clock)() / 1000 > self.ends {
+            return Err(CoreError::Unauthenticated("the client certificate is past its time").into());
+        }
+        let read = self.service.read(&self.call, |view, _| Ok(view.revision()));
+        let revision = timeout(CONFIRM_TIMEOUT, read).await.unwrap_or(Err(NOT_CURRENT))?;
+        self.confirm_at = Instant::now() + CONFIRM_INTERVAL;
+        // The store announces a change before it lets anybody read it.
+        for _ in 0..BURST {
+            let Some(event) = self.watcher.next().now_or_never() else {
+                self.queue.push_back(Event::Current(revision));
+                return Ok(());
+            };
+            self.take(event)?;
+            if matches!(self.phase, Phase::Listing(_)) {
+                return Ok(());
+            }
+        }
+        self.confirm_at = Instant::now();
+        Ok(())
+    }
+
+    fn take(&mut self, event: Option<WatchEvent>) -> Result<(), ApiError> {
+        match event {
+            None => return Err(STOPPING),
+            Some(WatchEvent::Resync { .. }) => self.list_anew(),
+            Some(WatchEvent::Change { revision, key, value }) => {
+                let change = roster::change(&key, value.as_deref())?;
+                if change.id == self.own {
+                    // It may have been removed.
+                    self.confirm_at = Instant::now();
+                }
+                if !self.listing.holds(&change.id, revision) {
+                    let removed = || Event::Removed(change.id.clone());
+                    let told = change.agent.map_or_else(removed, |agent| Event::Registered(vec![agent]));
+                    self.queue.push_back(told);
+                }
+            }
+        }
+        Ok(())
+    }
+}

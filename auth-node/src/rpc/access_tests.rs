@@ -1,0 +1,254 @@
+use std::time::Duration;
+
+use auth_core::{
+    Credential,
+    names::AgentId,
+    roster::PAGE,
+    tables::{NodeKey, NodeKind, NodeRow},
+};
+use store_txn::{Transaction as _, TransactionExt as _};
+use tonic::{Code, Status};
+
+use super::*;
+use crate::rpc::testing::{MAX_LISTENERS, Node, anonymous, with};
+
+const KEY: [u8; 32] = [7; 32];
+/// Long enough for a busy machine.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// The end of a certificate that is good.
+const LATER: u64 = 4_000_000_000;
+
+fn id(number: u32) -> AgentId {
+    AgentId::parse("id", &format!("{number:08}-0000-4000-8000-000000000000")).unwrap()
+}
+
+/// The ingest that listens.
+fn ingest() -> AgentId {
+    id(99_999_999)
+}
+
+fn row(kind: NodeKind, hostname: &str) -> NodeRow {
+    NodeRow {
+        kind: kind.into(),
+        hostname: hostname.into(),
+        key_digest: KEY.to_vec(),
+        expires_at_ms: LATER * 1000,
+        ..NodeRow::default()
+    }
+}
+
+async fn put(node: &Node, rows: Vec<(AgentId, NodeRow)>) {
+    let written = node.service.store.transact(move |tx| {
+        rows.iter().for_each(|(id, row)| tx.put(&NodeKey(id.clone()), row));
+        Ok::<_, auth_core::CoreError>(())
+    });
+    written.await.map_err(ApiError::from).unwrap();
+}
+
+async fn register(node: &Node, number: u32) {
+    put(node, vec![(id(number), row(NodeKind::Ssh, &format!("web{number}")))]).await;
+}
+
+async fn remove(node: &Node, id: AgentId) {
+    let removed = node.service.store.transact(move |tx| {
+        tx.delete(&NodeKey(id.clone()));
+        Ok::<_, auth_core::CoreError>(())
+    });
+    removed.await.map_err(ApiError::from).unwrap();
+}
+
+/// A node at which the ingest is registered.
+async fn node() -> Node {
+    let node = Node::start().await;
+    put(&node, vec![(ingest(), row(NodeKind::Ingest, "ingest"))]).await;
+    node
+}
+
+fn call() -> Call {
+    let credential = Credential::Ingest { id: ingest(), key_digest: KEY };
+    Call { credential, ..anonymous("WatchAccess") }
+}
+
+struct Listener(Replies<v1::WatchAccessResponse>);
+
+impl Listener {
+    async fn begin(node: &Node) -> Result<Self, ApiError> {
+        watch(Arc::clone(&node.service), call(), LATER).await.map(Self)
+    }
+
+    /// One that was told everything.
+    async fn caught_up(node: &Node) -> Self {
+        let mut listener = Self::begin(node).await.unwrap();
+        while listener.told().await != Told::Current(v1::AccessCurrent { revision: revision(node) }) {}
+        listener
+    }
+
+    async fn next(&mut self) -> Result<Told, Status> {
+        let next = tokio::time::timeout(PATIENCE, self.0.next()).await;
+        Ok(next.expect("nothing comes").expect("it has ended")?.event.unwrap())
+    }
+
+    async fn told(&mut self) -> Told {
+        self.next().await.unwrap()
+    }
+
+    /// What is told next beside confirmations.
+    async fn news(&mut self) -> Told {
+        loop {
+            let told = self.told().await;
+            if !matches!(told, Told::Current(_)) {
+                return told;
+            }
+        }
+    }
+
+    /// Why it ends.
+    async fn end(mut self) -> Status {
+        loop {
+            if let Err(status) = self.next().await {
+                assert!(self.0.next().await.is_none(), "it goes on after its end");
+                return status;
+            }
+        }
+    }
+}
+
+fn revision(node: &Node) -> u64 {
+    node.service.store.status().revision
+}
+
+fn registered(numbers: &[u32]) -> Told {
+    let agent = |number: &u32| v1::AccessAgent {
+        agent_id: id(*number).to_string(),
+        hostname: format!("web{number}"),
+    };
+    Told::Registered(v1::AccessAgents { agents: numbers.iter().map(agent).collect() })
+}
+
+fn removed(number: u32) -> Told {
+    Told::Removed(v1::AccessRemoval { agent_id: id(number).to_string() })
+}
+
+#[tokio::test]
+async fn first_everybody_then_every_change_in_order_and_then_that_there_is_no_other() {
+    let node = node().await;
+    register(&node, 1).await;
+    register(&node, 2).await;
+    let mut listener = Listener::begin(&node).await.unwrap();
+    assert_eq!(listener.told().await, Told::Listing(v1::AccessListing {}));
+    assert_eq!(listener.told().await, registered(&[1, 2]));
+    assert_eq!(listener.told().await, Told::Listed(v1::AccessListed {}));
+    let current = |node| Told::Current(v1::AccessCurrent { revision: revision(node) });
+    assert_eq!(listener.told().await, current(&node));
+
+    register(&node, 3).await;
+    remove(&node, id(1)).await;
+    put(&node, vec![(id(2), row(NodeKind::Ssh, "renamed"))]).await;
+    assert_eq!(listener.news().await, registered(&[3]));
+    assert_eq!(listener.news().await, removed(1));
+    let agents = vec![v1::AccessAgent { agent_id: id(2).to_string(), hostname: "renamed".into() }];
+    assert_eq!(listener.news().await, Told::Registered(v1::AccessAgents { agents }));
+    assert_eq!(listener.told().await, current(&node));
+    // Without any change, too, and again.
+    assert_eq!(listener.told().await, current(&node));
+}
+
+#[tokio::test]
+async fn a_long_listing_comes_in_parts_and_changes_meanwhile_are_not_missed() {
+    let node = node().await;
+    let all: Vec<_> = (0..=u32::try_from(PAGE).unwrap()).collect();
+    put(&node, all.iter().map(|n| (id(*n), row(NodeKind::Ssh, &format!("web{n}")))).collect()).await;
+    let mut listener = Listener::begin(&node).await.unwrap();
+    assert_eq!(listener.told().await, Told::Listing(v1::AccessListing {}));
+    assert_eq!(listener.told().await, registered(&all[..PAGE]));
+    // One is in the part that was told, the other in the part that comes.
+    remove(&node, id(5)).await;
+    remove(&node, id(all[PAGE])).await;
+    assert_eq!(listener.told().await, Told::Listed(v1::AccessListed {}));
+    assert_eq!(listener.news().await, removed(5));
+    assert_eq!(listener.told().await, Told::Current(v1::AccessCurrent { revision: revision(&node) }));
+}
+
+#[tokio::test]
+async fn who_missed_changes_is_told_everything_again() {
+    let node = node().await;
+    register(&node, 1).await;
+    register(&node, 2).await;
+    let mut listener = Listener::caught_up(&node).await;
+    remove(&node, id(1)).await;
+    // More than the store remembers.
+    for number in 0..4_u8 {
+        let written = node.service.store.transact(move |tx| {
+            tx.put_raw(vec![0xee, 0xee, number], vec![0; 3 << 20], None);
+            Ok::<_, auth_core::CoreError>(())
+        });
+        written.await.map_err(ApiError::from).unwrap();
+    }
+    assert_eq!(listener.news().await, Told::Listing(v1::AccessListing {}));
+    assert_eq!(listener.news().await, registered(&[2]));
+    assert_eq!(listener.news().await, Told::Listed(v1::AccessListed {}));
+    register(&node, 3).await;
+    assert_eq!(listener.news().await, registered(&[3]));
+}
+
+#[tokio::test]
+async fn an_ingest_that_is_removed_is_told_no_more() {
+    let node = node().await;
+    let listener = Listener::caught_up(&node).await;
+    let begun = tokio::time::Instant::now();
+    remove(&node, ingest()).await;
+    let ended = listener.end().await;
+    assert_eq!(ended.code(), Code::Unauthenticated, "{ended:?}");
+    assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
+    assert_eq!(Listener::begin(&node).await.err().unwrap().code(), Code::Unauthenticated);
+}
+
+#[tokio::test]
+async fn an_ingest_whose_certificate_ends_is_told_no_more() {
+    let node = node().await;
+    let ended = (node.service.clock)() / 1000 - 1;
+    let listener = Listener(watch(Arc::clone(&node.service), call(), ended).await.unwrap());
+    let ended = listener.end().await;
+    assert_eq!(ended.code(), Code::Unauthenticated, "{ended:?}");
+}
+
+#[tokio::test]
+async fn a_node_that_stops_sends_its_listeners_away() {
+    let node = node().await;
+    let listener = Listener::caught_up(&node).await;
+    let ended = tokio::spawn(listener.end());
+    node.stopping.cancel();
+    assert_eq!(ended.await.unwrap().code(), Code::Unavailable);
+    let mut late = Listener::begin(&node).await.unwrap();
+    assert_eq!(late.next().await.unwrap_err().code(), Code::Unavailable);
+}
+
+#[tokio::test]
+async fn only_so_many_listen_at_a_time() {
+    let node = node().await;
+    let mut listeners = Vec::new();
+    for _ in 0..MAX_LISTENERS {
+        listeners.push(Listener::begin(&node).await.unwrap());
+    }
+    let refused = Listener::begin(&node).await.err().unwrap();
+    assert_eq!(refused.code(), Code::ResourceExhausted);
+    // Who may not listen at all is not told that it is full.
+    let stranger = watch(Arc::clone(&node.service), anonymous("WatchAccess"), LATER).await;
+    assert_eq!(stranger.err().unwrap().code(), Code::Unauthenticated);
+    listeners.pop();
+    Listener::begin(&node).await.unwrap();
+}
+
+#[tokio::test]
+async fn only_ingests_are_told() {
+    let node = node().await;
+    register(&node, 1).await;
+    let boss = node.boss().await;
+    let credential = Credential::Agent { id: id(1), key_digest: KEY };
+    let agent = Call { credential, ..anonymous("WatchAccess") };
+    for call in [agent, with(&boss, "WatchAccess")] {
+        let refused = watch(Arc::clone(&node.service), call, LATER).await.err().unwrap();
+        assert_eq!(refused.code(), Code::PermissionDenied);
+    }
+    assert_eq!(node.audited("access.denied").await.len(), 2);
+}
