@@ -403,7 +403,7 @@ fn every_method_that_writes_takes_effect_once_or_can_be_repeated() {
         include_str!("../../../proto/v1/auth.proto").split("service AuthService").next().unwrap();
     let documented: BTreeSet<_> = documented
         .split(|letter: char| !letter.is_ascii_alphanumeric())
-        .filter(|word| access::rule(word).is_some())
+        .filter(|word| rules::rule(word).is_some())
         .collect();
     assert_eq!(documented, once);
 }
