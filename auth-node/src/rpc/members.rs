@@ -38,6 +38,8 @@ pub(crate) async fn add(
     order(service, call, EventType::AuthNodePromote, node_id, Vec::new()).await?;
     let done = service.store(call).promote(node_id).await;
     settle(service, call, node_id, done).await?;
+    // So that this node knows of the change that it tells of. It is made, whether this succeeds or not.
+    let _ = service.store.confirm(service.settings.store_deadline).await;
     let member = all(service).await.into_iter().find(|member| member.node_id == node_id);
     Ok(v1::AddMemberResponse { member })
 }
