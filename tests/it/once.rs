@@ -20,6 +20,9 @@ use tonic::{Code, Request, metadata::MetadataValue};
 
 /// Acknowledged calls that each worker must have before the next thing happens.
 const PROGRESS: u64 = 3;
+/// Workers that count, and such that make tokens; nodes that die have some of their calls in hand.
+const COUNTING: usize = 6;
+const MAKING: usize = 3;
 /// A worker works through any one death in this time.
 const GOES_ON: Duration = Duration::from_secs(30);
 const NEW_PASSWORD: &str = "another correct password";
@@ -272,9 +275,7 @@ async fn whoever_works_with_the_address_list_finishes_whichever_node_is_killed()
     let agent = Agent::join(&cluster, AgentSpec::default());
     let ctl = cluster.ctl().at(&cluster.addresses());
     let pat = cluster.ctl_named("pat");
-    for user in ["pat", "counted-0", "counted-1"] {
-        cluster.add_user(user, &["access"], &[]).await;
-    }
+    cluster.add_user("pat", &["access"], &[]).await;
     let _ = pat.login("pat", PASSWORD).ok();
     let before: BTreeSet<_> = listed(&ctl, "tokens").into_keys().collect();
     let password = cluster.dir().join("new.password");
@@ -287,13 +288,15 @@ async fn whoever_works_with_the_address_list_finishes_whichever_node_is_killed()
         addresses.rotate_left(turns % 3);
         api::client(&addresses, cluster.trust(), Some(cluster.session()), None)
     };
-    let mut counting = Vec::new();
-    let mut making = Vec::new();
-    for number in 0..2 {
-        let request = v1::GetUserRequest { name: format!("counted-{number}") };
-        let user = call!(client(0), get_user, request).unwrap().user.unwrap();
+    let (mut counting, mut making) = (Vec::new(), Vec::new());
+    for number in 0..COUNTING {
+        let name = format!("counted-{number}");
+        cluster.add_user(&name, &["access"], &[]).await;
+        let user = call!(client(0), get_user, v1::GetUserRequest { name }).unwrap().user.unwrap();
         counting.push(crew.add(|line| tokio::spawn(count(client(number), user, line))));
-        making.push(crew.add(|line| tokio::spawn(make_tokens(client(number + 1), line))));
+    }
+    for number in 0..MAKING {
+        making.push(crew.add(|line| tokio::spawn(make_tokens(client(number), line))));
     }
     let node = ctl.json(&["nodes", "ls"])[0].clone();
     assert_eq!(node["agent_id"], agent.id.as_str());
@@ -322,7 +325,8 @@ async fn whoever_works_with_the_address_list_finishes_whichever_node_is_killed()
     for task in counting {
         counted.push(finished(task).await);
     }
-    eprintln!("{} rounds of mezctl, {} tokens, counted to {:?}", did.users.len(), made.len(), counted);
+    let turns: Vec<_> = counted.iter().map(|(_, turns)| turns).collect();
+    eprintln!("{} rounds of mezctl, {} tokens, counted to {turns:?}", did.users.len(), made.len());
     for index in 0..3 {
         let address = [cluster.nodes()[index].address()];
         assert_as_acknowledged(&ctl.at(&address), &did, &made, &before);
