@@ -86,7 +86,8 @@ pub(crate) enum Event {
     Removed(AgentId),
     /// The listing is complete.
     Listed,
-    /// Every change up to this revision was told, and a quorum confirmed that none was acknowledged beyond it.
+    /// Every change up to this revision was told, and with it every one that was acknowledged before a quorum
+    /// confirmed that this node is current.
     Current(u64),
 }
 
@@ -208,10 +209,12 @@ impl Feed {
         if (self.service.clock)() / 1000 > self.ends {
             return Err(CoreError::Unauthenticated("the client certificate is past its time").into());
         }
-        let read = self.service.read(&self.call, |view, _| Ok(view.revision()));
-        let revision = timeout(CONFIRM_TIMEOUT, read).await.unwrap_or(Err(NOT_CURRENT))?;
+        // Looked up before: what can be seen now is announced to watchers once a read is confirmed that began later.
+        let seen = self.service.store.read_local(|view| Ok::<_, CoreError>(view.revision()));
+        let revision = seen.await.map_err(ApiError::from)?;
+        let read = self.service.read(&self.call, |_, _| Ok(()));
+        timeout(CONFIRM_TIMEOUT, read).await.unwrap_or(Err(NOT_CURRENT))?;
         self.confirm_at = Instant::now() + CONFIRM_INTERVAL;
-        // The store announces a change before it lets anybody read it.
         for _ in 0..BURST {
             let Some(event) = self.watcher.next().now_or_never() else {
                 self.queue.push_back(Event::Current(revision));
