@@ -170,7 +170,7 @@ impl Admin {
             did.tokens.insert(name.clone(), self.token(&name));
             did.node = self.label(&did.node, turn);
             let file = self.file(&format!("{name}.auth"));
-            let made = self.json(&["auth-nodes", "token", "--out", file.to_str().unwrap()]);
+            let made = self.json(&["cluster", "token", "--out", file.to_str().unwrap()]);
             assert_eq!(made["token_file"], file.to_str().unwrap());
         }
         did

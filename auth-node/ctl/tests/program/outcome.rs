@@ -257,7 +257,7 @@ fn a_creation_whose_answer_was_lost_is_asked_for_again() {
 fn what_may_have_taken_effect_is_said_when_nobody_tells() {
     let cluster = Cluster::answering(|_| Err(Status::unavailable("the node is going away")));
     cluster.log_in();
-    let said = cluster.run(&["auth-nodes", "token", "--timeout", "2s"]).fails(UNKNOWN);
+    let said = cluster.run(&["cluster", "token", "--timeout", "2s"]).fails(UNKNOWN);
     assert!(said.contains("going away") && said.contains("run it again"), "{said}");
     let calls = cluster.calls();
     assert!(calls.len() > 1 && calls.iter().all(|call| call == "CreateAuthJoinToken"), "{calls:?}");
