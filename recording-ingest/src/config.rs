@@ -110,12 +110,13 @@ pub struct LimitsConfig {
     /// The longest that stopping takes. Default: 25 s.
     #[serde(with = "humantime_serde")]
     pub drain_timeout: Duration,
-    /// Payload bytes after which a segment is written. 64 KiB to 15 MiB. Default: 8 MiB.
+    /// Bytes, with the few that each chunk costs beside its payload, after which a segment is written. 64 KiB to
+    /// 15 MiB. Default: 8 MiB.
     pub segment_bytes: usize,
     /// Recordings, not being written just now, whose running digest is kept so that their end needs no reading.
     /// Default: 4096.
     pub kept_progress: usize,
-    /// Segments, of up to `segment_bytes` each, kept in memory for readers. Default: 4.
+    /// Segments, of little more than `segment_bytes` each, kept in memory for readers. Default: 4.
     pub cached_segments: usize,
 }
 

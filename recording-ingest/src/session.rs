@@ -74,6 +74,12 @@ impl Session {
         self.progress.head
     }
 
+    /// Bytes that what was received and is not yet durable takes in memory.
+    #[must_use]
+    pub fn pending_object(&self) -> usize {
+        self.pending.object_len()
+    }
+
     /// Bytes received and not yet durable.
     #[must_use]
     pub fn pending(&self) -> usize {

@@ -238,7 +238,7 @@ impl Call {
         let Some(writing) = self.writing().await? else { return self.sealed_meanwhile(&chunk) };
         writing.session.chunk(chunk.offset, &chunk.data, chunk.crc32c)?;
         metrics::received(chunk.data.len());
-        if writing.session.pending() >= segment_bytes {
+        if writing.session.pending_object() >= segment_bytes {
             self.flush().await?;
         }
         Ok(())

@@ -29,6 +29,8 @@ const PATIENCE: Duration = Duration::from_secs(3);
 const CONVERGED: Duration = Duration::from_secs(60);
 /// Writes that show that it goes on.
 const GOES_ON: u64 = 100;
+/// At most one register in so many may be left undecided.
+const UNDECIDED_SHARE: usize = 10;
 /// How often a node is asked for all that it has, before it is said not to answer.
 const ATTEMPTS: usize = 10;
 
@@ -160,7 +162,10 @@ pub async fn run(plan: Plan) -> Report {
     let history = shared.take();
     eprintln!("checking {} calls", history.len());
     let mut checked = history::check(&history, TOTAL);
-    let complaints = faults.complaints.into_iter().chain(end.complaints);
+    let gave_up = checked.undecided * UNDECIDED_SHARE > checked.registers;
+    let gave_up =
+        gave_up.then(|| format!("the search gave up on {} registers: that shows nothing", checked.undecided));
+    let complaints = faults.complaints.into_iter().chain(end.complaints).chain(gave_up);
     checked.violations.extend(complaints.map(|what| Violation { what, events: Vec::new() }));
     let saved = (!checked.violations.is_empty()).then(|| {
         let folder = std::env::temp_dir().join(format!("mezite-chaos-{}", plan.seed));

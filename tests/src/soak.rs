@@ -208,7 +208,8 @@ struct Watching {
     snapshot_indexes: BTreeMap<u64, u64>,
     snapshots: u64,
     looks: u32,
-    written: u64,
+    /// When a line was printed last, and what had been written by then.
+    printed: (Duration, u64),
 }
 
 impl Watching {
@@ -233,9 +234,10 @@ impl Watching {
         }
         if self.looks.is_multiple_of(LINE_EVERY) {
             let written = counts.written.load(Ordering::Relaxed);
-            let (new, seconds) = (written - self.written, f64::from(LINE_EVERY));
-            self.written = written;
-            println!("{:5.0} s  {:6.0} writes/s{line}", elapsed.as_secs_f64(), new as f64 / seconds);
+            // A look takes longer while a node is away.
+            let (since, before) = std::mem::replace(&mut self.printed, (elapsed, written));
+            let rate = (written - before) as f64 / (elapsed - since).as_secs_f64().max(f64::EPSILON);
+            println!("{:5.0} s  {rate:6.0} writes/s{line}", elapsed.as_secs_f64());
         }
         self.looks += 1;
     }

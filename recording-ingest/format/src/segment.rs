@@ -172,6 +172,12 @@ impl SegmentBuilder {
         self.object.len().saturating_sub(HEADER_LEN + self.header.frames as usize * FRAME_HEADER_LEN)
     }
 
+    /// Bytes that the object has so far: more than the payload, much more where chunks are small.
+    #[must_use]
+    pub fn object_len(&self) -> usize {
+        self.object.len()
+    }
+
     /// Whether there is nothing in it.
     #[must_use]
     pub fn is_empty(&self) -> bool {

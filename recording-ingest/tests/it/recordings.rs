@@ -67,6 +67,26 @@ async fn an_agent_uploads_in_batches_and_an_auth_node_reads_it_back() {
 }
 
 #[tokio::test]
+async fn what_is_pending_is_bounded_by_what_it_takes_and_not_by_its_payload() {
+    let cluster = Cluster::new();
+    let ingest = cluster.ingest("a", &[]).await;
+    let agent = cluster.as_agent(&ingest, AGENT);
+    // Each byte is a chunk of its own, which takes nine in memory and in the object.
+    let bytes = payload(20_000);
+    let mut messages = vec![header(id(3), 0, Some(metadata()))];
+    messages.extend((0..).zip(&bytes).map(|(offset, byte)| chunk(offset, &[*byte])));
+    messages.push(last(&bytes));
+    let receipt = agent.stream(messages).await.unwrap().receipt.unwrap();
+    let manifest: serde_json::Value = serde_json::from_slice(&receipt.manifest).unwrap();
+    let segments = manifest["segments"].as_array().unwrap();
+    // 65,536 bytes are configured; a segment ends with the chunk that reaches them.
+    let longest = segments.iter().map(|segment| segment["object_length"].as_u64().unwrap()).max().unwrap();
+    assert!(segments.len() >= 3 && longest < 66_000, "{} of at most {longest}", segments.len());
+    let auth = cluster.as_auth(&ingest);
+    assert_eq!(auth.download(&id(3).to_string(), 0).await.unwrap(), bytes);
+}
+
+#[tokio::test]
 async fn a_probe_tells_what_is_durable() {
     let cluster = Cluster::new();
     let ingest = cluster.ingest("a", &[]).await;
