@@ -1,25 +1,19 @@
-//! Configuration: one TOML file, with overrides by one rule.
-//!
-//! A field `a.b` of the file is also the environment variable `MEZITE_AUTH__A__B` and the flag `--set
-//! a.b=value`; the flag wins over the environment, and that over the file. An override's value is read as
-//! TOML, or taken as text where it is none. Unknown fields are refused wherever they come from.
+//! The fields of the configuration: their defaults and bounds. How they are read is `mezite-daemon`'s; a field `a.b` is
+//! also the environment variable `MEZITE_AUTH__A__B`.
 
 use std::{
-    fs,
     net::{IpAddr, SocketAddr},
     path::PathBuf,
     time::Duration,
 };
 
+use mezite_daemon::{
+    config::{ConfigError, Settings, check_counts, check_durations},
+    logging::LogConfig,
+};
 use raft_store::Timing;
 use serde::{Deserialize, Serialize};
-use toml::{Table, Value};
 
-/// Environment variables with this prefix override fields.
-pub const ENV_PREFIX: &str = "MEZITE_AUTH__";
-
-/// Most of anything that is counted.
-const MAX_COUNT: usize = 1_000_000;
 /// Most further names or addresses in the node's certificate.
 const MAX_NAMES: usize = 32;
 
@@ -49,8 +43,8 @@ pub struct Config {
     /// The node's own certificate.
     #[serde(default)]
     pub tls: TlsConfig,
-    /// Logging.
-    #[serde(default)]
+    /// Logging. By default `log.level` is `info`, and nothing of the Raft library, which says each failed attempt; what
+    /// it comes to is said by the store.
     pub log: LogConfig,
     /// Bounds.
     #[serde(default)]
@@ -75,33 +69,6 @@ pub struct TlsConfig {
     pub dns_names: Vec<String>,
     /// Further IP addresses, at most 32. Default: none.
     pub ip_addresses: Vec<IpAddr>,
-}
-
-/// How log lines look.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum LogFormat {
-    /// For people.
-    Text,
-    /// One JSON object a line.
-    Json,
-}
-
-/// Logging.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct LogConfig {
-    /// `text` or `json`. Default: `text`.
-    pub format: LogFormat,
-    /// A level, or directives as of tracing's EnvFilter, such as `info,auth_node=debug`. Default: `info`, and
-    /// nothing of the Raft library, which says each failed attempt; what it comes to is said by the store.
-    pub level: String,
-}
-
-impl Default for LogConfig {
-    fn default() -> Self {
-        Self { format: LogFormat::Text, level: "info,openraft=off".to_owned() }
-    }
 }
 
 /// Bounds.
@@ -237,115 +204,36 @@ fn default_diagnostics() -> SocketAddr {
     SocketAddr::from(([127, 0, 0, 1], 3_081))
 }
 
-/// A configuration that cannot be used.
-#[derive(Debug, thiserror::Error)]
-pub enum ConfigError {
-    /// The file cannot be read.
-    #[error("cannot read {path}: {source}")]
-    Read {
-        /// Which file.
-        path: PathBuf,
-        /// Why.
-        source: std::io::Error,
-    },
-    /// Not TOML, an unknown field, or a value of the wrong type.
-    #[error("{0}")]
-    Parse(String),
-    /// An override that names no field.
-    #[error("override {0:?} is not of the form field=value")]
-    Override(String),
-    /// A value out of its bounds.
-    #[error("{field}: {reason}")]
-    Value {
-        /// Which field.
-        field: &'static str,
-        /// What is wrong with it.
-        reason: String,
-    },
-}
+impl Settings for Config {
+    const ENV_PREFIX: &'static str = "MEZITE_AUTH__";
+    const LOG_LEVEL: &'static str = "info,openraft=off";
 
-impl Config {
-    /// Reads the file, applies the overrides and checks the result. `environment` is name and value of each
-    /// variable; `flags` is each `--set`.
-    ///
-    /// # Errors
-    /// When the file cannot be read or the result is not a valid configuration.
-    pub fn load(
-        path: &std::path::Path,
-        environment: impl IntoIterator<Item = (String, String)>,
-        flags: &[String],
-    ) -> Result<Self, ConfigError> {
-        let text =
-            fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
-        Self::parse(&text, environment, flags)
-    }
-
-    /// As [`Config::load`], from the file's text.
-    ///
-    /// # Errors
-    /// When the result is not a valid configuration.
-    pub fn parse(
-        text: &str,
-        environment: impl IntoIterator<Item = (String, String)>,
-        flags: &[String],
-    ) -> Result<Self, ConfigError> {
-        let mut table: Table = text.parse().map_err(|error| ConfigError::Parse(format!("{error}")))?;
-        let mut variables: Vec<_> = environment
-            .into_iter()
-            .filter_map(|(name, value)| {
-                let path = name.strip_prefix(ENV_PREFIX)?.to_lowercase();
-                Some((path.split("__").map(str::to_owned).collect::<Vec<_>>(), value))
-            })
-            .collect();
-        variables.sort();
-        for (path, value) in variables {
-            set(&mut table, &path, &value)?;
-        }
-        for flag in flags {
-            let (path, value) = flag.split_once('=').ok_or_else(|| ConfigError::Override(flag.clone()))?;
-            set(&mut table, &path.split('.').map(str::to_owned).collect::<Vec<_>>(), value)?;
-        }
-        let config: Self = table.try_into().map_err(|error| ConfigError::Parse(format!("{error}")))?;
-        config.check()?;
-        Ok(config)
-    }
-
-    /// The configuration as TOML, defaults included. There is no secret in it.
-    ///
-    /// # Errors
-    /// When it cannot be written as TOML.
-    pub fn print(&self) -> Result<String, ConfigError> {
-        toml::to_string_pretty(self).map_err(|error| ConfigError::Parse(format!("{error}")))
-    }
-
-    /// File of the key-encryption key.
-    pub fn kek_path(&self) -> PathBuf {
-        self.kek_file.clone().unwrap_or_else(|| self.data_dir.join("kek"))
+    fn log(&self) -> &LogConfig {
+        &self.log
     }
 
     fn check(&self) -> Result<(), ConfigError> {
-        let bad = |field, reason: &str| Err(ConfigError::Value { field, reason: reason.to_owned() });
         for (field, address) in [("advertise", &self.advertise), ("peer_advertise", &self.peer_advertise)] {
             if host_of(address).is_none() {
-                return bad(field, "must be host:port, with the host that others reach this node at");
+                return Err(ConfigError::value(
+                    field,
+                    "must be host:port, with the host that others reach this node at",
+                ));
             }
         }
         if self.tls.dns_names.len() > MAX_NAMES || self.tls.ip_addresses.len() > MAX_NAMES {
-            return bad("tls", "at most 32 names and 32 addresses");
+            return Err(ConfigError::value("tls", "at most 32 names and 32 addresses"));
         }
         let limits = &self.limits;
-        let counts = [
+        check_counts(&[
             ("limits.max_connections", limits.max_connections),
             ("limits.max_streams_per_connection", limits.max_streams_per_connection as usize),
             ("limits.password_threads", limits.password_threads),
             ("limits.password_queue", limits.password_queue),
             ("limits.max_relays", limits.max_relays),
             ("limits.max_access_listeners", limits.max_access_listeners),
-        ];
-        if let Some((field, _)) = counts.into_iter().find(|(_, count)| !(1..=MAX_COUNT).contains(count)) {
-            return bad(field, "must be 1 to 1000000");
-        }
-        let durations = [
+        ])?;
+        check_durations(&[
             ("limits.handshake_timeout", limits.handshake_timeout),
             ("limits.call_timeout", limits.call_timeout),
             ("limits.message_timeout", limits.message_timeout),
@@ -353,15 +241,19 @@ impl Config {
             ("raft.heartbeat", self.raft.heartbeat),
             ("raft.deadline", self.raft.deadline),
             ("presence.interval", self.presence.interval),
-        ];
-        if let Some((field, _)) = durations.into_iter().find(|(_, it)| *it < Duration::from_millis(1)) {
-            return bad(field, "must be at least 1 ms");
-        }
+        ])?;
         self.check_timing()
+    }
+}
+
+impl Config {
+    /// File of the key-encryption key.
+    pub fn kek_path(&self) -> PathBuf {
+        self.kek_file.clone().unwrap_or_else(|| self.data_dir.join("kek"))
     }
 
     fn check_timing(&self) -> Result<(), ConfigError> {
-        let bad = |field, reason: &str| Err(ConfigError::Value { field, reason: reason.to_owned() });
+        let bad = |field, reason| Err(ConfigError::value(field, reason));
         let raft = &self.raft;
         if raft.election_min < raft.heartbeat * 2 {
             return bad("raft.election_min", "must be at least twice raft.heartbeat");
@@ -400,67 +292,31 @@ pub(crate) fn host_of(address: &str) -> Option<&str> {
     (good_host && good_port).then_some(bare.unwrap_or(host))
 }
 
-fn set(table: &mut Table, path: &[String], text: &str) -> Result<(), ConfigError> {
-    let refused = || ConfigError::Override(path.join("."));
-    let (last, parents) = path.split_last().filter(|(last, _)| !last.is_empty()).ok_or_else(refused)?;
-    let mut table = table;
-    for parent in parents {
-        let entry = table.entry(parent.clone()).or_insert_with(|| Value::Table(Table::new()));
-        table = entry.as_table_mut().ok_or_else(refused)?;
-    }
-    let parsed = format!("value = {text}").parse::<Table>().ok().and_then(|mut table| table.remove("value"));
-    table.insert(last.clone(), parsed.unwrap_or_else(|| Value::String(text.to_owned())));
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     const LEAST: &str = "data_dir = '/d'\nadvertise = 'a.example:3025'\npeer_advertise = '10.0.0.1:3026'\n";
 
-    fn parse(text: &str, environment: &[(&str, &str)], flags: &[&str]) -> Result<Config, ConfigError> {
-        let environment = environment.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
-        Config::parse(text, environment, &flags.iter().map(|flag| (*flag).to_owned()).collect::<Vec<_>>())
+    fn parse(flags: &[&str]) -> Result<Config, ConfigError> {
+        Config::parse(LEAST, [], &flags.iter().map(|flag| (*flag).to_owned()).collect::<Vec<_>>())
     }
 
     #[test]
     fn what_is_printed_is_read_back() {
-        let config = parse(LEAST, &[], &[]).unwrap();
+        let config = parse(&[]).unwrap();
         assert_eq!((config.listen.port(), config.peer_listen.port()), (3_025, 3_026));
         assert_eq!(config.kek_path(), PathBuf::from("/d/kek"));
-        assert_eq!(parse(&config.print().unwrap(), &[], &[]).unwrap(), config);
+        assert_eq!(config.log.level, "info,openraft=off");
+        assert_eq!(Config::parse(&config.print().unwrap(), [], &[]).unwrap(), config);
     }
 
     #[test]
-    fn flags_win_over_the_environment_and_that_over_the_file() {
-        let text = format!("{LEAST}[limits]\nmax_relays = 1\nmax_connections = 7\n");
-        let environment = [
-            ("MEZITE_AUTH__LIMITS__MAX_RELAYS", "2"),
-            ("MEZITE_AUTH__SESSIONS__TTL", "1h"),
-            ("MEZITE_AUTH__ADVERTISE", "b.example:1"),
-            ("OTHER", "x"),
-        ];
-        let flags = ["limits.max_relays=3", "tls.dns_names=['lb.example']"];
-        let config = parse(&text, &environment, &flags).unwrap();
-        assert_eq!((config.limits.max_relays, config.limits.max_connections), (3, 7));
-        assert_eq!(config.sessions.ttl, Duration::from_secs(3600));
-        assert_eq!(config.advertise, "b.example:1");
-        assert_eq!(config.tls.dns_names, ["lb.example"]);
-    }
-
-    #[test]
-    fn unknown_fields_are_refused_wherever_they_come_from() {
-        for (text, flags) in [
-            ("colour = 'green'\n", &[][..]),
-            ("[limits]\ncolour = 1\n", &[]),
-            ("", &["colour=green"]),
-            ("", &["raft.colour=1"]),
-        ] {
-            let error = parse(&format!("{LEAST}{text}"), &[], flags).unwrap_err();
+    fn unknown_fields_are_refused_in_every_table() {
+        for table in ["", "tls.", "log.", "limits.", "raft.", "sessions.", "presence."] {
+            let error = parse(&[&format!("{table}colour=1")]).unwrap_err();
             assert!(error.to_string().contains("colour"), "{error}");
         }
-        assert!(parse(LEAST, &[("MEZITE_AUTH__COLOUR", "1")], &[]).is_err());
     }
 
     #[test]
@@ -480,7 +336,7 @@ mod tests {
             "sessions.ttl=31days",
             "presence.ttl=29s",
         ] {
-            assert!(matches!(parse(LEAST, &[], &[flag]), Err(ConfigError::Value { .. })), "{flag}");
+            assert!(matches!(parse(&[flag]), Err(ConfigError::Value { .. })), "{flag}");
         }
     }
 

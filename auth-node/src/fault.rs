@@ -1,12 +1,13 @@
 //! Why a node cannot be made, cannot start, or cannot go on. Its text is for the operator at the terminal.
 
-use std::{io, net::SocketAddr, path::PathBuf};
+use std::path::PathBuf;
 
 use auth_core::CoreError;
+use mezite_daemon::{files::FileError, program::ListenError};
 use mezite_pki::PkiError;
 use raft_store::{StoreError, TransactError};
 
-use crate::{error::ApiError, files::FileError};
+use crate::error::ApiError;
 
 /// Why a node cannot be made, cannot start, or cannot go on.
 #[derive(Debug, thiserror::Error)]
@@ -41,13 +42,8 @@ pub enum NodeError {
     #[error("TLS cannot be set up: {0}")]
     Tls(String),
     /// An address cannot be listened on.
-    #[error("cannot listen on {address}: {source}")]
-    Listen {
-        /// Which address.
-        address: SocketAddr,
-        /// Why.
-        source: io::Error,
-    },
+    #[error(transparent)]
+    Listen(#[from] ListenError),
     /// What the cluster answered to a join cannot be used.
     #[error("the cluster's answer cannot be used: {0}")]
     Answer(String),

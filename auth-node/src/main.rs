@@ -1,27 +1,18 @@
 //! auth-node: makes a cluster or joins one, and serves it until it is told to stop.
 
 use std::{
-    io::IsTerminal as _,
     path::{Path, PathBuf},
     process::ExitCode,
-    time::Duration,
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use auth_node::{
-    Init, Join, NodeError, Restore, Succeeded,
-    config::{Config, LogConfig, LogFormat},
-    init, inspect, join, recover, restore, secret_from, start,
+    Init, Join, NodeError, Restore, Succeeded, config::Config, init, inspect, join, recover, restore,
+    secret_from, start,
 };
-use clap::{Args, Parser, Subcommand};
-use tokio::{
-    runtime::Runtime,
-    signal::unix::{SignalKind, signal},
-};
-use tracing_subscriber::EnvFilter;
+use clap::{Parser, Subcommand};
+use mezite_daemon::program::{self, Common, StopSignals};
 
-/// How long work that cannot be interrupted, such as a write, may go on after everything else has ended.
-const RUNTIME_PATIENCE: Duration = Duration::from_secs(1);
 /// Exit code of a check that found something.
 const NOT_SOUND: u8 = 2;
 
@@ -113,46 +104,8 @@ enum Command {
     },
 }
 
-#[derive(Debug, Args)]
-struct Common {
-    /// Configuration, TOML
-    #[arg(long, value_name = "FILE")]
-    config: PathBuf,
-    /// Override a field, such as `limits.max_relays=64`
-    #[arg(long = "set", value_name = "FIELD=VALUE")]
-    set: Vec<String>,
-    /// Check the configuration and do nothing else
-    #[arg(long)]
-    check_config: bool,
-    /// Print the configuration, defaults and overrides included, and do nothing else
-    #[arg(long)]
-    print_config: bool,
-}
-
-impl Common {
-    /// The configuration; `None` when there is nothing more to do.
-    fn load(&self) -> Result<Option<Config>> {
-        // What is not Unicode is not ours.
-        let environment = std::env::vars_os()
-            .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
-        let config = Config::load(&self.config, environment, &self.set)
-            .with_context(|| format!("configuration {}", self.config.display()))?;
-        filter(&config.log)?;
-        if self.print_config {
-            print!("{}", config.print()?);
-        }
-        Ok((!self.print_config && !self.check_config).then_some(config))
-    }
-}
-
 fn main() -> ExitCode {
-    match run(Cli::parse()) {
-        Ok(code) => code,
-        Err(error) => {
-            eprintln!("auth-node: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    program::exit_code("auth-node", run(Cli::parse()))
 }
 
 fn run(cli: Cli) -> Result<ExitCode> {
@@ -162,11 +115,8 @@ fn run(cli: Cli) -> Result<ExitCode> {
     | Command::Recover { common, .. }
     | Command::Check { common, .. }
     | Command::Run { common }) = &cli.command;
-    let Some(config) = common.load()? else { return Ok(ExitCode::SUCCESS) };
-    // A second installation can only fail because the first one stands.
-    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
-    log(&config.log)?;
-    let runtime = Runtime::new().context("the runtime cannot be started")?;
+    let Some(config) = common.load::<Config>()? else { return Ok(ExitCode::SUCCESS) };
+    let runtime = program::begin(&config.log)?;
     let done = match cli.command {
         Command::Init { cluster_name, admin_user, admin_password_file, .. } => {
             let password = admin_password_file.as_deref().map(secret_from).transpose()?;
@@ -187,23 +137,8 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Command::Check { json, .. } => return check(&config, json),
         Command::Run { .. } => runtime.block_on(serve(config)),
     };
-    runtime.shutdown_timeout(RUNTIME_PATIENCE);
+    program::end(runtime);
     done.map(|()| ExitCode::SUCCESS)
-}
-
-fn filter(log: &LogConfig) -> Result<EnvFilter> {
-    EnvFilter::try_new(&log.level).context("log.level")
-}
-
-fn log(log: &LogConfig) -> Result<()> {
-    let colours = std::io::stderr().is_terminal();
-    let builder = tracing_subscriber::fmt().with_env_filter(filter(log)?).with_writer(std::io::stderr);
-    let builder = builder.with_ansi(colours);
-    match log.format {
-        LogFormat::Text => builder.init(),
-        LogFormat::Json => builder.json().init(),
-    }
-    Ok(())
 }
 
 async fn make_cluster(config: &Config, new: Init) -> Result<()> {
@@ -276,17 +211,14 @@ fn check(config: &Config, json: bool) -> Result<ExitCode> {
 }
 
 async fn serve(config: Config) -> Result<()> {
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut stop = StopSignals::catch()?;
     let mut handle = tokio::select! {
         started = start(config) => started?,
-        _ = terminate.recv() => return Ok(()),
-        _ = interrupt.recv() => return Ok(()),
+        () = stop.received() => return Ok(()),
     };
     let mut ended = Ok(());
     tokio::select! {
-        _ = terminate.recv() => (),
-        _ = interrupt.recv() => (),
+        () = stop.received() => (),
         broken = handle.broken() => match broken {
             // Calls in progress get their answers, that of the removal among them.
             NodeError::Removed { .. } => ended = Err(broken.into()),

@@ -1,25 +1,8 @@
-//! Measurements of calls, under Prometheus' naming rules. [`crate::diagnostics`] shows them.
+//! What an auth node counts.
 
-use std::{sync::OnceLock, time::Instant};
+use std::time::Instant;
 
-use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use tonic::Code;
-
-static PAGE: OnceLock<Option<PrometheusHandle>> = OnceLock::new();
-
-/// Starts counting. Further calls change nothing.
-pub(crate) fn install() {
-    PAGE.get_or_init(|| {
-        let buckets = [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0];
-        let builder = PrometheusBuilder::new().set_buckets(&buckets).ok()?;
-        builder.install_recorder().ok()
-    });
-}
-
-/// The page in Prometheus's text format; empty before [`install`].
-pub(crate) fn page() -> String {
-    PAGE.get().and_then(Option::as_ref).map(PrometheusHandle::render).unwrap_or_default()
-}
 
 /// A call that is being carried out. One that is dropped before its end was cancelled by its client.
 pub(crate) struct Measured {
@@ -57,11 +40,4 @@ pub(crate) fn relays(count: usize) {
 /// Ingests that follow who has access.
 pub(crate) fn access_listeners(count: usize) {
     metrics::gauge!("mezite_auth_access_listeners").set(f64::from(u32::try_from(count).unwrap_or(u32::MAX)));
-}
-
-/// Drains what histograms have gathered, which would otherwise grow until the page is asked for.
-pub(crate) fn upkeep() {
-    if let Some(page) = PAGE.get().and_then(Option::as_ref) {
-        page.run_upkeep();
-    }
 }

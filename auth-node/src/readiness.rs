@@ -2,6 +2,7 @@
 
 use std::sync::OnceLock;
 
+use mezite_daemon::diagnostics::Health;
 use raft_store::Store;
 use tokio_util::sync::CancellationToken;
 
@@ -56,21 +57,15 @@ impl Readiness {
     pub(crate) async fn leaving(&self) {
         self.leaving.cancelled().await;
     }
+}
 
-    /// Whether the process is of use.
-    ///
-    /// # Errors
-    /// Why a restart would help.
-    pub(crate) fn alive(&self) -> Result<(), String> {
+impl Health for Readiness {
+    fn alive(&self) -> Result<(), String> {
         self.dead.get().map_or(Ok(()), |reason| Err(reason.clone()))
     }
 
-    /// Whether the node should be sent calls: it serves, it is in touch with a leader that has a
-    /// quorum, and its state is up to it.
-    ///
-    /// # Errors
-    /// Why not.
-    pub(crate) async fn check(&self) -> Result<(), String> {
+    /// It serves, it is in touch with a leader that has a quorum, and its state is up to it.
+    async fn ready(&self) -> Result<(), String> {
         self.alive()?;
         if self.is_leaving() {
             return Err("the node is stopping".into());

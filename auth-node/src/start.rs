@@ -8,10 +8,10 @@ use auth_core::{
     presence::PresenceTtl,
     tables::{CaKey, CaKind, ClusterKey, ClusterRow},
 };
+use mezite_daemon::{clock, diagnostics, metrics, program::listen};
 use raft_store::{Clock, Fatal, Role, Store};
 use store_txn::{Key as _, KeyRange, KeyWriter, ReadExt as _};
 use tokio::{
-    net::TcpListener,
     sync::Semaphore,
     task::JoinHandle,
     time::{Instant, timeout_at},
@@ -25,11 +25,8 @@ use crate::{
     access::Listeners,
     bootstrap::{self, Joiner, store_config},
     ca_keys::CaKeys,
-    clock,
     config::Config,
-    diagnostics,
     fault::NodeError,
-    metrics,
     node::{Folder, NodeState, load_kek},
     passwords::PasswordPool,
     peer_certificate,
@@ -42,9 +39,6 @@ use crate::{
     },
     service::{Service, Settings},
 };
-
-/// How often measurements are tidied up.
-const UPKEEP: Duration = Duration::from_secs(5);
 
 /// A running node. [`Handle::stop`] lets calls in progress end; dropping it does not.
 pub struct Handle {
@@ -85,7 +79,7 @@ impl Identity {
 /// [`NodeError::Removed`] when the node was removed from its cluster; see [`NodeError`].
 pub async fn start(config: Config) -> Result<Handle, NodeError> {
     metrics::install();
-    let clock = clock::system();
+    let clock: Clock = Arc::new(clock::unix_ms);
     let folder = Arc::new(Folder::open(&config.data_dir)?);
     let mut state = folder.member()?;
     folder.check_store(&state)?;
@@ -171,7 +165,6 @@ impl Node {
         let names = Names::new(config, &self.cluster.name, self.node_id);
         let (tls, renewal) = tls::begin(&store, &cas, &clock, names).await?;
         beside.spawn(renewal.run(stop.clone()));
-        beside.spawn(tidy_up(stop.clone()));
         store.set_join_handler(Arc::new(Joiner {
             store: store.clone(),
             cas: Arc::clone(&cas),
@@ -207,29 +200,11 @@ impl Node {
     }
 }
 
-async fn listen(address: SocketAddr) -> Result<(TcpListener, SocketAddr), NodeError> {
-    let failed = |source| NodeError::Listen { address, source };
-    let listener = TcpListener::bind(address).await.map_err(failed)?;
-    let bound = listener.local_addr().map_err(failed)?;
-    Ok((listener, bound))
-}
-
 /// Notes the end of the Raft core, until `stop`.
 async fn watch_life(readiness: Arc<Readiness>, store: Store, stop: CancellationToken) {
     tokio::select! {
         reason = store.dead() => readiness.die(reason),
         () = stop.cancelled() => (),
-    }
-}
-
-/// Tidies measurements up, until `stop`.
-async fn tidy_up(stop: CancellationToken) {
-    let mut ticks = tokio::time::interval(UPKEEP);
-    loop {
-        tokio::select! {
-            _ = ticks.tick() => metrics::upkeep(),
-            () = stop.cancelled() => return,
-        }
     }
 }
 

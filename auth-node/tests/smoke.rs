@@ -14,6 +14,7 @@ use mezite_client::{
     AuthClient, Client, ClientConfig, ClientError, ClusterTrust, FirstContact, Retry, RetryPolicy,
     SessionSecret,
 };
+use mezite_daemon::config::Settings as _;
 use mezite_proto::{transport, v1};
 use mezite_test_ports::Port;
 use rustls_pki_types::{CertificateDer, ServerName, pem::PemObject as _};

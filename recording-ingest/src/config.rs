@@ -1,20 +1,14 @@
-//! Configuration: one TOML file, with overrides by one rule.
-//!
-//! A field `a.b` of the file is also the environment variable `MEZITE_INGEST__A__B` and the flag `--set a.b=value`;
-//! the flag wins over the environment, and that over the file. An override's value is read as TOML, or taken as text
-//! where it is none. Unknown fields are refused wherever they come from.
+//! The fields of the configuration: their defaults and bounds. How they are read is `mezite-daemon`'s; a field `a.b` is
+//! also the environment variable `MEZITE_INGEST__A__B`.
 
-use std::{collections::BTreeMap, fs, net::SocketAddr, path::PathBuf, time::Duration};
+use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, time::Duration};
 
+use mezite_daemon::{
+    config::{ConfigError, Settings, check_counts, check_durations},
+    logging::LogConfig,
+};
 use recording_format::{MAX_CHUNK_LEN, MAX_SEGMENT_PAYLOAD};
 use serde::{Deserialize, Serialize};
-use toml::{Table, Value};
-
-/// Environment variables with this prefix override fields.
-pub const ENV_PREFIX: &str = "MEZITE_INGEST__";
-
-/// Most connections and streams that can be configured.
-const MAX_COUNT: usize = 1_000_000;
 
 /// Configuration of a recording ingest.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -51,8 +45,7 @@ pub struct Config {
     /// Labels that it reports, at most 64. Default: none.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
-    /// Logging.
-    #[serde(default)]
+    /// Logging. By default `log.level` is `info`.
     pub log: LogConfig,
     /// Bounds.
     #[serde(default)]
@@ -63,32 +56,6 @@ pub struct Config {
     /// What is exchanged with the auth nodes, and when.
     #[serde(default)]
     pub control: ControlConfig,
-}
-
-/// How log lines look.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum LogFormat {
-    /// For people.
-    Text,
-    /// One JSON object a line.
-    Json,
-}
-
-/// Logging.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct LogConfig {
-    /// `text` or `json`. Default: `text`.
-    pub format: LogFormat,
-    /// A level, or directives as of tracing's EnvFilter, such as `info,recording_ingest=debug`. Default: `info`.
-    pub level: String,
-}
-
-impl Default for LogConfig {
-    fn default() -> Self {
-        Self { format: LogFormat::Text, level: "info".to_owned() }
-    }
 }
 
 /// Bounds. Durations are written like `30s` or `5m`.
@@ -188,89 +155,15 @@ fn default_diagnostics() -> SocketAddr {
     SocketAddr::from(([127, 0, 0, 1], 3_082))
 }
 
-/// A configuration that cannot be used.
-#[derive(Debug, thiserror::Error)]
-pub enum ConfigError {
-    /// The file cannot be read.
-    #[error("cannot read {path}: {source}")]
-    Read {
-        /// Which file.
-        path: PathBuf,
-        /// Why.
-        source: std::io::Error,
-    },
-    /// Not TOML, an unknown field, or a value of the wrong type.
-    #[error("{0}")]
-    Parse(String),
-    /// An override that names no field.
-    #[error("override {0:?} is not of the form field=value")]
-    Override(String),
-    /// A value out of its bounds.
-    #[error("{field}: {reason}")]
-    Value {
-        /// Which field.
-        field: &'static str,
-        /// What is wrong with it.
-        reason: String,
-    },
-}
+impl Settings for Config {
+    const ENV_PREFIX: &'static str = "MEZITE_INGEST__";
 
-impl Config {
-    /// Reads the file, applies the overrides and checks the result. `environment` is name and value of each variable;
-    /// `flags` is each `--set`.
-    ///
-    /// # Errors
-    /// When the file cannot be read or the result is not a valid configuration.
-    pub fn load(
-        path: &std::path::Path,
-        environment: impl IntoIterator<Item = (String, String)>,
-        flags: &[String],
-    ) -> Result<Self, ConfigError> {
-        let text =
-            fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
-        Self::parse(&text, environment, flags)
-    }
-
-    /// As [`Config::load`], from the file's text.
-    ///
-    /// # Errors
-    /// When the result is not a valid configuration.
-    pub fn parse(
-        text: &str,
-        environment: impl IntoIterator<Item = (String, String)>,
-        flags: &[String],
-    ) -> Result<Self, ConfigError> {
-        let mut table: Table = text.parse().map_err(|error| ConfigError::Parse(format!("{error}")))?;
-        let mut variables: Vec<_> = environment
-            .into_iter()
-            .filter_map(|(name, value)| {
-                let path = name.strip_prefix(ENV_PREFIX)?.to_lowercase();
-                Some((path.split("__").map(str::to_owned).collect::<Vec<_>>(), value))
-            })
-            .collect();
-        variables.sort();
-        for (path, value) in variables {
-            set(&mut table, &path, &value)?;
-        }
-        for flag in flags {
-            let (path, value) = flag.split_once('=').ok_or_else(|| ConfigError::Override(flag.clone()))?;
-            set(&mut table, &path.split('.').map(str::to_owned).collect::<Vec<_>>(), value)?;
-        }
-        let config: Self = table.try_into().map_err(|error| ConfigError::Parse(format!("{error}")))?;
-        config.check()?;
-        Ok(config)
-    }
-
-    /// The configuration as TOML, defaults included. There is no secret in it.
-    ///
-    /// # Errors
-    /// When it cannot be written as TOML.
-    pub fn print(&self) -> Result<String, ConfigError> {
-        toml::to_string_pretty(self).map_err(|error| ConfigError::Parse(format!("{error}")))
+    fn log(&self) -> &LogConfig {
+        &self.log
     }
 
     fn check(&self) -> Result<(), ConfigError> {
-        let bad = |field, reason: &str| Err(ConfigError::Value { field, reason: reason.to_owned() });
+        let bad = |field, reason| Err(ConfigError::value(field, reason));
         if !self.store.starts_with("file:///") {
             return bad("store", "must be file:///absolute/path");
         }
@@ -287,15 +180,12 @@ impl Config {
         if !(64 << 10..=MAX_SEGMENT_PAYLOAD - MAX_CHUNK_LEN).contains(&limits.segment_bytes) {
             return bad("limits.segment_bytes", "must be 65536 to 15728640");
         }
-        let counts = [
+        check_counts(&[
             ("limits.max_connections", limits.max_connections),
             ("limits.max_streams", limits.max_streams),
             ("limits.max_streams_per_connection", limits.max_streams_per_connection as usize),
-        ];
-        if let Some((field, _)) = counts.into_iter().find(|(_, count)| !(1..=MAX_COUNT).contains(count)) {
-            return bad(field, "must be 1 to 1000000");
-        }
-        let durations = [
+        ])?;
+        check_durations(&[
             ("limits.handshake_timeout", limits.handshake_timeout),
             ("limits.message_timeout", limits.message_timeout),
             ("limits.drain_timeout", limits.drain_timeout),
@@ -304,25 +194,8 @@ impl Config {
             ("control.call_timeout", self.control.call_timeout),
             ("control.bundle_interval", self.control.bundle_interval),
             ("control.renewal_check_interval", self.control.renewal_check_interval),
-        ];
-        match durations.into_iter().find(|(_, duration)| *duration < Duration::from_millis(1)) {
-            Some((field, _)) => bad(field, "must be at least 1 ms"),
-            None => Ok(()),
-        }
+        ])
     }
-}
-
-fn set(table: &mut Table, path: &[String], text: &str) -> Result<(), ConfigError> {
-    let refused = || ConfigError::Override(path.join("."));
-    let (last, parents) = path.split_last().filter(|(last, _)| !last.is_empty()).ok_or_else(refused)?;
-    let mut table = table;
-    for parent in parents {
-        let entry = table.entry(parent.clone()).or_insert_with(|| Value::Table(Table::new()));
-        table = entry.as_table_mut().ok_or_else(refused)?;
-    }
-    let parsed = format!("value = {text}").parse::<Table>().ok().and_then(|mut table| table.remove("value"));
-    table.insert(last.clone(), parsed.unwrap_or_else(|| Value::String(text.to_owned())));
-    Ok(())
 }
 
 #[cfg(test)]
@@ -331,48 +204,24 @@ mod tests {
 
     const LEAST: &str = "data_dir = '/d'\nstore = 'file:///s'\n";
 
-    fn parse(text: &str, environment: &[(&str, &str)], flags: &[&str]) -> Result<Config, ConfigError> {
-        let environment = environment.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
-        Config::parse(text, environment, &flags.iter().map(|flag| (*flag).to_owned()).collect::<Vec<_>>())
+    fn parse(flags: &[&str]) -> Result<Config, ConfigError> {
+        Config::parse(LEAST, [], &flags.iter().map(|flag| (*flag).to_owned()).collect::<Vec<_>>())
     }
 
     #[test]
     fn what_is_printed_is_read_back() {
-        let config = parse(LEAST, &[], &[]).unwrap();
+        let config = parse(&[]).unwrap();
         assert_eq!(config.listen.port(), 3_027);
-        assert_eq!(parse(&config.print().unwrap(), &[], &[]).unwrap(), config);
+        assert_eq!(config.log.level, "info");
+        assert_eq!(Config::parse(&config.print().unwrap(), [], &[]).unwrap(), config);
     }
 
     #[test]
-    fn flags_win_over_the_environment_and_that_over_the_file() {
-        let text = format!("{LEAST}[limits]\nmax_streams = 1\nsegment_bytes = 65536\n");
-        let environment = [
-            ("MEZITE_INGEST__LIMITS__MAX_STREAMS", "2"),
-            ("MEZITE_INGEST__LIMITS__MESSAGE_TIMEOUT", "5s"),
-            ("MEZITE_INGEST__ADVERTISE", "host:3027"),
-            ("OTHER", "x"),
-        ];
-        let flags = ["limits.max_streams=3", "auth_servers=['a:1', 'b:2']"];
-        let config = parse(&text, &environment, &flags).unwrap();
-        assert_eq!(config.limits.max_streams, 3);
-        assert_eq!(config.limits.segment_bytes, 65_536);
-        assert_eq!(config.limits.message_timeout, Duration::from_secs(5));
-        assert_eq!(config.advertise, "host:3027");
-        assert_eq!(config.auth_servers, ["a:1", "b:2"]);
-    }
-
-    #[test]
-    fn unknown_fields_are_refused_wherever_they_come_from() {
-        for (text, flags) in [
-            ("colour = 'green'\n", &[][..]),
-            ("[limits]\ncolour = 1\n", &[]),
-            ("", &["colour=green"]),
-            ("", &["index.colour=1"]),
-        ] {
-            let error = parse(&format!("{LEAST}{text}"), &[], flags).unwrap_err();
+    fn unknown_fields_are_refused_in_every_table() {
+        for table in ["", "log.", "limits.", "index.", "control."] {
+            let error = parse(&[&format!("{table}colour=1")]).unwrap_err();
             assert!(error.to_string().contains("colour"), "{error}");
         }
-        assert!(parse(LEAST, &[("MEZITE_INGEST__COLOUR", "1")], &[]).is_err());
     }
 
     #[test]
@@ -385,13 +234,9 @@ mod tests {
             "limits.max_connections=1000001",
             "limits.message_timeout=0s",
             "listen=nowhere",
-            "log.format=xml",
-            "data_dir.x=1",
-            "=1",
-            "x",
         ] {
-            assert!(parse(LEAST, &[], &[flag]).is_err(), "{flag}");
+            assert!(parse(&[flag]).is_err(), "{flag}");
         }
-        assert!(parse(LEAST, &[], &["ca_pin=sha256:00", "ca_file=/f"]).is_err());
+        assert!(parse(&["ca_pin=sha256:00", "ca_file=/f"]).is_err());
     }
 }

@@ -5,13 +5,13 @@ use std::{sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
 use mezite_client::{AuthClient, Client, Retry};
+use mezite_daemon::clock;
 use mezite_proto::v1;
 use rustls::ServerConfig;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    clock,
     config::Config,
     identity::{Folder, IdentityError, State, generate},
     metrics, server,

@@ -13,16 +13,13 @@
 mod access;
 pub mod authn;
 pub mod claims;
-pub mod clock;
 pub mod config;
 mod control;
 pub mod convert;
-mod diagnostics;
 pub mod error;
-mod files;
 mod identity;
 pub mod index;
-pub mod metrics;
+mod metrics;
 pub mod objects;
 pub mod read;
 pub mod recover;

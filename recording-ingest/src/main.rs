@@ -1,26 +1,14 @@
 //! recording-ingest: joins a cluster, and serves recordings until it is told to stop.
 
 use std::{
-    io::IsTerminal as _,
     path::{Path, PathBuf},
     process::ExitCode,
-    time::Duration,
 };
 
-use anyhow::{Context as _, Result};
-use clap::{Args, Parser, Subcommand};
-use recording_ingest::{
-    config::{Config, LogConfig, LogFormat},
-    join, start, token_from,
-};
-use tokio::{
-    runtime::Runtime,
-    signal::unix::{SignalKind, signal},
-};
-use tracing_subscriber::EnvFilter;
-
-/// How long work that cannot be interrupted, such as a write, may go on after everything else has ended.
-const RUNTIME_PATIENCE: Duration = Duration::from_secs(1);
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+use mezite_daemon::program::{self, Common, StopSignals};
+use recording_ingest::{config::Config, join, start, token_from};
 
 /// The recording data plane of Mezite
 #[derive(Debug, Parser)]
@@ -47,75 +35,20 @@ enum Command {
     },
 }
 
-#[derive(Debug, Args)]
-struct Common {
-    /// Configuration, TOML
-    #[arg(long, value_name = "FILE")]
-    config: PathBuf,
-    /// Override a field, such as `limits.max_streams=64`
-    #[arg(long = "set", value_name = "FIELD=VALUE")]
-    set: Vec<String>,
-    /// Check the configuration and do nothing else
-    #[arg(long)]
-    check_config: bool,
-    /// Print the configuration, defaults and overrides included, and do nothing else
-    #[arg(long)]
-    print_config: bool,
-}
-
-impl Common {
-    /// The configuration; `None` when there is nothing more to do.
-    fn load(&self) -> Result<Option<Config>> {
-        // What is not Unicode is not ours.
-        let environment = std::env::vars_os()
-            .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
-        let config = Config::load(&self.config, environment, &self.set)
-            .with_context(|| format!("configuration {}", self.config.display()))?;
-        filter(&config.log)?;
-        if self.print_config {
-            print!("{}", config.print()?);
-        }
-        Ok((!self.print_config && !self.check_config).then_some(config))
-    }
-}
-
 fn main() -> ExitCode {
-    match run(Cli::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("recording-ingest: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    program::exit_code("recording-ingest", run(Cli::parse()))
 }
 
-fn run(cli: Cli) -> Result<()> {
+fn run(cli: Cli) -> Result<ExitCode> {
     let (Command::Join { common, .. } | Command::Run { common }) = &cli.command;
-    let Some(config) = common.load()? else { return Ok(()) };
-    // A second installation can only fail because the first one stands.
-    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
-    log(&config.log)?;
-    let runtime = Runtime::new().context("the runtime cannot be started")?;
+    let Some(config) = common.load::<Config>()? else { return Ok(ExitCode::SUCCESS) };
+    let runtime = program::begin(&config.log)?;
     let done = match &cli.command {
         Command::Join { token_file, .. } => runtime.block_on(join_cluster(&config, token_file.as_deref())),
         Command::Run { .. } => runtime.block_on(serve(config)),
     };
-    runtime.shutdown_timeout(RUNTIME_PATIENCE);
-    done
-}
-
-fn filter(log: &LogConfig) -> Result<EnvFilter> {
-    EnvFilter::try_new(&log.level).context("log.level")
-}
-
-fn log(log: &LogConfig) -> Result<()> {
-    let builder = tracing_subscriber::fmt().with_env_filter(filter(log)?).with_writer(std::io::stderr);
-    let builder = builder.with_ansi(std::io::stderr().is_terminal());
-    match log.format {
-        LogFormat::Text => builder.init(),
-        LogFormat::Json => builder.json().init(),
-    }
-    Ok(())
+    program::end(runtime);
+    done.map(|()| ExitCode::SUCCESS)
 }
 
 async fn join_cluster(config: &Config, token_file: Option<&Path>) -> Result<()> {
@@ -126,12 +59,10 @@ async fn join_cluster(config: &Config, token_file: Option<&Path>) -> Result<()> 
 }
 
 async fn serve(config: Config) -> Result<()> {
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut stop = StopSignals::catch()?;
     let mut handle = start(config).await?;
     tokio::select! {
-        _ = terminate.recv() => (),
-        _ = interrupt.recv() => (),
+        () = stop.received() => (),
         broken = handle.broken() => return Err(broken.into()),
     }
     tracing::info!("leaving");

@@ -1,26 +1,8 @@
-//! What is counted, and the page that shows it.
+//! What an ingest counts.
 
-use std::{sync::OnceLock, time::Duration};
+use std::time::Duration;
 
 use metrics::{counter, gauge, histogram};
-use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
-
-static PAGE: OnceLock<Option<PrometheusHandle>> = OnceLock::new();
-
-/// Starts counting. Further calls change nothing.
-pub fn install() {
-    PAGE.get_or_init(|| {
-        let buckets = [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0];
-        let builder = PrometheusBuilder::new().set_buckets(&buckets).ok()?;
-        builder.install_recorder().ok()
-    });
-}
-
-/// The page in Prometheus's text format; empty before [`install`].
-#[must_use]
-pub fn page() -> String {
-    PAGE.get().and_then(Option::as_ref).map(PrometheusHandle::render).unwrap_or_default()
-}
 
 pub(crate) fn received(bytes: usize) {
     counter!("mezite_ingest_received_bytes_total").increment(bytes as u64);

@@ -4,13 +4,14 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use futures::{StreamExt as _, stream, stream::BoxStream};
+use mezite_daemon::clock;
 use mezite_proto::v1;
 use tonic::{Extensions, Request, Response, Status, Streaming, metadata::MetadataMap};
 use tracing::{Instrument as _, Span, field};
 
 use crate::{
     authn::{self, Caller, Writer},
-    clock, convert,
+    convert,
     error::IngestError,
     index::row_of,
     metrics,

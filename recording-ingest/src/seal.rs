@@ -3,6 +3,7 @@
 //! The manifest's creation is the commit point. What comes after it is derived from it and can be repaired, so its
 //! failure is logged and does not take the receipt back.
 
+use mezite_daemon::clock;
 use mezite_pki::ssh::SshKeyPair;
 use recording_format::{
     Codec, Digest, FORMAT_VERSION, IndexEntry, MANIFEST_NAMESPACE, Manifest, ObjectKey, RecordingId,
@@ -11,7 +12,6 @@ use recording_format::{
 
 use crate::{
     authn::Writer,
-    clock,
     error::IngestError,
     metrics,
     objects::{Created, Objects, StoreError},

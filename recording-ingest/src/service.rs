@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
+use mezite_daemon::{clock, diagnostics::Health};
 use recording_format::RecordingId;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -20,6 +21,9 @@ use crate::{
     objects::Objects,
     read::{Reader, SegmentCache},
 };
+
+/// Why an ingest is of no use when its store has failed.
+const UNTRUSTED: &str = "the store takes no writes until a restart";
 
 /// The state of an ingest.
 #[derive(Debug)]
@@ -130,10 +134,22 @@ impl Ingest {
         let reasons = [
             (self.is_leaving(), "the ingest is leaving"),
             (!self.tail.is_ready(), "the index of recordings is being built"),
-            (!self.objects.is_trusted(), "the store takes no writes until a restart"),
+            (!self.objects.is_trusted(), UNTRUSTED),
             (!self.identity().is_valid_at(now), "the certificate is not valid now"),
         ];
         reasons.into_iter().filter_map(|(applies, reason)| applies.then_some(reason)).collect()
+    }
+}
+
+impl Health for Ingest {
+    /// A restart is what helps a store that is not trusted any more.
+    fn alive(&self) -> Result<(), String> {
+        if self.objects.is_trusted() { Ok(()) } else { Err(UNTRUSTED.to_owned()) }
+    }
+
+    async fn ready(&self) -> Result<(), String> {
+        let reasons = self.unready(clock::unix_seconds());
+        if reasons.is_empty() { Ok(()) } else { Err(reasons.join("\n")) }
     }
 }
 

@@ -1,11 +1,14 @@
 //! Starting and stopping: from a configuration to a serving ingest, and from there to an empty one.
 
-use std::{io, net::SocketAddr, sync::Arc};
+use std::{net::SocketAddr, sync::Arc};
 
 use arc_swap::ArcSwap;
+use mezite_daemon::{
+    diagnostics,
+    program::{ListenError, listen},
+};
 use rustls::ServerConfig;
 use tokio::{
-    net::TcpListener,
     task::JoinHandle,
     time::{Instant, timeout_at},
 };
@@ -15,7 +18,6 @@ use crate::{
     access::Follower,
     config::Config,
     control::Control,
-    diagnostics,
     identity::{Folder, IdentityError, State},
     metrics,
     objects::{Objects, StoreError},
@@ -33,13 +35,8 @@ pub enum StartError {
     #[error("the store cannot be opened: {0}")]
     Store(String),
     /// An address cannot be listened on.
-    #[error("cannot listen on {address}: {source}")]
-    Listen {
-        /// Which address.
-        address: SocketAddr,
-        /// Why.
-        source: io::Error,
-    },
+    #[error(transparent)]
+    Listen(#[from] ListenError),
     /// The port of the recording RPCs broke down.
     #[error("serving ended: {0}")]
     Serve(String),
@@ -64,7 +61,7 @@ pub struct Handle {
 /// # Errors
 /// See [`StartError`].
 pub async fn start(config: Config) -> Result<Handle, StartError> {
-    metrics::install();
+    mezite_daemon::metrics::install();
     let folder = Folder::open(&config.data_dir)?;
     let (state, identity) = folder.joined()?;
     let tls = Arc::new(ArcSwap::from_pointee(server::server_config(&identity)?));
@@ -95,13 +92,6 @@ async fn open_store(url: &str) -> Result<Objects, StartError> {
         Err(StoreError::Failed(what)) => Err(StartError::Store(what)),
         Err(error @ (StoreError::Full | StoreError::Untrusted)) => Err(StartError::Store(error.to_string())),
     }
-}
-
-async fn listen(address: SocketAddr) -> Result<(TcpListener, SocketAddr), StartError> {
-    let failed = |source| StartError::Listen { address, source };
-    let listener = TcpListener::bind(address).await.map_err(failed)?;
-    let bound = listener.local_addr().map_err(failed)?;
-    Ok((listener, bound))
 }
 
 /// What holds the data folder while the ingest runs.

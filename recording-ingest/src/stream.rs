@@ -7,6 +7,7 @@
 use std::sync::Arc;
 
 use futures::{Stream, StreamExt};
+use mezite_daemon::clock;
 use mezite_proto::v1::{
     RecordingChunk, RecordingFinal, RecordingHeader, StreamSessionRecordingRequest,
     StreamSessionRecordingResponse, UploadSessionRecordingRequest, stream_session_recording_request::Message,
@@ -20,7 +21,7 @@ use tonic::{Code, Status};
 use crate::{
     authn::Writer,
     claims::Claim,
-    clock, convert,
+    convert,
     error::IngestError,
     index::row_of,
     metrics,

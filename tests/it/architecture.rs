@@ -15,20 +15,25 @@ use prost_reflect::DescriptorPool;
 /// Which workspace crates a crate may depend on. A crate that is not here has no place in the design.
 const MAY_KNOW: &[(&str, &[&str])] = &[
     ("mezite-proto", &[]),
+    ("mezite-daemon", &[]),
     ("mezite-pki", &[]),
     ("recording-format", &[]),
     ("store-txn", &[]),
     ("raft-store", &["mezite-proto", "store-txn"]),
     ("auth-core", &["mezite-pki", "store-txn"]),
     ("mezite-client", &["mezite-pki", "mezite-proto", "recording-format"]),
-    ("auth-node", &["auth-core", "mezite-pki", "mezite-proto", "raft-store", "store-txn"]),
-    ("mezctl", &["mezite-client", "mezite-pki", "mezite-proto", "recording-format"]),
-    ("recording-ingest", &["mezite-client", "mezite-pki", "mezite-proto", "recording-format"]),
+    ("auth-node", &["auth-core", "mezite-daemon", "mezite-pki", "mezite-proto", "raft-store", "store-txn"]),
+    ("mezctl", &["mezite-client", "mezite-daemon", "mezite-pki", "mezite-proto", "recording-format"]),
+    (
+        "recording-ingest",
+        &["mezite-client", "mezite-daemon", "mezite-pki", "mezite-proto", "recording-format"],
+    ),
     ("mezite-test-ports", &[]),
     (
         "mezite-e2e",
         &[
             "mezite-client",
+            "mezite-daemon",
             "mezite-pki",
             "mezite-proto",
             "mezite-test-ports",
@@ -43,6 +48,7 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
 const MUST_NOT_REACH: &[(&str, &[&str])] = &[
     ("auth-core", &["tokio", "tonic", "openraft", "rocksdb", "mezite-proto", "raft-store"]),
     ("store-txn", &["tokio", "tonic", "openraft", "rocksdb", "prost"]),
+    ("mezite-daemon", &["tonic", "prost", "openraft", "rocksdb"]),
     ("mezite-pki", &["tokio", "tonic", "openraft", "rocksdb"]),
     ("recording-format", &["tokio", "tonic", "openraft", "rocksdb", "object_store"]),
     ("recording-ingest", &["auth-node", "auth-core", "raft-store", "store-txn", "openraft", "rocksdb"]),

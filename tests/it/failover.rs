@@ -316,7 +316,7 @@ async fn a_recording_outlives_the_ingest_that_took_its_beginning() {
     assert!(fetch(&cluster.admin(), id).await.unwrap().1 == cast);
 
     // The first one comes back, and both answer the same.
-    ingests[0].restart();
+    ingests[0].start();
     ingests[0].ready().await;
     ingests[1].kill();
     let again = upload(&at(&ingests[0]), id, &metadata("alice"), &cast).await.unwrap();
@@ -336,7 +336,7 @@ async fn an_ingest_takes_recordings_while_no_auth_node_lives() {
     upload(&client, before, &metadata("alice"), &cast).await.unwrap();
     // Also one that is started meanwhile: it goes by the trust bundle that it has.
     ingests[0].kill();
-    ingests[0].restart();
+    ingests[0].start();
     ingests[0].ready().await;
     upload(&client, after, &metadata("alice"), &cast).await.unwrap();
 

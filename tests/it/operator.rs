@@ -177,7 +177,7 @@ async fn joining_again_changes_nothing() {
     // Joined, it needs no token any more.
     let printed = ingests[0].run("join", &[]).ok();
     assert!(printed.contains("had joined") && printed.contains(&id), "{printed}");
-    ingests[0].restart();
+    ingests[0].start();
     ingests[0].ready().await;
     let token = cluster.token_file("node.token", &cluster.token(v1::TokenKind::Node).await);
     let other = Ingest::configure(&cluster, "ingest-9", &store);
@@ -247,7 +247,7 @@ async fn a_storm_of_logins_leaves_no_memory_behind() {
     const AT_A_TIME: usize = 16;
     let cluster = Cluster::start(1).await;
     let node = &cluster.nodes()[0];
-    let before = node.resident_bytes();
+    let before = node.process().resident_bytes();
     let stormers = (0..AT_A_TIME).map(|_| {
         let client = cluster.anonymous_at(0);
         async move {
@@ -257,6 +257,6 @@ async fn a_storm_of_logins_leaves_no_memory_behind() {
         }
     });
     futures::future::join_all(stormers).await;
-    let grown = node.resident_bytes().saturating_sub(before) >> 20;
+    let grown = node.process().resident_bytes().saturating_sub(before) >> 20;
     assert!(grown < 150, "{grown} MiB more after {LOGINS} logins");
 }

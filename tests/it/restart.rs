@@ -5,6 +5,7 @@ use std::time::Duration;
 use mezite_client::Retry;
 use mezite_e2e::{ADMIN, Agent, AgentSpec, Cluster, Ingest, PASSWORD, api, call};
 use mezite_proto::v1;
+use nix::sys::signal::Signal;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
@@ -91,12 +92,12 @@ async fn an_ingest_that_leaves_says_how_far_it_got() {
         fetch(&cluster.admin(), id).await.map(drop)
     })
     .await;
-    ingests[0].terminate();
+    ingests[0].process().signal(Signal::SIGTERM);
     let reply = call.await.unwrap().unwrap();
     assert!(reply.reconnect);
     assert_eq!(reply.state(), v1::RecordingState::InProgress);
     assert!([0, 100_000].contains(&reply.committed_offset), "{reply:?}");
-    assert_eq!(ingests[0].stopped().await.code(), Some(0));
+    assert_eq!(ingests[0].ended().await.code(), Some(0));
     drop(sender);
 
     let second = client.for_recordings(&[ingests[1].address()]).unwrap();

@@ -2,19 +2,14 @@
 
 use std::{
     collections::BTreeMap,
-    env, fs,
-    path::{Path, PathBuf},
-    process::{Command, ExitStatus},
-    time::Duration,
+    ops::{Deref, DerefMut},
+    path::Path,
 };
 
 use mezite_client::{Client, ClusterTrust, FirstContact, RetryPolicy, SessionSecret};
 use mezite_proto::v1;
-use nix::sys::signal::Signal;
 
-use crate::{
-    Ctl, Output, Port, Process, Scratch, api, binary, call, ctl::run, eventually, http, secret_file,
-};
+use crate::{Ctl, Port, Program, Scratch, api, call, eventually, program::READY, secret_file};
 
 /// Name of every cluster here.
 pub const CLUSTER: &str = "e2e";
@@ -22,11 +17,6 @@ pub const CLUSTER: &str = "e2e";
 pub const ADMIN: &str = "root-admin";
 /// Password of every user here.
 pub const PASSWORD: &str = "correct horse battery staple";
-
-/// A node that does not become ready in this time never will. A debug build on a loaded machine takes its time.
-const READY: Duration = Duration::from_secs(60);
-/// A node is given so long to drain.
-const STOPPED: Duration = Duration::from_secs(60);
 
 /// How a cluster is made.
 #[derive(Debug, Clone)]
@@ -45,60 +35,25 @@ impl Default for Setup {
     }
 }
 
-/// One auth node: its ports and its folder for good, its process while it runs.
+/// One auth node: a [`Program`], and its further ports.
 #[derive(Debug)]
 pub struct AuthNode {
-    process: Option<Process>,
-    name: String,
+    program: Program,
     api: Port,
     peer: Port,
-    diagnostics: Port,
-    dir: PathBuf,
-    set: Vec<String>,
-    env: Vec<(String, String)>,
 }
 
 impl AuthNode {
     /// A node with a configuration and nothing else.
     #[must_use]
     pub fn configure(name: &str, dir: &Path, setup: &Setup) -> Self {
-        let (api, peer, diagnostics) = (Port::lease(), Port::lease(), Port::lease());
-        let dir = dir.join(name);
-        fs::create_dir(&dir).unwrap();
-        let node = Self {
-            process: None,
-            name: name.to_owned(),
-            api,
-            peer,
-            diagnostics,
-            dir,
-            set: setup.set.clone(),
-            env: setup.env.clone(),
-        };
-        fs::write(node.config(), node.toml()).unwrap();
-        node
-    }
-
-    fn toml(&self) -> String {
-        let (api, peer) = (self.api.address(), self.peer.address());
-        format!(
-            "data_dir = {:?}\nlisten = {api:?}\nadvertise = {api:?}\npeer_listen = {peer:?}\n\
-             peer_advertise = {peer:?}\ndiagnostics_listen = {:?}\n",
-            self.data_dir(),
-            self.diagnostics.address()
-        )
-    }
-
-    /// Its configuration file.
-    #[must_use]
-    pub fn config(&self) -> PathBuf {
-        self.dir.join("auth-node.toml")
-    }
-
-    /// Where its state is.
-    #[must_use]
-    pub fn data_dir(&self) -> PathBuf {
-        self.dir.join("data")
+        let program = Program::new("auth-node", name, dir, &setup.set, &setup.env);
+        let (api, peer) = (Port::lease(), Port::lease());
+        let (at, peer_at) = (api.address(), peer.address());
+        program.write_config(&format!(
+            "listen = {at:?}\nadvertise = {at:?}\npeer_listen = {peer_at:?}\npeer_advertise = {peer_at:?}\n"
+        ));
+        Self { program, api, peer }
     }
 
     /// host:port of its API.
@@ -112,100 +67,19 @@ impl AuthNode {
     pub fn peer_address(&self) -> String {
         self.peer.address()
     }
+}
 
-    /// host:port of its diagnostics.
-    #[must_use]
-    pub fn diagnostics_address(&self) -> String {
-        self.diagnostics.address()
+impl Deref for AuthNode {
+    type Target = Program;
+
+    fn deref(&self) -> &Program {
+        &self.program
     }
+}
 
-    /// `auth-node COMMAND --config … ARGS…`, with nothing of this environment that configures it.
-    #[must_use]
-    pub fn command(&self, subcommand: &str, args: &[&str]) -> Command {
-        let mut command = Command::new(binary("auth-node"));
-        for (name, _) in env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("MEZITE_")) {
-            command.env_remove(name);
-        }
-        command.arg(subcommand).arg("--config").arg(self.config()).args(args);
-        command.args(self.set.iter().flat_map(|set| ["--set", set]));
-        command.envs(self.env.iter().map(|(name, value)| (name, value)));
-        command
-    }
-
-    /// Runs a command of it that ends by itself.
-    #[must_use]
-    pub fn run(&self, subcommand: &str, args: &[&str]) -> Output {
-        run(&mut self.command(subcommand, args))
-    }
-
-    /// Starts it; it need not be ready.
-    ///
-    /// # Panics
-    /// When it runs.
-    pub fn start(&mut self) {
-        assert!(self.process.is_none(), "{} runs", self.name);
-        self.process = Some(Process::spawn(&self.name, self.command("run", &[]), &self.dir.join("log")));
-    }
-
-    /// Waits until it says that it is ready.
-    pub async fn ready(&mut self) {
-        let (what, address) = (format!("{} is ready", self.name), self.diagnostics.address());
-        let process = self.process.as_mut().unwrap();
-        eventually(&what, READY, async || {
-            process.assert_running();
-            match http::get(&address, "/readyz").await {
-                Ok((200, _)) => Ok(()),
-                Ok((status, body)) => Err(format!("{status} {body}")),
-                Err(error) => Err(error.to_string()),
-            }
-        })
-        .await;
-    }
-
-    /// Whether it was started and not ended by the test.
-    #[must_use]
-    pub fn is_running(&self) -> bool {
-        self.process.is_some()
-    }
-
-    /// Its process.
-    ///
-    /// # Panics
-    /// When there is none.
-    #[must_use]
-    pub fn process(&self) -> &Process {
-        self.process.as_ref().unwrap()
-    }
-
-    /// `kill -9`.
-    pub fn kill(&mut self) {
-        self.process.take().unwrap().kill();
-    }
-
-    /// SIGTERM; how it ended.
-    pub async fn stop(&mut self) -> ExitStatus {
-        let mut process = self.process.take().unwrap();
-        process.signal(Signal::SIGTERM);
-        process.exited(STOPPED).await
-    }
-
-    /// Memory that it holds now, in bytes.
-    #[must_use]
-    pub fn resident_bytes(&self) -> u64 {
-        self.process.as_ref().unwrap().resident_bytes()
-    }
-
-    /// Waits until it has ended by itself; how it did.
-    pub async fn ended(&mut self) -> ExitStatus {
-        let status = self.process.as_mut().unwrap().exited(STOPPED).await;
-        self.process = None;
-        status
-    }
-
-    /// All that it printed.
-    #[must_use]
-    pub fn log(&self) -> String {
-        String::from_utf8_lossy(&fs::read(self.dir.join("log")).unwrap_or_default()).into_owned()
+impl DerefMut for AuthNode {
+    fn deref_mut(&mut self) -> &mut Program {
+        &mut self.program
     }
 }
 

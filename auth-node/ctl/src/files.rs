@@ -1,33 +1,29 @@
-//! Files that must be whole and private: atomic writes, and secrets that nobody else can read.
+//! Files that people name: what is wrong with them is said in the program's words. One is written whole, however many
+//! write it at a time, or not at all.
 
 use std::{
     fs::{self, File, Permissions},
-    io::{self, Read as _, Write as _},
-    os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _},
+    io::{self, Write as _},
+    os::unix::fs::PermissionsExt as _,
     path::Path,
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Error, Result};
+use mezite_daemon::files::{self, FileError, STDIN};
 use tempfile::NamedTempFile;
 use zeroize::Zeroizing;
 
 use crate::exit::Usage;
 
-/// For secrets.
-pub(crate) const PRIVATE: u32 = 0o600;
-/// For what anybody may know.
-pub(crate) const PUBLIC: u32 = 0o644;
-
-/// Largest secret that is read, in bytes.
-const MAX_SECRET: u64 = 64 << 10;
+pub(crate) use mezite_daemon::files::{PRIVATE, PUBLIC};
 
 /// Makes a folder that only its owner can enter; one that is there stays as it is.
 pub(crate) fn create_dir(path: &Path) -> Result<()> {
-    fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(path)
-        .with_context(|| format!("cannot make the folder {}", path.display()))
+    let made = files::create_dir(path).map_err(|error| match error {
+        FileError::Io { source, .. } => Error::from(source),
+        other => other.into(),
+    });
+    made.with_context(|| format!("cannot make the folder {}", path.display()))
 }
 
 /// Writes a file so that it is there whole or not at all, also after a power cut.
@@ -94,32 +90,22 @@ impl<'a> Pending<'a> {
 
 /// Reads a file that holds a secret; `-` is standard input. A regular file that others can read is refused.
 pub(crate) fn read_secret(path: &Path) -> Result<Zeroizing<String>> {
-    let mut text = Zeroizing::new(String::new());
-    let name = path.display();
-    let cannot = || format!("cannot read {name}");
-    if path == Path::new("-") {
-        io::stdin().take(MAX_SECRET + 1).read_to_string(&mut text).context("cannot read standard input")?;
-    } else {
-        let file = File::open(path).map_err(|error| unreadable(path, &error))?;
-        let metadata = file.metadata().with_context(cannot)?;
-        if metadata.is_file() && metadata.mode() & 0o077 != 0 {
-            return Err(Usage(format!(
-                "{name} can be read by others (mode {:04o}): run `chmod 600 {name}`",
-                metadata.mode() & 0o7777
-            ))
-            .into());
+    files::read_secret_or_stdin(path).map_err(|error| match error {
+        FileError::Io { source, .. } if path == Path::new(STDIN) => {
+            Error::from(source).context("cannot read standard input")
         }
-        file.take(MAX_SECRET + 1).read_to_string(&mut text).with_context(cannot)?;
-    }
-    if text.len() as u64 > MAX_SECRET {
-        bail!("{name} is too large to be a secret");
-    }
-    Ok(text)
+        FileError::Io { source, .. } => unreadable(path, &source).into(),
+        FileError::TooOpen { mode, .. } => {
+            let name = path.display();
+            Usage(format!("{name} can be read by others (mode {mode:04o}): run `chmod 600 {name}`")).into()
+        }
+        FileError::TooLarge(_) => error.into(),
+    })
 }
 
 /// Reads a text file, or standard input for `-`.
 pub(crate) fn read_text(path: &Path) -> Result<String> {
-    if path == Path::new("-") {
+    if path == Path::new(STDIN) {
         return io::read_to_string(io::stdin()).context("cannot read standard input");
     }
     fs::read_to_string(path).map_err(|error| unreadable(path, &error).into())
@@ -131,6 +117,8 @@ fn unreadable(path: &Path, error: &io::Error) -> Usage {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::MetadataExt as _;
+
     use super::*;
 
     fn mode(path: &Path) -> u32 {
@@ -175,16 +163,11 @@ mod tests {
         assert_eq!(read_secret(&path).unwrap().as_str(), "s3cret\n");
         for wide in [0o640, 0o604, 0o644] {
             fs::set_permissions(&path, Permissions::from_mode(wide)).unwrap();
-            assert!(read_secret(&path).unwrap_err().is::<Usage>(), "{wide:o}");
+            let error = read_secret(&path).unwrap_err();
+            assert!(error.is::<Usage>(), "{wide:o}");
+            assert!(error.to_string().contains("can be read by others"), "{error}");
         }
-    }
-
-    #[test]
-    fn folders_are_private() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("a/b");
-        create_dir(&path).unwrap();
-        create_dir(&path).unwrap();
-        assert_eq!(mode(&path), 0o700);
+        fs::remove_file(&path).unwrap();
+        assert!(read_secret(&path).unwrap_err().is::<Usage>());
     }
 }

@@ -7,7 +7,6 @@
 mod agent_dir;
 mod args;
 mod cli;
-mod clock;
 mod cmd;
 mod context;
 mod exit;

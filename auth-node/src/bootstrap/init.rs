@@ -4,7 +4,7 @@
 //! state says that it is done only after the operator was told: an `init` that was interrupted is run again,
 //! goes on with the same keys and the same password, and tells all of it.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use auth_core::{
     Caller, Context, CoreError, Origin,
@@ -15,20 +15,22 @@ use auth_core::{
     user,
 };
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
+use mezite_daemon::{
+    clock,
+    files::{PUBLIC, read_text, write_atomic},
+};
 use mezite_pki::{
     ssh::SshCa,
     x509::{CertificateInfo, X509Ca},
 };
-use raft_store::{Fatal, Store};
+use raft_store::{Clock, Fatal, Store};
 use store_txn::{Read, ReadExt as _};
 use zeroize::Zeroizing;
 
 use crate::{
     bootstrap::store_config,
-    clock,
     config::Config,
     fault::NodeError,
-    files::{PUBLIC, write_atomic},
     node::{Folder, NodeState, Progress, load_kek, store_kek},
     passwords::PasswordPool,
     peer_certificate,
@@ -96,7 +98,7 @@ impl Initialized {
 /// [`NodeError::Refused`] when there is a node in the data directory: it is left as it is.
 /// [`NodeError::Core`] for what is wrong with `new`. Anything else may be tried again.
 pub async fn init(config: &Config, new: Init) -> Result<Initialized, NodeError> {
-    let clock = clock::system();
+    let clock: Clock = Arc::new(clock::unix_ms);
     let name = ClusterName::parse("--cluster-name", &new.cluster_name)?;
     let admin = UserName::parse("--admin-user", &new.admin_user)?;
     if let Some(password) = &new.admin_password {
@@ -214,7 +216,7 @@ pub(super) fn peer_ca(folder: &Folder, now: u64) -> Result<X509Ca, NodeError> {
         write_atomic(&certificate, ca.certificate_pem().as_bytes(), PUBLIC)?;
         Ok(ca.private_pem())
     })?;
-    let certificate = crate::files::read_text(&certificate)?.unwrap_or_default();
+    let certificate = read_text(&certificate)?.unwrap_or_default();
     Ok(X509Ca::from_pems(&certificate, &key)?)
 }
 

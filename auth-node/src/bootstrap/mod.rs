@@ -23,10 +23,11 @@ pub use succession::Succeeded;
 
 use std::{path::Path, sync::Arc};
 
+use mezite_daemon::files::read_secret;
 use raft_store::{Clock, StoreConfig, Timing};
 use zeroize::Zeroizing;
 
-use crate::{config::Config, fault::NodeError, files::read_secret, node::Folder};
+use crate::{config::Config, fault::NodeError, node::Folder};
 
 /// What the store is told of the configuration.
 pub(crate) fn store_config(config: &Config, folder: &Folder, clock: &Clock) -> StoreConfig {

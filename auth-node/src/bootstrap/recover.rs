@@ -9,6 +9,8 @@ use std::{
     path::Path,
 };
 
+use mezite_daemon::files::{self, PRIVATE, PUBLIC, create_private_dir, failed, write_atomic};
+
 use super::{
     init,
     succession::{self, Succeeded, blocking, digest_of},
@@ -16,7 +18,6 @@ use super::{
 use crate::{
     config::Config,
     fault::NodeError,
-    files::{self, PRIVATE, PUBLIC, create_private_dir, failed, write_atomic},
     node::{Folder, NodeState, PEER_CA, PEER_CERTIFICATE, PEER_KEY, Progress, STATE, STORE, load_kek},
 };
 

@@ -85,6 +85,8 @@ fn begin(folder: &Folder, config: &Config, sha256: String) -> Result<NodeState, 
 
 #[cfg(test)]
 mod tests {
+    use mezite_daemon::config::Settings as _;
+
     use super::*;
 
     #[test]

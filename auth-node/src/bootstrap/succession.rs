@@ -8,6 +8,7 @@ use std::{
     fs::File,
     io::{self, Read as _},
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use auth_core::{
@@ -17,17 +18,16 @@ use auth_core::{
     cluster::{self, FIRST_NODE, Succession},
     tables::CaKind,
 };
+use mezite_daemon::{clock, files::failed};
 use mezite_pki::x509::{CertificateInfo, X509Ca};
-use raft_store::{Fatal, Store, TransactError};
+use raft_store::{Clock, Fatal, Store, TransactError};
 use sha2::{Digest as _, Sha256};
 
 use super::init;
 use crate::{
     bootstrap::store_config,
-    clock,
     config::Config,
     fault::NodeError,
-    files::failed,
     node::{Folder, NodeState, Progress, store_kek},
     peer_certificate,
 };
@@ -55,7 +55,7 @@ pub(super) async fn carry_out(
     backup: &Path,
     kek: &Kek,
 ) -> Result<Succeeded, NodeError> {
-    let clock = clock::system();
+    let clock: Clock = Arc::new(clock::unix_ms);
     let now = clock() / 1000;
     let peer_ca = init::peer_ca(folder, now)?;
     let (key, life) = (folder.peer_key()?.spki_der(), config.raft.peer_certificate_life);

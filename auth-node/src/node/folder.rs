@@ -6,22 +6,19 @@
 
 use std::{
     collections::BTreeMap,
-    fs::{File, OpenOptions, TryLockError},
-    os::unix::fs::OpenOptionsExt as _,
+    fs::File,
     path::{Path, PathBuf},
 };
 
+use mezite_daemon::files::{
+    self, PRIVATE, PUBLIC, create_dir, create_private_dir, read_secret, read_text, try_lock, write_atomic,
+};
 use mezite_pki::x509::KeyPair;
 use raft_store::PeerIdentity;
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
-use crate::{
-    fault::NodeError,
-    files::{
-        self, PRIVATE, PUBLIC, create_dir, create_private_dir, failed, read_secret, read_text, write_atomic,
-    },
-};
+use crate::fault::NodeError;
 
 /// Marks the state file.
 const KIND: &str = "mezite.auth-node";
@@ -145,18 +142,10 @@ impl Folder {
     /// [`NodeError::InUse`] while another process has it.
     pub(crate) fn open(path: &Path) -> Result<Self, NodeError> {
         create_dir(path)?;
-        let lock_path = path.join(LOCK);
-        let lock = OpenOptions::new().create(true).truncate(false).write(true).mode(PRIVATE).open(&lock_path);
-        let lock = lock.map_err(failed(&lock_path))?;
-        match lock.try_lock() {
-            Ok(()) => {
-                // The directory itself may be the service manager's, and wider.
-                create_private_dir(&path.join(STORE))?;
-                Ok(Self { path: path.to_owned(), _lock: lock })
-            }
-            Err(TryLockError::WouldBlock) => Err(NodeError::InUse(path.to_owned())),
-            Err(TryLockError::Error(error)) => Err(failed(&lock_path)(error).into()),
-        }
+        let lock = try_lock(&path.join(LOCK))?.ok_or_else(|| NodeError::InUse(path.to_owned()))?;
+        // The directory itself may be the service manager's, and wider.
+        create_private_dir(&path.join(STORE))?;
+        Ok(Self { path: path.to_owned(), _lock: lock })
     }
 
     /// Path of a file in it.

@@ -4,12 +4,10 @@
 use std::path::Path;
 
 use auth_core::ca::{KEK_LENGTH, Kek};
+use mezite_daemon::files::{PRIVATE, read_secret, write_atomic};
 use zeroize::Zeroizing;
 
-use crate::{
-    fault::NodeError,
-    files::{PRIVATE, read_secret, write_atomic},
-};
+use crate::fault::NodeError;
 
 /// Begins the file; the number is the format's.
 const MAGIC: &str = "mezite-kek-v1:";

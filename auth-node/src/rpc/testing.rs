@@ -15,9 +15,10 @@ use auth_core::{
     tables::{ClusterKey, ClusterRow, RoleKey},
     user,
 };
+use mezite_daemon::clock;
 use mezite_pki::x509::{KeyPair, LeafSpec, X509Ca};
 use mezite_proto::{access, v1};
-use raft_store::{Fatal, Limits, PeerIdentity, Store, StoreConfig, Timing, peer_dns_name};
+use raft_store::{Clock, Fatal, Limits, PeerIdentity, Store, StoreConfig, Timing, peer_dns_name};
 use rustls::{ClientConfig, RootCertStore};
 use store_txn::TransactionExt as _;
 use tempfile::TempDir;
@@ -29,7 +30,6 @@ use crate::{
     access::Listeners,
     authn::Call,
     ca_keys::CaKeys,
-    clock,
     config::LimitsConfig,
     error::ApiError,
     passwords::PasswordPool,
@@ -58,7 +58,7 @@ pub(super) struct Node {
 impl Node {
     pub(super) async fn start() -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let clock = clock::system();
+        let clock: Clock = Arc::new(clock::unix_ms);
         let config = StoreConfig {
             data_dir: folder.path().to_owned(),
             listen: SocketAddr::from(([127, 0, 0, 1], 0)),

@@ -4,6 +4,7 @@ pub(crate) mod tls;
 
 use std::{convert::Infallible, sync::Arc, time::Duration};
 
+use mezite_daemon::diagnostics::Health as _;
 use mezite_proto::{
     DESCRIPTOR_SET, SERVICE_NAME,
     transport::{ListenerLimits, TlsListener},
@@ -88,7 +89,7 @@ pub(crate) async fn serve(
 /// Keeps the health service up to date.
 async fn report(readiness: &Readiness, reporter: &HealthReporter) -> Infallible {
     loop {
-        let ready = readiness.check().await.is_ok();
+        let ready = readiness.ready().await.is_ok();
         let status = if ready { ServingStatus::Serving } else { ServingStatus::NotServing };
         reporter.set_service_status("", status).await;
         reporter.set_service_status(SERVICE_NAME, status).await;

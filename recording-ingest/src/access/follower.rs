@@ -3,6 +3,7 @@
 use std::{convert::Infallible, sync::Arc, time::Duration};
 
 use mezite_client::{AuthClient, Client, Retry, RetryPolicy};
+use mezite_daemon::clock;
 use mezite_proto::v1::{self, watch_access_response::Event as Told};
 use recording_format::AgentId;
 use tokio::time::{sleep, timeout};
@@ -11,7 +12,6 @@ use tonic::{Status, Streaming};
 
 use super::Event;
 use crate::{
-    clock,
     config::Config,
     identity::{Identity, IdentityError},
     metrics,

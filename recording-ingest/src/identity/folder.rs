@@ -6,17 +6,17 @@
 
 use std::{
     collections::BTreeMap,
-    fs::{File, OpenOptions, TryLockError},
+    fs::File,
     path::{Path, PathBuf},
 };
 
 use mezite_client::ClusterTrust;
+use mezite_daemon::files::{PRIVATE, PUBLIC, create_dir, read_secret, read_text, try_lock, write_atomic};
 use mezite_pki::{ssh::SshKeyPair, x509::KeyPair};
 use mezite_proto::v1;
 use serde::{Deserialize, Serialize};
 
 use super::{Identity, IdentityError};
-use crate::files::{self, PRIVATE, PUBLIC, create_dir, read_secret, read_text, write_atomic};
 
 /// Marks the state file.
 const KIND: &str = "mezite.ingest";
@@ -94,14 +94,8 @@ impl Folder {
     /// [`IdentityError::InUse`] while another process has it.
     pub(crate) fn open(path: &Path) -> Result<Self, IdentityError> {
         create_dir(path)?;
-        let lock_path = path.join(LOCK);
-        let lock = OpenOptions::new().create(true).truncate(false).write(true).open(&lock_path);
-        let lock = lock.map_err(|error| files::failed(&lock_path, error))?;
-        match lock.try_lock() {
-            Ok(()) => Ok(Self { path: path.to_owned(), _lock: lock }),
-            Err(TryLockError::WouldBlock) => Err(IdentityError::InUse(path.display().to_string())),
-            Err(TryLockError::Error(error)) => Err(files::failed(&lock_path, error).into()),
-        }
+        let in_use = || IdentityError::InUse(path.display().to_string());
+        Ok(Self { path: path.to_owned(), _lock: try_lock(&path.join(LOCK))?.ok_or_else(in_use)? })
     }
 
     fn file(&self, name: &str) -> PathBuf {
@@ -109,7 +103,7 @@ impl Folder {
     }
 
     fn write(&self, name: &str, bytes: &[u8], mode: u32) -> Result<(), IdentityError> {
-        Ok(write_atomic(&self.path, name, bytes, mode)?)
+        Ok(write_atomic(&self.file(name), bytes, mode)?)
     }
 
     fn text(&self, name: &'static str) -> Result<String, IdentityError> {

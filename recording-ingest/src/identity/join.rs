@@ -6,11 +6,12 @@
 use std::path::Path;
 
 use mezite_client::{AuthClient, CaPin, Client, ClientConfig, ClusterTrust, FirstContact, Retry};
+use mezite_daemon::{clock, files};
 use mezite_proto::v1;
 use zeroize::Zeroizing;
 
 use super::{Folder, IdentityError, Progress, State, policy};
-use crate::{clock, config::Config, files};
+use crate::config::Config;
 
 /// What became of a join.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,7 +30,7 @@ pub struct Joined {
 /// When there is no file, others can read it, or it has no line or several.
 pub fn token_from(file: Option<&Path>) -> Result<Zeroizing<String>, IdentityError> {
     let bad = |reason: &str| IdentityError::Config { field: "--token-file", reason: reason.to_owned() };
-    let text = files::read_secret(file.ok_or_else(|| bad("is needed to join"))?)?;
+    let text = files::read_secret_or_stdin(file.ok_or_else(|| bad("is needed to join"))?)?;
     match text.trim_ascii() {
         "" => Err(bad("is empty")),
         line if line.contains(char::is_whitespace) => Err(bad("has more than one line or word")),

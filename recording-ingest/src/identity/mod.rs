@@ -9,6 +9,7 @@ mod join;
 use std::fmt;
 
 use mezite_client::{ClientConfig, ClientError, ClientIdentity, ClusterTrust, RetryPolicy};
+use mezite_daemon::files::FileError;
 use mezite_pki::{
     PkiError,
     identity::Identity as Holder,
@@ -22,7 +23,7 @@ pub(crate) use folder::{Folder, Progress, State};
 pub(crate) use join::generate;
 pub use join::{Joined, join, token_from};
 
-use crate::{config::Config, files::FileError};
+use crate::config::Config;
 
 /// How many times the bound of one attempt a call may take with all its repetitions.
 const ATTEMPTS: u32 = 3;

@@ -16,6 +16,7 @@ use std::{
 };
 
 use futures::{StreamExt, TryStreamExt, stream};
+use mezite_daemon::clock;
 use recording_format::{IndexEntry, ObjectKey, RecordingId, index_hour_prefix};
 use tokio::{
     sync::Mutex,
@@ -24,7 +25,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{Catalog, Row, RowState};
-use crate::{clock, error::IngestError, objects::Objects, recover, recover::Stored, seal};
+use crate::{error::IngestError, objects::Objects, recover, recover::Stored, seal};
 
 /// Objects read at a time.
 const READS: usize = 16;

@@ -7,6 +7,7 @@ mod tls;
 use std::{sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
+use mezite_daemon::clock;
 use mezite_proto::{
     SERVICE_NAME,
     transport::{ListenerLimits, TlsListener},
@@ -22,7 +23,7 @@ use tonic_health::{
 
 pub(crate) use tls::server_config;
 
-use crate::{clock, service::Ingest};
+use crate::service::Ingest;
 use router::Router;
 
 /// HTTP/2 windows: the connection's well above a stream's, so that one stalled stream does not block the rest.

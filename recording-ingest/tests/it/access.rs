@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use mezite_client::testing::Leaf;
+use mezite_daemon::clock;
 use mezite_pki::identity::Identity;
 use mezite_proto::v1::{RecordingMetadata, RecordingState};
 use recording_ingest::{Handle, start};
@@ -220,12 +221,12 @@ async fn without_auth_nodes_it_goes_by_certificates() {
 #[tokio::test]
 async fn an_operator_sees_how_much_is_known_and_how_old_it_is() {
     let cluster = Cluster::new();
-    let before = recording_ingest::clock::unix_seconds();
+    let before = clock::unix_seconds();
     let ingest = cluster.ingest("a", &[]).await;
     told(&ingest, 2).await;
     eventually(|| async {
         let confirmed = number(&ingest, "mezite_ingest_agents_confirmed_timestamp_seconds").await;
-        confirmed.is_some_and(|at| (before..=recording_ingest::clock::unix_seconds()).contains(&at))
+        confirmed.is_some_and(|at| (before..=clock::unix_seconds()).contains(&at))
     })
     .await;
     cluster.script.register(STRANGER, HOSTNAME);
@@ -235,7 +236,7 @@ async fn an_operator_sees_how_much_is_known_and_how_old_it_is() {
 #[tokio::test]
 async fn with_a_new_certificate_it_listens_anew() {
     let cluster = Cluster::new();
-    let now = recording_ingest::clock::unix_seconds();
+    let now = clock::unix_seconds();
     // In the last third of its life.
     *cluster.script.lifetime.lock().unwrap() = (now - 1_000, now + 300);
     let config = cluster.config("a", &[]);

@@ -9,6 +9,7 @@ use std::{
 
 use futures::{StreamExt as _, stream};
 use mezite_client::testing::{CLUSTER, Call, FakeServer, Leaf, Replies, TestCa};
+use mezite_daemon::config::Settings as _;
 use mezite_pki::identity::Identity;
 use mezite_proto::v1::{self, watch_access_response::Event};
 use prost::Message as _;

@@ -1,6 +1,7 @@
 //! The life of an ingest beside its calls: leaving, following the cluster, doing without it, and its diagnostics.
 
 use mezite_client::testing::TestCa;
+use mezite_daemon::clock;
 use mezite_pki::identity::Identity;
 use mezite_proto::v1::{AgentHeartbeatRequest, RecordingState};
 use recording_format::Digest;
@@ -79,7 +80,7 @@ async fn the_cluster_hears_of_it() {
 #[tokio::test]
 async fn the_certificate_is_renewed_before_it_ends_and_without_a_restart() {
     let cluster = Cluster::new();
-    let now = recording_ingest::clock::unix_seconds();
+    let now = clock::unix_seconds();
     // In the last third of its life.
     *cluster.script.lifetime.lock().unwrap() = (now - 1_000, now + 300);
     let config = cluster.config("a", &[]);

@@ -9,6 +9,7 @@ use std::{
     process::{Child, Command, Output, Stdio},
 };
 
+use mezite_daemon::config::Settings as _;
 use mezite_proto::v1::RecordingState;
 use recording_ingest::config::Config;
 

@@ -11,12 +11,13 @@ use std::{
 
 use clap::Parser as _;
 use mezite_client::testing::{CLUSTER, Call, FakeServer, TestCa};
+use mezite_daemon::clock;
 use mezite_pki::identity::Identity;
 use mezite_proto::v1;
 use prost::Message as _;
 use tonic::{Code, Status};
 
-use crate::{cli::Cli, clock, context::Context, exit::NotLoggedIn, files};
+use crate::{cli::Cli, context::Context, exit::NotLoggedIn, files};
 
 const AGENT: &str = "6f9619ff-8b86-4011-b42d-00c04fc964ff";
 

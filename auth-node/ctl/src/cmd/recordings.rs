@@ -10,6 +10,7 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use clap::{Args, Subcommand, ValueEnum};
 use mezite_client::{Client, Payload, Receipt, Retry, UploadLimits, Uploader};
+use mezite_daemon::clock;
 use mezite_proto::v1;
 use recording_format::{Digest, PayloadHasher, RecordingId};
 use serde::Serialize;
@@ -17,7 +18,6 @@ use serde::Serialize;
 use crate::{
     agent_dir::AgentDir,
     args::{key_value, label_map, rfc3339},
-    clock,
     cmd::{agent, call, list, present},
     context::Context,
     exit::Usage,

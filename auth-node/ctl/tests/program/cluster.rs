@@ -9,6 +9,7 @@ use std::{
 };
 
 use mezite_client::testing::{CLUSTER, Call, FakeServer, TestCa};
+use mezite_daemon::clock;
 use mezite_pki::{
     identity::Identity,
     ssh::{HostCertSpec, SshCa, SshPublicKey, UserCertSpec, UserExtensions, known_hosts_line},
@@ -16,8 +17,6 @@ use mezite_pki::{
 use mezite_proto::v1;
 use prost::Message as _;
 use tonic::Status;
-
-use crate::clock;
 
 /// The id of every agent that joins.
 pub(crate) const AGENT: &str = "6f9619ff-8b86-4011-b42d-00c04fc964ff";

@@ -2,8 +2,6 @@
 //! the files that it wrote. The cluster behind it is one server that signs with real CAs and decides nothing.
 #![cfg(test)]
 
-#[path = "../../src/clock.rs"]
-mod clock;
 mod cluster;
 mod openssh;
 mod outcome;

@@ -8,12 +8,10 @@ use std::{
     process::{Child, Command, Output, Stdio},
 };
 
+use mezite_daemon::clock;
 use mezite_pki::ssh::{SshCa, SshKeyPair};
 
-use crate::{
-    clock,
-    cluster::{AGENT, Cluster, known_hosts, lifetime, private, user_certificate},
-};
+use crate::cluster::{AGENT, Cluster, known_hosts, lifetime, private, user_certificate};
 
 const OTHER: &str = "00000000-1111-4222-8333-444444444444";
 

@@ -8,7 +8,6 @@
 #![allow(clippy::indexing_slicing, reason = "members are numbered")]
 
 mod certificates;
-mod clock;
 mod comparison;
 mod disk;
 mod failover;

@@ -6,6 +6,7 @@ use std::{net::SocketAddr, path::PathBuf, sync::Arc};
 use anyhow::{Context as _, Result};
 use arc_swap::ArcSwap;
 use metrics_exporter_prometheus::PrometheusBuilder;
+use mezite_daemon::clock;
 use mezite_proto::transport::{ListenerLimits, TlsListener};
 use raft_store::{Fatal, Limits, Role, Store, StoreConfig, StoreError, Timing, TransactError};
 use store_txn::{Read as _, Transaction as _, TxError};
@@ -20,7 +21,6 @@ use crate::{
         maintenance_server::{Maintenance, MaintenanceServer},
     },
     certificates::Certificates,
-    clock,
 };
 
 /// Settings of a member.

@@ -1,11 +1,11 @@
 //! A node of the replicated store and nothing else, for tests: what it is asked comes over loopback, a line of JSON
 //! each. It dies with whoever started it.
 
-mod clock;
 mod work;
 
 use std::{env, fs, process::ExitCode, sync::Arc, time::Duration};
 
+use mezite_daemon::clock;
 use mezite_e2e::control::{NodeConfig, Request};
 use nix::sys::{prctl, signal::Signal};
 use raft_store::{Fatal, Limits, PeerIdentity, Role, Store, StoreConfig, Timing};
@@ -68,7 +68,8 @@ fn store_config(config: &NodeConfig) -> Result<StoreConfig, Error> {
         listen: config.listen.parse()?,
         advertise: config.advertise.clone(),
         app_address: config.control.clone(),
-        clock: clock::system(),
+        // A test may have faked it.
+        clock: Arc::new(clock::unix_ms),
         timing: Timing { deadline, ..Timing::default() },
         limits: Limits {
             snapshot_every: config.snapshot_every,

@@ -5,6 +5,7 @@ use std::time::Duration;
 use anyhow::Result;
 use clap::Args;
 use mezite_client::{Client, ClientError, Retry};
+use mezite_daemon::clock;
 use mezite_proto::v1;
 use serde::Serialize;
 use tokio::signal::unix::{SignalKind, signal};
@@ -13,7 +14,6 @@ use super::{Folder, client_of};
 use crate::{
     agent_dir::{AgentDir, AgentState},
     args::{key_value, label_map},
-    clock,
     cmd::{call, present},
     context::Context,
     output::{self, Done, Report},

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use anyhow::{Context as _, Result, bail};
 use clap::Args;
 use mezite_client::{Client, Retry};
+use mezite_daemon::clock;
 use mezite_proto::v1;
 use serde::Serialize;
 use zeroize::Zeroizing;
@@ -13,7 +14,6 @@ use super::client_of;
 use crate::{
     agent_dir::{AgentDir, AgentState, Progress},
     args::{key_value, label_map},
-    clock,
     cmd::call,
     context::{Cluster, Context},
     exit::Usage,

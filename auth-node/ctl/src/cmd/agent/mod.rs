@@ -12,10 +12,10 @@ use std::{
 use anyhow::Result;
 use clap::{Args, Subcommand};
 use mezite_client::{Client, ClientConfig};
+use mezite_daemon::clock;
 
 use crate::{
     agent_dir::{AgentDir, AgentState},
-    clock,
     context::{Cluster, Context},
 };
 

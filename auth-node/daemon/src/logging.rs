@@ -1,0 +1,48 @@
+//! The log: lines on standard error.
+
+use std::io::{self, IsTerminal as _};
+
+use serde::{Deserialize, Serialize};
+use tracing_subscriber::{EnvFilter, filter::ParseError};
+
+/// How log lines look.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// Logging: the table `log` of a configuration.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LogConfig {
+    /// `text` or `json`. Default: `text`.
+    #[serde(default)]
+    pub format: LogFormat,
+    /// A level, or directives as of tracing's EnvFilter, such as `info,auth_node=debug`. Default:
+    /// [`LOG_LEVEL`](crate::config::Settings::LOG_LEVEL) of the program.
+    pub level: String,
+}
+
+/// What is logged at this level.
+///
+/// # Errors
+/// When it is neither a level nor directives.
+pub(crate) fn filter(log: &LogConfig) -> Result<EnvFilter, ParseError> {
+    EnvFilter::try_new(&log.level)
+}
+
+/// Logs from now on. Once in a process.
+pub(crate) fn start(log: &LogConfig) -> Result<(), ParseError> {
+    let builder = tracing_subscriber::fmt().with_env_filter(filter(log)?).with_writer(io::stderr);
+    let builder = builder.with_ansi(io::stderr().is_terminal());
+    match log.format {
+        LogFormat::Text => builder.init(),
+        LogFormat::Json => builder.json().init(),
+    }
+    Ok(())
+}
