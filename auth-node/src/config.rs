@@ -110,12 +110,19 @@ impl Default for LogConfig {
 pub struct LimitsConfig {
     /// Open connections, handshakes included. Default: 10000.
     pub max_connections: usize,
+    /// Of them, those without a client certificate: people with a session, and whoever joins. Default: three quarters,
+    /// so that agents find room.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_anonymous_connections: Option<usize>,
+    /// Bytes of all requests together that are arriving over such connections, each counted as 8 KiB at least; more are
+    /// RESOURCE_EXHAUSTED. 4 MiB to 1 TiB. Default: 256 MiB.
+    pub max_anonymous_bytes: usize,
     /// A TLS handshake that takes longer is dropped. Default: 10 s.
     #[serde(with = "humantime_serde")]
     pub handshake_timeout: Duration,
     /// Calls at a time on one connection. Default: 256.
     pub max_streams_per_connection: u32,
-    /// The longest that a call takes, whatever its client allows. Default: 30 s.
+    /// The longest that a call takes, whatever its client allows; and before it, its request. Default: 30 s.
     #[serde(with = "humantime_serde")]
     pub call_timeout: Duration,
     /// Threads that hash passwords. Default: half of the processors, at least one.
@@ -139,6 +146,8 @@ impl Default for LimitsConfig {
         let processors = std::thread::available_parallelism().map_or(1, usize::from);
         Self {
             max_connections: 10_000,
+            max_anonymous_connections: None,
+            max_anonymous_bytes: 256 << 20,
             handshake_timeout: Duration::from_secs(10),
             max_streams_per_connection: 256,
             call_timeout: Duration::from_secs(30),
@@ -149,6 +158,14 @@ impl Default for LimitsConfig {
             message_timeout: Duration::from_secs(60),
             drain_timeout: Duration::from_secs(10),
         }
+    }
+}
+
+impl LimitsConfig {
+    /// Open connections without a client certificate.
+    pub(crate) fn anonymous_connections(&self) -> usize {
+        let three_quarters = self.max_connections - self.max_connections / 4;
+        self.max_anonymous_connections.unwrap_or(three_quarters)
     }
 }
 
@@ -336,6 +353,7 @@ impl Config {
         let limits = &self.limits;
         let counts = [
             ("limits.max_connections", limits.max_connections),
+            ("limits.max_anonymous_connections", limits.anonymous_connections()),
             ("limits.max_streams_per_connection", limits.max_streams_per_connection as usize),
             ("limits.password_threads", limits.password_threads),
             ("limits.password_queue", limits.password_queue),
@@ -344,6 +362,9 @@ impl Config {
         ];
         if let Some((field, _)) = counts.into_iter().find(|(_, count)| !(1..=MAX_COUNT).contains(count)) {
             return bad(field, "must be 1 to 1000000");
+        }
+        if !(4 << 20..=1 << 40).contains(&limits.max_anonymous_bytes) {
+            return bad("limits.max_anonymous_bytes", "must be 4194304 to 1099511627776");
         }
         let durations = [
             ("limits.handshake_timeout", limits.handshake_timeout),
@@ -444,6 +465,7 @@ mod tests {
         let flags = ["limits.max_relays=3", "tls.dns_names=['lb.example']"];
         let config = parse(&text, &environment, &flags).unwrap();
         assert_eq!((config.limits.max_relays, config.limits.max_connections), (3, 7));
+        assert_eq!(config.limits.anonymous_connections(), 6);
         assert_eq!(config.sessions.ttl, Duration::from_secs(3600));
         assert_eq!(config.advertise, "b.example:1");
         assert_eq!(config.tls.dns_names, ["lb.example"]);
@@ -471,6 +493,8 @@ mod tests {
             "advertise=host:0",
             "peer_advertise='[::]:3026'",
             "limits.max_relays=0",
+            "limits.max_anonymous_connections=0",
+            "limits.max_anonymous_bytes=4194303",
             "limits.call_timeout=0s",
             "raft.election_min=199ms",
             "raft.election_max=300ms",
