@@ -77,12 +77,19 @@ pub struct TlsConfig {
 pub struct LimitsConfig {
     /// Open connections, handshakes included. Default: 10000.
     pub max_connections: usize,
+    /// Of them, those without a client certificate: people with a session, and whoever joins. Default: three quarters,
+    /// so that agents find room.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_anonymous_connections: Option<usize>,
+    /// Bytes of all requests together that are arriving over such connections, each counted as 8 KiB at least; more are
+    /// RESOURCE_EXHAUSTED. 4 MiB to 1 TiB. Default: 256 MiB.
+    pub max_anonymous_bytes: usize,
     /// A TLS handshake that takes longer is dropped. Default: 10 s.
     #[serde(with = "humantime_serde")]
     pub handshake_timeout: Duration,
     /// Calls at a time on one connection. Default: 256.
     pub max_streams_per_connection: u32,
-    /// The longest that a call takes, whatever its client allows. Default: 30 s.
+    /// The longest that a call takes, whatever its client allows; and before it, its request. Default: 30 s.
     #[serde(with = "humantime_serde")]
     pub call_timeout: Duration,
     /// Threads that hash passwords. Default: half of the processors, at least one.
@@ -106,6 +113,8 @@ impl Default for LimitsConfig {
         let processors = std::thread::available_parallelism().map_or(1, usize::from);
         Self {
             max_connections: 10_000,
+            max_anonymous_connections: None,
+            max_anonymous_bytes: 256 << 20,
             handshake_timeout: Duration::from_secs(10),
             max_streams_per_connection: 256,
             call_timeout: Duration::from_secs(30),
@@ -116,6 +125,14 @@ impl Default for LimitsConfig {
             message_timeout: Duration::from_secs(60),
             drain_timeout: Duration::from_secs(10),
         }
+    }
+}
+
+impl LimitsConfig {
+    /// Open connections without a client certificate.
+    pub(crate) fn anonymous_connections(&self) -> usize {
+        let three_quarters = self.max_connections - self.max_connections / 4;
+        self.max_anonymous_connections.unwrap_or(three_quarters)
     }
 }
 
@@ -227,12 +244,16 @@ impl Settings for Config {
         let limits = &self.limits;
         check_counts(&[
             ("limits.max_connections", limits.max_connections),
+            ("limits.max_anonymous_connections", limits.anonymous_connections()),
             ("limits.max_streams_per_connection", limits.max_streams_per_connection as usize),
             ("limits.password_threads", limits.password_threads),
             ("limits.password_queue", limits.password_queue),
             ("limits.max_relays", limits.max_relays),
             ("limits.max_access_listeners", limits.max_access_listeners),
         ])?;
+        if !(4 << 20..=1 << 40).contains(&limits.max_anonymous_bytes) {
+            return Err(ConfigError::value("limits.max_anonymous_bytes", "must be 4194304 to 1099511627776"));
+        }
         check_durations(&[
             ("limits.handshake_timeout", limits.handshake_timeout),
             ("limits.call_timeout", limits.call_timeout),
@@ -312,6 +333,11 @@ mod tests {
     }
 
     #[test]
+    fn strangers_get_a_share_of_the_connections() {
+        assert_eq!(parse(&["limits.max_connections=7"]).unwrap().limits.anonymous_connections(), 6);
+    }
+
+    #[test]
     fn unknown_fields_are_refused_in_every_table() {
         for table in ["", "tls.", "log.", "limits.", "raft.", "sessions.", "presence."] {
             let error = parse(&[&format!("{table}colour=1")]).unwrap_err();
@@ -327,6 +353,8 @@ mod tests {
             "advertise=host:0",
             "peer_advertise='[::]:3026'",
             "limits.max_relays=0",
+            "limits.max_anonymous_connections=0",
+            "limits.max_anonymous_bytes=4194303",
             "limits.call_timeout=0s",
             "raft.election_min=199ms",
             "raft.election_max=300ms",

@@ -60,6 +60,17 @@ impl Presence {
         Self { queue }
     }
 
+    /// One that takes nothing from its queue, which has one place.
+    #[cfg(test)]
+    pub(crate) fn stuck() -> Self {
+        let (queue, beats) = mpsc::channel(1);
+        tokio::spawn(async move {
+            let _held = beats;
+            std::future::pending::<()>().await;
+        });
+        Self { queue }
+    }
+
     /// Takes down what the holder of a credential reports; answers when it is committed. `bytes` is the encoded size of
     /// the report.
     ///

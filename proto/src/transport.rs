@@ -2,7 +2,10 @@
 //!
 //! The server side takes its TLS configuration from an [`ArcSwap`], so that certificates change without a restart,
 //! and tells a handler who is on the other end through [`ConnectionInfo`] in the request's extensions. What a
-//! certificate means is not decided here.
+//! certificate means is not decided here, but whether there is one is looked at: a [`Gate`] bounds what a request
+//! takes before anybody knows whose it is.
+
+mod gate;
 
 use std::{
     io,
@@ -21,6 +24,7 @@ use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf},
     net::{TcpListener, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore, mpsc},
+    time::Sleep,
 };
 use tokio_rustls::{
     TlsAcceptor, TlsConnector,
@@ -28,6 +32,8 @@ use tokio_rustls::{
     server::TlsStream,
 };
 use tonic::transport::{Channel, Endpoint, server::Connected};
+
+pub use gate::{Gate, GateRules, Gated, is_of};
 
 /// Name that HTTP/2 has in TLS's protocol negotiation (RFC 7540, section 3.1).
 pub const ALPN_H2: &[u8] = b"h2";
@@ -53,6 +59,8 @@ pub struct ListenerLimits {
     pub max_connections: usize,
     /// Open connections without a client certificate; more are dropped after their handshake.
     pub max_anonymous: usize,
+    /// A connection without a client certificate is closed after this, whatever it does. `None`: never.
+    pub anonymous_age: Option<Duration>,
 }
 
 impl Default for ListenerLimits {
@@ -61,6 +69,7 @@ impl Default for ListenerLimits {
             handshake_timeout: Duration::from_secs(10),
             max_connections: 10_000,
             max_anonymous: usize::MAX,
+            anonymous_age: None,
         }
     }
 }
@@ -101,7 +110,12 @@ async fn accept(
     let permits = Arc::new(Semaphore::new(limits.max_connections.min(Semaphore::MAX_PERMITS)));
     let anonymous = Arc::new(Semaphore::new(limits.max_anonymous.min(Semaphore::MAX_PERMITS)));
     loop {
-        let Ok(permit) = Arc::clone(&permits).acquire_owned().await else { return };
+        // Also while every place is taken: the port closes when the listener is dropped.
+        let permit = tokio::select! {
+            permit = Arc::clone(&permits).acquire_owned() => permit,
+            () = sender.closed() => return,
+        };
+        let Ok(permit) = permit else { return };
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
             () = sender.closed() => return,
@@ -121,7 +135,7 @@ async fn accept(
         tokio::spawn(async move {
             match tokio::time::timeout(
                 limits.handshake_timeout,
-                handshake(acceptor, tcp, remote_addr, places),
+                handshake(acceptor, tcp, remote_addr, places, limits.anonymous_age),
             )
             .await
             {
@@ -146,6 +160,7 @@ async fn handshake(
     tcp: TcpStream,
     remote_addr: SocketAddr,
     places: Places,
+    anonymous_age: Option<Duration>,
 ) -> io::Result<TlsConnection> {
     tcp.set_nodelay(true)?;
     let mut stream = acceptor.accept(tcp).await?;
@@ -162,8 +177,10 @@ async fn handshake(
     if &preface != PREFACE {
         return Err(io::Error::other("the client does not speak HTTP/2"));
     }
+    let age = anonymous_age.filter(|_| anonymous.is_some());
+    let ends = age.map(|age| Box::pin(tokio::time::sleep(age)));
     let info = ConnectionInfo { remote_addr, peer_certificates };
-    Ok(TlsConnection { stream, unread: PREFACE, info, _places: places, _anonymous: anonymous })
+    Ok(TlsConnection { stream, unread: PREFACE, ends, info, _places: places, _anonymous: anonymous })
 }
 
 /// One accepted connection.
@@ -172,9 +189,19 @@ pub struct TlsConnection {
     stream: TlsStream<TcpStream>,
     /// What is left of the preface, which was read already.
     unread: &'static [u8],
+    /// When it is closed, whatever it does.
+    ends: Option<Pin<Box<Sleep>>>,
     info: ConnectionInfo,
     _places: Places,
     _anonymous: Option<OwnedSemaphorePermit>,
+}
+
+impl TlsConnection {
+    /// Fails once the connection is as old as it may become; wakes the task when that is.
+    fn check_age(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
+        let over = self.ends.as_mut().is_some_and(|ends| ends.as_mut().poll(cx).is_ready());
+        if over { Err(io::ErrorKind::TimedOut.into()) } else { Ok(()) }
+    }
 }
 
 impl Connected for TlsConnection {
@@ -191,6 +218,7 @@ impl AsyncRead for TlsConnection {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        self.check_age(cx)?;
         if !self.unread.is_empty() {
             let (now, later) = self.unread.split_at(self.unread.len().min(buf.remaining()));
             buf.put_slice(now);
@@ -203,10 +231,12 @@ impl AsyncRead for TlsConnection {
 
 impl AsyncWrite for TlsConnection {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        self.check_age(cx)?;
         Pin::new(&mut self.stream).poll_write(cx, buf)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.check_age(cx)?;
         Pin::new(&mut self.stream).poll_flush(cx)
     }
 
@@ -219,6 +249,7 @@ impl AsyncWrite for TlsConnection {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        self.check_age(cx)?;
         Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
     }
 

@@ -85,6 +85,8 @@ pub struct Limits {
     pub max_database_bytes: u64,
     /// Log entries that a learner may lack when it becomes a voter.
     pub voter_lag: u64,
+    /// A peer connection without a certificate is closed after this. To join takes seconds.
+    pub joiner_age: Duration,
 }
 
 impl Default for Limits {
@@ -101,6 +103,7 @@ impl Default for Limits {
             watch_history_bytes: 8 << 20,
             max_database_bytes: 0,
             voter_lag: 100,
+            joiner_age: Duration::from_secs(30),
         }
     }
 }

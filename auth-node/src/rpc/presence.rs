@@ -1,6 +1,6 @@
 //! Heartbeats of agents and ingests.
 
-use auth_core::{CoreError, presence::Report};
+use auth_core::{CoreError, Credential, presence::Report};
 use mezite_proto::v1;
 use prost::Message as _;
 
@@ -20,6 +20,10 @@ pub(crate) async fn heartbeat(
     call: &Call,
     request: v1::AgentHeartbeatRequest,
 ) -> Result<v1::AgentHeartbeatResponse, ApiError> {
+    // Whoever else calls is refused here: the queue is for those whom the transaction may let in.
+    if !matches!(call.credential, Credential::Agent { .. } | Credential::Ingest { .. }) {
+        return Err(CoreError::Unauthenticated("show the client certificate of a registered agent").into());
+    }
     // This release rotates nothing: which phases an agent follows decides nothing yet.
     if request.acknowledged_phases.len() > MAX_PHASES {
         return Err(CoreError::invalid("acknowledged_phases", format!("at most {MAX_PHASES}")).into());
@@ -34,4 +38,36 @@ pub(crate) async fn heartbeat(
         ingest_addresses: news.ingest_addresses.clone(),
         trust_bundle_revision: news.trust_bundle_revision,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        presence::Presence,
+        rpc::testing::{Node, anonymous, with},
+    };
+
+    #[tokio::test]
+    async fn whoever_is_no_agent_takes_no_place_among_the_heartbeats() {
+        let mut node = Node::start().await;
+        let session = node.boss().await;
+        // Where nobody takes anything from the queue, only what is refused before it is answered.
+        let service = std::sync::Arc::get_mut(&mut node.service).unwrap();
+        service.presence = Presence::stuck();
+        for call in [anonymous("AgentHeartbeat"), with(&session, "AgentHeartbeat")] {
+            for _ in 0..2 {
+                let refused = heartbeat(&node.service, &call, v1::AgentHeartbeatRequest::default()).await;
+                assert!(matches!(refused, Err(ApiError::Core(CoreError::Unauthenticated(_)))), "{refused:?}");
+            }
+        }
+        let credential =
+            Credential::Agent { id: auth_core::names::AgentId::from_random([1; 16]), key_digest: [0; 32] };
+        let agent = Call { credential, ..anonymous("AgentHeartbeat") };
+        let waits = heartbeat(&node.service, &agent, v1::AgentHeartbeatRequest::default());
+        let waits = tokio::time::timeout(std::time::Duration::from_millis(1), waits);
+        assert!(waits.await.is_err());
+        let busy = heartbeat(&node.service, &agent, v1::AgentHeartbeatRequest::default()).await;
+        assert!(matches!(busy, Err(ApiError::Busy { .. })));
+    }
 }

@@ -7,7 +7,7 @@ use std::{convert::Infallible, sync::Arc, time::Duration};
 use mezite_daemon::diagnostics::Health as _;
 use mezite_proto::{
     DESCRIPTOR_SET, SERVICE_NAME,
-    transport::{ListenerLimits, TlsListener},
+    transport::{Gate, GateRules, ListenerLimits, TlsListener},
     v1::auth_service_server::AuthServiceServer,
 };
 use tokio::net::TcpListener;
@@ -37,6 +37,9 @@ const CONNECTION_WINDOW: u32 = 8 << 20;
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(20);
 const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// The one method, for agents alone, whose request lasts; its relay bounds the silence between its messages.
+const LASTING: &str = "/mezite.v1.AuthService/StreamSessionRecording";
+
 /// How often the health service looks whether the node is ready.
 const HEALTH_INTERVAL: Duration = Duration::from_millis(500);
 
@@ -55,6 +58,7 @@ pub(crate) async fn serve(
     let listener_limits = ListenerLimits {
         handshake_timeout: limits.handshake_timeout,
         max_connections: limits.max_connections,
+        max_anonymous: limits.anonymous_connections(),
         ..ListenerLimits::default()
     };
     let api = AuthServiceServer::new(Api::new(service))
@@ -68,7 +72,15 @@ pub(crate) async fn serve(
     let failed = |error: tonic_reflection::server::Error| NodeError::Failed(error.to_string());
     let (reporter, health) = health_reporter();
     let incoming = TlsListener::new(listener, Arc::clone(&tls.server), listener_limits);
+    let gate = Gate::new(GateRules {
+        // People come with a session, and whoever joins with a token.
+        open: |_| true,
+        lasting: |path| path == LASTING,
+        request_timeout: limits.call_timeout,
+        anonymous_bytes: limits.max_anonymous_bytes,
+    });
     let server = Server::builder()
+        .layer(gate)
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_concurrent_streams(limits.max_streams_per_connection)

@@ -99,3 +99,42 @@ async fn the_preface_is_handed_on_and_strangers_are_bounded() {
     let taken = tokio::time::timeout(PATIENCE, server.listener.next()).await.unwrap();
     assert!(taken.is_some_and(|connection| connection.is_ok()));
 }
+
+#[tokio::test]
+async fn a_stranger_is_cut_off_when_its_time_is_up_though_it_reads_and_writes() {
+    let limits = ListenerLimits {
+        max_anonymous: 1,
+        anonymous_age: Some(Duration::from_millis(200)),
+        ..ListenerLimits::default()
+    };
+    let mut server = Server::start(limits).await;
+    let mut first = server.connect().await;
+    first.write_all(PREFACE).await.unwrap();
+    let mut taken = tokio::time::timeout(PATIENCE, server.listener.next()).await.unwrap().unwrap().unwrap();
+    taken.read_exact(&mut [0; PREFACE.len()]).await.unwrap();
+    let cut = tokio::time::timeout(PATIENCE, taken.read(&mut [0; 1])).await.unwrap();
+    assert_eq!(cut.unwrap_err().kind(), io::ErrorKind::TimedOut);
+    assert_eq!(taken.write(b"x").await.unwrap_err().kind(), io::ErrorKind::TimedOut);
+    // Its place is the next one's.
+    drop(taken);
+    let mut next = server.connect().await;
+    next.write_all(PREFACE).await.unwrap();
+    assert!(tokio::time::timeout(PATIENCE, server.listener.next()).await.unwrap().is_some());
+}
+
+#[tokio::test]
+async fn the_port_closes_with_the_listener_though_every_place_is_taken() {
+    let mut server = Server::start(ListenerLimits { max_connections: 1, ..ListenerLimits::default() }).await;
+    let mut only = server.connect().await;
+    only.write_all(PREFACE).await.unwrap();
+    let taken = tokio::time::timeout(PATIENCE, server.listener.next()).await.unwrap();
+    let address = server.address;
+    drop(server);
+    let closed = async {
+        while TcpStream::connect(address).await.is_ok() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, closed).await.unwrap();
+    assert!(taken.is_some_and(|connection| connection.is_ok()));
+}

@@ -9,10 +9,10 @@ use arc_swap::ArcSwap;
 use mezite_proto::{
     peer::{
         self,
-        join_service_server::{JoinService, JoinServiceServer},
+        join_service_server::{self, JoinService, JoinServiceServer},
         peer_service_server::{PeerService, PeerServiceServer},
     },
-    transport::{ConnectionInfo, ListenerLimits, TlsListener},
+    transport::{ConnectionInfo, Gate, GateRules, ListenerLimits, TlsListener, is_of},
 };
 use rustls::ServerConfig;
 use tokio::{net::TcpListener, sync::oneshot, task::JoinHandle};
@@ -32,6 +32,17 @@ const DRAIN: Duration = Duration::from_millis(500);
 
 /// Connections of nodes that have no certificate yet. They must not take the members' places.
 const MAX_JOINERS: usize = 64;
+/// Largest request to join, in bytes.
+const MAX_JOIN_BYTES: usize = 16 << 10;
+/// What arrives over connections without a certificate, and nothing but requests to join does.
+const RULES: GateRules = GateRules {
+    open: |path| is_of(path, join_service_server::SERVICE_NAME),
+    lasting: |path| path == "/mezite.peer.v1.PeerService/InstallSnapshot",
+    request_timeout: Timing::MAX_DEADLINE,
+    anonymous_bytes: 4 << 20,
+};
+/// Calls at a time on one connection. A peer's are batched, and few.
+const MAX_STREAMS: u32 = 256;
 /// A ping after so much silence finds a dead connection.
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(10);
 const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -45,14 +56,21 @@ pub(crate) struct PeerServer {
 impl PeerServer {
     pub(crate) fn start(listener: TcpListener, inner: &Arc<Inner>) -> Result<Self, StoreError> {
         let tls = Arc::new(ArcSwap::from_pointee(inner.identity.load().server_config()?));
-        let limits = ListenerLimits { max_anonymous: MAX_JOINERS, ..ListenerLimits::default() };
+        let limits = ListenerLimits {
+            max_anonymous: MAX_JOINERS,
+            anonymous_age: Some(inner.config.limits.joiner_age),
+            ..ListenerLimits::default()
+        };
         let incoming = TlsListener::new(listener, Arc::clone(&tls), limits);
         let peers = PeerServiceServer::new(Handler(Arc::clone(inner)))
             .max_decoding_message_size(MAX_MESSAGE_BYTES)
             .max_encoding_message_size(MAX_MESSAGE_BYTES);
-        let join = JoinServiceServer::new(Handler(Arc::clone(inner)));
+        let join =
+            JoinServiceServer::new(Handler(Arc::clone(inner))).max_decoding_message_size(MAX_JOIN_BYTES);
         let (stop, stopped) = oneshot::channel::<()>();
         let server = tonic::transport::Server::builder()
+            .layer(Gate::new(RULES))
+            .max_concurrent_streams(MAX_STREAMS)
             .http2_keepalive_interval(Some(KEEP_ALIVE_INTERVAL))
             .http2_keepalive_timeout(Some(KEEP_ALIVE_TIMEOUT))
             .add_service(peers)

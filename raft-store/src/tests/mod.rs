@@ -5,6 +5,7 @@ mod identity;
 mod load;
 mod membership;
 mod slow_link;
+mod strangers;
 mod survey;
 mod wire;
 

@@ -10,7 +10,7 @@ use arc_swap::ArcSwap;
 use mezite_daemon::clock;
 use mezite_proto::{
     SERVICE_NAME,
-    transport::{ListenerLimits, TlsListener},
+    transport::{Gate, GateRules, ListenerLimits, TlsListener, is_of},
 };
 use rustls::ServerConfig;
 use tokio::net::TcpListener;
@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
 use tonic_health::{
     ServingStatus,
+    pb::health_server,
     server::{HealthReporter, health_reporter},
 };
 
@@ -34,6 +35,12 @@ const CONNECTION_WINDOW: u32 = 16 << 20;
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(20);
 const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// Connections without a client certificate, which only ask for the ingest's health. They must not take the agents'
+/// places.
+const MAX_ANONYMOUS: usize = 64;
+/// Bytes of their requests that may be arriving.
+const ANONYMOUS_BYTES: usize = 1 << 20;
+
 /// How often the health service looks whether the ingest is ready.
 const HEALTH_INTERVAL: Duration = Duration::from_millis(500);
 
@@ -48,10 +55,18 @@ pub(crate) async fn serve(
     let listener_limits = ListenerLimits {
         handshake_timeout: limits.handshake_timeout,
         max_connections: limits.max_connections,
+        max_anonymous: MAX_ANONYMOUS,
         ..ListenerLimits::default()
     };
     let (reporter, health) = health_reporter();
+    let gate = Gate::new(GateRules {
+        open: |path| is_of(path, health_server::SERVICE_NAME),
+        lasting: router::lasts,
+        request_timeout: limits.message_timeout,
+        anonymous_bytes: ANONYMOUS_BYTES,
+    });
     let server = Server::builder()
+        .layer(gate)
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_concurrent_streams(limits.max_streams_per_connection)

@@ -8,7 +8,7 @@ use std::{
 };
 
 use futures::{FutureExt as _, future::BoxFuture};
-use mezite_proto::SERVICE_NAME;
+use mezite_proto::{SERVICE_NAME, transport::is_of};
 use tonic::{
     Request, Status,
     body::Body,
@@ -21,6 +21,11 @@ use crate::{rpc, service::Ingest};
 
 /// Largest message that is taken or sent, in bytes.
 const MAX_MESSAGE: usize = 4 << 20;
+
+/// Whether the request of this path's method lasts. It bounds the silence between its messages.
+pub(super) fn lasts(path: &str) -> bool {
+    is_of(path, SERVICE_NAME) && path.ends_with("/StreamSessionRecording")
+}
 
 /// The recording RPCs of `mezite.v1.AuthService`.
 #[derive(Debug, Clone)]

@@ -3,4 +3,5 @@
 mod joining;
 mod login;
 mod recordings;
+mod stalled;
 mod wire;
