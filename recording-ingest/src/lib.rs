@@ -24,6 +24,8 @@ mod identity;
 pub mod index;
 pub mod metrics;
 pub mod objects;
+mod outlet;
+mod places;
 pub mod read;
 pub mod recover;
 mod rpc;
