@@ -44,6 +44,9 @@ pub(crate) enum ApiError {
     /// A stream was silent for too long.
     #[error("no message within the time allowed")]
     Idle,
+    /// A stream took longer than all of it may.
+    #[error("the client took longer for this than it may")]
+    TooSlow,
     /// The connection to an ingest broke in the middle. The call may have been carried out.
     #[error("the connection to the recording ingest broke; go on from what is durable")]
     RelayBroken,
@@ -94,7 +97,7 @@ impl ApiError {
             Self::Store(error) => store_code(error),
             Self::Busy { .. } => Code::ResourceExhausted,
             Self::Unavailable(_) | Self::RelayBroken => Code::Unavailable,
-            Self::DeadlineExceeded | Self::Idle => Code::DeadlineExceeded,
+            Self::DeadlineExceeded | Self::Idle | Self::TooSlow => Code::DeadlineExceeded,
             Self::Relayed(status) => status.code(),
             Self::Internal(_) => Code::Internal,
         }
@@ -109,6 +112,7 @@ impl ApiError {
             Self::Unavailable(_) => NOT_COMMITTED,
             Self::DeadlineExceeded => "DEADLINE_EXCEEDED",
             Self::Idle => "IDLE",
+            Self::TooSlow => "TOO_SLOW",
             Self::RelayBroken => "RELAY_BROKEN",
             Self::Relayed(_) => "RELAYED",
             Self::Internal(_) => "INTERNAL",
@@ -131,6 +135,7 @@ impl ApiError {
             | Self::Core(_)
             | Self::DeadlineExceeded
             | Self::Idle
+            | Self::TooSlow
             | Self::Relayed(_)
             | Self::Internal(_) => None,
         }

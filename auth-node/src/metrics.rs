@@ -49,7 +49,12 @@ impl Drop for Measured {
     }
 }
 
-/// Recording calls that are being relayed.
+/// Recordings that are being downloaded.
+pub(crate) fn downloads(count: usize) {
+    metrics::gauge!("mezite_auth_downloads").set(f64::from(u32::try_from(count).unwrap_or(u32::MAX)));
+}
+
+/// Recordings that are being relayed to ingests.
 pub(crate) fn relays(count: usize) {
     metrics::gauge!("mezite_auth_relays").set(f64::from(u32::try_from(count).unwrap_or(u32::MAX)));
 }

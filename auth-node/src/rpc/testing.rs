@@ -42,7 +42,7 @@ const CLUSTER: &str = "test.example";
 const CLUSTER_ID: &str = "0123-test";
 
 /// Ingests that may follow at a time who has access.
-pub(super) const MAX_LISTENERS: usize = 2;
+pub(super) const MAX_LISTENERS: usize = 6;
 
 /// Password of the admin `boss`.
 pub(super) const BOSS: &str = "the password of boss";
