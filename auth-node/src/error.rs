@@ -15,6 +15,8 @@ use tonic_types::{ErrorDetails, StatusExt as _};
 const DOMAIN: &str = "mezite";
 /// Reason that tells a client that the request surely had no effect: it may be sent again, to any node.
 const NOT_COMMITTED: &str = "NOT_COMMITTED";
+/// Reason that tells a client that its key is another request's, which says nothing about what took effect.
+const KEY_REUSED: &str = "IDEMPOTENCY_KEY_REUSED";
 /// When to try again after a condition that passes by itself, such as an election.
 const RETRY_SOON: Duration = Duration::from_millis(250);
 
@@ -167,7 +169,7 @@ impl ApiError {
 
 fn core_code(error: &CoreError) -> Code {
     match error {
-        CoreError::Invalid { .. } => Code::InvalidArgument,
+        CoreError::Invalid { .. } | CoreError::KeyReused => Code::InvalidArgument,
         CoreError::Unauthenticated(_) => Code::Unauthenticated,
         CoreError::Denied(_) => Code::PermissionDenied,
         CoreError::NotFound { .. } => Code::NotFound,
@@ -182,6 +184,7 @@ fn core_code(error: &CoreError) -> Code {
 fn core_reason(error: &CoreError) -> &'static str {
     match error {
         CoreError::Invalid { .. } => "INVALID_FIELD",
+        CoreError::KeyReused => KEY_REUSED,
         CoreError::Unauthenticated(_) => "UNAUTHENTICATED",
         CoreError::Denied(_) => "DENIED",
         CoreError::NotFound { .. } => "NOT_FOUND",
