@@ -29,6 +29,7 @@ mod peer_certificate;
 mod places;
 mod presence;
 mod readiness;
+mod refusals;
 mod relay;
 mod rpc;
 mod server;
