@@ -13,13 +13,16 @@ use auth_core::{
 };
 use futures::FutureExt as _;
 use raft_store::{WatchEvent, Watcher};
-use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore},
-    time::{Instant, sleep_until, timeout},
-};
+use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
-use crate::{authn::Call, error::ApiError, metrics, service::Service};
+use crate::{
+    authn::Call,
+    error::ApiError,
+    metrics,
+    places::{Place, Places, Room},
+    service::Service,
+};
 
 /// From one confirmation to the next attempt.
 const CONFIRM_INTERVAL: Duration = Duration::from_secs(2);
@@ -27,51 +30,29 @@ const CONFIRM_INTERVAL: Duration = Duration::from_secs(2);
 const CONFIRM_TIMEOUT: Duration = Duration::from_secs(3);
 /// Most changes that are told between a confirmation and the word of it.
 const BURST: usize = 1000;
-/// When a listener that was turned away may try again.
-const RETRY_AFTER: Duration = Duration::from_secs(1);
+/// Most calls with which one ingest listens: it needs one, and a new one before the old one's end is noticed.
+pub(crate) const PER_INGEST: usize = 4;
 
 const STOPPING: ApiError = ApiError::Unavailable("the node is stopping");
 const NOT_CURRENT: ApiError = ApiError::Unavailable("this node cannot confirm that it is current");
 
 /// Who listens: so many at a time, until the node stops.
 pub(crate) struct Listeners {
-    permits: Arc<Semaphore>,
-    most: usize,
+    places: Arc<Places>,
     stopping: CancellationToken,
-}
-
-/// One of the listeners that there may be at a time.
-struct Permit {
-    permits: Arc<Semaphore>,
-    most: usize,
-    permit: Option<OwnedSemaphorePermit>,
-}
-
-impl Permit {
-    fn measure(&self) {
-        metrics::access_listeners(self.most.saturating_sub(self.permits.available_permits()));
-    }
-}
-
-impl Drop for Permit {
-    fn drop(&mut self) {
-        drop(self.permit.take());
-        self.measure();
-    }
 }
 
 impl Listeners {
     /// At most so many, until `stopping` is cancelled.
     pub(crate) fn new(most: usize, stopping: CancellationToken) -> Self {
-        Self { permits: Arc::new(Semaphore::new(most)), most, stopping }
-    }
-
-    fn admit(&self) -> Result<Permit, ApiError> {
-        let busy = |_| ApiError::Busy { what: "too many ingests listen here", retry_after: RETRY_AFTER };
-        let permit = Arc::clone(&self.permits).try_acquire_owned().map_err(busy)?;
-        let permit = Permit { permits: Arc::clone(&self.permits), most: self.most, permit: Some(permit) };
-        permit.measure();
-        Ok(permit)
+        let room = Room {
+            most,
+            each: PER_INGEST,
+            full: "too many ingests listen here",
+            own_full: "this ingest listens here too often",
+            measure: metrics::access_listeners,
+        };
+        Self { places: Places::new(room), stopping }
     }
 }
 
@@ -109,7 +90,7 @@ pub(crate) struct Feed {
     watcher: Watcher,
     confirm_at: Instant,
     queue: VecDeque<Event>,
-    _permit: Permit,
+    _place: Place,
 }
 
 impl Feed {
@@ -124,7 +105,7 @@ impl Feed {
             _ => Err(CoreError::Denied("who has access is told to ingests".into())),
         });
         let (own, revision) = admitted.await?;
-        let permit = service.access.admit()?;
+        let place = service.access.places.take(format!("ingest:{own}"))?;
         // Before the first page is read, so that no change is missed.
         let watcher = service.store.watch(roster::range(), revision);
         let mut feed = Self {
@@ -137,7 +118,7 @@ impl Feed {
             watcher,
             confirm_at: Instant::now(),
             queue: VecDeque::new(),
-            _permit: permit,
+            _place: place,
         };
         feed.list_anew();
         Ok(feed)

@@ -52,6 +52,7 @@ pub(crate) fn origin(extensions: &Extensions, node_id: u64) -> Origin {
         node_id,
         request_id: hex::encode(rand::random::<[u8; 8]>()),
         client_address: address.unwrap_or_default(),
+        ..Origin::default()
     }
 }
 

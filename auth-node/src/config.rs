@@ -96,11 +96,19 @@ pub struct LimitsConfig {
     pub password_threads: usize,
     /// Passwords that may wait to be hashed; more are RESOURCE_EXHAUSTED. Default: 64.
     pub password_queue: usize,
-    /// Recording calls that are relayed at a time; more are RESOURCE_EXHAUSTED. Default: 128.
+    /// Recordings that are relayed to ingests at a time; more are RESOURCE_EXHAUSTED. Default: 128.
     pub max_relays: usize,
-    /// Ingests that may follow at a time who has access; more are RESOURCE_EXHAUSTED. Default: 1000.
+    /// And those of one agent. Default: 16.
+    pub max_relays_per_agent: usize,
+    /// Recordings that are downloaded at a time; more are RESOURCE_EXHAUSTED. Default: 64.
+    pub max_downloads: usize,
+    /// And those of one user or ingest. Default: 8.
+    pub max_downloads_per_caller: usize,
+    /// Ingests that may follow at a time who has access, each with at most four calls; more are RESOURCE_EXHAUSTED.
+    /// Default: 1000.
     pub max_access_listeners: usize,
-    /// The longest silence between two messages of a relayed recording. Default: 60 s.
+    /// The longest silence between two messages of a relayed recording, and the longest that a client may take nothing of
+    /// what is streamed to it. Default: 60 s.
     #[serde(with = "humantime_serde")]
     pub message_timeout: Duration,
     /// The longest that calls in progress are waited for when the node stops. Default: 10 s.
@@ -121,6 +129,9 @@ impl Default for LimitsConfig {
             password_threads: (processors / 2).max(1),
             password_queue: 64,
             max_relays: 128,
+            max_relays_per_agent: 16,
+            max_downloads: 64,
+            max_downloads_per_caller: 8,
             max_access_listeners: 1_000,
             message_timeout: Duration::from_secs(60),
             drain_timeout: Duration::from_secs(10),
@@ -249,6 +260,9 @@ impl Settings for Config {
             ("limits.password_threads", limits.password_threads),
             ("limits.password_queue", limits.password_queue),
             ("limits.max_relays", limits.max_relays),
+            ("limits.max_relays_per_agent", limits.max_relays_per_agent),
+            ("limits.max_downloads", limits.max_downloads),
+            ("limits.max_downloads_per_caller", limits.max_downloads_per_caller),
             ("limits.max_access_listeners", limits.max_access_listeners),
         ])?;
         if !(4 << 20..=1 << 40).contains(&limits.max_anonymous_bytes) {

@@ -15,6 +15,8 @@ use tonic_types::{ErrorDetails, StatusExt as _};
 const DOMAIN: &str = "mezite";
 /// Reason that tells a client that the request surely had no effect: it may be sent again, to any node.
 const NOT_COMMITTED: &str = "NOT_COMMITTED";
+/// Reason that tells a client that its key is another request's, which says nothing about what took effect.
+const KEY_REUSED: &str = "IDEMPOTENCY_KEY_REUSED";
 /// When to try again after a condition that passes by itself, such as an election.
 const RETRY_SOON: Duration = Duration::from_millis(250);
 
@@ -44,6 +46,9 @@ pub(crate) enum ApiError {
     /// A stream was silent for too long.
     #[error("no message within the time allowed")]
     Idle,
+    /// A stream took longer than all of it may.
+    #[error("the client took longer for this than it may")]
+    TooSlow,
     /// The connection to an ingest broke in the middle. The call may have been carried out.
     #[error("the connection to the recording ingest broke; go on from what is durable")]
     RelayBroken,
@@ -94,7 +99,7 @@ impl ApiError {
             Self::Store(error) => store_code(error),
             Self::Busy { .. } => Code::ResourceExhausted,
             Self::Unavailable(_) | Self::RelayBroken => Code::Unavailable,
-            Self::DeadlineExceeded | Self::Idle => Code::DeadlineExceeded,
+            Self::DeadlineExceeded | Self::Idle | Self::TooSlow => Code::DeadlineExceeded,
             Self::Relayed(status) => status.code(),
             Self::Internal(_) => Code::Internal,
         }
@@ -109,6 +114,7 @@ impl ApiError {
             Self::Unavailable(_) => NOT_COMMITTED,
             Self::DeadlineExceeded => "DEADLINE_EXCEEDED",
             Self::Idle => "IDLE",
+            Self::TooSlow => "TOO_SLOW",
             Self::RelayBroken => "RELAY_BROKEN",
             Self::Relayed(_) => "RELAYED",
             Self::Internal(_) => "INTERNAL",
@@ -131,6 +137,7 @@ impl ApiError {
             | Self::Core(_)
             | Self::DeadlineExceeded
             | Self::Idle
+            | Self::TooSlow
             | Self::Relayed(_)
             | Self::Internal(_) => None,
         }
@@ -162,7 +169,7 @@ impl ApiError {
 
 fn core_code(error: &CoreError) -> Code {
     match error {
-        CoreError::Invalid { .. } => Code::InvalidArgument,
+        CoreError::Invalid { .. } | CoreError::KeyReused => Code::InvalidArgument,
         CoreError::Unauthenticated(_) => Code::Unauthenticated,
         CoreError::Denied(_) => Code::PermissionDenied,
         CoreError::NotFound { .. } => Code::NotFound,
@@ -177,6 +184,7 @@ fn core_code(error: &CoreError) -> Code {
 fn core_reason(error: &CoreError) -> &'static str {
     match error {
         CoreError::Invalid { .. } => "INVALID_FIELD",
+        CoreError::KeyReused => KEY_REUSED,
         CoreError::Unauthenticated(_) => "UNAUTHENTICATED",
         CoreError::Denied(_) => "DENIED",
         CoreError::NotFound { .. } => "NOT_FOUND",

@@ -32,7 +32,17 @@ impl Drop for Measured {
     }
 }
 
-/// Recording calls that are being relayed.
+/// A refusal is not written into the audit log, since there are too many.
+pub(crate) fn refusal_unrecorded() {
+    metrics::counter!("mezite_auth_refusals_unrecorded_total").increment(1);
+}
+
+/// Recordings that are being downloaded.
+pub(crate) fn downloads(count: usize) {
+    metrics::gauge!("mezite_auth_downloads").set(f64::from(u32::try_from(count).unwrap_or(u32::MAX)));
+}
+
+/// Recordings that are being relayed to ingests.
 pub(crate) fn relays(count: usize) {
     metrics::gauge!("mezite_auth_relays").set(f64::from(u32::try_from(count).unwrap_or(u32::MAX)));
 }

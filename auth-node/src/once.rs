@@ -31,7 +31,7 @@ impl Once {
     /// What the call was answered, if it took effect before, and the revision of that.
     ///
     /// # Errors
-    /// [`CoreError::Invalid`] for a key that was used with another request, and as of [`OnceCall::recall`].
+    /// [`CoreError::KeyReused`] for a key that was used with another request, and as of [`OnceCall::recall`].
     pub(crate) fn recall<R: OnceReply>(
         &self,
         state: &mut (impl Read + ?Sized),

@@ -10,6 +10,7 @@ use auth_core::{
     ca::{self, ActiveCa},
     tables::{CaKey, CaKind},
 };
+use mezite_daemon::clock;
 use mezite_pki::{
     PkiError,
     x509::{CertificateInfo, LeafSpec, X509Ca},
@@ -28,8 +29,6 @@ use crate::{
 const BACKDATE: Duration = Duration::from_secs(60);
 /// Pause after a renewal, at least, so that a CA that ends soon does not keep the node busy.
 const PAUSE: Duration = Duration::from_secs(2);
-/// Longest pause: timers do not run while a machine is suspended, and clocks are set.
-const LONGEST: Duration = Duration::from_secs(3600);
 /// Pause after a renewal that failed.
 const RETRY: Duration = Duration::from_secs(10);
 
@@ -119,7 +118,7 @@ impl Renewal {
                     self.now() + RETRY.as_secs()
                 }
             };
-            let left = Duration::from_secs(due.saturating_sub(self.now())).clamp(PAUSE, LONGEST);
+            let left = clock::pause(due, self.now()).max(PAUSE);
             tokio::select! {
                 () = stop.cancelled() => return,
                 () = tokio::time::sleep(left) => (),

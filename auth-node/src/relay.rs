@@ -1,6 +1,7 @@
 //! Calls to recording ingests, on behalf of callers that were authorised here.
 //!
-//! So many at a time, and message by message: a slow side slows the other down, and nothing piles up between.
+//! So many at a time, fewer of each caller, and message by message: a slow side slows the other down, and nothing piles
+//! up between.
 //! A call of one message each way is made again at the next ingest when one cannot be used; a stream has a
 //! connection of its own and, once it flows, is gone on with by its caller.
 
@@ -21,10 +22,17 @@ use mezite_proto::{
 use rand::seq::SliceRandom as _;
 use rustls::ClientConfig;
 use rustls_pki_types::ServerName;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio::sync::oneshot;
 use tonic::{Code, Request, Response, Status, metadata::MetadataValue, transport::Channel};
 
-use crate::{config::LimitsConfig, error::ApiError, fault::NodeError, metrics};
+use crate::{
+    config::LimitsConfig,
+    error::ApiError,
+    fault::NodeError,
+    metrics,
+    outlet::{self, Pace},
+    places::{Place, Places, Room},
+};
 
 /// Metadata in which an ingest is told whose call it is.
 const RELAYED_AGENT: &str = "mezite-relayed-agent";
@@ -52,8 +60,8 @@ struct Kept {
 pub(crate) struct Relay {
     tls: Arc<ArcSwap<ClientConfig>>,
     server_name: ServerName<'static>,
-    permits: Arc<Semaphore>,
-    max_relays: usize,
+    writes: Arc<Places>,
+    downloads: Arc<Places>,
     message_timeout: Duration,
     kept: Mutex<BTreeMap<String, Kept>>,
 }
@@ -67,26 +75,6 @@ pub(crate) trait Inbound:
 impl<S> Inbound for S where
     S: Stream<Item = Result<v1::StreamSessionRecordingRequest, Status>> + Send + Unpin + 'static
 {
-}
-
-/// One of the relays that there may be at a time.
-pub(crate) struct Permit {
-    permits: Arc<Semaphore>,
-    max_relays: usize,
-    permit: Option<OwnedSemaphorePermit>,
-}
-
-impl Permit {
-    fn measure(&self) {
-        metrics::relays(self.max_relays.saturating_sub(self.permits.available_permits()));
-    }
-}
-
-impl Drop for Permit {
-    fn drop(&mut self) {
-        drop(self.permit.take());
-        self.measure();
-    }
 }
 
 impl Relay {
@@ -103,27 +91,31 @@ impl Relay {
         Ok(Self {
             tls,
             server_name: server_name.map_err(|error| NodeError::Tls(error.to_string()))?,
-            permits: Arc::new(Semaphore::new(limits.max_relays)),
-            max_relays: limits.max_relays,
+            writes: Places::new(Room {
+                most: limits.max_relays,
+                each: limits.max_relays_per_agent,
+                full: "too many recordings are relayed",
+                own_full: "too many recordings of this agent are relayed",
+                measure: metrics::relays,
+            }),
+            downloads: Places::new(Room {
+                most: limits.max_downloads,
+                each: limits.max_downloads_per_caller,
+                full: "too many recordings are downloaded",
+                own_full: "this caller downloads too many recordings",
+                measure: metrics::downloads,
+            }),
             message_timeout: limits.message_timeout,
             kept: Mutex::default(),
         })
     }
 
-    /// Takes one of the relays that there may be at a time.
+    /// A place for a recording that an agent sends.
     ///
     /// # Errors
-    /// [`ApiError::Busy`] when all are taken.
-    pub(crate) fn permit(&self) -> Result<Permit, ApiError> {
-        let busy = |_| ApiError::Busy {
-            what: "too many recordings are relayed",
-            retry_after: Duration::from_secs(1),
-        };
-        let permit = Arc::clone(&self.permits).try_acquire_owned().map_err(busy)?;
-        let permit =
-            Permit { permits: Arc::clone(&self.permits), max_relays: self.max_relays, permit: Some(permit) };
-        permit.measure();
-        Ok(permit)
+    /// [`ApiError::Busy`] when all are taken, or all that one agent may have.
+    pub(crate) fn place(&self, agent: &AgentId) -> Result<Place, ApiError> {
+        self.writes.take(format!("agent:{agent}"))
     }
 
     /// Makes a call of one message each way at one ingest after the other, in random order, until one
@@ -183,7 +175,7 @@ impl Relay {
         agent: &AgentId,
         inbound: impl Inbound,
     ) -> Result<v1::StreamSessionRecordingResponse, ApiError> {
-        let _permit = self.permit()?;
+        let _place = self.place(agent)?;
         let mut ingest = self.connect(ingests).await?;
         let (failed, failure) = oneshot::channel();
         let request = on_behalf(agent, forward(inbound, self.message_timeout, failed))?;
@@ -203,32 +195,26 @@ impl Relay {
         }
     }
 
-    /// Relays a recording that is downloaded.
+    /// Relays a recording that is downloaded by `caller`, as the audit log names it. `request_id` is the call's.
     ///
     /// # Errors
-    /// What the ingest answered, or [`ApiError::Unavailable`].
+    /// [`ApiError::Busy`] when all places are taken, or all that one caller may have; what the ingest answered, or
+    /// [`ApiError::Unavailable`].
     pub(crate) async fn download(
         &self,
         ingests: Vec<String>,
+        caller: String,
         request: v1::DownloadSessionRecordingRequest,
-    ) -> Result<impl Stream<Item = Result<v1::DownloadSessionRecordingResponse, ApiError>> + use<>, ApiError>
+        request_id: &str,
+    ) -> Result<impl Stream<Item = Result<v1::DownloadSessionRecordingResponse, Status>> + use<>, ApiError>
     {
-        let permit = self.permit()?;
+        let place = self.downloads.take(caller)?;
         let mut ingest = self.connect(ingests).await?;
         let pieces = tokio::time::timeout(ATTEMPT, ingest.download_session_recording(request)).await;
         let pieces = pieces.map_err(|_| ApiError::DeadlineExceeded)?.map_err(relayed)?.into_inner();
-        let patience = self.message_timeout;
-        // The permit and the connection live as long as the stream.
-        let state = Some((pieces, ingest, permit));
-        Ok(stream::unfold(state, move |state| async move {
-            let (mut pieces, ingest, permit) = state?;
-            match tokio::time::timeout(patience, pieces.next()).await {
-                Ok(None) => None,
-                Ok(Some(Ok(piece))) => Some((Ok(piece), Some((pieces, ingest, permit)))),
-                Ok(Some(Err(status))) => Some((Err(relayed(status)), None)),
-                Err(_) => Some((Err(ApiError::Idle), None)),
-            }
-        }))
+        let pieces = pieces.map(|piece| piece.map_err(relayed));
+        let pace = Pace { silence: self.message_timeout, whole: None };
+        Ok(outlet::open(pieces, pace, request_id.to_owned(), (place, ingest)))
     }
 
     /// A client of one ingest, over a connection that is kept.

@@ -69,7 +69,7 @@ async fn a_stream_that_breaks_off_or_falls_silent_is_not_answered_as_if_it_were_
     let failure = relay.stream(vec![ingest.address()], &agent(), silent).await.unwrap_err();
     assert!(matches!(failure, ApiError::Idle));
     // Neither holds a place any longer.
-    assert_eq!(relay.permits.available_permits(), limits.max_relays);
+    assert_eq!(relay.writes.count(), 0);
 }
 
 #[tokio::test]
@@ -117,15 +117,60 @@ async fn a_call_moves_on_from_ingests_that_cannot_serve_it_and_not_from_an_answe
     assert!(matches!(none, Err(ApiError::Unavailable(_))));
 }
 
+/// An ingest whose recordings never end.
+fn endless(ca: &TestCa) -> FakeServer {
+    FakeServer::streaming_at("127.0.0.1:0", &ca.ingest(), ca, |_| async {
+        let data = vec![7; 64 << 10].into();
+        let piece = v1::DownloadSessionRecordingResponse { offset: 0, data }.encode_to_vec();
+        Ok(stream::repeat(piece).map(Ok).boxed())
+    })
+}
+
 #[tokio::test]
-async fn relays_are_capped() {
+async fn a_client_that_never_reads_a_download_holds_its_place_no_longer_than_it_may() {
     let ca = TestCa::new();
-    let relay = relay(&ca, &LimitsConfig { max_relays: 1, ..LimitsConfig::default() });
-    let first = relay.permit().unwrap();
-    let refused = relay.stream(vec![dead_address()], &agent(), stream::iter([chunk(0)])).await.unwrap_err();
-    assert!(matches!(refused, ApiError::Busy { .. }));
-    drop(first);
-    assert!(relay.permit().is_ok());
+    let message_timeout = Duration::from_millis(300);
+    let limits = LimitsConfig { message_timeout, max_downloads: 1, ..LimitsConfig::default() };
+    let (ingest, relay) = (endless(&ca), relay(&ca, &limits));
+    let download = |user: &str| {
+        let request = v1::DownloadSessionRecordingRequest::default();
+        relay.download(vec![ingest.address()], format!("user:{user}"), request, "r")
+    };
+    let unread = download("ann").await.unwrap();
+    assert!(matches!(download("bob").await.err(), Some(ApiError::Busy { .. })));
+    let begun = tokio::time::Instant::now();
+    while relay.downloads.count() > 0 {
+        assert!(begun.elapsed() < Duration::from_secs(20), "the place is held");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let next = download("bob").await.unwrap();
+    // Who comes back to it finds that it is not whole.
+    let mut pieces: Vec<_> = unread.collect().await;
+    assert_eq!(pieces.pop().unwrap().unwrap_err().code(), Code::DeadlineExceeded);
+    assert!(!pieces.is_empty() && pieces.iter().all(Result::is_ok));
+    drop(next);
+}
+
+#[tokio::test]
+async fn relays_are_capped_and_those_of_one_agent_leave_places_to_others() {
+    let ca = TestCa::new();
+    let (ingest, limits) = (ingest(&ca, 9), LimitsConfig::default());
+    let relay = relay(&ca, &LimitsConfig { max_relays: 3, max_relays_per_agent: 2, ..limits });
+    let call = |agent: AgentId| {
+        let relay = &relay;
+        let address = ingest.address();
+        async move { relay.stream(vec![address], &agent, stream::iter([chunk(0)])).await }
+    };
+    let mut held = vec![relay.place(&agent()).unwrap(), relay.place(&agent()).unwrap()];
+    assert!(matches!(call(agent()).await, Err(ApiError::Busy { .. })));
+    let other = AgentId::from_random([8; 16]);
+    assert_eq!(call(other.clone()).await.unwrap().committed_offset, 9);
+    held.push(relay.place(&other).unwrap());
+    assert!(matches!(call(AgentId::from_random([9; 16])).await, Err(ApiError::Busy { .. })));
+    drop(held);
+    assert_eq!(call(agent()).await.unwrap().committed_offset, 9);
+    // Downloads have places of their own.
+    assert_eq!((relay.writes.count(), relay.downloads.count()), (0, 0));
 }
 
 #[tokio::test]

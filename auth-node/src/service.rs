@@ -9,7 +9,7 @@
 use std::{ops::ControlFlow, sync::Arc, time::Duration};
 
 use auth_core::{
-    Caller, Context, CoreError, Credential, Origin,
+    Caller, Context, CoreError, Credential, Origin, Verdict,
     audit::{self, EventType},
     context,
     presence::PresenceTtl,
@@ -28,6 +28,7 @@ use crate::{
     once::{Once, OnceReply},
     passwords::PasswordPool,
     presence::Presence,
+    refusals::{Mode, Refusals},
     relay::Relay,
 };
 
@@ -45,6 +46,8 @@ pub(crate) struct Service {
     pub(crate) relay: Relay,
     /// One permit: a backup takes as much space as the state.
     pub(crate) backups: Arc<Semaphore>,
+    /// Bounds the refusals that are audited.
+    pub(crate) refusals: Arc<Refusals>,
     /// Ingests that follow who has access.
     pub(crate) access: Listeners,
     /// What the node's configuration says.
@@ -153,7 +156,7 @@ impl Service {
     ///
     /// # Errors
     /// What authentication, authorisation and `work` refuse: then nothing is written but, for a denial, its
-    /// audit record. [`ApiError::Store`].
+    /// audit record, as far as those are not too many. [`ApiError::Store`].
     pub(crate) async fn write<T: Send + 'static>(
         &self,
         call: &Call,
@@ -172,7 +175,7 @@ impl Service {
     /// all of them are answered the same. `work` leaves the revision out of the reply.
     ///
     /// # Errors
-    /// As of [`Service::write`]; [`CoreError::Invalid`] for an idempotency key that was used with another request.
+    /// As of [`Service::write`]; [`CoreError::KeyReused`] for an idempotency key that was used with another request.
     pub(crate) async fn write_once<R: OnceReply>(
         &self,
         call: &Call,
@@ -195,7 +198,7 @@ impl Service {
     /// the answer that it had, if it took effect, and else `Continue` with what `work` reads in the same view.
     ///
     /// # Errors
-    /// As of [`Service::read`]; [`CoreError::Invalid`] for an idempotency key that was used with another request.
+    /// As of [`Service::read`]; [`CoreError::KeyReused`] for an idempotency key that was used with another request.
     pub(crate) async fn unless_answered<R: OnceReply, T: Send + 'static>(
         &self,
         call: &Call,
@@ -210,8 +213,34 @@ impl Service {
         read.await
     }
 
-    /// Appends an audit record alone: of a login that failed, of a join that was refused. Never put a secret
-    /// into `fields`.
+    /// As [`Service::write`], for a decision that is audited in the transaction also when it is a refusal.
+    ///
+    /// # Errors
+    /// As of [`Service::write`], and the refusal.
+    pub(crate) async fn decide<T: Send + 'static>(
+        &self,
+        call: &Call,
+        work: impl Fn(&mut StoreTransaction<'_>, &Context) -> Result<Verdict<T>, CoreError>
+        + Send
+        + Sync
+        + 'static,
+    ) -> Result<T, ApiError> {
+        let ticket = self.refusals.reserve(&call.credential);
+        let origin = Origin { refusals: ticket.mode(), ..call.origin.clone() };
+        match self.write(&Call { origin, ..call.clone() }, work).await {
+            Ok(decided) => Ok(ticket.settle(decided.value)?),
+            Err(error) => {
+                // After any other failure it may be in the log.
+                if matches!(error, ApiError::Core(_)) {
+                    ticket.unused();
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// Appends the audit record of a refusal alone: of a login that failed, of a denial; or counts it, when there are too
+    /// many. Never put a secret into `fields`.
     ///
     /// # Errors
     /// [`ApiError::Store`].
@@ -222,14 +251,19 @@ impl Service {
         target: String,
         fields: Vec<(&'static str, String)>,
     ) -> Result<(), ApiError> {
-        let admission = Admission::of(call);
-        let store = self.store(call);
-        let done = store.transact(move |tx| {
-            let context = admission.suspect(tx)?;
-            audit::append(tx, &context, event, target.clone(), &fields);
-            Ok::<_, CoreError>(())
-        });
-        done.await?;
+        let ticket = self.refusals.reserve(&call.credential);
+        let mut admission = Admission::of(call);
+        admission.origin.refusals = ticket.mode();
+        if ticket.mode() != Mode::Counted {
+            let store = self.store(call);
+            let done = store.transact(move |tx| {
+                let context = admission.suspect(tx)?;
+                audit::append_refusal(tx, &context, event, target.clone(), &fields);
+                Ok::<_, CoreError>(())
+            });
+            done.await?;
+        }
+        ticket.refused();
         Ok(())
     }
 

@@ -32,6 +32,7 @@ use crate::{
     peer_certificate,
     presence::Presence,
     readiness::Readiness,
+    refusals::Refusals,
     relay::Relay,
     server::{
         self,
@@ -165,11 +166,13 @@ impl Node {
         let names = Names::new(config, &self.cluster.name, self.node_id);
         let (tls, renewal) = tls::begin(&store, &cas, &clock, names).await?;
         beside.spawn(renewal.run(stop.clone()));
+        let refusals = Arc::new(Refusals::default());
         store.set_join_handler(Arc::new(Joiner {
             store: store.clone(),
             cas: Arc::clone(&cas),
             kek: Arc::clone(&self.kek),
             clock: Arc::clone(&clock),
+            refusals: Arc::clone(&refusals),
             cluster_id: self.cluster.cluster_id.clone(),
             node_id: self.node_id,
             life: config.raft.peer_certificate_life,
@@ -191,6 +194,7 @@ impl Node {
             presence: Presence::start(store.clone(), PresenceTtl(config.presence.ttl)),
             relay: Relay::new(&self.cluster.name, Arc::clone(&tls.client), &config.limits)?,
             backups: Arc::new(Semaphore::new(1)),
+            refusals,
             access: Listeners::new(config.limits.max_access_listeners, readiness.stopping()),
             settings,
             clock,

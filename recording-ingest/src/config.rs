@@ -66,12 +66,17 @@ pub struct LimitsConfig {
     pub max_connections: usize,
     /// Recording calls that write at a time; more are RESOURCE_EXHAUSTED. Default: 1024.
     pub max_streams: usize,
+    /// And those of one agent. Default: 128.
+    pub max_streams_per_agent: usize,
+    /// Recordings that auth nodes download at a time; more are RESOURCE_EXHAUSTED. Default: 256.
+    pub max_downloads: usize,
     /// HTTP/2 streams on one connection. Default: 1024.
     pub max_streams_per_connection: u32,
     /// A TLS handshake that takes longer is dropped. Default: 10 s.
     #[serde(with = "humantime_serde")]
     pub handshake_timeout: Duration,
-    /// The longest silence between two messages of a call. Default: 60 s.
+    /// The longest silence between two messages of a call, and the longest that a download may not be taken from. Default:
+    /// 60 s.
     #[serde(with = "humantime_serde")]
     pub message_timeout: Duration,
     /// The longest that stopping takes. Default: 25 s.
@@ -92,6 +97,8 @@ impl Default for LimitsConfig {
         Self {
             max_connections: 10_000,
             max_streams: 1_024,
+            max_streams_per_agent: 128,
+            max_downloads: 256,
             max_streams_per_connection: 1_024,
             handshake_timeout: Duration::from_secs(10),
             message_timeout: Duration::from_secs(60),
@@ -183,6 +190,8 @@ impl Settings for Config {
         check_counts(&[
             ("limits.max_connections", limits.max_connections),
             ("limits.max_streams", limits.max_streams),
+            ("limits.max_streams_per_agent", limits.max_streams_per_agent),
+            ("limits.max_downloads", limits.max_downloads),
             ("limits.max_streams_per_connection", limits.max_streams_per_connection as usize),
         ])?;
         check_durations(&[

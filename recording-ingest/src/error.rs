@@ -87,7 +87,13 @@ pub enum IngestError {
     /// Too many calls at a time.
     #[error("too many recording streams; try again or use another ingest")]
     Busy,
-    /// Nothing came for too long.
+    /// Too many calls of one agent at a time.
+    #[error("too many recording streams of this agent; try again or use another ingest")]
+    AgentBusy,
+    /// Too many downloads at a time.
+    #[error("too many recordings are downloaded; try again or use another ingest")]
+    TooManyDownloads,
+    /// Nothing came, or was taken, for too long.
     #[error("no message within the time allowed")]
     Idle,
     /// The caller went away in the middle.
@@ -143,7 +149,9 @@ impl IngestError {
             }
             Self::MetadataDiffers | Self::Sealed | Self::TotalTooSmall { .. } => Code::FailedPrecondition,
             Self::Superseded { .. } => Code::Aborted,
-            Self::Busy | Self::Store(StoreError::Full) => Code::ResourceExhausted,
+            Self::Busy | Self::AgentBusy | Self::TooManyDownloads | Self::Store(StoreError::Full) => {
+                Code::ResourceExhausted
+            }
             Self::Idle => Code::DeadlineExceeded,
             Self::BrokenOff(_) => Code::Cancelled,
             Self::Leaving
@@ -172,7 +180,8 @@ impl IngestError {
             Self::TotalTooSmall { .. } => "TOTAL_TOO_SMALL",
             Self::PayloadMismatch => "PAYLOAD_MISMATCH",
             Self::Superseded { .. } => "SUPERSEDED",
-            Self::Busy => "TOO_MANY_STREAMS",
+            Self::Busy | Self::AgentBusy => "TOO_MANY_STREAMS",
+            Self::TooManyDownloads => "TOO_MANY_DOWNLOADS",
             Self::Idle => "IDLE",
             Self::BrokenOff(_) => "BROKEN_OFF",
             Self::Leaving => "LEAVING",
@@ -217,6 +226,8 @@ impl IngestError {
     fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::Busy
+            | Self::AgentBusy
+            | Self::TooManyDownloads
             | Self::Leaving
             | Self::Unconfirmed
             | Self::IndexNotReady

@@ -21,6 +21,8 @@ mod identity;
 pub mod index;
 mod metrics;
 pub mod objects;
+mod outlet;
+mod places;
 pub mod read;
 pub mod recover;
 mod rpc;

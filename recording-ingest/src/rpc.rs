@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use futures::{StreamExt as _, stream, stream::BoxStream};
+use futures::{Stream, StreamExt as _, stream, stream::BoxStream};
 use mezite_daemon::clock;
 use mezite_proto::v1;
 use tonic::{Extensions, Request, Response, Status, Streaming, metadata::MetadataMap};
@@ -14,7 +14,7 @@ use crate::{
     convert,
     error::IngestError,
     index::row_of,
-    metrics,
+    metrics, outlet,
     read::Reader,
     service::Ingest,
     stream as writing,
@@ -32,7 +32,7 @@ pub(crate) async fn stream_session_recording(
     let (metadata, extensions, inbound) = request.into_parts();
     let work = async {
         let writer = writer(&ingest, &extensions, &metadata).await?;
-        ingest.write(writing::run(Arc::clone(&ingest), writer, inbound)).await
+        ingest.write(writer.agent_id, writing::run(Arc::clone(&ingest), writer, inbound)).await
     };
     answer("StreamSessionRecording", work).await
 }
@@ -44,7 +44,8 @@ pub(crate) async fn upload_session_recording(
     let (metadata, extensions, request) = request.into_parts();
     let work = async {
         let writer = writer(&ingest, &extensions, &metadata).await?;
-        let reply = ingest.write(writing::upload(Arc::clone(&ingest), writer, request)).await?;
+        let reply =
+            ingest.write(writer.agent_id, writing::upload(Arc::clone(&ingest), writer, request)).await?;
         Ok(v1::UploadSessionRecordingResponse {
             recording_id: reply.recording_id,
             committed_offset: reply.committed_offset,
@@ -102,27 +103,28 @@ pub(crate) async fn download_session_recording(
     let work = async {
         let reader = open(&ingest, &extensions, &request.recording_id).await?;
         reader.check(request.offset)?;
-        Ok(pieces(Arc::clone(&ingest), reader, request.offset, METHOD))
+        let permit = ingest.download()?;
+        let patience = ingest.limits().message_timeout;
+        let pieces = outlet::open(pieces(reader, request.offset), patience, ingest.leaving(), permit);
+        let span = Span::current();
+        Ok(pieces.map(move |piece| piece.map_err(|error| span.in_scope(|| refusal(METHOD, error)))).boxed())
     };
     answer(METHOD, work).await
 }
 
-/// The recording from `offset` on, piece by piece as the caller takes them.
-fn pieces(ingest: Arc<Ingest>, reader: Reader, offset: u64, method: &'static str) -> Download {
-    let span = Span::current();
-    stream::try_unfold((ingest, reader, offset), |(ingest, reader, offset)| async move {
-        if ingest.is_leaving() {
-            return Err(IngestError::Leaving);
-        }
+/// The recording from `offset` on, piece by piece.
+fn pieces(
+    reader: Reader,
+    offset: u64,
+) -> impl Stream<Item = Result<v1::DownloadSessionRecordingResponse, IngestError>> + Send + 'static {
+    stream::try_unfold((reader, offset), |(reader, offset)| async move {
         let data = reader.read(offset, DOWNLOAD_PIECE).await?;
         if data.is_empty() {
             return Ok(None);
         }
         let next = offset + data.len() as u64;
-        Ok(Some((v1::DownloadSessionRecordingResponse { offset, data }, (ingest, reader, next))))
+        Ok(Some((v1::DownloadSessionRecordingResponse { offset, data }, (reader, next))))
     })
-    .map(move |piece| piece.map_err(|error| span.in_scope(|| refusal(method, error))))
-    .boxed()
 }
 
 fn caller(ingest: &Ingest, extensions: &Extensions) -> Result<Caller, IngestError> {

@@ -5,9 +5,12 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use mezite_daemon::{clock, diagnostics::Health};
-use recording_format::RecordingId;
+use recording_format::{AgentId, RecordingId};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::{
+    sync::{CancellationToken, WaitForCancellationFutureOwned},
+    task::TaskTracker,
+};
 use tracing::Instrument as _;
 
 use crate::{
@@ -17,8 +20,8 @@ use crate::{
     error::IngestError,
     identity::Identity,
     index::{Catalog, Tail},
-    metrics,
     objects::Objects,
+    places::Places,
     read::{Reader, SegmentCache},
 };
 
@@ -37,7 +40,8 @@ pub(crate) struct Ingest {
     identity: ArcSwap<Identity>,
     renewals: watch::Sender<()>,
     limits: LimitsConfig,
-    streams: Arc<Semaphore>,
+    streams: Arc<Places>,
+    downloads: Arc<Semaphore>,
     calls: TaskTracker,
     leaving: CancellationToken,
 }
@@ -54,7 +58,8 @@ impl Ingest {
             cache: Arc::new(SegmentCache::new(limits.cached_segments)),
             identity: ArcSwap::from_pointee(identity),
             renewals: watch::channel(()).0,
-            streams: Arc::new(Semaphore::new(limits.max_streams)),
+            streams: Places::new(limits.max_streams, limits.max_streams_per_agent),
+            downloads: Arc::new(Semaphore::new(limits.max_downloads)),
             calls: TaskTracker::new(),
             leaving: CancellationToken::new(),
             limits,
@@ -85,20 +90,19 @@ impl Ingest {
         Reader::open(Arc::clone(&self.objects), Arc::clone(&self.cache), id).await
     }
 
-    /// Runs a call that writes, to its end, whatever becomes of the connection.
+    /// Runs a call that writes a recording of an agent, to its end, whatever becomes of the connection.
     ///
     /// # Errors
-    /// [`IngestError::Busy`] when as many run as may; otherwise what the call fails with.
+    /// [`IngestError::Busy`] when as many run as may, [`IngestError::AgentBusy`] when as many of the agent do; otherwise what the call fails with.
     pub(crate) async fn write<T: Send + 'static>(
-        self: &Arc<Self>,
+        &self,
+        agent: AgentId,
         call: impl Future<Output = Result<T, IngestError>> + Send + 'static,
     ) -> Result<T, IngestError> {
-        let permit = Arc::clone(&self.streams).try_acquire_owned().map_err(|_| IngestError::Busy)?;
-        let open = OpenStream { ingest: Arc::clone(self), permit: Some(permit) };
-        metrics::open_streams(self.open_streams());
+        let place = self.streams.take(agent)?;
         let call = async move {
             let result = call.await;
-            drop(open);
+            drop(place);
             result
         };
         self.calls.spawn(call.in_current_span()).await?
@@ -106,12 +110,20 @@ impl Ingest {
 
     /// Calls that write just now.
     pub(crate) fn open_streams(&self) -> usize {
-        self.limits.max_streams.saturating_sub(self.streams.available_permits())
+        self.streams.count()
+    }
+
+    /// One of the downloads that there may be at a time.
+    ///
+    /// # Errors
+    /// [`IngestError::TooManyDownloads`] when there are as many.
+    pub(crate) fn download(&self) -> Result<OwnedSemaphorePermit, IngestError> {
+        Arc::clone(&self.downloads).try_acquire_owned().map_err(|_| IngestError::TooManyDownloads)
     }
 
     /// Resolves when the ingest begins to leave.
-    pub(crate) async fn leaving(&self) {
-        self.leaving.cancelled().await;
+    pub(crate) fn leaving(&self) -> WaitForCancellationFutureOwned {
+        self.leaving.clone().cancelled_owned()
     }
 
     pub(crate) fn is_leaving(&self) -> bool {
@@ -150,18 +162,5 @@ impl Health for Ingest {
     async fn ready(&self) -> Result<(), String> {
         let reasons = self.unready(clock::unix_seconds());
         if reasons.is_empty() { Ok(()) } else { Err(reasons.join("\n")) }
-    }
-}
-
-/// A call that is counted until it is dropped.
-struct OpenStream {
-    ingest: Arc<Ingest>,
-    permit: Option<OwnedSemaphorePermit>,
-}
-
-impl Drop for OpenStream {
-    fn drop(&mut self) {
-        self.permit.take();
-        metrics::open_streams(self.ingest.open_streams());
     }
 }

@@ -276,14 +276,14 @@ impl<'a> Course<'a> {
         );
         match verdict {
             Verdict::Fail => pool.succeeded(index),
-            Verdict::Unknown | Verdict::Exclude | Verdict::MoveOn(_) => pool.failed(index, now),
+            Verdict::Exclude | Verdict::MoveOn(_) => pool.failed(index, now),
         }
         self.note(index, verdict, now);
         let result = match (verdict, &failure) {
-            (Verdict::Fail, Failure::Answered(status)) if !self.doubtful || settles(status.code) => {
+            (Verdict::Fail, Failure::Answered(status)) if !self.doubtful || settles(status) => {
                 Err(self.answered(status))
             }
-            (Verdict::Fail | Verdict::Unknown, Failure::Answered(status)) => {
+            (Verdict::Fail, Failure::Answered(status)) => {
                 Err(self.unknown(&failure).unwrap_or_else(|| self.answered(status)))
             }
             _ => Ok(()),

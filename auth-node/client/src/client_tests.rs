@@ -140,11 +140,39 @@ async fn an_outcome_is_unknown_only_when_nobody_has_told_it_until_the_end() {
     assert!(matches!(error, ClientError::OutcomeUnknown { .. }), "{error:?}");
     let error = ping(&client(&ca, &[nothing.address(), dead()]), CREATE).await.unwrap_err();
     assert!(matches!(error, ClientError::Unavailable { .. }), "{error:?}");
-    // The server that does not know is not asked again.
     let broken = failing(&ca, || Status::internal("a defect"));
     let error = ping(&client(&ca, &[broken.address()]), CREATE).await.unwrap_err();
     assert!(matches!(error, ClientError::OutcomeUnknown { .. }), "{error:?}");
-    assert_eq!(broken.calls().len(), 1);
+    assert_eq!(broken.calls().len(), 3);
+}
+
+#[tokio::test]
+async fn a_server_that_fails_leaves_it_to_another_to_tell_the_outcome() {
+    let ca = TestCa::new();
+    for code in [Code::Internal, Code::Unknown] {
+        let (broken, serving) = (failing(&ca, move || Status::new(code, "a defect")), serving(&ca, 2));
+        let both = client(&ca, &[broken.address(), serving.address()]);
+        assert_eq!(ping(&both, CREATE).await.unwrap(), 2, "{code:?}");
+        assert_eq!(keys(&broken), keys(&serving));
+        // What may be repeated anyway is no better for it.
+        let alone = client(&ca, &[broken.address()]);
+        let error = ping(&alone, Retry::Idempotent).await.unwrap_err();
+        assert_eq!(error.code(), Some(code));
+        assert_eq!(broken.calls().len(), 2);
+    }
+}
+
+#[tokio::test]
+async fn a_key_that_looks_used_with_another_request_does_not_tell_that_nothing_happened() {
+    let ca = TestCa::new();
+    let lost = failing(&ca, || unavailable(None));
+    let other = failing(&ca, || {
+        let nothing = std::collections::HashMap::<String, String>::new();
+        let details = ErrorDetails::with_error_info(crate::KEY_REUSED, "mezite", nothing);
+        Status::with_error_details(Code::InvalidArgument, "used with another request", details)
+    });
+    let error = ping(&client(&ca, &[lost.address(), other.address()]), CREATE).await.unwrap_err();
+    assert!(matches!(error, ClientError::OutcomeUnknown { .. }), "{error:?}");
 }
 
 #[tokio::test]

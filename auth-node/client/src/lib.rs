@@ -26,7 +26,7 @@ pub use address::{Target, parse_addresses};
 pub use client::{Client, ClientConfig};
 pub use error::{ClientError, FieldViolation, StatusError};
 pub use pages::{PAGE_SIZE, all_pages};
-pub use retry::{NOT_COMMITTED, Retry, RetryPolicy};
+pub use retry::{KEY_REUSED, NOT_COMMITTED, Retry, RetryPolicy};
 pub use session::{AuthClient, CallMetadata, SessionSecret};
 pub use tls::ClientIdentity;
 pub use trust::{CaPin, ClusterTrust, Established, FirstContact};

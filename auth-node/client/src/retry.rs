@@ -4,10 +4,14 @@ use std::{borrow::Cow, time::Duration};
 
 use tonic::Code;
 
-use crate::failure::Failure;
+use crate::{StatusError, failure::Failure};
 
 /// Reason in `google.rpc.ErrorInfo` with which a server says that a request surely had no effect.
 pub const NOT_COMMITTED: &str = "NOT_COMMITTED";
+
+/// Reason with which a server says that an idempotency key was used with another request. Which of the two took effect
+/// it does not say; and where servers of two releases read the same request differently, they are one.
+pub const KEY_REUSED: &str = "IDEMPOTENCY_KEY_REUSED";
 
 /// What may be repeated of a call.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -85,8 +89,6 @@ impl RetryPolicy {
 pub(crate) enum Verdict {
     /// Give the error to the caller.
     Fail,
-    /// Tell the caller that the outcome is unknown.
-    Unknown,
     /// Never ask this address again in this call; go on with others.
     Exclude,
     /// Go on; come back to this address after the given wait, or the usual one.
@@ -104,8 +106,8 @@ pub(crate) fn judge(retry: &Retry, failure: &Failure) -> Verdict {
             }
             // Refused before it began; without a hint it is a quota, which waiting does not lift.
             Code::ResourceExhausted if status.retry_after.is_some() => Verdict::MoveOn(status.retry_after),
-            // The server does not know either.
-            Code::Unknown | Code::Internal if matches!(retry, Retry::Once { .. }) => Verdict::Unknown,
+            // It may have taken effect, and another attempt with the key is told.
+            Code::Unknown | Code::Internal if matches!(retry, Retry::Once { .. }) => Verdict::MoveOn(None),
             _ => Verdict::Fail,
         },
     }
@@ -127,22 +129,22 @@ pub(crate) fn is_doubtful(failure: &Failure) -> bool {
 /// Whether this error of a later attempt of a [`Retry::Once`] says that no earlier one took effect. The server answers
 /// it only to a request that could not have any, or after it has looked whether there was one; what is refused before
 /// that, such as a session that is not valid any more, says nothing.
-pub(crate) fn settles(code: Code) -> bool {
-    matches!(
-        code,
-        Code::InvalidArgument
-            | Code::NotFound
-            | Code::AlreadyExists
-            | Code::Aborted
-            | Code::FailedPrecondition
-            | Code::OutOfRange
-    )
+pub(crate) fn settles(status: &StatusError) -> bool {
+    status.reason.as_deref() != Some(KEY_REUSED)
+        && matches!(
+            status.code,
+            Code::InvalidArgument
+                | Code::NotFound
+                | Code::AlreadyExists
+                | Code::Aborted
+                | Code::FailedPrecondition
+                | Code::OutOfRange
+        )
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::StatusError;
 
     fn answered(code: Code, reason: Option<&str>, retry_after: Option<Duration>) -> Failure {
         Failure::Answered(Box::new(StatusError {
@@ -179,7 +181,7 @@ mod tests {
             assert_eq!(judge(answered(code, None, HINT)), Verdict::MoveOn(HINT), "{code:?}");
         }
         for code in [Code::Internal, Code::Unknown] {
-            assert_eq!(judge(answered(code, None, None)), Verdict::Unknown, "{code:?}");
+            assert_eq!(judge(answered(code, None, None)), Verdict::MoveOn(None), "{code:?}");
         }
     }
 
@@ -207,8 +209,14 @@ mod tests {
         ] {
             assert!(!is_doubtful(&sure), "{sure:?}");
         }
-        assert!(settles(Code::AlreadyExists) && settles(Code::Aborted));
-        assert!(!settles(Code::Unauthenticated) && !settles(Code::PermissionDenied));
+        let settles = |code, reason: Option<&str>| match answered(code, reason, None) {
+            Failure::Answered(status) => settles(&status),
+            other => panic!("{other:?}"),
+        };
+        assert!(settles(Code::AlreadyExists, None) && settles(Code::Aborted, None));
+        assert!(!settles(Code::Unauthenticated, None) && !settles(Code::PermissionDenied, None));
+        assert!(settles(Code::InvalidArgument, Some("INVALID_FIELD")));
+        assert!(!settles(Code::InvalidArgument, Some(KEY_REUSED)));
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use store_txn::{LogRecord, Read, Transaction};
 
-use crate::{Context, CoreError};
+use crate::{Context, CoreError, Refusals};
 
 /// Name of the log in the store.
 pub const LOG: &str = "audit";
@@ -166,6 +166,28 @@ pub fn append(
     tx.append(LOG, prost::Message::encode_to_vec(&row));
 }
 
+/// Name of the field that tells how many refusals before this one were not recorded.
+pub const UNRECORDED: &str = "unrecorded";
+
+/// Appends a record of what the context's caller was refused, if refusals of its call are recorded. Never put a secret
+/// into `fields`.
+pub fn append_refusal(
+    tx: &mut (impl Transaction + ?Sized),
+    context: &Context,
+    event: EventType,
+    target: impl Into<String>,
+    fields: &[(&str, String)],
+) {
+    match context.origin.refusals {
+        Refusals::Counted => {}
+        Refusals::Recorded { unrecorded: 0 } => append(tx, context, event, target, fields),
+        Refusals::Recorded { unrecorded } => {
+            let told = [(UNRECORDED, unrecorded.to_string())];
+            append(tx, context, event, target, &[fields, &told].concat());
+        }
+    }
+}
+
 fn cut(value: &str) -> String {
     let end = (0..=MAX_VALUE.min(value.len())).rev().find(|&end| value.is_char_boundary(end));
     value.get(..end.unwrap_or_default()).unwrap_or_default().to_owned()
@@ -215,7 +237,12 @@ mod tests {
 
     #[test]
     fn a_record_tells_who_what_and_through_which_call() {
-        let origin = Origin { node_id: 2, request_id: "r1".into(), client_address: "192.0.2.1".into() };
+        let origin = Origin {
+            node_id: 2,
+            request_id: "r1".into(),
+            client_address: "192.0.2.1".into(),
+            ..Origin::default()
+        };
         let context = Context { caller: Caller::Anonymous, origin };
         let mut store = MemoryStore::default();
         store
@@ -233,5 +260,23 @@ mod tests {
         );
         assert_eq!((row.node_id, row.request_id.as_str()), (2, "r1"));
         assert_eq!(row.fields["reason"].len(), 1024);
+    }
+
+    #[test]
+    fn a_refusal_that_is_only_counted_leaves_no_record_and_the_next_one_tells_of_it() {
+        let mut store = MemoryStore::default();
+        for refusals in [Refusals::default(), Refusals::Counted, Refusals::Recorded { unrecorded: 1 }] {
+            let origin = Origin { refusals, ..Origin::default() };
+            let context = Context { caller: Caller::Anonymous, origin };
+            let refused = store.transact(5, |tx| {
+                append_refusal(tx, &context, EventType::AgentJoinDenied, "join", &[("reason", "no".into())]);
+                Ok::<_, CoreError>(())
+            });
+            refused.unwrap();
+        }
+        let read = store.transact(6, |tx| records(tx, 1, 10)).unwrap();
+        let told: Vec<_> = read.iter().map(|(_, row)| row.fields.get(UNRECORDED).cloned()).collect();
+        assert_eq!(told, [None, Some("1".to_owned())]);
+        assert!(read.iter().all(|(_, row)| row.fields["reason"] == "no"));
     }
 }

@@ -155,6 +155,27 @@ pub struct Origin {
     pub request_id: String,
     /// IP address of the other end of the connection.
     pub client_address: String,
+    /// Whether a refusal goes into the audit log.
+    pub refusals: Refusals,
+}
+
+/// Whether a refusal of a call goes into the audit log, which keeps everything, while anybody can be refused at will: so
+/// each node bounds how many it writes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refusals {
+    /// It does.
+    Recorded {
+        /// How many did not since the last one that did. The record tells it.
+        unrecorded: u64,
+    },
+    /// It does not; the node counts it.
+    Counted,
+}
+
+impl Default for Refusals {
+    fn default() -> Self {
+        Self::Recorded { unrecorded: 0 }
+    }
 }
 
 /// Who does something, and through which call.

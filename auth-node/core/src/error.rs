@@ -14,6 +14,13 @@ pub enum CoreError {
         /// What is wrong with it, and what would be right.
         reason: String,
     },
+    /// The idempotency key was used with another request. The call that had it first may have taken effect, and this
+    /// may be the same one as another release of the server reads it.
+    #[error(
+        "{}: it was used with another request: draw a new one for each call, and keep it for its repetitions alone",
+        crate::repeat::FIELD
+    )]
+    KeyReused,
     /// The caller has not proved who it is.
     #[error("{0}")]
     Unauthenticated(&'static str),

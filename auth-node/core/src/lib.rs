@@ -40,6 +40,6 @@ mod verdict;
 #[cfg(test)]
 mod world;
 
-pub use context::{Caller, Context, Credential, Origin};
+pub use context::{Caller, Context, Credential, Origin, Refusals};
 pub use error::CoreError;
 pub use verdict::Verdict;

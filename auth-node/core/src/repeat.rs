@@ -100,7 +100,7 @@ impl OnceCall {
     /// took effect already.
     ///
     /// # Errors
-    /// [`CoreError::Invalid`] when the key was used with another request, [`CoreError::Unauthenticated`] for a caller
+    /// [`CoreError::KeyReused`] when the key was used with another request, [`CoreError::Unauthenticated`] for a caller
     /// that is no user, [`CoreError::Internal`], [`CoreError::Storage`].
     pub fn recall(
         &self,
@@ -115,10 +115,7 @@ impl OnceCall {
         let opened = seal::unseal(&self.sealing_key(), place, &row.sealed).map_err(unreadable)?;
         let (request, reply) = opened.split_first_chunk().ok_or_else(|| unreadable("it is cut off"))?;
         if *request != self.request {
-            return Err(CoreError::invalid(
-                FIELD,
-                "it was used with another request: draw a new one for each call, and keep it for its repetitions alone",
-            ));
+            return Err(CoreError::KeyReused);
         }
         Ok(Some(Answer { revision, reply: Zeroizing::new(reply.to_vec()) }))
     }

@@ -49,7 +49,12 @@ pub(crate) fn grants(roles: &[&str]) -> Grants {
 }
 
 pub(crate) fn anonymous() -> Context {
-    let origin = Origin { node_id: 1, request_id: "r".into(), client_address: "192.0.2.9".into() };
+    let origin = Origin {
+        node_id: 1,
+        request_id: "r".into(),
+        client_address: "192.0.2.9".into(),
+        ..Origin::default()
+    };
     Context { caller: Caller::Anonymous, origin }
 }
 

@@ -1,5 +1,5 @@
 //! Decisions that are committed whichever way they fall: a refusal writes nothing but its audit record, in the same
-//! transaction that it was decided in.
+//! transaction that it was decided in; nor that, where the context has it only counted.
 
 use store_txn::{Transaction, TxError};
 
@@ -14,7 +14,7 @@ use crate::{
 pub enum Verdict<T> {
     /// It was done.
     Granted(T),
-    /// It was refused, and the audit log says so.
+    /// It was refused, and the audit log says so, unless the context has it only counted.
     Refused(CoreError),
 }
 
@@ -82,7 +82,7 @@ pub(crate) fn audited<T>(
         Ok(value) => Ok(Verdict::Granted(value)),
         Err(Stop::Failed(error)) => Err(error),
         Err(Stop::Refused(Refusal { answer, reason, target })) => {
-            audit::append(tx, context, event, target, &[("reason", reason)]);
+            audit::append_refusal(tx, context, event, target, &[("reason", reason)]);
             Ok(Verdict::Refused(answer))
         }
     }

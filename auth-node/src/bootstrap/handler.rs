@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use auth_core::{
-    Caller, Context, CoreError, Origin,
+    Caller, Context, CoreError, Credential, Origin,
     ca::Kek,
     cluster,
     secret::{SecretDigest, SecretKind},
@@ -15,7 +15,7 @@ use sha2::{Digest as _, Sha256};
 use tonic::Status;
 
 use super::sealed;
-use crate::{ca_keys::CaKeys, config::host_of, error::ApiError, peer_certificate};
+use crate::{ca_keys::CaKeys, config::host_of, error::ApiError, peer_certificate, refusals::Refusals};
 
 /// Longest token that is looked at, in bytes.
 const MAX_TOKEN: usize = 256;
@@ -28,6 +28,8 @@ pub(crate) struct Joiner {
     pub(crate) cas: Arc<CaKeys>,
     pub(crate) kek: Arc<Kek>,
     pub(crate) clock: Clock,
+    /// Bounds the refusals that are audited.
+    pub(crate) refusals: Arc<Refusals>,
     pub(crate) cluster_id: String,
     pub(crate) node_id: u64,
     /// Life of peer certificates.
@@ -42,7 +44,8 @@ impl JoinHandler for Joiner {
             if error.is_ours() {
                 tracing::error!(request_id, %error, "a node could not join");
             } else {
-                tracing::warn!(request_id, %error, "a node was refused");
+                // Anybody can have this said as often as they like; the audit log has it.
+                tracing::debug!(request_id, %error, "a node was refused");
             }
             error.into_status(&request_id)
         })
@@ -56,14 +59,20 @@ impl Joiner {
         let secret = SecretDigest::of(SecretKind::AuthJoinToken, &token);
         // Both keys: the public one is seen in handshakes, and the secret goes to whoever holds the other.
         let joiner = joiner_digest(&public_key, &sealing_key);
-        let origin = Origin { node_id: self.node_id, request_id: request_id.to_owned(), ..Origin::default() };
+        let ticket = self.refusals.reserve(&Credential::None);
+        let origin = Origin {
+            node_id: self.node_id,
+            request_id: request_id.to_owned(),
+            refusals: ticket.mode(),
+            ..Origin::default()
+        };
         let context = Context { caller: Caller::Anonymous, origin };
         let joined = self.store.transact(move |tx| {
             let verdict = cluster::use_auth_join_token(tx, &context, secret, joiner)?;
             Ok::<_, CoreError>((verdict, peer_certificate::authorities(tx)?))
         });
         let (verdict, (active, ca_certificates)) = joined.await?.value;
-        let node_id = verdict.into_result()?;
+        let node_id = ticket.settle(verdict)?;
 
         let authority = self.cas.x509(&active)?;
         let now = (self.clock)() / 1000;

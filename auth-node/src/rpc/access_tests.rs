@@ -10,7 +10,10 @@ use store_txn::{Transaction as _, TransactionExt as _};
 use tonic::{Code, Status};
 
 use super::*;
-use crate::rpc::testing::{MAX_LISTENERS, Node, anonymous, with};
+use crate::{
+    access::PER_INGEST,
+    rpc::testing::{MAX_LISTENERS, Node, anonymous, with},
+};
 
 const KEY: [u8; 32] = [7; 32];
 /// Long enough for a busy machine.
@@ -224,18 +227,28 @@ async fn a_node_that_stops_sends_its_listeners_away() {
 }
 
 #[tokio::test]
-async fn only_so_many_listen_at_a_time() {
+async fn only_so_many_listen_at_a_time_and_no_ingest_takes_all_places() {
     let node = node().await;
+    put(&node, vec![(id(1), row(NodeKind::Ingest, "other"))]).await;
+    let credential = Credential::Ingest { id: id(1), key_digest: KEY };
+    let other = Call { credential, ..call() };
+    let begin_other = || watch(Arc::clone(&node.service), other.clone(), LATER);
     let mut listeners = Vec::new();
-    for _ in 0..MAX_LISTENERS {
+    for _ in 0..PER_INGEST {
         listeners.push(Listener::begin(&node).await.unwrap());
     }
     let refused = Listener::begin(&node).await.err().unwrap();
     assert_eq!(refused.code(), Code::ResourceExhausted);
+    let mut others = Vec::new();
+    for _ in PER_INGEST..MAX_LISTENERS {
+        others.push(begin_other().await.unwrap());
+    }
+    assert_eq!(begin_other().await.err().unwrap().code(), Code::ResourceExhausted);
     // Who may not listen at all is not told that it is full.
     let stranger = watch(Arc::clone(&node.service), anonymous("WatchAccess"), LATER).await;
     assert_eq!(stranger.err().unwrap().code(), Code::Unauthenticated);
-    listeners.pop();
+    listeners.truncate(1);
+    others.push(begin_other().await.unwrap());
     Listener::begin(&node).await.unwrap();
 }
 

@@ -4,22 +4,24 @@ use std::time::Duration;
 
 use auth_core::audit::{self, EventType};
 use bytes::{Bytes, BytesMut};
-use futures::StreamExt as _;
+use futures::{Stream, StreamExt as _, stream};
 use mezite_proto::v1;
-use tokio::{
-    io::{AsyncRead, AsyncReadExt as _},
-    sync::{OwnedSemaphorePermit, mpsc},
-};
-use tokio_stream::wrappers::ReceiverStream;
-use tonic::Status;
+use tokio::io::{AsyncRead, AsyncReadExt as _};
 
 use super::Replies;
-use crate::{authn::Call, error::ApiError, service::Service};
+use crate::{
+    authn::Call,
+    error::ApiError,
+    outlet::{self, Pace},
+    service::Service,
+};
 
 /// Bytes in one message.
 const PIECE: usize = 1 << 20;
-/// Messages that wait for the client.
-const WAITING: usize = 2;
+/// A client that takes fewer bytes in a second, all in all, loses the rest: there is one backup at a time.
+const LEAST_RATE: u64 = 1 << 20;
+/// What it has beside.
+const LATENCY: Duration = Duration::from_secs(60);
 /// When to try again while another backup is streamed.
 const BUSY: Duration = Duration::from_secs(5);
 
@@ -51,46 +53,27 @@ pub(crate) async fn save(
         applied_index: backup.applied_index(),
         cluster_id: service.settings.cluster_id.clone(),
     };
-    let (sender, receiver) = mpsc::channel(WAITING);
-    let outlet = Outlet {
-        sender,
-        patience: service.settings.message_timeout,
-        request_id: call.origin.request_id.clone(),
-        _permit: permit,
-    };
-    tokio::spawn(outlet.send(head, backup.into_reader()));
-    Ok(ReceiverStream::new(receiver).boxed())
+    let pace = Pace { silence: service.settings.message_timeout, whole: Some(longest(head.length)) };
+    Ok(outlet::open(messages(head, backup.into_reader()), pace, call.origin.request_id.clone(), permit)
+        .boxed())
 }
 
-/// Where the pieces go. A client that takes none for too long loses the rest, so that it does not hold the space.
-struct Outlet {
-    sender: mpsc::Sender<Result<v1::SaveBackupResponse, Status>>,
-    patience: Duration,
-    request_id: String,
-    _permit: OwnedSemaphorePermit,
+/// The longest that a client may take for so many bytes.
+fn longest(length: u64) -> Duration {
+    LATENCY + Duration::from_secs(length / LEAST_RATE)
 }
 
-impl Outlet {
-    async fn send(self, head: v1::SaveBackupResponse, mut file: impl AsyncRead + Unpin) {
-        let mut next: std::io::Result<_> = Ok(Some(head));
-        loop {
-            let message = match next {
-                Ok(Some(message)) => Ok(message),
-                Ok(None) => return,
-                Err(error) => {
-                    let request_id = self.request_id.as_str();
-                    tracing::error!(request_id, %error, "a backup cannot be read");
-                    Err(ApiError::Internal(error.to_string()).into_status(request_id))
-                }
-            };
-            let last = message.is_err();
-            let sent = tokio::time::timeout(self.patience, self.sender.send(message)).await;
-            if last || !matches!(sent, Ok(Ok(()))) {
-                return;
-            }
-            next = piece(&mut file).await;
-        }
-    }
+/// The head, and then the file.
+fn messages(
+    head: v1::SaveBackupResponse,
+    file: impl AsyncRead + Send + Unpin + 'static,
+) -> impl Stream<Item = Result<v1::SaveBackupResponse, ApiError>> + Send + 'static {
+    let pieces = stream::try_unfold(file, |mut file| async move {
+        let next =
+            piece(&mut file).await.map_err(|error| ApiError::Internal(format!("a backup: {error}")))?;
+        Ok(next.map(|piece| (piece, file)))
+    });
+    stream::once(async { Ok(head) }).chain(pieces)
 }
 
 /// The next bytes of the file; `None` at its end.
@@ -108,7 +91,10 @@ mod tests {
     use tonic::Code;
 
     use super::*;
-    use crate::rpc::testing::{Node, with};
+    use crate::{
+        outlet::WAITING,
+        rpc::testing::{Node, with},
+    };
 
     async fn fetch(mut pieces: Replies<v1::SaveBackupResponse>) -> (v1::SaveBackupResponse, Vec<u8>) {
         let head = pieces.next().await.unwrap().unwrap();
@@ -147,6 +133,12 @@ mod tests {
             assert!(begun.elapsed() < Duration::from_secs(10), "{error}");
             tokio::task::yield_now().await;
         }
+    }
+
+    #[test]
+    fn the_time_for_a_backup_goes_by_its_size() {
+        assert_eq!(longest(0), Duration::from_secs(60));
+        assert_eq!(longest(8 << 30), Duration::from_secs(60 + 8192));
     }
 
     #[tokio::test]

@@ -38,8 +38,7 @@ pub(crate) async fn validate_token(
     request: v1::ValidateJoinTokenRequest,
 ) -> Result<v1::ValidateJoinTokenResponse, ApiError> {
     let secret = secret(request.token)?;
-    let verdict = service.write(call, move |tx, context| token::validate(tx, context, secret)).await?.value;
-    let row = verdict.into_result()?;
+    let row = service.decide(call, move |tx, context| token::validate(tx, context, secret)).await?;
     Ok(v1::ValidateJoinTokenResponse {
         kind: tokens::kind(&row).into(),
         expires_at: Some(convert::timestamp(row.expires_at_ms)),
@@ -64,8 +63,8 @@ pub(crate) async fn generate_host_certs(
         convert::serial(),
     )?;
     let fresh = AgentId::from_random(rand::random());
-    let decided = service.write(call, move |tx, context| join::certify(tx, context, secret, &asked, &fresh));
-    sign(service, decided.await?.value.into_result()?)
+    let decided = service.decide(call, move |tx, context| join::certify(tx, context, secret, &asked, &fresh));
+    sign(service, decided.await?)
 }
 
 /// Signs what was decided, now that it is committed.
@@ -93,8 +92,8 @@ pub(crate) async fn register(
     let secret = secret(request.token)?;
     let report = Report::new(request.version, request.labels, request.address, 0)?;
     let entered =
-        service.write(call, move |tx, context| registration::register(tx, context, secret, &report));
-    let registered = entered.await?.value.into_result()?;
+        service.decide(call, move |tx, context| registration::register(tx, context, secret, &report));
+    let registered = entered.await?;
     let ttl = service.settings.presence_ttl;
     let ingest_addresses = service.read_local(call, move |view| node::live_ingests(view, ttl)).await?;
     Ok(v1::RegisterAgentResponse {
@@ -141,7 +140,54 @@ pub(super) fn with_jitter(interval: Duration) -> Duration {
 
 #[cfg(test)]
 mod tests {
+    use auth_core::audit::UNRECORDED;
+    use tonic::Code;
+
     use super::*;
+    use crate::{
+        refusals::BURST,
+        rpc::testing::{Node, anonymous, with},
+    };
+
+    /// How many refusals the records of an event tell of: each of itself, and of those that were not recorded.
+    async fn told(node: &Node, event: &str) -> (usize, u64) {
+        let records = node.audited(event).await;
+        let beside = records.iter().filter_map(|row| row.fields.get(UNRECORDED)?.parse::<u64>().ok());
+        (records.len(), records.len() as u64 + beside.sum::<u64>())
+    }
+
+    async fn refused(node: &Node) {
+        let request = v1::ValidateJoinTokenRequest { token: "wrong".into() };
+        let answer = validate_token(&node.service, &anonymous("ValidateJoinToken"), request).await;
+        assert_eq!(answer.unwrap_err().code(), Code::PermissionDenied);
+    }
+
+    #[tokio::test]
+    async fn strangers_do_not_fill_the_audit_log_and_it_says_that_there_was_more() {
+        let node = Node::start().await;
+        let begun = std::time::Instant::now();
+        let mut made = 3 * u64::from(BURST);
+        futures::future::join_all((0..made).map(|_| refused(&node))).await;
+        let most = u64::from(BURST) + 10 * (begun.elapsed().as_secs() + 1);
+        let (records, _) = told(&node, "agent.join.denied").await;
+        assert!((u64::from(BURST)..=most).contains(&(records as u64)), "{records} of {made}");
+        // Once another is recorded, every one is accounted for.
+        while told(&node, "agent.join.denied").await.1 != made {
+            assert!(
+                begun.elapsed() < Duration::from_secs(60),
+                "{:?}",
+                told(&node, "agent.join.denied").await
+            );
+            tokio::time::sleep(Duration::from_millis(150)).await;
+            refused(&node).await;
+            made += 1;
+        }
+        // What users are denied has a bound of its own.
+        let boss = node.boss().await;
+        let (call, denied) = (with(&boss, "AgentHeartbeat"), CoreError::Denied("no".into()));
+        audited::<()>(&node.service, &call, Err(denied.into())).await.unwrap_err();
+        assert_eq!(told(&node, "access.denied").await, (1, 1));
+    }
 
     #[test]
     fn waits_are_spread_around_the_interval() {

@@ -29,7 +29,7 @@ mod users;
 
 use std::{future::Future, pin::Pin, sync::Arc};
 
-use auth_core::{CoreError, Origin};
+use auth_core::{CoreError, Credential, Origin};
 use futures::Stream;
 use mezite_proto::{
     access as rules,
@@ -122,13 +122,15 @@ impl Begun {
     /// Ends the call: measures it, logs it, and tells the caller what went wrong.
     fn end<T>(self, result: Result<T, ApiError>) -> Result<Response<T>, Status> {
         let method = self.call.method.method;
-        end(method, &self.call.origin, self.measured, result)
+        let stranger = !matches!(self.call.credential, Credential::Session(_));
+        end(method, &self.call.origin, stranger, self.measured, result)
     }
 }
 
 fn end<T>(
     method: &'static str,
     origin: &Origin,
+    stranger: bool,
     measured: Measured,
     result: Result<T, ApiError>,
 ) -> Result<Response<T>, Status> {
@@ -143,8 +145,9 @@ fn end<T>(
             let code = error.code();
             if error.is_ours() {
                 tracing::error!(method, request_id, client, %error, "the call failed");
-            } else if matches!(code, Code::Unauthenticated | Code::ResourceExhausted) {
-                // Anybody can have these said as often as they like; the metrics count them, and the audit log has the logins.
+            } else if stranger || matches!(code, Code::Unauthenticated | Code::ResourceExhausted) {
+                // Anybody can have these said as often as they like; the metrics count them, and the audit log has what
+                // matters.
                 tracing::debug!(method, request_id, client, ?code, %error, "refused");
             } else {
                 tracing::info!(method, request_id, client, ?code, %error, "refused");
@@ -208,7 +211,7 @@ impl Api {
             Ok((method, credential, key, deadline)) => {
                 Ok(Begun { call: Call { method, credential, origin, key, deadline }, measured })
             }
-            Err(error) => Err(refused(end::<()>(method, &origin, measured, Err(error.into())))),
+            Err(error) => Err(refused(end::<()>(method, &origin, true, measured, Err(error.into())))),
         }
     }
 }

@@ -15,6 +15,7 @@ use mezite_proto::IDEMPOTENCY_KEY;
 use prost::Message;
 use store_txn::{ReadExt as _, TransactionExt as _};
 use tonic::{Code, Request, Status, metadata::MetadataValue};
+use tonic_types::StatusExt as _;
 use zeroize::Zeroizing;
 
 use super::{
@@ -299,6 +300,8 @@ async fn a_key_is_for_one_request_of_one_user() {
         let refused = world.call(&case, &world.boss, Some(KEY), Asked::Other).await.unwrap_err();
         assert_eq!(refused.code(), Code::InvalidArgument, "{method}: {refused:?}");
         assert!(refused.message().contains(repeat::FIELD), "{refused:?}");
+        // It is not to be taken for a refusal that tells what took effect.
+        assert_eq!(refused.get_details_error_info().unwrap().reason, mezite_client::KEY_REUSED);
         assert_eq!(world.state().await, state, "{method}");
 
         // To another admin it is a call like any other: whatever comes of it, it is not that answer.

@@ -60,11 +60,16 @@ async fn writer(service: &Service, call: &Call) -> Result<(AgentId, Vec<String>)
     read.await
 }
 
-/// What the caller sees, and the ingests that live.
-async fn reader(service: &Service, call: &Call, verb: Verb) -> Result<(Scope, Vec<String>), ApiError> {
+/// What the caller sees, the ingests that live, and who the caller is, as the audit log names it.
+async fn reader(
+    service: &Service,
+    call: &Call,
+    verb: Verb,
+) -> Result<(Scope, Vec<String>, String), ApiError> {
     let ttl = service.settings.presence_ttl;
-    let read = service
-        .read(call, move |view, context| Ok((Scope::of(context, verb)?, node::live_ingests(view, ttl)?)));
+    let read = service.read(call, move |view, context| {
+        Ok((Scope::of(context, verb)?, node::live_ingests(view, ttl)?, context.caller.actor()))
+    });
     read.await
 }
 
@@ -83,7 +88,7 @@ pub(crate) async fn upload(
     request: v1::UploadSessionRecordingRequest,
 ) -> Result<v1::UploadSessionRecordingResponse, ApiError> {
     let (agent, ingests) = writer(service, call).await?;
-    let _permit = service.relay.permit()?;
+    let _place = service.relay.place(&agent)?;
     let agent = &agent;
     let ask = service.relay.ask(ingests, |mut ingest| {
         let request = request.clone();
@@ -100,7 +105,7 @@ pub(crate) async fn list(
     call: &Call,
     mut request: v1::ListSessionRecordingsRequest,
 ) -> Result<v1::ListSessionRecordingsResponse, ApiError> {
-    let (scope, ingests) = reader(service, call, Verb::List).await?;
+    let (scope, ingests, _) = reader(service, call, Verb::List).await?;
     if let Scope::Own(name) = &scope {
         if !request.user.is_empty() && UserName::parse("user", &request.user)? != *name {
             return Ok(v1::ListSessionRecordingsResponse::default());
@@ -122,7 +127,7 @@ pub(crate) async fn get(
     call: &Call,
     request: v1::GetSessionRecordingRequest,
 ) -> Result<v1::GetSessionRecordingResponse, ApiError> {
-    let (scope, ingests) = reader(service, call, Verb::Read).await?;
+    let (scope, ingests, _) = reader(service, call, Verb::Read).await?;
     if scope != Scope::All && request.limit > 0 {
         check_visible(service, ingests.clone(), &scope, &request.recording_id).await?;
     }
@@ -135,14 +140,13 @@ pub(crate) async fn download(
     call: &Call,
     request: v1::DownloadSessionRecordingRequest,
 ) -> Result<Replies<v1::DownloadSessionRecordingResponse>, ApiError> {
-    let (scope, ingests) = reader(service, call, Verb::Read).await?;
+    let (scope, ingests, caller) = reader(service, call, Verb::Read).await?;
     let id = request.recording_id.clone();
     if scope != Scope::All {
         check_visible(service, ingests.clone(), &scope, &id).await?;
     }
-    let pieces = service.relay.download(ingests, request).await.map_err(|error| hidden(error, &id))?;
-    let request_id = call.origin.request_id.clone();
-    Ok(pieces.map(move |piece| piece.map_err(|error| error.into_status(&request_id))).boxed())
+    let pieces = service.relay.download(ingests, caller, request, &call.origin.request_id).await;
+    Ok(pieces.map_err(|error| hidden(error, &id))?.boxed())
 }
 
 /// Checks that a recording is one that the caller sees, before anything else is said of it.

@@ -42,7 +42,7 @@ const CLUSTER: &str = "test.example";
 const CLUSTER_ID: &str = "0123-test";
 
 /// Ingests that may follow at a time who has access.
-pub(super) const MAX_LISTENERS: usize = 2;
+pub(super) const MAX_LISTENERS: usize = 6;
 
 /// Password of the admin `boss`.
 pub(super) const BOSS: &str = "the password of boss";
@@ -91,6 +91,7 @@ impl Node {
             cas: Arc::new(CaKeys::new(Arc::new(Kek::new(Zeroizing::new([7; 32]))))),
             presence: Presence::start(store.clone(), ttl),
             backups: Arc::new(tokio::sync::Semaphore::new(1)),
+            refusals: Arc::default(),
             relay: Relay::new(CLUSTER, tls(), &LimitsConfig::default()).unwrap(),
             access: Listeners::new(MAX_LISTENERS, stopping.clone()),
             settings: Settings {
@@ -137,7 +138,12 @@ impl Node {
 
 /// A call of a method without a credential.
 pub(super) fn anonymous(method: &str) -> Call {
-    let origin = Origin { node_id: 1, request_id: "r".into(), client_address: "192.0.2.9".into() };
+    let origin = Origin {
+        node_id: 1,
+        request_id: "r".into(),
+        client_address: "192.0.2.9".into(),
+        ..Origin::default()
+    };
     let method = access::rule(method).unwrap();
     Call { method, credential: Credential::None, origin, key: None, deadline: None }
 }

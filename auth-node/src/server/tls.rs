@@ -12,6 +12,7 @@ use auth_core::{
     ca::{self, ActiveCa},
     tables::{CaKey, CaKind},
 };
+use mezite_daemon::clock;
 use mezite_pki::{
     identity::Identity,
     x509::{CertificateInfo, KeyPair, LeafSpec, X509Ca},
@@ -148,10 +149,9 @@ impl Renewal {
     /// Renews until `stop`.
     pub(crate) async fn run(mut self, stop: CancellationToken) {
         loop {
-            let left = Duration::from_secs(self.due.saturating_sub((self.clock)() / 1000));
             tokio::select! {
                 () = stop.cancelled() => return,
-                () = tokio::time::sleep(left) => (),
+                () = due(&self.clock, self.due) => (),
                 event = self.watcher.next() => match event {
                     Some(WatchEvent::Change { .. } | WatchEvent::Resync { .. }) => (),
                     None => return,
@@ -170,6 +170,17 @@ impl Renewal {
                 }
             }
         }
+    }
+}
+
+/// Resolves when the wall clock has come to `second` (Unix time).
+async fn due(clock: &Clock, second: u64) {
+    loop {
+        let left = clock::pause(second, clock() / 1000);
+        if left.is_zero() {
+            return;
+        }
+        tokio::time::sleep(left).await;
     }
 }
 
@@ -245,4 +256,26 @@ fn certificates(pem: &str) -> Result<Vec<CertificateDer<'static>>, NodeError> {
 
 fn unusable(error: impl std::fmt::Display) -> NodeError {
     NodeError::Tls(error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_certificate_is_due_by_the_wall_clock_and_not_by_the_end_of_a_timer() {
+        // Each look at it finds it only where the timer was set to.
+        let seconds = Arc::new(AtomicU64::new(0));
+        let looks = Arc::clone(&seconds);
+        let clock: Clock = Arc::new(move || match looks.fetch_add(1, Ordering::SeqCst) {
+            0 | 1 => 1_000,
+            _ => 2_000,
+        });
+        let begun = tokio::time::Instant::now();
+        due(&clock, 2).await;
+        assert_eq!(seconds.load(Ordering::SeqCst), 3);
+        assert!(begun.elapsed() >= Duration::from_secs(2), "{:?}", begun.elapsed());
+    }
 }

@@ -10,8 +10,9 @@ use mezite_proto::{
     SERVICE_NAME,
     access::METHODS,
     v1::{
-        RecordingChunk, RecordingMetadata, RecordingState, UploadSessionRecordingRequest,
-        auth_service_client::AuthServiceClient, stream_session_recording_request::Message,
+        DownloadSessionRecordingRequest, RecordingChunk, RecordingMetadata, RecordingState,
+        UploadSessionRecordingRequest, auth_service_client::AuthServiceClient,
+        stream_session_recording_request::Message,
     },
 };
 use tonic::{Code, transport::Endpoint};
@@ -323,6 +324,63 @@ async fn only_so_many_calls_write_at_a_time() {
     drop(sender);
     reply.await.unwrap().unwrap();
     agent.probe(id(1)).await.unwrap();
+}
+
+#[tokio::test]
+async fn one_agent_leaves_places_to_the_others() {
+    let cluster = Cluster::new();
+    let ingest = cluster.ingest("a", &["limits.max_streams_per_agent=1"]).await;
+    let agent = cluster.as_agent(&ingest, AGENT);
+    let (sender, reply) = agent.open();
+    sender.send(wrapped(header(id(1), 0, Some(metadata())))).await.unwrap();
+    let diagnostics = ingest.diagnostics_address();
+    crate::wire::eventually(|| async move {
+        crate::wire::page(diagnostics, "/metrics").await.1.contains("mezite_ingest_open_streams 1")
+    })
+    .await;
+    // By whichever way.
+    for way in [agent.clone(), cluster.as_auth(&ingest).relaying(AGENT)] {
+        let refused = way.probe(id(2)).await.unwrap_err();
+        let told = (refused.code(), reason(&refused).0);
+        assert_eq!(told, (Code::ResourceExhausted, "TOO_MANY_STREAMS".to_owned()));
+        assert!(refused.get_details_retry_info().unwrap().retry_delay.is_some());
+    }
+    let other = cluster.as_agent(&ingest, OTHER_AGENT);
+    other.stream(vec![header(id(3), 0, Some(metadata())), chunk(0, b"x"), last(b"x")]).await.unwrap();
+    drop(sender);
+    reply.await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn a_download_that_nobody_reads_gives_its_place_up() {
+    let cluster = Cluster::new();
+    let settings = ["limits.max_downloads=1", "limits.message_timeout=1s"];
+    let ingest = cluster.ingest("a", &settings).await;
+    let data = payload(12 << 20);
+    let mut messages = vec![header(id(1), 0, Some(metadata()))];
+    let pieces = data.chunks(1 << 20).enumerate();
+    messages.extend(pieces.map(|(number, piece)| chunk((number as u64) << 20, piece)));
+    messages.push(last(&data));
+    cluster.as_agent(&ingest, AGENT).stream(messages).await.unwrap();
+
+    let (unread, auth) = (cluster.as_auth(&ingest), cluster.as_auth(&ingest));
+    let name = id(1).to_string();
+    let request = DownloadSessionRecordingRequest { recording_id: name.clone(), offset: 0 };
+    let mut unread = unread.client.clone().download_session_recording(request).await.unwrap().into_inner();
+    let refused = auth.download(&name, 0).await.unwrap_err();
+    assert_eq!(
+        (refused.code(), reason(&refused).0.as_str()),
+        (Code::ResourceExhausted, "TOO_MANY_DOWNLOADS")
+    );
+    crate::wire::eventually(|| async { auth.download(&name, 0).await.is_ok_and(|all| all == data) }).await;
+    // Who comes back to it finds that it is not whole.
+    let ended = loop {
+        match unread.message().await {
+            Ok(piece) => assert!(piece.is_some(), "it looks whole"),
+            Err(ended) => break ended,
+        }
+    };
+    assert_eq!((ended.code(), reason(&ended).0.as_str()), (Code::DeadlineExceeded, "IDLE"));
 }
 
 #[tokio::test]
