@@ -147,7 +147,8 @@ pub(crate) fn apply_batch<V: StateView>(
             decided.push((id, revision));
             keep_until_ms = keep_until_ms.max(transaction.not_after_ms);
         }
-        effects.outcomes.push(peer::Outcome { kind: kind.into(), revision, log_index });
+        let kind = kind.into();
+        effects.outcomes.push(peer::Outcome { kind, revision, log_index, ..peer::Outcome::default() });
     }
     if !decided.is_empty() {
         state.put(

@@ -26,6 +26,7 @@ use crate::{
     net::client::PeerPool,
     raft::{Core, Proposed},
     read::left,
+    space::{Full, SpaceAlarm},
 };
 
 /// A forwarded batch waits at least this long for its answer: its transactions have a time of their own too.
@@ -55,6 +56,7 @@ pub(crate) struct Proposer {
     queue: mpsc::Sender<Pending>,
     room: Arc<Semaphore>,
     core: Core,
+    space: Arc<SpaceAlarm>,
 }
 
 fn outcome(kind: Kind) -> Outcome {
@@ -62,12 +64,18 @@ fn outcome(kind: Kind) -> Outcome {
 }
 
 impl Proposer {
-    pub(crate) fn start(core: Core, pool: PeerPool, clock: Clock, limits: Limits) -> Self {
+    pub(crate) fn start(
+        core: Core,
+        pool: PeerPool,
+        clock: Clock,
+        limits: Limits,
+        space: Arc<SpaceAlarm>,
+    ) -> Self {
         let (queue, waiting) = mpsc::channel(limits.queue);
         let sender = Sender { core: core.clone(), pool, clock };
         tokio::spawn(run(waiting, sender, limits));
         let room = Arc::new(Semaphore::new(limits.queue_bytes.min(Semaphore::MAX_PERMITS)));
-        Self { queue, room, core }
+        Self { queue, room, core, space }
     }
 
     /// Proposes a transaction, through the leader, and answers what came of it: [`Kind::Expired`] if it was not
@@ -88,14 +96,16 @@ impl Proposer {
     }
 
     /// Proposes a follower's transactions; only as leader, so that there is at most one hop. The follower's deadline
-    /// ends the call; what is still waiting then is dropped.
+    /// ends the call; what is still waiting then is dropped. A leader that is full refuses what a follower that is not
+    /// has let through.
     pub(crate) async fn propose_for_peer(&self, transactions: Vec<peer::Transaction>) -> Vec<Outcome> {
         if !self.core.takes_proposals() {
             return transactions.iter().map(|_| outcome(Kind::NotLeader)).collect();
         }
         let deadline = Instant::now() + Timing::MAX_DEADLINE;
-        let transactions = transactions.into_iter();
-        let tickets: Vec<_> = transactions.map(|transaction| self.enqueue(transaction, deadline)).collect();
+        let admitted =
+            |transaction| self.admit(&transaction).and_then(|()| self.enqueue(transaction, deadline));
+        let tickets: Vec<_> = transactions.into_iter().map(admitted).collect();
         let mut outcomes = Vec::with_capacity(tickets.len());
         for ticket in tickets {
             outcomes.push(match ticket {
@@ -109,6 +119,14 @@ impl Proposer {
     /// Transactions that wait to be taken.
     pub(crate) fn waiting(&self) -> usize {
         self.queue.max_capacity() - self.queue.capacity()
+    }
+
+    fn admit(&self, transaction: &peer::Transaction) -> Result<(), Outcome> {
+        self.space.admit(transaction).map_err(|full| {
+            metrics::proposal_failed("database_full");
+            let Full { size, limit } = full;
+            Outcome { database_size: size, database_limit: limit, ..outcome(Kind::DatabaseFull) }
+        })
     }
 
     fn enqueue(&self, transaction: peer::Transaction, deadline: Instant) -> Result<Ticket, Outcome> {

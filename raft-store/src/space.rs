@@ -18,6 +18,21 @@ const INTERVAL: Duration = Duration::from_secs(1);
 /// A full database is compacted, so that what was deleted makes room; but not more often than this.
 const COMPACT_EVERY: Duration = Duration::from_secs(300);
 
+/// The database is over its bound.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Full {
+    /// Bytes on disk.
+    pub(crate) size: u64,
+    /// The bound.
+    pub(crate) limit: u64,
+}
+
+impl From<Full> for StoreError {
+    fn from(Full { size, limit }: Full) -> Self {
+        Self::DatabaseFull { size, limit }
+    }
+}
+
 /// Knows whether the database is over its bound.
 #[derive(Debug)]
 pub(crate) struct SpaceAlarm {
@@ -37,12 +52,12 @@ impl SpaceAlarm {
 
     /// Refuses a transaction that makes a full database larger. One that deletes rows and writes none is taken; it
     /// may append to logs, so that what is deleted leaves its trace.
-    pub(crate) fn admit(&self, transaction: &peer::Transaction) -> Result<(), StoreError> {
+    pub(crate) fn admit(&self, transaction: &peer::Transaction) -> Result<(), Full> {
         let deletes = |writes: &[peer::Write]| writes.iter().all(|write| write.value.is_none());
         if !self.is_full() || (!transaction.writes.is_empty() && deletes(&transaction.writes)) {
             return Ok(());
         }
-        Err(StoreError::DatabaseFull { size: self.size.load(Ordering::Relaxed), limit: self.limit })
+        Err(Full { size: self.size.load(Ordering::Relaxed), limit: self.limit })
     }
 
     fn measure(&self, db: &Db) -> u64 {
@@ -150,8 +165,7 @@ mod tests {
             with(vec![write(None), write(Some(b""))]),
             peer::Transaction { appends: vec![append], ..Default::default() },
         ] {
-            let error = full.admit(&refused).unwrap_err();
-            assert!(matches!(error, StoreError::DatabaseFull { size: 11, limit: 10 }), "{error}");
+            assert_eq!(full.admit(&refused), Err(Full { size: 11, limit: 10 }));
         }
         let room = SpaceAlarm { limit: 10, size: AtomicU64::new(10) };
         assert!(room.admit(&with(vec![write(Some(b""))])).is_ok());

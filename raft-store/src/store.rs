@@ -62,7 +62,7 @@ pub(crate) struct Inner {
     /// Whoever changes the members as leader holds it, for all steps of the change.
     pub(crate) changes: tokio::sync::Mutex<()>,
     pub(crate) db: Arc<Db>,
-    pub(crate) space: SpaceAlarm,
+    pub(crate) space: Arc<SpaceAlarm>,
     hub: Arc<Hub>,
 }
 
@@ -116,9 +116,10 @@ impl Store {
             fatal,
         );
         let (core, state) = started.await?;
-        let proposer = Proposer::start(core.clone(), pool.clone(), Arc::clone(&config.clock), config.limits);
+        let space = Arc::new(SpaceAlarm::new(config.limits.max_database_bytes, &db));
+        let (clock, alarm) = (Arc::clone(&config.clock), Arc::clone(&space));
+        let proposer = Proposer::start(core.clone(), pool.clone(), clock, config.limits, alarm);
         let reads = Reads::start(core.clone(), pool.clone(), progress.clone());
-        let space = SpaceAlarm::new(config.limits.max_database_bytes, &db);
         let inner = Inner {
             identity: ArcSwap::from_pointee(identity),
             core,
@@ -271,8 +272,12 @@ impl Store {
                     ));
                 }
                 Kind::Overloaded if !pending => return Err(StoreError::Overloaded),
+                Kind::DatabaseFull if !pending => {
+                    let (size, limit) = (outcome.database_size, outcome.database_limit);
+                    return Err(StoreError::DatabaseFull { size, limit });
+                }
                 Kind::Unknown | Kind::Unspecified => pending = true,
-                Kind::NotLeader | Kind::Overloaded => {}
+                Kind::NotLeader | Kind::Overloaded | Kind::DatabaseFull => {}
             }
             if Instant::now() + RETRY >= deadline {
                 return Err(if pending {

@@ -3,6 +3,9 @@
 //!
 //! A principal is a login, where the caller's roles allow it on every node, and otherwise `login@agent_id`, one for
 //! each node on which they do; a node accepts both forms of its own logins.
+//!
+//! Which nodes those are is looked for in a view of all nodes, before the transaction: that reads the nodes that were
+//! found, and judges them again, so that it conflicts with changes of these alone.
 
 use std::{collections::BTreeSet, time::Duration};
 
@@ -105,6 +108,22 @@ impl UserCertRequest {
             serials,
         })
     }
+
+    /// Whether it is for one node.
+    pub fn names_node(&self) -> bool {
+        self.node.is_some()
+    }
+
+    fn wanted(&self, logins: BTreeSet<String>) -> BTreeSet<String> {
+        if self.logins.is_empty() { logins } else { &logins & &self.logins }
+    }
+
+    /// The wanted logins that are allowed everywhere, and those that may be allowed on some nodes.
+    fn wanted_logins(&self, access: &Access) -> (BTreeSet<String>, BTreeSet<String>) {
+        let everywhere = self.wanted(access.logins_everywhere());
+        let somewhere = &self.wanted(access.all_logins()) - &everywhere;
+        (everywhere, somewhere)
+    }
 }
 
 /// What is to be signed for a user, once the transaction has committed.
@@ -126,8 +145,43 @@ pub struct UserCerts {
     pub logins: BTreeSet<String>,
 }
 
+/// Nodes on which a caller's roles may allow a login that they do not allow everywhere: at most 256.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Candidates(BTreeSet<AgentId>);
+
+/// Looks for the nodes that certificates for the caller may name. For a request that names its node it looks for none.
+///
+/// # Errors
+/// As of [`user_certs`].
+pub fn candidates(
+    state: &mut (impl Read + ?Sized),
+    context: &Context,
+    request: &UserCertRequest,
+) -> Result<Candidates, CoreError> {
+    let access = access(context.caller.user()?)?;
+    let mut candidates = Candidates::default();
+    if request.node.is_some() {
+        return Ok(candidates);
+    }
+    let (everywhere, somewhere) = request.wanted_logins(&access);
+    let (mut principals, mut after) = (everywhere.len(), None);
+    while !somewhere.is_empty() && principals <= MAX_PRINCIPALS {
+        let nodes = state.scan::<NodeKey>(after.as_ref(), CHUNK)?;
+        let Some((last, _)) = nodes.last() else { break };
+        after = Some(last.clone());
+        for (NodeKey(id), node) in nodes {
+            let logins = &logins_on(state, &access, &id, &node.row)? & &somewhere;
+            if !logins.is_empty() {
+                principals = principals.saturating_add(logins.len());
+                candidates.0.insert(id);
+            }
+        }
+    }
+    if principals > MAX_PRINCIPALS { Err(too_many()) } else { Ok(candidates) }
+}
+
 /// Decides on certificates for the caller, within what its roles allow. They end with the caller's session at the
-/// latest.
+/// latest. Without a node, those nodes count that were found to be `candidates`, if the roles still allow a login there.
 ///
 /// # Errors
 /// [`CoreError::Denied`] when nothing is allowed, a wanted login is not, or a role asks for a second factor;
@@ -138,15 +192,12 @@ pub fn user_certs(
     tx: &mut (impl Transaction + ?Sized),
     context: &Context,
     request: &UserCertRequest,
+    candidates: &Candidates,
 ) -> Result<UserCerts, CoreError> {
     let caller = context.caller.user()?;
-    let access = Access::of(&caller.roles, &caller.user.traits);
+    let access = access(caller)?;
     let options = access.options();
-    if options.require_mfa && matches!(caller.method(), AuthMethod::Password | AuthMethod::Unspecified) {
-        let reason = "your roles ask for a second factor, and this session was made with a password alone";
-        return Err(CoreError::Denied(reason.into()));
-    }
-    let grant = grant(tx, &access, request)?;
+    let grant = grant(tx, &access, request, candidates)?;
     let lifetime = lifetime(tx.now(), caller, options, request.ttl)?;
     let source_addresses = options.source_addresses.entries()?;
     let expires_at_ms = lifetime.end.saturating_mul(1000);
@@ -178,6 +229,17 @@ pub fn user_certs(
     });
     let (user_ca, tls_ca) = (ca::active(tx, CaKind::User)?, ca::active(tx, CaKind::Tls)?);
     Ok(UserCerts { ssh, tls, user_ca, tls_ca, trust, expires_at_ms, logins: grant.logins })
+}
+
+/// What the caller's roles allow, if its session may have certificates.
+fn access(caller: &UserCaller) -> Result<Access, CoreError> {
+    let access = Access::of(&caller.roles, &caller.user.traits);
+    let weak = matches!(caller.method(), AuthMethod::Password | AuthMethod::Unspecified);
+    if access.options().require_mfa && weak {
+        let reason = "your roles ask for a second factor, and this session was made with a password alone";
+        return Err(CoreError::Denied(reason.into()));
+    }
+    Ok(access)
 }
 
 /// Unix seconds: a minute back, to the end by role, wish and session, whichever comes first.
@@ -219,13 +281,11 @@ fn grant(
     state: &mut (impl Read + ?Sized),
     access: &Access,
     request: &UserCertRequest,
+    candidates: &Candidates,
 ) -> Result<Grant, CoreError> {
-    let wanted = |logins: BTreeSet<String>| -> BTreeSet<String> {
-        if request.logins.is_empty() { logins } else { &logins & &request.logins }
-    };
     let grant = match &request.node {
-        Some(node) => grant_on_one(state, access, node, wanted)?,
-        None => grant_on_all(state, access, wanted)?,
+        Some(node) => grant_on_one(state, access, request, node)?,
+        None => grant_on_all(state, access, request, candidates)?,
     };
     if let Some(login) = request.logins.difference(&grant.logins).next() {
         let place = if request.node.is_some() { "that node, or there is no such node" } else { "any node" };
@@ -241,12 +301,12 @@ fn grant(
 fn grant_on_one(
     state: &mut (impl Read + ?Sized),
     access: &Access,
+    request: &UserCertRequest,
     node: &Wanted,
-    wanted: impl Fn(BTreeSet<String>) -> BTreeSet<String>,
 ) -> Result<Grant, CoreError> {
     let mut grant = Grant::default();
     if let Some((id, node)) = find_node(state, node)? {
-        for login in wanted(logins_on(state, access, &id, &node)?) {
+        for login in request.wanted(logins_on(state, access, &id, &node)?) {
             grant.on(&login, &id);
         }
     }
@@ -256,38 +316,32 @@ fn grant_on_one(
 fn grant_on_all(
     state: &mut (impl Read + ?Sized),
     access: &Access,
-    wanted: impl Fn(BTreeSet<String>) -> BTreeSet<String>,
+    request: &UserCertRequest,
+    candidates: &Candidates,
 ) -> Result<Grant, CoreError> {
     let mut grant = Grant::default();
-    let everywhere = wanted(access.logins_everywhere());
+    let (everywhere, somewhere) = request.wanted_logins(access);
     for login in &everywhere {
         grant.everywhere(login);
     }
-    let somewhere = &wanted(access.all_logins()) - &everywhere;
-    let mut after = None;
-    while !somewhere.is_empty() {
-        grant = bounded(grant)?;
-        let nodes = state.scan::<NodeKey>(after.as_ref(), CHUNK)?;
-        let Some((last, _)) = nodes.last() else { break };
-        after = Some(last.clone());
-        for (NodeKey(id), node) in &nodes {
-            for login in &logins_on(state, access, id, &node.row)? & &somewhere {
-                grant.on(&login, id);
-            }
+    for id in candidates.0.iter().filter(|_| !somewhere.is_empty()) {
+        let Some(node) = state.get(&NodeKey(id.clone()))? else { continue };
+        for login in &logins_on(state, access, id, &node.row)? & &somewhere {
+            grant.on(&login, id);
         }
     }
     bounded(grant)
 }
 
 fn bounded(grant: Grant) -> Result<Grant, CoreError> {
-    if grant.principals.len() <= MAX_PRINCIPALS {
-        return Ok(grant);
-    }
-    let reason = format!(
+    if grant.principals.len() <= MAX_PRINCIPALS { Ok(grant) } else { Err(too_many()) }
+}
+
+fn too_many() -> CoreError {
+    CoreError::Precondition(format!(
         "a certificate names at most {MAX_PRINCIPALS} logins on nodes, and your roles allow more: say which node it \
          is for, or which logins"
-    );
-    Err(CoreError::Precondition(reason))
+    ))
 }
 
 /// The logins that are allowed on a node. An ingest has none.

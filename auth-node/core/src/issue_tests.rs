@@ -31,8 +31,16 @@ fn request(ask: Ask) -> UserCertRequest {
 }
 
 fn issue(world: &mut World, session: SecretDigest, ask: Ask) -> Result<UserCerts, CoreError> {
-    let request = request(ask);
-    world.call(session, |tx, context| user_certs(tx, context, &request))
+    issue_for(world, session, &request(ask))
+}
+
+fn issue_for(
+    world: &mut World,
+    session: SecretDigest,
+    request: &UserCertRequest,
+) -> Result<UserCerts, CoreError> {
+    let found = world.call(session, |view, context| candidates(view, context, request))?;
+    world.call(session, |tx, context| user_certs(tx, context, request, &found))
 }
 
 fn principals(certs: &UserCerts) -> Vec<&str> {
@@ -164,7 +172,7 @@ fn every_key_gets_its_own_certificate() {
         serial
     };
     let request = UserCertRequest::new(&keys, vec![], None, vec![], "", random).unwrap();
-    let certs = world.call(ann, |tx, context| user_certs(tx, context, &request)).unwrap();
+    let certs = issue_for(&mut world, ann, &request).unwrap();
     let issued: Vec<_> = certs.ssh.iter().map(|spec| (spec.public_key.line(), spec.serial)).collect();
     assert_eq!(issued, [(keys[0].clone(), 1), (keys[1].clone(), 2), (keys[2].clone(), 3)]);
     assert!(certs.tls.is_none());
@@ -227,7 +235,9 @@ fn what_is_not_allowed_is_refused() {
     let auditor = world.user_with("eve", "auditor", traits(&[("logins", &["root"])]));
     assert_denied(issue(&mut world, auditor, Ask::default()), "allow no login");
     let request = request(Ask::default());
-    let anonymous = world.run(|tx, context| user_certs(tx, context, &request));
+    let anonymous = world.run(|tx, context| user_certs(tx, context, &request, &Candidates::default()));
+    assert!(matches!(anonymous, Err(CoreError::Unauthenticated(_))));
+    let anonymous = world.run(|view, context| candidates(view, context, &request));
     assert!(matches!(anonymous, Err(CoreError::Unauthenticated(_))));
     assert!(world.events(0).iter().all(|event| event != "cert.user.issue"));
 }
@@ -321,4 +331,125 @@ fn a_role_that_was_removed_in_between_counts() {
         })
         .unwrap();
     assert_eq!(principals(&issue(&mut world, ann, Ask::default()).unwrap()), ["guest"]);
+}
+
+/// A transaction that counts what it observed: what it would have to be checked for.
+struct Observed<'a, T> {
+    tx: &'a mut T,
+    keys: usize,
+    ranges: usize,
+}
+
+impl<T: Read> Read for Observed<'_, T> {
+    fn now(&self) -> UnixMillis {
+        self.tx.now()
+    }
+
+    fn get_raw(&mut self, key: &[u8]) -> Result<Option<store_txn::RawRow>, store_txn::TxError> {
+        self.keys += 1;
+        self.tx.get_raw(key)
+    }
+
+    fn scan_raw(
+        &mut self,
+        range: &store_txn::KeyRange,
+        limit: usize,
+    ) -> Result<Vec<(Vec<u8>, store_txn::RawRow)>, store_txn::TxError> {
+        self.ranges += 1;
+        self.tx.scan_raw(range, limit)
+    }
+
+    fn log_records(
+        &mut self,
+        log: &str,
+        from: u64,
+        limit: usize,
+    ) -> Result<Vec<store_txn::LogRecord>, store_txn::TxError> {
+        self.tx.log_records(log, from, limit)
+    }
+}
+
+impl<T: Transaction> Transaction for Observed<'_, T> {
+    fn put_raw(&mut self, key: Vec<u8>, value: Vec<u8>, expires_at: Option<UnixMillis>) {
+        self.tx.put_raw(key, value, expires_at);
+    }
+
+    fn delete_raw(&mut self, key: Vec<u8>) {
+        self.tx.delete_raw(key);
+    }
+
+    fn append(&mut self, log: &'static str, record: Vec<u8>) {
+        self.tx.append(log, record);
+    }
+}
+
+fn numbered(number: u32) -> AgentId {
+    AgentId::parse("id", &format!("{number:08}-0000-4000-8000-000000000000")).unwrap()
+}
+
+/// Writes so many SSH nodes; of each hundred, the first is `env=dev`.
+fn add_fleet(world: &mut World, count: u32) {
+    use store_txn::TransactionExt as _;
+    world
+        .run(|tx, _| {
+            for number in 0..count {
+                let env = if number % 100 == 0 { "dev" } else { "prod" };
+                let row = NodeRow {
+                    kind: NodeKind::Ssh.into(),
+                    hostname: format!("web{number}"),
+                    admin_labels: crate::world::labels(&[("env", env)]),
+                    expires_at_ms: u64::MAX,
+                    ..NodeRow::default()
+                };
+                tx.put(&NodeKey(numbered(number)), &row);
+            }
+            Ok(())
+        })
+        .unwrap();
+}
+
+#[test]
+fn the_transaction_reads_the_nodes_that_are_granted_and_no_others() {
+    let mut world = World::new();
+    let ann = with_role(&mut world, &role(&["root"], &[("env", "dev")]));
+    add_fleet(&mut world, 5_000);
+    let named = request(Ask { node: "web0".into(), ..Ask::default() });
+    let request = request(Ask::default());
+    let found = world.call(ann, |view, context| candidates(view, context, &request)).unwrap();
+    let (certs, keys, ranges) = world
+        .call(ann, |tx, context| {
+            let mut observed = Observed { tx, keys: 0, ranges: 0 };
+            let certs = user_certs(&mut observed, context, &request, &found)?;
+            Ok((certs, observed.keys, observed.ranges))
+        })
+        .unwrap();
+    assert_eq!(certs.ssh[0].principals.len(), 50);
+    // The row and the labels of each, and some rows of the cluster.
+    assert!((100..=120).contains(&keys), "{keys} keys");
+    assert_eq!(ranges, 0);
+
+    // There is nothing to look for where the node is named.
+    let none = world.call(ann, |view, context| candidates(view, context, &named)).unwrap();
+    assert_eq!(none, Candidates::default());
+}
+
+/// What was found is judged again by the state of the transaction.
+#[test]
+fn a_node_whose_labels_changed_in_between_is_not_granted() {
+    let mut world = World::new();
+    let ann = with_role(&mut world, &role(&["root"], &[("env", "dev")]));
+    let hosts: Vec<_> = ["web1", "web2", "web3"]
+        .into_iter()
+        .map(|hostname| world.joined(NodeKind::Ssh, hostname, &[("env", "dev")]))
+        .collect();
+    let request = request(Ask::default());
+    let found = world.call(ann, |view, context| candidates(view, context, &request)).unwrap();
+    assert_eq!(found.0.len(), 3);
+    let prod = crate::world::labels(&[("env", "prod")]);
+    world.admin(|tx, context| node::update_labels(tx, context, &hosts[0].id(), prod.clone(), 0)).unwrap();
+    world.admin(|tx, context| node::remove(tx, context, Some(&hosts[1].id()))).unwrap();
+    let issued = |world: &mut World| world.call(ann, |tx, context| user_certs(tx, context, &request, &found));
+    assert_eq!(principals(&issued(&mut world).unwrap()), [format!("root@{}", hosts[2].id())]);
+    world.admin(|tx, context| node::update_labels(tx, context, &hosts[2].id(), prod, 0)).unwrap();
+    assert_denied(issued(&mut world), "allow no login on any node");
 }

@@ -6,6 +6,9 @@
 //! of a joiner gets nothing that is of use without the joiner's private keys. A renewal keeps the TLS key, by which the
 //! agent is known: an agent that wants another one leaves and joins again.
 //!
+//! A join that broke off before it was registered outlives its token, because certificates for its names do. Another
+//! token goes on with it, for the same keys: by the rules of a new join, and as one use of that token.
+//!
 //! A name is held from the first certificate for it to the end of the last one, whether its holder has registered or
 //! not, unless the holder leaves.
 
@@ -143,8 +146,8 @@ pub fn certify(
 
 /// Where an agent stands.
 enum Place {
-    /// It has certificates, by this join.
-    Joining(JoinRow),
+    /// It has certificates, by a join.
+    Joining,
     /// It has registered.
     Registered,
 }
@@ -161,10 +164,18 @@ fn join(
     check_ssh_key(token.kind(), request)?;
     check_allowed(&target, &token.allowed_principals, &request.principals)?;
     let until = tx.now().saturating_add(HOST_CERT_TTL_MS);
-    let (id, kind) = match earlier(tx, &name, &token, request)? {
+    let known = match earlier(tx, &name, &token, request)? {
+        Some(known) => Some(known),
+        None => broken_off(tx, request)?,
+    };
+    let (id, kind) = match known {
         Some((id, place, node)) => {
             check_same(&target, &node, request)?;
             check_free(tx, &target, &id, request)?;
+            let node = match place {
+                Place::Joining => adopt(tx, &id, node, &name, token)?,
+                Place::Registered => node,
+            };
             let kind = node.kind();
             extend(tx, &id, place, NodeRow { expires_at_ms: until, ..node })?;
             (id, kind)
@@ -192,13 +203,82 @@ fn earlier(
     if let Some(node) = tx.get(&NodeKey(id.clone()))? {
         return Ok(Some((id, Place::Registered, node.row)));
     }
-    let join = tx.get(&JoinKey(id.clone()))?.map(|stored| stored.row);
-    let known = join.and_then(|join| Some((join.node.clone()?, join)));
-    Ok(known.map(|(node, join)| (id, Place::Joining(join), node)))
+    Ok(unfinished(tx, &id)?.map(|node| (id, Place::Joining, node)))
+}
+
+/// The join of this TLS key and hostname that another token began, and that was not registered.
+fn broken_off(
+    tx: &mut (impl Transaction + ?Sized),
+    request: &HostCertRequest,
+) -> Result<Option<(AgentId, Place, NodeRow)>, Stop> {
+    let Some(holder) = tx.get(&PrincipalKey(request.hostname()))? else { return Ok(None) };
+    let id = AgentId::parse("principal", &holder.row.agent_id)?;
+    let node = unfinished(tx, &id)?.filter(|node| node.key_digest == request.key_digest);
+    Ok(node.map(|node| (id, Place::Joining, node)))
+}
+
+/// The node that an agent becomes, if it has not registered yet.
+pub(crate) fn unfinished(
+    state: &mut (impl Read + ?Sized),
+    id: &AgentId,
+) -> Result<Option<NodeRow>, CoreError> {
+    Ok(state.get(&JoinKey(id.clone()))?.and_then(|join| join.row.node))
+}
+
+/// Lets a token go on with a join that is not registered. For the token that it was begun with there is nothing to do;
+/// another one must let in such an agent, with all of its names, and is used once. From then on the join is that
+/// token's, and so are the labels.
+///
+/// Whoever asks has proved to be the joiner, or gets nothing that is of use to another.
+pub(crate) fn adopt(
+    tx: &mut (impl Transaction + ?Sized),
+    id: &AgentId,
+    node: NodeRow,
+    name: &TokenName,
+    token: TokenRow,
+) -> Result<NodeRow, Stop> {
+    let Ok(key_digest) = <[u8; 32]>::try_from(node.key_digest.as_slice()) else {
+        return Err(Stop::denied(target(node.kind(), id), "this join has no key"));
+    };
+    if user_of(tx, name, &token, &key_digest)?.as_ref() == Some(id) {
+        return Ok(node);
+    }
+    let by = format!("token:{name}");
+    if node.kind() != token.kind() {
+        let reason =
+            format!("this agent began to join as {}, and the token is for another kind", node.kind().name());
+        return Err(Stop::denied(by, reason));
+    }
+    let principal = |name: &String| Principal::parse("principals", name);
+    let principals = node.principals.iter().map(principal).collect::<Result<Vec<_>, _>>()?;
+    check_allowed(&by, &token.allowed_principals, &principals)?;
+    token::check_unused(name, &token)?;
+    drop_use(tx, id, &node)?;
+    let node = NodeRow { admin_labels: token.labels.clone(), token: name.as_str().to_owned(), ..node };
+    use_token(tx, id, name, token, key_digest);
+    put_join(tx, id, &node);
+    Ok(node)
+}
+
+/// Forgets by which token an agent joined: the same token and key are no longer the same join.
+pub(crate) fn drop_use(
+    tx: &mut (impl Transaction + ?Sized),
+    id: &AgentId,
+    node: &NodeRow,
+) -> Result<(), CoreError> {
+    if let (Ok(token), Ok(key_digest)) =
+        (TokenName::parse("token", &node.token), node.key_digest.as_slice().try_into())
+    {
+        let used = TokenUseKey { token, key_digest };
+        if tx.get(&used)?.is_some_and(|stored| stored.row.agent_id == id.as_str()) {
+            tx.delete(&used);
+        }
+    }
+    Ok(())
 }
 
 /// Who used a token with a TLS key.
-pub(crate) fn user_of(
+fn user_of(
     tx: &mut (impl Transaction + ?Sized),
     name: &TokenName,
     token: &TokenRow,
@@ -214,11 +294,10 @@ fn begin(
     tx: &mut (impl Transaction + ?Sized),
     id: &AgentId,
     name: &TokenName,
-    mut token: TokenRow,
+    token: TokenRow,
     request: &HostCertRequest,
     until: UnixMillis,
 ) {
-    token.uses = token.uses.saturating_add(1);
     let node = NodeRow {
         kind: token.kind,
         hostname: request.hostname(),
@@ -230,15 +309,32 @@ fn begin(
         ssh_key_digest: request.ssh_key_digest(),
         expires_at_ms: until,
     };
+    put_join(tx, id, &node);
+    use_token(tx, id, name, token, request.key_digest);
+}
+
+/// Counts a join, and remembers whose it is.
+fn use_token(
+    tx: &mut (impl Transaction + ?Sized),
+    id: &AgentId,
+    name: &TokenName,
+    mut token: TokenRow,
+    key_digest: [u8; 32],
+) {
+    token.uses = token.uses.saturating_add(1);
     let used = TokenUseRow {
         agent_id: id.as_str().to_owned(),
         expires_at_ms: token.expires_at_ms,
         secret_digest: token.secret_digest.clone(),
     };
-    tx.put(&TokenUseKey { token: name.clone(), key_digest: request.key_digest }, &used);
-    let join = JoinRow { token: node.token.clone(), node: Some(node), expires_at_ms: until };
-    tx.put(&JoinKey(id.clone()), &join);
+    tx.put(&TokenUseKey { token: name.clone(), key_digest }, &used);
     tx.put(&TokenKey(name.clone()), &token);
+}
+
+/// Writes the row of an agent that has not registered yet.
+fn put_join(tx: &mut (impl Transaction + ?Sized), id: &AgentId, node: &NodeRow) {
+    let (token, expires_at_ms) = (node.token.clone(), node.expires_at_ms);
+    tx.put(&JoinKey(id.clone()), &JoinRow { token, node: Some(node.clone()), expires_at_ms });
 }
 
 /// Keeps an agent to the end of its new certificates.
@@ -249,10 +345,7 @@ fn extend(
     node: NodeRow,
 ) -> Result<(), CoreError> {
     match place {
-        Place::Joining(join) => {
-            let expires_at_ms = node.expires_at_ms;
-            tx.put(&JoinKey(id.clone()), &JoinRow { node: Some(node), expires_at_ms, ..join });
-        }
+        Place::Joining => put_join(tx, id, &node),
         Place::Registered => {
             let labels = AgentLabelsKey(id.clone());
             if let Some(mut stored) = tx.get(&labels)? {

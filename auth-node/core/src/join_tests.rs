@@ -327,7 +327,7 @@ fn an_agent_that_left_does_not_come_back_by_its_old_join() {
     world.certify(&mut host, "t", &request).unwrap();
     world.register(&host, "t", &report("web1:22", &[])).unwrap();
     world.with(&host.credential(), |tx, context| node::remove(tx, context, None)).unwrap();
-    assert_denied(world.register(&host, "t", &report("web1:22", &[])), "not issued against");
+    assert_denied(world.register(&host, "t", &report("web1:22", &[])), "of no join");
     assert!(world.renew(&host, &request).is_err());
     // A new join is a new use and a new agent; after that the token is used up.
     let before = host.id();
@@ -345,7 +345,96 @@ fn a_token_that_took_another_ones_name_is_another_token() {
     world.certify(&mut host, "t", &request).unwrap();
     world.admin(|tx, context| token::delete(tx, context, &token_name("t"))).unwrap();
     world.add_token(NewToken { secret: secret("t2"), ..new_token("t", NodeKind::Ssh) });
-    assert_denied(world.register(&host, "t2", &report("web1:22", &[])), "not issued against");
-    let mut again = Host { id: None, ..host };
-    assert_denied(world.certify(&mut again, "t2", &request), "belongs to another agent");
+    assert_eq!(uses(&mut world, "t"), 0);
+    // It may go on with what that one began; that is a use of it.
+    let before = host.id();
+    world.certify(&mut host, "t2", &request).unwrap();
+    world.certify(&mut host, "t2", &request).unwrap();
+    assert_eq!((host.id(), uses(&mut world, "t")), (before, 1));
+    let mut other = Host::new(NodeKind::Ssh);
+    assert_denied(world.ask(&mut other, "t2", "web2", &[]), "not accepted");
+}
+
+/// A join that was not registered: by the token `t`, for web1 and 192.0.2.7, and the token is over.
+fn broken_off(kind: NodeKind) -> (World, Host) {
+    let mut world = World::new();
+    let token = NewToken { labels: labels(&[("env", "prod")]), ..new_token("t", kind) };
+    world.add_token(token);
+    let mut host = Host::new(kind);
+    world.ask(&mut host, "t", "web1", &["192.0.2.7"]).unwrap();
+    world.now += 2 * 3_600_000;
+    assert_denied(world.register(&host, "t", &report("web1:22", &[])), "not accepted");
+    (world, host)
+}
+
+#[test]
+fn a_join_that_broke_off_goes_on_with_another_token() {
+    // With the certificates, or, where the answer that had them was lost, without.
+    for (kind, has_certificates) in [(NodeKind::Ssh, true), (NodeKind::Ssh, false), (NodeKind::Ingest, true)]
+    {
+        let (mut world, mut host) = broken_off(kind);
+        let id = host.id();
+        let token = NewToken { labels: labels(&[("env", "dev")]), ..new_token("u", kind) };
+        world.add_token(token);
+        let mut stranger = Host::new(kind);
+        assert_denied(world.ask(&mut stranger, "u", "web1", &[]), "belongs to another agent");
+        if !has_certificates {
+            let certs = world.ask(&mut host, "u", "web1", &["192.0.2.7"]).unwrap();
+            assert_eq!(certs.expires_at_ms, world.now + HOST_CERT_TTL_MS);
+        }
+        let good = report("web1:22", &[]);
+        for _ in 0..2 {
+            assert_eq!(world.register(&host, "u", &good).unwrap().agent_id, id);
+            assert_eq!(uses(&mut world, "u"), 1);
+        }
+        let node = world.node(&host).unwrap();
+        assert_eq!((node.row.token.as_str(), node.labels()), ("u", labels(&[("env", "dev")])));
+        // It is registered, and its one join is over: the same again is nobody else's.
+        assert_denied(world.ask(&mut stranger, "u", "web2", &[]), "not accepted");
+        let key_digest = host.key_digest();
+        world
+            .run(|tx, _| {
+                assert!(tx.get(&JoinKey(id.clone()))?.is_none());
+                assert!(tx.get(&TokenUseKey { token: token_name("t"), key_digest })?.is_none());
+                Ok(())
+            })
+            .unwrap();
+        world.with(&host.credential(), |tx, context| node::remove(tx, context, None)).unwrap();
+        assert_denied(world.register(&host, "u", &good), "of no join");
+    }
+}
+
+#[test]
+fn another_token_goes_on_with_a_join_only_by_the_rules_of_a_new_one() {
+    let (mut world, mut host) = broken_off(NodeKind::Ssh);
+    world.add_token(new_token("kind", NodeKind::Ingest));
+    world.add_token(allowing("names", &["web1"]));
+    world.add_token(new_token("used", NodeKind::Ssh));
+    let mut other = Host::new(NodeKind::Ssh);
+    world.ask(&mut other, "used", "web2", &[]).unwrap();
+    world.add_token(allowing("good", &["web1", "192.0.2.7"]));
+    let good = report("web1:22", &[]);
+    let before = world.events(0).len();
+    for (token, says) in
+        [("kind", "another kind"), ("names", "does not allow the name 192.0.2.7"), ("used", "not accepted")]
+    {
+        assert_denied(world.register(&host, token, &good), says);
+        // Asked for fewer names than it holds, it is refused for those that it holds.
+        assert_denied(world.ask(&mut host, token, "web1", &[]), says);
+    }
+    assert_eq!(world.events(before), ["agent.join.denied"; 6]);
+    assert_eq!((uses(&mut world, "kind"), uses(&mut world, "names"), uses(&mut world, "used")), (0, 0, 1));
+
+    // Nor is it another's: of another TLS key, or with the host's own and another SSH key.
+    let stranger = Host { id: host.id.clone(), ..Host::new(NodeKind::Ssh) };
+    assert_denied(world.register(&stranger, "good", &good), "of no join");
+    let thief = Host { tls: host.tls, ..Host::new(NodeKind::Ssh) };
+    let request = thief.request("web1", &["192.0.2.7"]);
+    let mut host = Host { tls: thief.tls, ..host };
+    assert_denied(world.certify(&mut Host::new(NodeKind::Ssh), "good", &request), "another SSH key");
+    let unheld = world.ask(&mut host, "good", "web1", &["192.0.2.7"]).map(|certs| certs.agent_id);
+    assert_eq!(unheld.unwrap(), host.id());
+    assert_eq!(uses(&mut world, "good"), 1);
+    assert_eq!(world.register(&host, "good", &good).unwrap().agent_id, host.id());
+    assert_eq!(uses(&mut world, "good"), 1);
 }

@@ -10,12 +10,12 @@ use crate::{
     evaluate::Access,
     join,
     labels::{self, Labels},
-    names::{AgentId, TokenName},
+    names::AgentId,
     page::{Page, PageRequest},
     presence::{self, PresenceTtl},
     tables::{
         AgentLabelsKey, IngestKey, JoinKey, NodeKey, NodeKind, NodeRow, PresenceKey, PresenceRow,
-        PrincipalKey, TokenUseKey,
+        PrincipalKey,
     },
 };
 
@@ -84,6 +84,12 @@ pub struct Filter {
     pub online_only: bool,
 }
 
+impl Filter {
+    fn has_labels(&self, labels: &Labels) -> bool {
+        self.labels.iter().all(|(key, value)| labels.get(key) == Some(value))
+    }
+}
+
 /// A registered agent.
 ///
 /// # Errors
@@ -146,6 +152,49 @@ pub fn list(
     Ok(Page { items, next: after.map(String::from) })
 }
 
+/// Joins that were not finished, by id, as the nodes that they would become: their agents have certificates, hold their
+/// names, and have not registered.
+///
+/// # Errors
+/// [`CoreError::Denied`] to all but admins; [`CoreError::Unauthenticated`]; [`CoreError::Invalid`] for a page token of
+/// another list or labels out of bounds; [`CoreError::Storage`].
+pub fn unfinished(
+    state: &mut (impl Read + ?Sized),
+    context: &Context,
+    filter: &Filter,
+    page: &PageRequest,
+) -> Result<Page<Node>, CoreError> {
+    if !context.caller.user()?.is_admin() {
+        return Err(CoreError::Denied("joins that were not finished are for the role admin".into()));
+    }
+    labels::check("labels", &filter.labels)?;
+    let mut after = page.after.as_deref().map(|id| AgentId::parse("page_token", id)).transpose()?;
+    let (mut items, mut looked_at) = (Vec::new(), 0);
+    while looked_at < MAX_LOOKED_AT {
+        let rows = state.scan(after.clone().map(JoinKey).as_ref(), CHUNK)?;
+        if rows.is_empty() {
+            return Ok(Page { items, next: None });
+        }
+        looked_at += rows.len();
+        for (key, stored) in rows {
+            if items.len() == page.size {
+                return Ok(Page { items, next: after.map(String::from) });
+            }
+            after = Some(key.0.clone());
+            let Some(row) = stored.row.node else { continue };
+            let node = Node {
+                id: key.0,
+                revision: stored.revision,
+                row,
+                agent_labels: Labels::new(),
+                presence: None,
+            };
+            items.extend(Some(node).filter(|node| !filter.online_only && filter.has_labels(&node.labels())));
+        }
+    }
+    Ok(Page { items, next: after.map(String::from) })
+}
+
 fn seen(
     node: Node,
     access: &Access,
@@ -156,8 +205,7 @@ fn seen(
 ) -> Option<AccessibleNode> {
     let labels = node.labels();
     let online = node.is_online(now, ttl);
-    let asked_for = filter.labels.iter().all(|(key, value)| labels.get(key) == Some(value));
-    if !asked_for || (filter.online_only && !online) {
+    if !filter.has_labels(&labels) || (filter.online_only && !online) {
         return None;
     }
     let ssh = node.row.kind() == NodeKind::Ssh;
@@ -187,11 +235,12 @@ pub fn update_labels(
     Ok(node)
 }
 
-/// Removes an agent: the one that calls, or, for an admin, the one that is named. Its names are free, its certificates
-/// are no credential any more, and it comes back only by a new join.
+/// Removes an agent: the one that calls, or, for an admin, the one that is named. One whose join was not finished is
+/// an agent as well. Its names are free, its certificates are no credential any more, and it comes back only by a new
+/// join.
 ///
 /// # Errors
-/// [`CoreError::Denied`] for an agent that names another, or is not registered; [`CoreError::NotFound`];
+/// [`CoreError::Denied`] for an agent that names another, or has none of its own; [`CoreError::NotFound`];
 /// [`CoreError::Unauthenticated`]; [`CoreError::Storage`].
 pub fn remove(
     tx: &mut (impl Transaction + ?Sized),
@@ -199,8 +248,12 @@ pub fn remove(
     named: Option<&AgentId>,
 ) -> Result<(), CoreError> {
     let id = match &context.caller {
-        Caller::Agent { id, .. } | Caller::Ingest { id, .. } if named.is_none_or(|named| named == id) => id,
-        Caller::Agent { .. } | Caller::Ingest { .. } => {
+        Caller::Agent { id, .. } | Caller::Ingest { id, .. } | Caller::Unregistered { id, .. }
+            if named.is_none_or(|named| named == id) =>
+        {
+            id
+        }
+        Caller::Agent { .. } | Caller::Ingest { .. } | Caller::Unregistered { .. } => {
             return Err(CoreError::Denied("an agent removes itself alone".into()));
         }
         Caller::User(user) if user.is_admin() => {
@@ -209,7 +262,6 @@ pub fn remove(
         Caller::User(_) => {
             return Err(CoreError::Denied("removing another agent needs the role admin".into()));
         }
-        Caller::Unregistered { .. } => return Err(CoreError::Denied("this agent is not registered".into())),
         Caller::Anonymous | Caller::Init => {
             return Err(CoreError::Unauthenticated("show the client certificate of the agent that leaves"));
         }
@@ -217,11 +269,14 @@ pub fn remove(
     let registered = tx.get(&NodeKey(id.clone()))?.map(|node| node.row);
     // One that has certificates and never registered holds its names as well.
     let node = match registered {
-        Some(node) => node,
-        None => {
-            let join = tx.get(&JoinKey(id.clone()))?.and_then(|join| join.row.node);
-            join.ok_or_else(|| not_found(id))?
-        }
+        Some(node) => Some(node),
+        None => join::unfinished(tx, id)?,
+    };
+    let node = match &context.caller {
+        Caller::Unregistered { kind, key_digest, .. } => node
+            .filter(|node| node.kind() == *kind && node.key_digest == key_digest)
+            .ok_or_else(|| CoreError::Denied("this agent is not registered, nor about to be".into()))?,
+        _ => node.ok_or_else(|| not_found(id))?,
     };
     forget(tx, id, &node)?;
     let fields = [("hostname", node.hostname.clone()), ("principals", node.principals.join(","))];
@@ -237,14 +292,7 @@ fn forget(tx: &mut (impl Transaction + ?Sized), id: &AgentId, node: &NodeRow) ->
         }
     }
     // With the same token and keys it would otherwise be the same join again.
-    if let (Ok(token), Ok(key_digest)) =
-        (TokenName::parse("token", &node.token), node.key_digest.as_slice().try_into())
-    {
-        let used = TokenUseKey { token, key_digest };
-        if tx.get(&used)?.is_some_and(|stored| stored.row.agent_id == id.as_str()) {
-            tx.delete(&used);
-        }
-    }
+    join::drop_use(tx, id, node)?;
     tx.delete(&JoinKey(id.clone()));
     tx.delete(&NodeKey(id.clone()));
     tx.delete(&PresenceKey(id.clone()));

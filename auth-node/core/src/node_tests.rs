@@ -2,8 +2,10 @@ use std::time::Duration;
 
 use super::*;
 use crate::{
+    names::TokenName,
     tables::{ConditionsRow, RoleRow, StringsRow, TokenUseKey},
     testing::{assert_invalid, traits},
+    token::NewToken,
     world::{Host, World, assert_denied, labels, new_token, report},
 };
 
@@ -167,6 +169,72 @@ fn whoever_leaves_leaves_nothing_behind() {
             .admin(|tx, context| crate::token::delete(tx, context, &TokenName::parse("token", "for-web1")?))
             .unwrap();
     }
+}
+
+#[test]
+fn an_agent_that_has_not_registered_removes_itself() {
+    for kind in [NodeKind::Ssh, NodeKind::Ingest] {
+        let mut world = world();
+        world.add_token(new_token("t", kind));
+        let (mut host, mut other) = (Host::new(kind), Host::new(kind));
+        world.ask(&mut host, "t", "web1", &["192.0.2.7"]).unwrap();
+        // The token may have ended since.
+        world.now += 2 * 3_600_000;
+        let leave = |world: &mut World, host: &Host, named: Option<AgentId>| {
+            world.with(&host.credential(), |tx, context| remove(tx, context, named.as_ref()))
+        };
+        let another = AgentId::from_random([200; 16]);
+        assert_denied(leave(&mut world, &host, Some(another)), "itself alone");
+        // Only the holder of its key does.
+        let stranger = Host { id: host.id.clone(), ..Host::new(kind) };
+        assert_denied(leave(&mut world, &stranger, None), "not registered");
+        world.add_token(NewToken { max_uses: 9, ..new_token("u", kind) });
+        assert_denied(world.ask(&mut other, "u", "web1", &[]), "belongs to another agent");
+
+        leave(&mut world, &host, None).unwrap();
+        let record = world.last_audit();
+        assert_eq!((record.event.as_str(), record.target), ("agent.leave", join::target(kind, &host.id())));
+        assert_denied(leave(&mut world, &host, None), "not registered");
+        assert_denied(world.register(&host, "u", &report("web1:22", &[])), "of no join");
+        world.ask(&mut other, "u", "web1", &["192.0.2.7"]).unwrap();
+    }
+}
+
+#[test]
+fn admins_see_the_joins_that_were_not_finished() {
+    let mut world = world();
+    world.joined(NodeKind::Ssh, "web0", &[]);
+    let dev = world.user_with("ann", "dev", traits(&[]));
+    world.add_token(NewToken {
+        max_uses: 9,
+        labels: labels(&[("env", "dev")]),
+        ..new_token("t", NodeKind::Ssh)
+    });
+    let hosts: Vec<_> = ["web1", "web2", "web3"]
+        .map(|hostname| {
+            let mut host = Host::new(NodeKind::Ssh);
+            world.ask(&mut host, "t", hostname, &[]).unwrap();
+            host
+        })
+        .into();
+    let see = |world: &mut World, session, pairs: &[(&str, &str)], size, after| {
+        let (filter, page) =
+            (Filter { labels: labels(pairs), online_only: false }, PageRequest { size, after });
+        let seen = world.call(session, |tx, context| unfinished(tx, context, &filter, &page))?;
+        let shown = |node: Node| (node.row.hostname, node.row.registered_at_ms);
+        Ok::<_, CoreError>((seen.items.into_iter().map(shown).collect::<Vec<_>>(), seen.next))
+    };
+    let boss = world.boss;
+    let (first, next) = see(&mut world, boss, &[], 2, None).unwrap();
+    assert_eq!(first, [("web1".to_owned(), 0), ("web2".to_owned(), 0)]);
+    assert_eq!(see(&mut world, boss, &[], 2, next).unwrap(), (vec![("web3".to_owned(), 0)], None));
+    assert_eq!(see(&mut world, boss, &[("env", "dev")], 9, None).unwrap().0.len(), 3);
+    assert!(see(&mut world, boss, &[("env", "prod")], 9, None).unwrap().0.is_empty());
+    assert_denied(see(&mut world, dev, &[], 9, None), "for the role admin");
+
+    world.register(&hosts[0], "t", &report("web1:22", &[])).unwrap();
+    world.admin(|tx, context| remove(tx, context, Some(&hosts[1].id()))).unwrap();
+    assert_eq!(see(&mut world, boss, &[], 9, None).unwrap().0, [("web3".to_owned(), 0)]);
 }
 
 #[test]

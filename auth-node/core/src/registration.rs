@@ -1,13 +1,13 @@
 //! Registration: what completes a join. An agent that has certificates comes back with them, and is in the registry from
 //! then on.
 
-use store_txn::{ReadExt, Transaction, TransactionExt};
+use store_txn::{Transaction, TransactionExt};
 
 use crate::{
     Caller, Context, CoreError,
     audit::{self, EventType},
     cluster,
-    join::{put_node, target, user_of},
+    join::{self, put_node, target},
     names::AgentId,
     presence::{self, Report},
     secret::SecretDigest,
@@ -25,8 +25,9 @@ pub struct Registered {
     pub cluster_name: String,
 }
 
-/// Enters the calling agent in the registry, against the token that its certificates were issued for. An agent that is
-/// in it already is told so again, and its report counts. A refusal is audited.
+/// Enters the calling agent in the registry, against the token that its certificates were issued for, or another one
+/// that goes on with its join. An agent that is in it already is told so again, and its report counts. A refusal is
+/// audited.
 ///
 /// # Errors
 /// [`CoreError::Unauthenticated`] without an agent's certificate; [`CoreError::Invalid`] for a report without an
@@ -83,19 +84,13 @@ fn finished(
     secret: SecretDigest,
 ) -> Result<NodeRow, Stop> {
     let (name, token) = token::find(tx, secret)?;
-    let join = match user_of(tx, &name, &token, key_digest)? {
-        Some(user) if user == *id => tx.get(&JoinKey(id.clone()))?,
-        _ => None,
+    let node = join::unfinished(tx, id)?;
+    let Some(node) = node.filter(|node| node.kind() == kind && node.key_digest == key_digest) else {
+        let reason = "this certificate is of no join that waits to be registered: the agent has left since";
+        return Err(Stop::denied(target(kind, id), reason));
     };
-    let node = join.and_then(|join| join.row.node);
-    match node.filter(|node| node.kind() == kind && node.key_digest == key_digest) {
-        Some(node) => Ok(NodeRow { registered_at_ms: tx.now(), ..node }),
-        None => {
-            let reason =
-                "this certificate was not issued against that join token, or the agent has left since";
-            Err(Stop::denied(target(kind, id), reason))
-        }
-    }
+    let node = join::adopt(tx, id, node, &name, token)?;
+    Ok(NodeRow { registered_at_ms: tx.now(), ..node })
 }
 
 #[cfg(test)]

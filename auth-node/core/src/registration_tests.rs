@@ -20,22 +20,22 @@ fn registration_needs_the_certificate_of_the_join() {
 fn an_agent_registers_for_itself_alone() {
     let mut world = World::new();
     world.add_token(allowing("t", &[]));
-    world.add_token(allowing("other", &[]));
     let mut host = Host::new(NodeKind::Ssh);
     world.ask(&mut host, "t", "web1", &[]).unwrap();
     let mut neighbour = Host::new(NodeKind::Ssh);
     world.ask(&mut neighbour, "t", "web2", &[]).unwrap();
     let good = report("web1:22", &[]);
 
-    assert_denied(world.register(&host, "other", &good), "not issued against");
+    world.add_token(new_token("ingests", NodeKind::Ingest));
+    assert_denied(world.register(&host, "ingests", &good), "another kind");
     let stranger = Host { id: host.id.clone(), ..Host::new(NodeKind::Ssh) };
-    assert_denied(world.register(&stranger, "t", &good), "not issued against");
+    assert_denied(world.register(&stranger, "t", &good), "of no join");
     let as_neighbour = Host { id: neighbour.id.clone(), ..Host::new(NodeKind::Ssh) };
     let as_neighbour = Host { tls: host.tls, ..as_neighbour };
-    assert_denied(world.register(&as_neighbour, "t", &good), "not issued against");
+    assert_denied(world.register(&as_neighbour, "t", &good), "of no join");
     let host = Host { tls: as_neighbour.tls, ..host };
     let as_ingest = Host { kind: NodeKind::Ingest, ..host };
-    assert_denied(world.register(&as_ingest, "t", &good), "not issued against");
+    assert_denied(world.register(&as_ingest, "t", &good), "of no join");
     assert_eq!(world.last_audit().event, "agent.join.denied");
     let host = Host { kind: NodeKind::Ssh, ..as_ingest };
 

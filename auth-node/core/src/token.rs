@@ -148,7 +148,7 @@ pub fn list(
     Ok(Page::cut(rows, page.size, |(name, _)| name.as_str().to_owned()))
 }
 
-/// Deletes a token. Agents that joined with it stay; joins that are not finished cannot be.
+/// Deletes a token. Agents that joined with it stay; joins that are not finished need another one.
 ///
 /// # Errors
 /// [`CoreError::NotFound`], [`CoreError::Storage`].

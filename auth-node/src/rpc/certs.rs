@@ -2,7 +2,7 @@
 
 use auth_core::{
     CoreError,
-    issue::{self, UserCertRequest, UserCerts},
+    issue::{self, Candidates, UserCertRequest, UserCerts},
 };
 use mezite_proto::v1;
 
@@ -16,8 +16,27 @@ pub(crate) async fn issue_user_certs(
     request: v1::IssueUserCertsRequest,
 ) -> Result<v1::IssueUserCertsResponse, ApiError> {
     let asked = parse(request);
-    let decided = service.write(call, move |tx, context| issue::user_certs(tx, context, &asked.clone()?));
+    let candidates = candidates(service, call, &asked).await?;
+    let decided =
+        service.write(call, move |tx, context| issue::user_certs(tx, context, &asked.clone()?, &candidates));
     sign(service, decided.await?.value)
+}
+
+/// Looks for the nodes that the certificates may name, outside of the transaction: it would otherwise conflict with
+/// every change of any node.
+async fn candidates(
+    service: &Service,
+    call: &Call,
+    asked: &Result<UserCertRequest, CoreError>,
+) -> Result<Candidates, ApiError> {
+    match asked {
+        Ok(asked) if !asked.names_node() => {
+            let asked = asked.clone();
+            service.read(call, move |view, context| issue::candidates(view, context, &asked)).await
+        }
+        // The transaction reads the one node itself, and refuses what cannot be read.
+        Ok(_) | Err(_) => Ok(Candidates::default()),
+    }
 }
 
 fn parse(request: v1::IssueUserCertsRequest) -> Result<UserCertRequest, CoreError> {

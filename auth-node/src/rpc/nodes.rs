@@ -12,7 +12,7 @@ use store_txn::Read as _;
 use super::convert;
 use crate::{authn::Call, error::ApiError, once::Once, service::Service};
 
-/// Lists the nodes that the caller's roles let it see, ordered by id.
+/// Lists the nodes that the caller's roles let it see, or, for an admin, the joins that were not finished; ordered by id.
 pub(crate) async fn list(
     service: &Service,
     call: &Call,
@@ -21,8 +21,12 @@ pub(crate) async fn list(
     let ttl = service.settings.presence_ttl;
     let page = convert::page(request.page_size, &request.page_token);
     let filter = Filter { labels: request.labels, online_only: request.online_only };
-    let listed = service.read(call, move |view, context| node::list(view, context, &filter, &page?, ttl));
-    let page = listed.await?.map(accessible);
+    let unfinished = request.unfinished;
+    let listed = service.read(call, move |view, context| match unfinished {
+        true => Ok(node::unfinished(view, context, &filter, &page?)?.map(joining)),
+        false => Ok(node::list(view, context, &filter, &page?, ttl)?.map(accessible)),
+    });
+    let page = listed.await?;
     Ok(v1::ListNodesResponse { nodes: page.items, next_page_token: convert::page_token(page.next) })
 }
 
@@ -48,6 +52,11 @@ fn accessible(item: AccessibleNode) -> v1::AccessibleNode {
     v1::AccessibleNode { node: Some(reply(node, online)), logins: logins.into_iter().collect() }
 }
 
+/// Nobody may do anything on a node that has not registered.
+fn joining(node: Node) -> v1::AccessibleNode {
+    v1::AccessibleNode { node: Some(reply(node, false)), logins: Vec::new() }
+}
+
 /// A node as it is told, at a time.
 pub(super) fn node(node: Node, now: u64, ttl: PresenceTtl) -> v1::Node {
     let online = node.is_online(now, ttl);
@@ -61,6 +70,8 @@ fn reply(node: Node, online: bool) -> v1::Node {
         NodeKind::Ingest => v1::NodeKind::Ingest,
     };
     let last_seen_at = node.presence.as_ref().map(|presence| convert::timestamp(presence.last_seen_ms));
+    let registered = Some(node.row.registered_at_ms).filter(|&at| at != 0);
+    let registered_at = registered.map(convert::timestamp);
     let PresenceRow { address, version, load, .. } = node.presence.unwrap_or_default();
     v1::Node {
         agent_id: node.id.into(),
@@ -72,7 +83,7 @@ fn reply(node: Node, online: bool) -> v1::Node {
         version,
         online,
         last_seen_at,
-        registered_at: Some(convert::timestamp(node.row.registered_at_ms)),
+        registered_at,
         revision: node.revision,
         load,
     }

@@ -130,6 +130,20 @@ impl Handler {
         let member = self.0.core.member(node_id);
         member.map(|_| node_id).ok_or_else(|| Status::permission_denied("only a member may ask for this"))
     }
+
+    /// As [`Handler::check_peer`], and refuses whoever speaks for another leader or candidate. It need not be a member
+    /// that this node knows: one that is behind, or new, does not know all of them.
+    fn check_speaker<T>(&self, request: &Request<T>, ballot: Option<&peer::Ballot>) -> Result<(), Status> {
+        is_of(self.check_peer(request)?, ballot)
+    }
+}
+
+/// Whether a vote is the caller's own.
+fn is_of(caller: u64, ballot: Option<&peer::Ballot>) -> Result<(), Status> {
+    match ballot {
+        Some(ballot) if ballot.node_id == caller => Ok(()),
+        _ => Err(Status::permission_denied("a node speaks for itself alone")),
+    }
 }
 
 fn check_version<T>(request: &Request<T>) -> Result<(), Status> {
@@ -158,7 +172,7 @@ impl PeerService for Handler {
         &self,
         request: Request<peer::AppendRequest>,
     ) -> Result<Response<peer::AppendResponse>, Status> {
-        self.check_peer(&request)?;
+        self.check_speaker(&request, request.get_ref().vote.as_ref())?;
         self.0.core.append(request.into_inner()).await.map(Response::new).map_err(to_status)
     }
 
@@ -166,7 +180,7 @@ impl PeerService for Handler {
         &self,
         request: Request<peer::VoteRequest>,
     ) -> Result<Response<peer::VoteResponse>, Status> {
-        self.check_peer(&request)?;
+        self.check_speaker(&request, request.get_ref().vote.as_ref())?;
         self.0.core.vote(request.into_inner()).await.map(Response::new).map_err(to_status)
     }
 
@@ -174,12 +188,13 @@ impl PeerService for Handler {
         &self,
         request: Request<Streaming<peer::InstallSnapshotRequest>>,
     ) -> Result<Response<peer::InstallSnapshotResponse>, Status> {
-        self.check_peer(&request)?;
+        let caller = self.check_peer(&request)?;
         let mut messages = request.into_inner();
         let first = messages.message().await?.and_then(|message| message.message);
         let Some(peer::install_snapshot_request::Message::Header(header)) = first else {
             return Err(Status::invalid_argument("a snapshot begins with its header"));
         };
+        is_of(caller, header.vote.as_ref())?;
         let incoming = self.0.state.inbox().begin(&header).await.map_err(to_status)?;
         let file = receive(&mut messages, incoming).await?;
         let response = self.0.core.install_snapshot(&header, file).await.map_err(to_status)?;
@@ -201,7 +216,7 @@ impl PeerService for Handler {
         &self,
         request: Request<peer::ProposeRequest>,
     ) -> Result<Response<peer::ProposeResponse>, Status> {
-        self.check_peer(&request)?;
+        self.check_member(&request)?;
         let outcomes = self.0.proposer.propose_for_peer(request.into_inner().transactions).await;
         let leader_id = self.0.core.leader().map_or(0, |(id, _)| id);
         Ok(Response::new(peer::ProposeResponse { outcomes, leader_id }))
@@ -211,7 +226,7 @@ impl PeerService for Handler {
         &self,
         request: Request<peer::ReadIndexRequest>,
     ) -> Result<Response<peer::ReadIndexResponse>, Status> {
-        self.check_peer(&request)?;
+        self.check_member(&request)?;
         let log_index = self.0.reads.index_for_peer().await.map_err(to_status)?;
         Ok(Response::new(peer::ReadIndexResponse { log_index }))
     }

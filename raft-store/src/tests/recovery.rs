@@ -227,6 +227,26 @@ async fn what_is_deleted_gives_its_space_back_and_a_full_database_takes_deletes(
     assert!(store.status().database_size < LIMIT / 2, "{:?}", store.status());
 }
 
+/// The leader's disk counts too, not only that of the node that took the call.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_leader_takes_only_deletes_of_a_follower_that_is_not_full() {
+    let mut cluster = Cluster::start(1, Limits { max_database_bytes: 1, ..Limits::default() }).await;
+    cluster.limits = Limits::default();
+    let follower = cluster.add().await;
+    cluster.activate(follower, Role::Learner).await;
+    let follower = cluster.store(follower);
+    assert!(!follower.status().database_full && cluster.store(0).status().database_full);
+    match put(&follower, "k", "v").await {
+        Err(TransactError::Store(StoreError::DatabaseFull { size, limit: 1 })) if size > 1 => {}
+        answer => panic!("{answer:?}"),
+    }
+    let delete = follower.transact(|tx| {
+        tx.delete_raw(b"k".to_vec());
+        Ok::<_, TxError>(())
+    });
+    delete.await.unwrap();
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn snapshots_and_purge_go_on_under_load() {
     let limits = Limits { snapshot_every: 25, keep_entries: 8, batch_transactions: 4, ..Limits::default() };

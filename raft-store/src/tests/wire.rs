@@ -109,4 +109,35 @@ async fn who_is_not_a_member_changes_nothing() {
     let activate = peer::ActivateRequest { member: Some(member), learner: true };
     assert_eq!(client.activate(activate).await.unwrap_err().code(), tonic::Code::PermissionDenied);
     assert_eq!(cluster.store(0).members().len(), 1);
+    // Nor writes, nor reads what is current.
+    let transaction = peer::Transaction { not_after_ms: u64::MAX, ..peer::Transaction::default() };
+    let propose = peer::ProposeRequest { transactions: vec![transaction] };
+    assert_eq!(client.propose(propose).await.unwrap_err().code(), tonic::Code::PermissionDenied);
+    let read = client.read_index(peer::ReadIndexRequest {}).await;
+    assert_eq!(read.unwrap_err().code(), tonic::Code::PermissionDenied);
+}
+
+/// A node that a receiver does not know may be its leader all the same; but nobody speaks for another.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_leads_and_stands_for_itself_alone() {
+    let cluster = Cluster::start(1, Limits::default()).await;
+    cluster.leader().await;
+    let before = cluster.store(0).status().term;
+    let pool =
+        crate::net::client::PeerPool::new(cluster.authority.identity(7), crate::status::Progress::new());
+    let mut client = pool.unwrap().get(1, &cluster.addresses()[0].1).unwrap();
+    let ballots = [1, 8].map(|node_id| Some(peer::Ballot { term: before + 5, node_id, committed: true }));
+    for vote in ballots.into_iter().chain([None]) {
+        let append = peer::AppendRequest { vote, ..peer::AppendRequest::default() };
+        assert_eq!(client.append(append).await.unwrap_err().code(), tonic::Code::PermissionDenied);
+        let request = peer::VoteRequest { vote, ..peer::VoteRequest::default() };
+        assert_eq!(client.vote(request).await.unwrap_err().code(), tonic::Code::PermissionDenied);
+        let header = peer::SnapshotHeader { vote, ..peer::SnapshotHeader::default() };
+        let message = Some(peer::install_snapshot_request::Message::Header(header));
+        let stream = futures::stream::iter([peer::InstallSnapshotRequest { message }]);
+        let refused = client.install_snapshot(stream).await.unwrap_err();
+        assert_eq!(refused.code(), tonic::Code::PermissionDenied, "{refused}");
+    }
+    assert_eq!(cluster.store(0).status().term, before);
+    put(&cluster.store(0), "k", "v").await.unwrap();
 }

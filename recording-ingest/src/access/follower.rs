@@ -71,7 +71,11 @@ impl Follower {
 
     async fn follow(&mut self) -> Infallible {
         loop {
-            let Err(lost) = self.listen().await else { continue };
+            let Err(lost) = self.listen().await else {
+                // Until the new listing is complete, nobody tells.
+                self.ingest.access.lost();
+                continue;
+            };
             if let Some((_, client)) = &self.client {
                 // Another node may do better.
                 client.leave_last_server();

@@ -10,7 +10,10 @@ mod roster;
 use std::time::Duration;
 
 use recording_format::AgentId;
-use tokio::{sync::watch, time::timeout};
+use tokio::{
+    sync::watch,
+    time::{Instant, timeout},
+};
 
 use crate::{authn::Writer, error::IngestError, metrics};
 
@@ -37,7 +40,7 @@ impl Access {
 
     /// Takes in what an auth node tells.
     fn take(&self, event: Event) {
-        self.change(|roster| roster.take(event));
+        self.change(|roster| roster.take(event, Instant::now()));
     }
 
     /// Nobody tells anything now.
@@ -75,7 +78,10 @@ impl Access {
     ) -> Result<Writer, IngestError> {
         let id = writer.agent_id;
         let mut roster = self.roster.subscribe();
-        let settled = timeout(self.patience, roster.wait_for(|roster| roster.standing(id).is_settled()));
+        let settled = timeout(
+            self.patience,
+            roster.wait_for(|roster| roster.standing(id, Instant::now()).is_settled()),
+        );
         tokio::select! {
             biased;
             // Either it is settled now, or it is decided by what is known after the wait.
@@ -83,7 +89,7 @@ impl Access {
             () = leaving => return Err(IngestError::Leaving),
         }
         let roster = self.roster.borrow();
-        match roster.standing(id) {
+        match roster.standing(id, Instant::now()) {
             Standing::Registered(hostname) => {
                 Ok(Writer { hostnames: Some(vec![hostname.to_owned()]), ..writer })
             }
@@ -108,7 +114,6 @@ mod tests {
     use std::future::{pending, ready};
 
     use futures::FutureExt as _;
-    use tokio::time::Instant;
 
     use super::*;
 
@@ -131,7 +136,7 @@ mod tests {
 
     fn told(ids: &[u8], patience: Duration) -> Access {
         let access = Access::new(patience);
-        for event in [Event::Listing, agents(ids), Event::Listed] {
+        for event in [Event::Listing, agents(ids), Event::Listed, Event::Current] {
             access.take(event);
         }
         access

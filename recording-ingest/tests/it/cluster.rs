@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use futures::{StreamExt as _, stream};
+use futures::{Stream, StreamExt as _, stream};
 use mezite_client::testing::{CLUSTER, Call, FakeServer, Leaf, Replies, TestCa};
 use mezite_daemon::config::Settings as _;
 use mezite_pki::identity::Identity;
@@ -30,6 +30,8 @@ pub(crate) const OTHER_AGENT: &str = "7f9619ff-8b86-4011-b42d-00c04fc964ff";
 /// Hostname of every agent.
 pub(crate) const HOSTNAME: &str = "agent.example";
 pub(crate) const TOKEN: &str = "the-join-token";
+/// How often the auth node says that it is current.
+const CONFIRM: Duration = Duration::from_secs(1);
 
 /// What the auth node answers, for a test to change.
 pub(crate) struct Script {
@@ -73,6 +75,14 @@ impl Roster {
 
 fn encoded(event: Event) -> Vec<u8> {
     v1::WatchAccessResponse { event: Some(event) }.encode_to_vec()
+}
+
+/// The word that the node is current, again and again.
+fn current() -> impl Stream<Item = Result<Vec<u8>, Status>> {
+    stream::unfold(tokio::time::interval(CONFIRM), |mut ticks| async move {
+        ticks.tick().await;
+        Some((Ok(encoded(Event::Current(v1::AccessCurrent { revision: 1 }))), ticks))
+    })
 }
 
 impl Script {
@@ -119,7 +129,8 @@ impl Script {
         let (listener, changes) = mpsc::unbounded_channel();
         roster.listeners.push(listener);
         let listing: Vec<_> = roster.listing().into_iter().map(|event| Ok(encoded(event))).collect();
-        stream::iter(listing).chain(UnboundedReceiverStream::new(changes)).boxed()
+        let told = stream::select(UnboundedReceiverStream::new(changes), current());
+        stream::iter(listing).chain(told).boxed()
     }
 
     fn replies(&self, call: &Call) -> Result<Replies, Status> {

@@ -150,7 +150,7 @@ async fn what_has_expired_is_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_certificate_registers_its_own_agent_with_its_own_token_alone() {
+async fn a_certificate_registers_its_own_agent_with_a_token_that_lets_it_in_alone() {
     let cluster = Cluster::start(1).await;
     let client = cluster.anonymous_at(0);
     let (one, other) = (cluster.token(TokenKind::Node).await, cluster.token(TokenKind::Node).await);
@@ -160,7 +160,7 @@ async fn a_certificate_registers_its_own_agent_with_its_own_token_alone() {
     let ingest_token = cluster.token(TokenKind::Ingest).await;
     let holder_one = holder(&cluster, &one_keys.identity(&issued_one));
 
-    // Another's token, one of another kind, none, and no certificate.
+    // Another's token, which is used up, one of another kind, none, and no certificate.
     for token in [other.as_str(), &ingest_token, "never-was-one"] {
         api::refused(call!(holder_one, register_agent, registration(token)), Code::PermissionDenied);
     }
@@ -353,4 +353,61 @@ async fn an_agent_removes_itself_and_an_admin_any() {
     let _ = ctl.run(&["nodes", "rm", &other.id]).failed(4);
     call!(one.client(&cluster), deregister_agent, remove(&one.id)).unwrap();
     assert_eq!(nodes().await, 0);
+}
+
+/// Between its two calls, after which its token ends: it holds its name, is seen by the admin, and can go on or leave.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_join_that_broke_off_goes_on_with_another_token_or_leaves() {
+    let cluster = Cluster::start(1).await;
+    let ctl = cluster.ctl().by_profile();
+    let host = cluster.ctl_named("host");
+    let dir = cluster.dir().join("web1");
+    let dir = dir.to_str().unwrap();
+    // No token is used up: what a second join is refused for is the name.
+    let token = |name: &str| {
+        let file = cluster.dir().join(format!("{name}.token"));
+        let file = file.to_str().unwrap().to_owned();
+        let _ = ctl.ok(&["tokens", "add", "--name", name, "--max-uses", "9", "--out", &file]);
+        file
+    };
+    let join = |token: &str, dir: &str, address: &str| {
+        let names = ["--hostname", "web1.example.org", "--address", address];
+        host.run(&[&["agent", "join", "--out", dir, "--token-file", token], &names[..]].concat())
+    };
+    let unfinished = || ctl.json(&["nodes", "ls", "--unfinished"]);
+
+    let first = token("first");
+    // The address is looked at by the second call alone, and refused.
+    let said = join(&first, dir, "nowhere").failed(2);
+    assert!(said.contains("address"), "{said}");
+    let _ = ctl.ok(&["tokens", "rm", "first"]);
+    let _ = join(&first, dir, "127.0.0.1:22").failed(3);
+    let listed = unfinished();
+    assert_eq!(listed.as_array().unwrap().len(), 1, "{listed}");
+    assert_eq!(
+        (&listed[0]["hostname"], &listed[0]["registered_at"]),
+        (&"web1.example.org".into(), &().into())
+    );
+    let id = listed[0]["agent_id"].as_str().unwrap();
+    assert_eq!(ctl.json(&["nodes", "ls"]).as_array().unwrap().len(), 0);
+
+    let second = token("second");
+    let _ = join(&second, dir, "127.0.0.1:22").ok();
+    let _ = host.by_profile().ok(&["agent", "heartbeat", "--dir", dir]);
+    assert_eq!(ctl.json(&["nodes", "ls"])[0]["agent_id"], id, "it is the same agent");
+    assert_eq!(ctl.json(&["tokens", "get", "second"])["uses"], 1);
+    assert_eq!(unfinished().as_array().unwrap().len(), 0);
+    let _ = host.by_profile().ok(&["agent", "leave", "--dir", dir]);
+
+    // One that does not go on gives its name back, or has it taken by an admin.
+    let elsewhere = cluster.dir().join("web1-again");
+    let elsewhere = elsewhere.to_str().unwrap();
+    let _ = join(&second, dir, "nowhere").failed(2);
+    let _ = join(&second, elsewhere, "127.0.0.1:22").failed(3);
+    let _ = host.by_profile().ok(&["agent", "leave", "--dir", dir]);
+    let _ = join(&second, elsewhere, "nowhere").failed(2);
+    let listed = unfinished();
+    let _ = ctl.ok(&["nodes", "rm", listed[0]["agent_id"].as_str().unwrap()]);
+    assert_eq!(unfinished().as_array().unwrap().len(), 0);
+    let _ = join(&second, dir, "127.0.0.1:22").ok();
 }

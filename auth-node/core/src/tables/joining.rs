@@ -119,16 +119,16 @@ pub struct TokenUseRow {
 ending_rows!(TokenUseRow);
 
 text_key!(
-    /// An agent that has certificates and has not registered yet. It can register as long as its token is good; the row
-/// stays as long as it holds its names.
+    /// An agent that has certificates and has not registered yet. It can register as long as its token is good, or with
+/// another one; the row stays as long as it holds its names.
     JoinKey(AgentId, |text| AgentId::parse("", text).ok()) -> JoinRow, 23, "joins"
 );
 
-/// An agent that has certificates and has not registered yet. It can register as long as its token is good; the row
-/// stays as long as it holds its names.
+/// An agent that has certificates and has not registered yet. It can register as long as its token is good, or with
+/// another one; the row stays as long as it holds its names.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct JoinRow {
-    /// Name of the token.
+    /// Name of the token that it goes on with.
     #[prost(string, tag = "1")]
     pub token: String,
     /// The node that it becomes.

@@ -39,6 +39,9 @@ pub(crate) enum Cluster {
     ///
     /// Refused where the voters that remain could not reach a quorum now. Remove those that are gone first, or bring them
     /// back.
+    ///
+    /// The machine still holds the key-encryption key and the state, and with them the keys of all CAs: destroy its data
+    /// directory. A node that may have been stolen needs new CAs; rotating them is not built yet.
     Rm {
         /// Id of the node
         node: u64,
@@ -304,7 +307,9 @@ async fn add(context: &Context, node_id: u64) -> Result<()> {
 async fn rm(context: &Context, node_id: u64, force: bool) -> Result<()> {
     let client = context.user().await?;
     call!(client, Retry::Idempotent, remove_member, v1::RemoveMemberRequest { node_id, force })?;
-    context.print(&Done::new(format!("node {node_id} is removed; its process ends by itself")))
+    context.print(&Done::new(format!(
+        "node {node_id} is removed; its process ends by itself. Destroy its data: the keys of the CAs are in it."
+    )))
 }
 
 async fn backup(context: &Context, out: PathBuf) -> Result<()> {

@@ -320,13 +320,51 @@ async fn a_new_trust_bundle_is_fetched_with_the_heartbeat() {
     assert_eq!(beat.labels["env"], "test");
 }
 
+/// The token ended between the two calls: the certificates are there, and another token registers them.
 #[tokio::test]
-async fn an_agent_that_has_not_joined_leaves_without_a_word() {
+async fn a_join_that_broke_off_is_finished_with_another_token() {
+    let world = World::new(|ca, call| match call.method.as_str() {
+        "RegisterAgent" if call.request::<v1::RegisterAgentRequest>().token != "an0ther" => {
+            Err(Status::permission_denied("the join token is not accepted"))
+        }
+        _ => joining(ca, call),
+    });
+    assert!(world.first(JOIN).await.is_err());
+    assert!(world.run(JOIN).await.is_err());
+    files::write_atomic(&world.path("token"), b"an0ther\n", files::PRIVATE).unwrap();
+    world.run(JOIN).await.unwrap();
+    world.run("agent heartbeat --dir @agent").await.unwrap();
+    let calls = ["GenerateHostCerts", "RegisterAgent", "RegisterAgent", "RegisterAgent", "AgentHeartbeat"];
+    assert_eq!(world.calls(), calls);
+}
+
+#[tokio::test]
+async fn an_agent_that_has_certificates_gives_its_names_back_when_it_leaves() {
     let (_, world) = failing_once("RegisterAgent");
     assert!(world.first(JOIN).await.is_err());
     world.run("agent leave --dir @agent").await.unwrap();
     assert_eq!(std::fs::read_dir(world.path("agent")).unwrap().count(), 0);
-    assert_eq!(world.calls(), ["GenerateHostCerts", "RegisterAgent"]);
+    assert_eq!(world.calls(), ["GenerateHostCerts", "RegisterAgent", "DeregisterAgent"]);
+
+    // What holds the names is not thrown away while the cluster has not heard of it.
+    let world = World::new(|ca, call| match call.method.as_str() {
+        "RegisterAgent" | "DeregisterAgent" => Err(Status::permission_denied("not now")),
+        _ => joining(ca, call),
+    });
+    assert!(world.first(JOIN).await.is_err());
+    assert!(world.run("agent leave --dir @agent").await.is_err());
+    assert!(world.path("agent/tls.key").exists());
+    world.run("agent leave --local --dir @agent").await.unwrap();
+    assert_eq!(std::fs::read_dir(world.path("agent")).unwrap().count(), 0);
+}
+
+#[tokio::test]
+async fn an_agent_without_certificates_leaves_without_a_word() {
+    let (_, world) = failing_once("GenerateHostCerts");
+    assert!(world.first(JOIN).await.is_err());
+    world.run("agent leave --dir @agent").await.unwrap();
+    assert_eq!(std::fs::read_dir(world.path("agent")).unwrap().count(), 0);
+    assert_eq!(world.calls(), ["GenerateHostCerts"]);
 }
 
 #[tokio::test]

@@ -23,7 +23,7 @@ pub(crate) enum Nodes {
     Ls(Ls),
     /// Replace the labels that an admin gave a node
     Update(Update),
-    /// Remove a node, or an ingest, that will not come back: its certificates end, and its names are free
+    /// Remove a node or an ingest that will not come back, registered or not: its certificates end, its names are free
     Rm {
         /// Agent id of the node
         agent_id: String,
@@ -39,6 +39,10 @@ pub(crate) struct Ls {
     /// Only nodes that are online
     #[arg(long)]
     online: bool,
+    /// Instead, joins of nodes and ingests that were not finished, for admins: each holds its names until its
+    /// certificates end, or until `mezctl nodes rm`
+    #[arg(long, conflicts_with = "online")]
+    unfinished: bool,
 }
 
 /// Arguments of `nodes update`.
@@ -148,6 +152,7 @@ async fn ls(context: &Context, args: Ls) -> Result<()> {
     let nodes = list!(client, list_nodes, nodes, |page_token| v1::ListNodesRequest {
         labels: labels.clone(),
         online_only: args.online,
+        unfinished: args.unfinished,
         page_size: mezite_client::PAGE_SIZE,
         page_token
     })?;

@@ -30,8 +30,8 @@ pub(crate) async fn leave(context: &Context, args: Leave) -> Result<()> {
     let Some(state) = dir.load()? else {
         return Err(Usage(format!("{} has no agent", dir.path().display())).into());
     };
-    // The cluster does not know an agent that has not joined: there is nothing to take back.
-    if state.progress == Progress::Joined && !args.local {
+    // One that has certificates holds its names, whether it has registered or not.
+    if state.progress != Progress::Keys && !args.local {
         let client = client_of(context, &dir, &state).await?;
         match call!(client, Retry::Idempotent, deregister_agent, v1::DeregisterAgentRequest::default()) {
             Ok(v1::DeregisterAgentResponse {}) => {}
@@ -44,5 +44,15 @@ pub(crate) async fn leave(context: &Context, args: Leave) -> Result<()> {
         }
     }
     dir.clear()?;
-    context.print(&Done::new("Left the cluster. Remove the Include line from sshd_config, and reload sshd."))
+    context.print(&Done::new(match state.progress {
+        // The token may have been used all the same, by a call whose answer was lost. Without a certificate there is
+        // nothing to show for it.
+        Progress::Keys => {
+            "Removed the keys. If the cluster holds the name of this host nevertheless, an admin finds it with `mezctl \
+             nodes ls --unfinished`, and frees it with `mezctl nodes rm`."
+        }
+        Progress::Certified | Progress::Joined => {
+            "Left the cluster. Remove the Include line from sshd_config, and reload sshd."
+        }
+    }))
 }

@@ -22,7 +22,8 @@ use crate::{
 /// Commands of an agent.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Agent {
-    /// Join the cluster with a token; run it again to finish a join that was interrupted
+    /// Join the cluster with a token; run it again to finish a join that was interrupted, with a new token if the first
+    /// one has ended
     Join(join::Join),
     /// Report that this host lives; renew its certificates when it is time
     Heartbeat(heartbeat::Heartbeat),
