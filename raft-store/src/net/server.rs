@@ -134,12 +134,12 @@ impl Handler {
     /// As [`Handler::check_peer`], and refuses whoever speaks for another leader or candidate. It need not be a member
     /// that this node knows: one that is behind, or new, does not know all of them.
     fn check_speaker<T>(&self, request: &Request<T>, ballot: Option<&peer::Ballot>) -> Result<(), Status> {
-        is_of(self.check_peer(request)?, ballot)
+        check_own(self.check_peer(request)?, ballot)
     }
 }
 
 /// Whether a vote is the caller's own.
-fn is_of(caller: u64, ballot: Option<&peer::Ballot>) -> Result<(), Status> {
+fn check_own(caller: u64, ballot: Option<&peer::Ballot>) -> Result<(), Status> {
     match ballot {
         Some(ballot) if ballot.node_id == caller => Ok(()),
         _ => Err(Status::permission_denied("a node speaks for itself alone")),
@@ -194,7 +194,7 @@ impl PeerService for Handler {
         let Some(peer::install_snapshot_request::Message::Header(header)) = first else {
             return Err(Status::invalid_argument("a snapshot begins with its header"));
         };
-        is_of(caller, header.vote.as_ref())?;
+        check_own(caller, header.vote.as_ref())?;
         let incoming = self.0.state.inbox().begin(&header).await.map_err(to_status)?;
         let file = receive(&mut messages, incoming).await?;
         let response = self.0.core.install_snapshot(&header, file).await.map_err(to_status)?;

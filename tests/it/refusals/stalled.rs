@@ -105,7 +105,7 @@ async fn an_ingest_reads_nothing_without_a_certificate_and_waits_for_nobody_for_
     ingest.kill();
     let mut config = OpenOptions::new().append(true).open(ingest.config()).unwrap();
     config.write_all(b"[limits]\nmessage_timeout = \"3s\"\n").unwrap();
-    ingest.restart();
+    ingest.start();
     ingest.ready().await;
 
     let trust = cluster.trust();
