@@ -78,6 +78,8 @@ async fn a_node_ends_requests_that_stall_and_gives_their_streams_back() {
         channel(&cluster.nodes()[0].address(), tls, name, PATIENCE).unwrap()
     };
     let channel = connect();
+    // From then on the client knows how many streams it may have, and the others wait.
+    AuthServiceClient::new(channel.clone()).ping(v1::PingRequest {}).await.unwrap();
     // More than have a stream at a time; those that come without a certificate may not last either.
     let methods = ["AuthenticateLocal", "CreateRole", "UploadSessionRecording", "StreamSessionRecording"];
     let stalled = (0..24).map(|number| {
