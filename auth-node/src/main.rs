@@ -196,6 +196,11 @@ fn report(config: &Config, how: &str, made: &Succeeded) -> Result<()> {
         "All sessions and join tokens are void. Start the node with `auth-node run`, log in again, and let further"
     );
     println!("nodes join into new data directories, each with a token of `mezctl cluster token`.");
+    if made.aside.is_none() {
+        println!(
+            "What was changed after the backup is undone: look for users and hosts that were removed since."
+        );
+    }
     println!("Keep {} safe: it is the key-encryption key of this cluster too.", config.kek_path().display());
     Ok(())
 }
