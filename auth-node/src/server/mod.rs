@@ -7,8 +7,8 @@ use std::{convert::Infallible, sync::Arc, time::Duration};
 use mezite_daemon::diagnostics::Health as _;
 use mezite_proto::{
     DESCRIPTOR_SET, SERVICE_NAME,
-    transport::{Gate, GateRules, ListenerLimits, TlsListener},
-    v1::auth_service_server::AuthServiceServer,
+    transport::{Gate, GateRules, ListenerLimits, TlsListener, is_of},
+    v1::auth_service_server::{self, AuthServiceServer},
 };
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -75,6 +75,7 @@ pub(crate) async fn serve(
     let gate = Gate::new(GateRules {
         // People come with a session, and whoever joins with a token.
         open: |_| true,
+        beside: |path| !is_of(path, auth_service_server::SERVICE_NAME),
         lasting: |path| path == LASTING,
         request_timeout: limits.call_timeout,
         anonymous_bytes: limits.max_anonymous_bytes,

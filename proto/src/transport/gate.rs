@@ -24,6 +24,8 @@ use super::ConnectionInfo;
 
 /// What a request takes of the shared bytes from its beginning: the buffer that tonic decodes it from.
 const LEAST: usize = 8 << 10;
+/// Shared, in the same way, by requests to the services beside the program's own: bytes that none of them need.
+const BESIDE_BYTES: usize = 1 << 20;
 
 /// What is taken of requests.
 #[derive(Debug, Clone, Copy)]
@@ -34,6 +36,9 @@ pub struct GateRules {
     /// Whether the request of the method of this path lasts, and the method itself bounds the silence between its
     /// messages. Without a client certificate none lasts.
     pub lasting: fn(&str) -> bool,
+    /// Whether a path is of a service beside the program's own, such as reflection. What holds up those, and never lets go
+    /// of its bytes, holds up nothing else.
+    pub beside: fn(&str) -> bool,
     /// Any other request has arrived, to its end, within this.
     pub request_timeout: Duration,
     /// Bytes of all requests together that are arriving over connections without a client certificate, each counted as
@@ -52,13 +57,14 @@ pub fn is_of(path: &str, service: &str) -> bool {
 pub struct Gate {
     rules: GateRules,
     bytes: Arc<Semaphore>,
+    beside: Arc<Semaphore>,
 }
 
 impl Gate {
     /// A gate, with all of its bytes to give.
     pub fn new(rules: GateRules) -> Self {
         let bytes = Arc::new(Semaphore::new(rules.anonymous_bytes.min(Semaphore::MAX_PERMITS)));
-        Self { rules, bytes }
+        Self { rules, bytes, beside: Arc::new(Semaphore::new(BESIDE_BYTES)) }
     }
 
     /// The request as the server is to see it.
@@ -69,7 +75,8 @@ impl Gate {
         if anonymous && !(self.rules.open)(path) {
             return Err(Status::unauthenticated("this method needs a client certificate"));
         }
-        let share = if anonymous { Some(Share::new(&self.bytes)?) } else { None };
+        let bytes = if (self.rules.beside)(path) { &self.beside } else { &self.bytes };
+        let share = if anonymous { Some(Share::new(bytes)?) } else { None };
         if share.is_none() && (self.rules.lasting)(path) {
             return Ok(request);
         }
@@ -194,7 +201,8 @@ mod tests {
     use super::*;
 
     const RULES: GateRules = GateRules {
-        open: |path| path == "/open",
+        open: |path| matches!(path, "/open" | "/beside"),
+        beside: |path| path == "/beside",
         lasting: |path| path == "/lasting",
         request_timeout: Duration::from_secs(5),
         anonymous_bytes: 4 * LEAST,
@@ -300,6 +308,26 @@ mod tests {
             assert_eq!(call(refused).await, Code::Unauthenticated);
             assert!(sender.is_closed());
         }
+    }
+
+    #[tokio::test]
+    async fn what_is_beside_takes_nothing_from_what_is_the_programs_own() {
+        let gate = Gate::new(RULES);
+        let call = server(&gate);
+        let mut held = Vec::new();
+        for _ in 0..BESIDE_BYTES / LEAST {
+            let (stalled, sender) = request("/beside", 0);
+            held.push((tokio::spawn(call(stalled)), sender));
+        }
+        while gate.beside.available_permits() > 0 {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(call(request("/beside", 0).0).await, Code::ResourceExhausted);
+        assert_eq!(gate.bytes.available_permits(), RULES.anonymous_bytes);
+        let (good, mut sender) = request("/open", 0);
+        let send = async move { sender.send(prefix(0)).await };
+        assert_eq!(tokio::join!(call(good), send), (Code::Ok, Ok(())));
+        held.iter().for_each(|(stalled, _)| stalled.abort());
     }
 
     #[tokio::test]

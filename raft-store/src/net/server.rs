@@ -37,6 +37,7 @@ const MAX_JOIN_BYTES: usize = 16 << 10;
 /// What arrives over connections without a certificate, and nothing but requests to join does.
 const RULES: GateRules = GateRules {
     open: |path| is_of(path, join_service_server::SERVICE_NAME),
+    beside: |_| false,
     lasting: |path| path == "/mezite.peer.v1.PeerService/InstallSnapshot",
     request_timeout: Timing::MAX_DEADLINE,
     anonymous_bytes: 4 << 20,

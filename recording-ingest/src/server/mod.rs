@@ -61,6 +61,7 @@ pub(crate) async fn serve(
     let (reporter, health) = health_reporter();
     let gate = Gate::new(GateRules {
         open: |path| is_of(path, health_server::SERVICE_NAME),
+        beside: |_| false,
         lasting: router::lasts,
         request_timeout: limits.message_timeout,
         anonymous_bytes: ANONYMOUS_BYTES,
