@@ -111,9 +111,10 @@ impl Child {
             let (point, hit) = value.split_once(' ').unwrap();
             Some((point.to_owned(), hit.parse::<u64>().unwrap()))
         };
-        let abort = scheduled("CHILD_ABORT");
+        let (abort, failure) = (scheduled("CHILD_ABORT"), scheduled("CHILD_FAIL"));
         let synced = Point::SnapshotStateSynced.name();
-        if abort.as_ref().is_some_and(|(point, _)| point != synced) {
+        // However it ends: what a snapshot shows was synced before the snapshot has its name.
+        if abort.iter().chain(&failure).all(|(point, _)| point != synced) {
             let folder = folder.clone();
             fail::cfg_callback(synced, move || say_wal(&folder)).unwrap();
         }
@@ -130,7 +131,7 @@ impl Child {
             };
             fail::cfg_callback(point, abort).unwrap();
         }
-        if let Some((point, hit)) = scheduled("CHILD_FAIL") {
+        if let Some((point, hit)) = failure {
             // A count of zero would stand for «always».
             let action = if hit == 0 { "return".to_owned() } else { format!("{hit}*off->return") };
             fail::cfg(point, &action).unwrap();
