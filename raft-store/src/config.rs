@@ -71,7 +71,7 @@ pub struct Limits {
     pub batch_transactions: usize,
     /// Encoded size of one log entry, in bytes; a single larger transaction has an entry to itself.
     pub batch_bytes: usize,
-    /// Log entries in flight. Past four nothing is gained: the disk and the network are busy.
+    /// Log entries in flight at most. Past four nothing is gained: the disk and the network are busy.
     pub batches_in_flight: usize,
     /// Encoded size of one transaction, in bytes.
     pub transaction_bytes: usize,

@@ -38,6 +38,7 @@ mod survey;
 #[cfg(test)]
 mod tests;
 mod transact;
+mod views;
 mod watch;
 
 pub use backup::Backup;

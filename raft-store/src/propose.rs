@@ -1,16 +1,18 @@
 //! Group commit: transactions that wait become one log entry.
 //!
-//! Every node runs one proposer. It takes what is waiting, up to a bound, whenever one of a few places in flight is
-//! free: nothing waits when the store is idle, and under load each entry carries what came in meanwhile. On a
-//! follower the same batches go to the leader, in one hop.
+//! Every node runs one proposer. What comes when nothing is in flight goes at once. While a batch is in flight, the next
+//! one goes when it is as large as what is in flight, or has waited for long: so under load each entry carries what came
+//! in meanwhile, since an entry costs far more than a transaction. On a follower the same batches go to the leader, in
+//! one hop.
 //!
 //! What waits is bounded in number and in bytes. A transaction whose caller has given up before it was taken is
 //! dropped, and the caller knows that it was.
 
 use std::{
+    collections::VecDeque,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -18,7 +20,10 @@ use std::{
 use bytes::Bytes;
 use mezite_proto::peer::{self, Outcome, outcome::Kind};
 use prost::Message;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot},
+    task::JoinSet,
+};
 
 use crate::{
     config::{Clock, Limits, Timing},
@@ -31,6 +36,9 @@ use crate::{
 
 /// A forwarded batch waits at least this long for its answer: its transactions have a time of their own too.
 const MIN_FORWARD: Duration = Duration::from_millis(10);
+/// A batch that is smaller than what is in flight waits so long for more at most: a leader that does not answer must not
+/// hold up what comes after.
+const MAX_HOLD: Duration = Duration::from_millis(10);
 
 struct Pending {
     transaction: peer::Transaction,
@@ -54,6 +62,8 @@ struct Ticket {
 #[derive(Clone)]
 pub(crate) struct Proposer {
     queue: mpsc::Sender<Pending>,
+    /// How many of the next batch have left the queue.
+    held: Arc<AtomicUsize>,
     room: Arc<Semaphore>,
     core: Core,
     space: Arc<SpaceAlarm>,
@@ -73,9 +83,10 @@ impl Proposer {
     ) -> Self {
         let (queue, waiting) = mpsc::channel(limits.queue);
         let sender = Sender { core: core.clone(), pool, clock };
-        tokio::spawn(run(waiting, sender, limits));
+        let held = Arc::<AtomicUsize>::default();
+        tokio::spawn(run(waiting, sender, limits, Arc::clone(&held)));
         let room = Arc::new(Semaphore::new(limits.queue_bytes.min(Semaphore::MAX_PERMITS)));
-        Self { queue, room, core, space }
+        Self { queue, held, room, core, space }
     }
 
     /// Proposes a transaction, through the leader, and answers what came of it: [`Kind::Expired`] if it was not
@@ -118,7 +129,7 @@ impl Proposer {
 
     /// Transactions that wait to be taken.
     pub(crate) fn waiting(&self) -> usize {
-        self.queue.max_capacity() - self.queue.capacity()
+        self.queue.max_capacity() - self.queue.capacity() + self.held.load(Ordering::Relaxed)
     }
 
     fn admit(&self, transaction: &peer::Transaction) -> Result<(), Outcome> {
@@ -152,34 +163,90 @@ fn forward_time(latest: Option<Instant>) -> Duration {
     latest.map_or(MIN_FORWARD, |latest| left(latest).clamp(MIN_FORWARD, Timing::MAX_DEADLINE))
 }
 
-async fn run(mut waiting: mpsc::Receiver<Pending>, sender: Sender, limits: Limits) {
-    let places = Arc::new(Semaphore::new(limits.batches_in_flight));
+async fn run(waiting: mpsc::Receiver<Pending>, sender: Sender, limits: Limits, held: Arc<AtomicUsize>) {
+    let mut queue =
+        Waiting { coming: waiting, held: VecDeque::new(), bytes: 0, since: Instant::now(), limits };
     let sender = Arc::new(sender);
-    let mut held = None;
+    // Batches in flight answer how many transactions they carried.
+    let (mut sending, mut in_flight) = (JoinSet::new(), 0);
     loop {
-        let first = match held.take() {
-            Some(first) => first,
-            None => match waiting.recv().await {
-                Some(first) => first,
-                None => return,
-            },
-        };
-        let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
-        let mut bytes = first.size;
-        let mut batch: Vec<Pending> = sender.take(first).into_iter().collect();
-        while batch.len() < limits.batch_transactions {
-            let Ok(next) = waiting.try_recv() else { break };
-            if bytes + next.size > limits.batch_bytes {
-                held = Some(next);
-                break;
+        queue.fill();
+        held.store(queue.held.len(), Ordering::Relaxed);
+        if sending.len() < limits.batches_in_flight && queue.is_due(in_flight) {
+            let batch: Vec<_> = queue.next_batch().into_iter().filter_map(|next| sender.take(next)).collect();
+            if !batch.is_empty() {
+                in_flight += batch.len();
+                let sender = Arc::clone(&sender);
+                sending.spawn(async move { sender.send(batch).await });
             }
+            continue;
+        }
+        let due = queue.since + MAX_HOLD;
+        let has_place = sending.len() < limits.batches_in_flight;
+        tokio::select! {
+            Some(sent) = sending.join_next() => in_flight -= sent.unwrap_or_default(),
+            more = queue.coming.recv(), if !queue.is_full() => match more {
+                Some(next) => queue.hold(next),
+                None => break,
+            },
+            () = tokio::time::sleep_until(due.into()), if has_place && !queue.held.is_empty() => {}
+        }
+    }
+    // Nobody can come any more; what is on its way is waited for.
+    while sending.join_next().await.is_some() {}
+}
+
+/// What waits to be proposed.
+struct Waiting {
+    coming: mpsc::Receiver<Pending>,
+    /// The next batch, and at most one transaction that is too large for it.
+    held: VecDeque<Pending>,
+    bytes: usize,
+    /// When the oldest of the next batch came.
+    since: Instant,
+    limits: Limits,
+}
+
+impl Waiting {
+    fn hold(&mut self, next: Pending) {
+        if self.held.is_empty() {
+            self.since = Instant::now();
+        }
+        self.bytes += next.size;
+        self.held.push_back(next);
+    }
+
+    fn is_full(&self) -> bool {
+        self.held.len() >= self.limits.batch_transactions || self.bytes >= self.limits.batch_bytes
+    }
+
+    fn fill(&mut self) {
+        while !self.is_full()
+            && let Ok(next) = self.coming.try_recv()
+        {
+            self.hold(next);
+        }
+    }
+
+    /// Whether the next batch should go while so many transactions are in flight.
+    fn is_due(&self, in_flight: usize) -> bool {
+        !self.held.is_empty()
+            && (self.held.len() >= in_flight || self.is_full() || self.since.elapsed() >= MAX_HOLD)
+    }
+
+    /// Takes the next batch, up to the bounds but at least one.
+    fn next_batch(&mut self) -> Vec<Pending> {
+        let mut batch = Vec::with_capacity(self.held.len());
+        let mut bytes = 0;
+        while let Some(next) = self.held.front()
+            && (batch.is_empty() || bytes + next.size <= self.limits.batch_bytes)
+        {
             bytes += next.size;
-            batch.extend(sender.take(next));
+            batch.extend(self.held.pop_front());
         }
-        if !batch.is_empty() {
-            let sender = Arc::clone(&sender);
-            tokio::spawn(async move { sender.send(batch, place).await });
-        }
+        self.bytes -= bytes;
+        self.since = Instant::now();
+        batch
     }
 }
 
@@ -203,7 +270,8 @@ impl Sender {
         (!given_up).then_some(pending)
     }
 
-    async fn send(&self, batch: Vec<Pending>, _place: OwnedSemaphorePermit) {
+    /// Proposes a batch and answers its callers. Answers how many there were.
+    async fn send(&self, batch: Vec<Pending>) -> usize {
         let started = Instant::now();
         let (count, latest) = (batch.len(), batch.iter().map(|pending| pending.deadline).max());
         let mut transactions = Vec::with_capacity(count);
@@ -236,6 +304,7 @@ impl Sender {
                 }
             }
         }
+        count
     }
 
     async fn commit(&self, transactions: Vec<peer::Transaction>) -> Result<Vec<Outcome>, Kind> {
@@ -258,7 +327,12 @@ impl Sender {
         metrics::forwarded(transactions.len());
         let mut request = tonic::Request::new(peer::ProposeRequest { transactions });
         request.set_timeout(within);
-        match client.propose(request).await {
+        let answer = tokio::select! {
+            answer = client.propose(request) => answer,
+            // Whether it took them, the next leader knows.
+            () = self.core.leader_change(Some(leader), within) => return Err(Kind::Unknown),
+        };
+        match answer {
             Ok(response) => Ok(response.into_inner().outcomes),
             Err(status) => {
                 self.pool.heed(&status);
@@ -272,6 +346,67 @@ impl Sender {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn pending(size: usize) -> Pending {
+        let room = Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap();
+        Pending {
+            transaction: peer::Transaction::default(),
+            size,
+            deadline: Instant::now(),
+            reply: oneshot::channel().0,
+            claimed: Arc::default(),
+            room,
+        }
+    }
+
+    fn waiting(limits: Limits) -> (mpsc::Sender<Pending>, Waiting) {
+        let (sender, coming) = mpsc::channel(limits.queue);
+        (sender, Waiting { coming, held: VecDeque::new(), bytes: 0, since: Instant::now(), limits })
+    }
+
+    #[test]
+    fn a_batch_goes_at_once_when_nothing_does_and_else_when_it_is_as_large_as_what_does() {
+        let (sender, mut waiting) = waiting(Limits::default());
+        assert!(!waiting.is_due(0));
+        for count in 1..=5 {
+            sender.try_send(pending(1)).unwrap();
+            waiting.fill();
+            assert!(waiting.is_due(0));
+            assert_eq!(waiting.is_due(3), count >= 3, "{count}");
+        }
+        assert_eq!(waiting.next_batch().len(), 5);
+        assert!(!waiting.is_due(0));
+    }
+
+    #[test]
+    fn a_small_batch_does_not_wait_for_ever() {
+        let (sender, mut waiting) = waiting(Limits::default());
+        sender.try_send(pending(1)).unwrap();
+        waiting.fill();
+        assert!(!waiting.is_due(3));
+        waiting.since = Instant::now().checked_sub(MAX_HOLD).unwrap();
+        assert!(waiting.is_due(3));
+    }
+
+    #[test]
+    fn a_batch_is_bounded_in_number_and_in_bytes() {
+        let limits = Limits { batch_transactions: 3, batch_bytes: 10, ..Limits::default() };
+        let (sender, mut waiting) = waiting(limits);
+        for size in [1, 1, 1, 1, 9, 30, 2] {
+            sender.try_send(pending(size)).unwrap();
+        }
+        let mut batches = Vec::new();
+        loop {
+            waiting.fill();
+            let batch: Vec<_> = waiting.next_batch().iter().map(|next| next.size).collect();
+            if batch.is_empty() {
+                break;
+            }
+            batches.push(batch);
+        }
+        assert_eq!(batches, [&[1, 1, 1][..], &[1, 9], &[30], &[2]]);
+        assert_eq!(waiting.bytes, 0);
+    }
 
     #[test]
     fn a_batch_waits_for_the_leader_as_long_as_its_callers_do() {

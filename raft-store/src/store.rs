@@ -9,7 +9,7 @@ use arc_swap::ArcSwap;
 use bytes::Bytes;
 use mezite_proto::peer::{self, outcome::Kind};
 use prost::Message;
-use store_txn::{KeyRange, TxError};
+use store_txn::{KeyRange, TxError, UnixMillis};
 use tokio::net::TcpListener;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
@@ -28,6 +28,7 @@ use crate::{
     state::StateSnapshot,
     status::{NotReady, Progress, Status},
     transact::{StoreTransaction, View},
+    views::Views,
     watch::{Hub, Watcher},
 };
 
@@ -62,6 +63,7 @@ pub(crate) struct Inner {
     /// Whoever changes the members as leader holds it, for all steps of the change.
     pub(crate) changes: tokio::sync::Mutex<()>,
     pub(crate) db: Arc<Db>,
+    views: Views,
     pub(crate) space: Arc<SpaceAlarm>,
     hub: Arc<Hub>,
 }
@@ -131,6 +133,7 @@ impl Store {
             pool,
             config,
             changes: tokio::sync::Mutex::default(),
+            views: Views::new(Arc::clone(&db)),
             db,
             space,
             hub,
@@ -212,10 +215,10 @@ impl Store {
         let mut current = false;
         for _ in 0..MAX_CONFLICTS {
             let run = Arc::clone(&work);
-            let ran = self.blocking(move |state, clock_ms| {
+            let ran = self.on_state(move |state, clock_ms| {
                 let mut transaction = StoreTransaction::new(View::new(state, clock_ms));
                 let result = run(&mut transaction);
-                Ok((result, transaction.into_proposal()))
+                (result, transaction.into_proposal())
             });
             let proposal = match ran.await? {
                 (Ok(value), Some(proposal)) => (value, proposal),
@@ -318,21 +321,17 @@ impl Store {
         T: Send + 'static,
         E: From<TxError> + Send + 'static,
     {
-        let result = self.blocking(move |state, clock_ms| Ok(work(&mut View::new(state, clock_ms)))).await?;
+        let result = self.on_state(move |state, clock_ms| work(&mut View::new(state, clock_ms))).await?;
         result.map_err(TransactError::Refused)
     }
 
     /// Runs work on a snapshot of the state, away from the async workers.
-    async fn blocking<T: Send + 'static>(
+    async fn on_state<T: Send + 'static>(
         &self,
-        work: impl FnOnce(&StateSnapshot<'_>, u64) -> Result<T, StoreError> + Send + 'static,
+        work: impl FnOnce(&StateSnapshot<'_>, UnixMillis) -> T + Send + 'static,
     ) -> Result<T, StoreError> {
-        let inner = Arc::clone(&self.inner);
-        let done = tokio::task::spawn_blocking(move || {
-            let state = StateSnapshot::take(&inner.db)?;
-            work(&state, (inner.config.clock)())
-        });
-        done.await.map_err(|error| StoreError::Stopped(error.to_string()))?
+        let clock = Arc::clone(&self.inner.config.clock);
+        self.inner.views.run(move |state| work(state, clock())).await
     }
 
     /// Follows the changes of a range after a revision, in order and without gaps.
