@@ -37,6 +37,7 @@ mod store;
 mod survey;
 #[cfg(test)]
 mod tests;
+mod time;
 mod transact;
 mod views;
 mod watch;

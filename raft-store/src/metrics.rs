@@ -6,7 +6,7 @@ use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogra
 
 use crate::status::Status;
 
-const GAUGES: [(&str, Unit, &str); 14] = [
+const GAUGES: [(&str, Unit, &str); 15] = [
     ("raft_is_leader", Unit::Count, "1 if this node leads, else 0"),
     ("raft_has_leader", Unit::Count, "1 if this node knows a leader, else 0"),
     ("raft_term", Unit::Count, "Raft term"),
@@ -21,6 +21,7 @@ const GAUGES: [(&str, Unit, &str); 14] = [
     ("raft_watchers", Unit::Count, "Watchers of the state"),
     ("raft_idempotency_ids", Unit::Count, "Ids of applied transactions that are remembered"),
     ("raft_members", Unit::Count, "Members of the cluster"),
+    ("raft_clock_offset_seconds", Unit::Seconds, "How far the members' time is ahead of this node's clock"),
 ];
 
 const COUNTERS: [(&str, &str); 6] = [
@@ -103,6 +104,11 @@ pub(crate) fn proposal_failed(reason: &'static str) {
 /// One round that confirms the leader.
 pub(crate) fn read_index(elapsed: Duration) {
     histogram!("raft_read_index_seconds").record(elapsed);
+}
+
+/// The members' time was asked for.
+pub(crate) fn clock_offset(ms: i64) {
+    gauge!("raft_clock_offset_seconds").set(ms as f64 / 1000.0);
 }
 
 /// Another leader is known.

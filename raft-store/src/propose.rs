@@ -26,12 +26,13 @@ use tokio::{
 };
 
 use crate::{
-    config::{Clock, Limits, Timing},
+    config::{Limits, Timing},
     metrics,
     net::client::PeerPool,
     raft::{Core, Proposed},
     read::left,
     space::{Full, SpaceAlarm},
+    time::ClusterTime,
 };
 
 /// A forwarded batch waits at least this long for its answer: its transactions have a time of their own too.
@@ -77,12 +78,12 @@ impl Proposer {
     pub(crate) fn start(
         core: Core,
         pool: PeerPool,
-        clock: Clock,
+        time: ClusterTime,
         limits: Limits,
         space: Arc<SpaceAlarm>,
     ) -> Self {
         let (queue, waiting) = mpsc::channel(limits.queue);
-        let sender = Sender { core: core.clone(), pool, clock };
+        let sender = Sender { core: core.clone(), pool, time };
         let held = Arc::<AtomicUsize>::default();
         tokio::spawn(run(waiting, sender, limits, Arc::clone(&held)));
         let room = Arc::new(Semaphore::new(limits.queue_bytes.min(Semaphore::MAX_PERMITS)));
@@ -253,13 +254,13 @@ impl Waiting {
 struct Sender {
     core: Core,
     pool: PeerPool,
-    clock: Clock,
+    time: ClusterTime,
 }
 
 impl Sender {
     /// Takes a transaction that is still wanted and not too late.
     fn take(&self, pending: Pending) -> Option<Pending> {
-        let late = pending.transaction.not_after_ms < (self.clock)();
+        let late = pending.transaction.not_after_ms < self.time.now();
         if late || pending.reply.is_closed() {
             metrics::proposal_failed("expired");
             // Its caller may have given up.
@@ -308,7 +309,8 @@ impl Sender {
     }
 
     async fn commit(&self, transactions: Vec<peer::Transaction>) -> Result<Vec<Outcome>, Kind> {
-        let batch = peer::Batch { stamp_ms: (self.clock)(), transactions, sweep_limit: 0 };
+        let stamp_ms = self.time.stamp().await.ok_or(Kind::NotLeader)?;
+        let batch = peer::Batch { stamp_ms, transactions, sweep_limit: 0 };
         match self.core.propose(Bytes::from(batch.encode_to_vec())).await {
             Proposed::Applied(outcomes) => Ok(outcomes),
             Proposed::NotLeader => Err(Kind::NotLeader),

@@ -27,6 +27,7 @@ use crate::{
     space::{self, SpaceAlarm},
     state::StateSnapshot,
     status::{NotReady, Progress, Status},
+    time::{self, ClusterTime},
     transact::{StoreTransaction, View},
     views::Views,
     watch::{Hub, Watcher},
@@ -63,6 +64,7 @@ pub(crate) struct Inner {
     /// Whoever changes the members as leader holds it, for all steps of the change.
     pub(crate) changes: tokio::sync::Mutex<()>,
     pub(crate) db: Arc<Db>,
+    pub(crate) time: ClusterTime,
     views: Views,
     pub(crate) space: Arc<SpaceAlarm>,
     hub: Arc<Hub>,
@@ -119,8 +121,9 @@ impl Store {
         );
         let (core, state) = started.await?;
         let space = Arc::new(SpaceAlarm::new(config.limits.max_database_bytes, &db));
-        let (clock, alarm) = (Arc::clone(&config.clock), Arc::clone(&space));
-        let proposer = Proposer::start(core.clone(), pool.clone(), clock, config.limits, alarm);
+        let time = ClusterTime::new(core.clone(), pool.clone(), Arc::clone(&config.clock));
+        let alarm = Arc::clone(&space);
+        let proposer = Proposer::start(core.clone(), pool.clone(), time.clone(), config.limits, alarm);
         let reads = Reads::start(core.clone(), pool.clone(), progress.clone());
         let inner = Inner {
             identity: ArcSwap::from_pointee(identity),
@@ -133,6 +136,7 @@ impl Store {
             pool,
             config,
             changes: tokio::sync::Mutex::default(),
+            time,
             views: Views::new(Arc::clone(&db)),
             db,
             space,
@@ -141,6 +145,7 @@ impl Store {
         let inner = Arc::new(inner);
         let server = Arc::new(std::sync::Mutex::new(PeerServer::start(listener, &inner)?));
         let tasks = CancellationToken::new();
+        tokio::spawn(tasks.clone().run_until_cancelled_owned(time::keep(inner.time.clone())));
         tokio::spawn(tasks.clone().run_until_cancelled_owned(sweep(Arc::clone(&inner))));
         tokio::spawn(tasks.clone().run_until_cancelled_owned(membership::tend(Arc::clone(&inner))));
         tokio::spawn(tasks.clone().run_until_cancelled_owned(membership::retire(Arc::clone(&inner))));
@@ -248,7 +253,7 @@ impl Store {
         mut transaction: peer::Transaction,
         deadline: Instant,
     ) -> Result<Option<u64>, StoreError> {
-        let time = self.inner.state.counters().stamp_ms.max((self.inner.config.clock)());
+        let time = self.inner.state.counters().stamp_ms.max(self.inner.time.now());
         let window = u64::try_from(left(deadline).as_millis()).unwrap_or_default();
         transaction.id = Bytes::copy_from_slice(&rand::random::<[u8; 16]>());
         transaction.not_after_ms = time.saturating_add(window);
@@ -330,8 +335,8 @@ impl Store {
         &self,
         work: impl FnOnce(&StateSnapshot<'_>, UnixMillis) -> T + Send + 'static,
     ) -> Result<T, StoreError> {
-        let clock = Arc::clone(&self.inner.config.clock);
-        self.inner.views.run(move |state| work(state, clock())).await
+        let time = self.inner.time.clone();
+        self.inner.views.run(move |state| work(state, time.now())).await
     }
 
     /// Follows the changes of a range after a revision, in order and without gaps.
@@ -418,7 +423,7 @@ async fn sweep(inner: Arc<Inner>) {
         if !inner.core.takes_proposals() {
             continue;
         }
-        let stamp_ms = (inner.config.clock)();
+        let Some(stamp_ms) = inner.time.stamp().await else { continue };
         let looking = Arc::clone(&inner);
         let found = tokio::task::spawn_blocking(move || {
             crate::state::has_expired(&StateSnapshot::take(&looking.db)?, stamp_ms)

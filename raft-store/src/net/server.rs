@@ -271,7 +271,7 @@ impl PeerService for Handler {
         request: Request<peer::PingRequest>,
     ) -> Result<Response<peer::PingResponse>, Status> {
         self.check_peer(&request)?;
-        Ok(Response::new(peer::PingResponse {}))
+        Ok(Response::new(peer::PingResponse { clock_ms: self.0.time.own() }))
     }
 
     async fn report(

@@ -7,12 +7,16 @@ mod membership;
 mod slow_link;
 mod strangers;
 mod survey;
+mod time;
 mod wire;
 
 use std::{
     net::SocketAddr,
     path::Path,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicI64, Ordering},
+    },
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
@@ -113,6 +117,8 @@ struct Node {
     identity: PeerIdentity,
     port: Port,
     store: Option<Store>,
+    /// How far its clock is ahead, in milliseconds.
+    clock_error: Arc<AtomicI64>,
 }
 
 struct Cluster {
@@ -152,7 +158,13 @@ impl Cluster {
     async fn add(&mut self) -> usize {
         let identity = self.authority.identity(self.nodes.len() as u64 + 1);
         let folder = tempfile::tempdir().unwrap();
-        self.nodes.push(Node { folder, identity, port: Port::lease(), store: None });
+        self.nodes.push(Node {
+            folder,
+            identity,
+            port: Port::lease(),
+            store: None,
+            clock_error: Arc::default(),
+        });
         self.open(self.nodes.len() - 1).await;
         self.nodes.len() - 1
     }
@@ -161,6 +173,9 @@ impl Cluster {
         let node = &mut self.nodes[index];
         let (limits, timing) = (self.limits, self.timing);
         let mut config = StoreConfig { limits, timing, ..config(node.folder.path(), node.port.number()) };
+        let clock_error = Arc::clone(&node.clock_error);
+        config.clock =
+            Arc::new(move || wall_clock().saturating_add_signed(clock_error.load(Ordering::Relaxed)));
         if let Some(link) = &self.link {
             config.advertise = link.proxy(node.port.number()).await;
         }

@@ -28,6 +28,7 @@ async fn restored_cluster(backup: &Path, state_hash: [u8; 32]) -> Cluster {
         identity: authority.identity(id),
         port: Port::lease(),
         store: None,
+        clock_error: Arc::default(),
     };
     let nodes = vec![node(1), node(2)];
     let (limits, timing) = (Limits::default(), PROMPT);

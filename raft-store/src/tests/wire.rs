@@ -44,7 +44,7 @@ fn messages_of_a_handover_have_golden_bytes() {
     assert_eq!(request.encode_to_vec(), [0x0a, 6, 0x08, 3, 0x10, 2, 0x18, 1]);
     assert_eq!(peer::TimeoutNowResponse { standing: true }.encode_to_vec(), [0x08, 1]);
     assert_eq!(peer::PingRequest {}.encode_to_vec(), [0; 0]);
-    assert_eq!(peer::PingResponse {}.encode_to_vec(), [0; 0]);
+    assert_eq!(peer::PingResponse { clock_ms: 258 }.encode_to_vec(), [0x08, 0x82, 2]);
     let vote = peer::Ballot { term: 3, node_id: 2, committed: false };
     let request = peer::VoteRequest { vote: Some(vote), last_log_id: None, handover: true };
     assert_eq!(request.encode_to_vec(), [0x0a, 4, 0x08, 3, 0x10, 2, 0x18, 1]);
