@@ -9,9 +9,11 @@ use crate::NotReady;
 async fn stranded(limits: Limits) -> (Cluster, Store) {
     let mut cluster = Cluster::start_patient(3, limits).await;
     let leader = cluster.leader().await;
+    let store = cluster.store(leader);
+    // It knows the time from here on.
+    put(&store, "before", "v").await.unwrap();
     cluster.kill((leader + 1) % 3).await;
     cluster.kill((leader + 2) % 3).await;
-    let store = cluster.store(leader);
     (cluster, store)
 }
 
