@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use store_txn::{Read, ReadExt, Transaction, TransactionExt, Versioned};
+use store_txn::{Key, Read, ReadExt, Transaction, TransactionExt, Versioned};
 
 use crate::{
     Caller, Context, CoreError,
@@ -132,24 +132,16 @@ pub fn list(
     let caller = context.caller.user()?;
     labels::check("labels", &filter.labels)?;
     let access = Access::of(&caller.roles, &caller.user.traits);
-    let mut after = page.after.as_deref().map(|id| AgentId::parse("page_token", id)).transpose()?;
-    let (mut items, mut looked_at) = (Vec::new(), 0);
-    while looked_at < MAX_LOOKED_AT {
-        let rows = state.scan(after.clone().map(NodeKey).as_ref(), CHUNK)?;
-        if rows.is_empty() {
-            return Ok(Page { items, next: None });
-        }
-        looked_at += rows.len();
-        for (key, stored) in rows {
-            if items.len() == page.size {
-                return Ok(Page { items, next: after.map(String::from) });
-            }
-            after = Some(key.0.clone());
-            let node = complete(state, key.0, stored)?;
-            items.extend(seen(node, &access, caller.is_admin(), filter, state.now(), ttl));
-        }
-    }
-    Ok(Page { items, next: after.map(String::from) })
+    look_through(
+        state,
+        page,
+        NodeKey,
+        |key| key.0,
+        |state, id, stored| {
+            let node = complete(state, id, stored)?;
+            Ok(seen(node, &access, caller.is_admin(), filter, state.now(), ttl))
+        },
+    )
 }
 
 /// Joins that were not finished, by id, as the nodes that they would become: their agents have certificates, hold their
@@ -168,10 +160,33 @@ pub fn unfinished(
         return Err(CoreError::Denied("joins that were not finished are for the role admin".into()));
     }
     labels::check("labels", &filter.labels)?;
+    look_through(
+        state,
+        page,
+        JoinKey,
+        |key| key.0,
+        |_, id, stored| {
+            let Some(row) = stored.row.node else { return Ok(None) };
+            let agent_labels = Labels::new();
+            let node = Node { id, revision: stored.revision, row, agent_labels, presence: None };
+            Ok(Some(node).filter(|node| !filter.online_only && filter.has_labels(&node.labels())))
+        },
+    )
+}
+
+/// Fills a page with what is wanted of a table's rows, by agent id. It looks at so many and no more, so a page may be
+/// short though it is not the last.
+fn look_through<S: Read + ?Sized, K: Key, T>(
+    state: &mut S,
+    page: &PageRequest,
+    key_of: impl Fn(AgentId) -> K,
+    id_of: impl Fn(K) -> AgentId,
+    mut wanted: impl FnMut(&mut S, AgentId, Versioned<K::Row>) -> Result<Option<T>, CoreError>,
+) -> Result<Page<T>, CoreError> {
     let mut after = page.after.as_deref().map(|id| AgentId::parse("page_token", id)).transpose()?;
     let (mut items, mut looked_at) = (Vec::new(), 0);
     while looked_at < MAX_LOOKED_AT {
-        let rows = state.scan(after.clone().map(JoinKey).as_ref(), CHUNK)?;
+        let rows = state.scan(after.clone().map(&key_of).as_ref(), CHUNK)?;
         if rows.is_empty() {
             return Ok(Page { items, next: None });
         }
@@ -180,16 +195,9 @@ pub fn unfinished(
             if items.len() == page.size {
                 return Ok(Page { items, next: after.map(String::from) });
             }
-            after = Some(key.0.clone());
-            let Some(row) = stored.row.node else { continue };
-            let node = Node {
-                id: key.0,
-                revision: stored.revision,
-                row,
-                agent_labels: Labels::new(),
-                presence: None,
-            };
-            items.extend(Some(node).filter(|node| !filter.online_only && filter.has_labels(&node.labels())));
+            let id = id_of(key);
+            after = Some(id.clone());
+            items.extend(wanted(state, id, stored)?);
         }
     }
     Ok(Page { items, next: after.map(String::from) })

@@ -11,17 +11,19 @@ use mezite_proto::{
     access::METHODS,
     v1::{
         DownloadSessionRecordingRequest, RecordingChunk, RecordingMetadata, RecordingState,
-        UploadSessionRecordingRequest, auth_service_client::AuthServiceClient,
+        StreamSessionRecordingRequest, UploadSessionRecordingRequest, auth_service_client::AuthServiceClient,
         stream_session_recording_request::Message,
     },
 };
+use recording_ingest::Handle;
+use tokio::sync::mpsc;
 use tonic::{Code, transport::Endpoint};
 use tonic_prost::ProstCodec;
 use tonic_types::StatusExt as _;
 
 use crate::{
     cluster::{AGENT, Cluster, INGEST_ID, LIFETIME, OTHER_AGENT},
-    wire::{Wire, chunk, header, id, last, metadata, payload, reason, sha256, wrapped},
+    wire::{Reply, Wire, chunk, header, id, last, metadata, payload, reason, sha256, wrapped},
 };
 
 const RECORDING_METHODS: [&str; 5] = [
@@ -306,11 +308,11 @@ async fn an_upload_with_a_wrong_digest_leaves_nothing_behind() {
     assert!(cluster.objects().is_empty());
 }
 
-#[tokio::test]
-async fn only_so_many_calls_write_at_a_time() {
-    let cluster = Cluster::new();
-    let ingest = cluster.ingest("a", &["limits.max_streams=1"]).await;
-    let agent = cluster.as_agent(&ingest, AGENT);
+/// Begins the only recording that an ingest has, and waits until it counts.
+async fn open_and_hold(
+    ingest: &Handle,
+    agent: &Wire,
+) -> (mpsc::Sender<StreamSessionRecordingRequest>, Reply) {
     let (sender, reply) = agent.open();
     sender.send(wrapped(header(id(1), 0, Some(metadata())))).await.unwrap();
     let diagnostics = ingest.diagnostics_address();
@@ -318,6 +320,15 @@ async fn only_so_many_calls_write_at_a_time() {
         crate::wire::page(diagnostics, "/metrics").await.1.contains("mezite_ingest_open_streams 1")
     })
     .await;
+    (sender, reply)
+}
+
+#[tokio::test]
+async fn only_so_many_calls_write_at_a_time() {
+    let cluster = Cluster::new();
+    let ingest = cluster.ingest("a", &["limits.max_streams=1"]).await;
+    let agent = cluster.as_agent(&ingest, AGENT);
+    let (sender, reply) = open_and_hold(&ingest, &agent).await;
     let refused = agent.probe(id(1)).await.unwrap_err();
     assert_eq!((refused.code(), reason(&refused).0.as_str()), (Code::ResourceExhausted, "TOO_MANY_STREAMS"));
     assert_eq!(refused.get_details_retry_info().unwrap().retry_delay, Some(Duration::from_secs(1)));
@@ -331,13 +342,7 @@ async fn one_agent_leaves_places_to_the_others() {
     let cluster = Cluster::new();
     let ingest = cluster.ingest("a", &["limits.max_streams_per_agent=1"]).await;
     let agent = cluster.as_agent(&ingest, AGENT);
-    let (sender, reply) = agent.open();
-    sender.send(wrapped(header(id(1), 0, Some(metadata())))).await.unwrap();
-    let diagnostics = ingest.diagnostics_address();
-    crate::wire::eventually(|| async move {
-        crate::wire::page(diagnostics, "/metrics").await.1.contains("mezite_ingest_open_streams 1")
-    })
-    .await;
+    let (sender, reply) = open_and_hold(&ingest, &agent).await;
     // By whichever way.
     for way in [agent.clone(), cluster.as_auth(&ingest).relaying(AGENT)] {
         let refused = way.probe(id(2)).await.unwrap_err();
