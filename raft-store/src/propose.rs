@@ -173,7 +173,7 @@ async fn run(waiting: mpsc::Receiver<Pending>, sender: Sender, limits: Limits, h
     loop {
         queue.fill();
         held.store(queue.held.len(), Ordering::Relaxed);
-        if sending.len() < limits.batches_in_flight && queue.is_due(in_flight) {
+        if sending.len() < limits.batches_in_flight && queue.is_due(in_flight, Instant::now()) {
             let batch: Vec<_> = queue.next_batch().into_iter().filter_map(|next| sender.take(next)).collect();
             if !batch.is_empty() {
                 in_flight += batch.len();
@@ -185,7 +185,11 @@ async fn run(waiting: mpsc::Receiver<Pending>, sender: Sender, limits: Limits, h
         let due = queue.since + MAX_HOLD;
         let has_place = sending.len() < limits.batches_in_flight;
         tokio::select! {
-            Some(sent) = sending.join_next() => in_flight -= sent.unwrap_or_default(),
+            Some(sent) = sending.join_next() => {
+                in_flight -= sent.unwrap_or_default();
+                // Whoever panicked did not say how many.
+                in_flight = if sending.is_empty() { 0 } else { in_flight };
+            }
             more = queue.coming.recv(), if !queue.is_full() => match more {
                 Some(next) => queue.hold(next),
                 None => break,
@@ -230,9 +234,9 @@ impl Waiting {
     }
 
     /// Whether the next batch should go while so many transactions are in flight.
-    fn is_due(&self, in_flight: usize) -> bool {
+    fn is_due(&self, in_flight: usize, now: Instant) -> bool {
         !self.held.is_empty()
-            && (self.held.len() >= in_flight || self.is_full() || self.since.elapsed() >= MAX_HOLD)
+            && (self.held.len() >= in_flight || self.is_full() || now >= self.since + MAX_HOLD)
     }
 
     /// Takes the next batch, up to the bounds but at least one.
@@ -260,7 +264,8 @@ struct Sender {
 impl Sender {
     /// Takes a transaction that is still wanted and not too late.
     fn take(&self, pending: Pending) -> Option<Pending> {
-        let late = pending.transaction.not_after_ms < self.time.now();
+        let now = self.time.measured();
+        let late = now.is_some_and(|now| pending.transaction.not_after_ms < now);
         if late || pending.reply.is_closed() {
             metrics::proposal_failed("expired");
             // Its caller may have given up.
@@ -369,15 +374,15 @@ mod tests {
     #[test]
     fn a_batch_goes_at_once_when_nothing_does_and_else_when_it_is_as_large_as_what_does() {
         let (sender, mut waiting) = waiting(Limits::default());
-        assert!(!waiting.is_due(0));
+        assert!(!waiting.is_due(0, waiting.since));
         for count in 1..=5 {
             sender.try_send(pending(1)).unwrap();
             waiting.fill();
-            assert!(waiting.is_due(0));
-            assert_eq!(waiting.is_due(3), count >= 3, "{count}");
+            assert!(waiting.is_due(0, waiting.since));
+            assert_eq!(waiting.is_due(3, waiting.since), count >= 3, "{count}");
         }
         assert_eq!(waiting.next_batch().len(), 5);
-        assert!(!waiting.is_due(0));
+        assert!(!waiting.is_due(0, waiting.since));
     }
 
     #[test]
@@ -385,9 +390,8 @@ mod tests {
         let (sender, mut waiting) = waiting(Limits::default());
         sender.try_send(pending(1)).unwrap();
         waiting.fill();
-        assert!(!waiting.is_due(3));
-        waiting.since = Instant::now().checked_sub(MAX_HOLD).unwrap();
-        assert!(waiting.is_due(3));
+        assert!(!waiting.is_due(3, waiting.since));
+        assert!(waiting.is_due(3, waiting.since + MAX_HOLD));
     }
 
     #[test]

@@ -35,7 +35,8 @@ use crate::{
 
 /// A transaction that keeps meeting others is given up after so many attempts.
 const MAX_CONFLICTS: u32 = 64;
-/// Pause before a transaction is proposed again when nobody leads, unless another leader is known before.
+/// Pause before a transaction is proposed again when nobody leads, unless another leader is known before; and before
+/// the members are asked again what time it is.
 const RETRY: Duration = Duration::from_millis(50);
 /// How often the leader looks for rows whose time is over.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
@@ -121,7 +122,7 @@ impl Store {
         );
         let (core, state) = started.await?;
         let space = Arc::new(SpaceAlarm::new(config.limits.max_database_bytes, &db));
-        let time = ClusterTime::new(core.clone(), pool.clone(), Arc::clone(&config.clock));
+        let time = ClusterTime::new(core.clone(), pool.clone(), &config);
         let alarm = Arc::clone(&space);
         let proposer = Proposer::start(core.clone(), pool.clone(), time.clone(), config.limits, alarm);
         let reads = Reads::start(core.clone(), pool.clone(), progress.clone());
@@ -220,8 +221,9 @@ impl Store {
         let mut current = false;
         for _ in 0..MAX_CONFLICTS {
             let run = Arc::clone(&work);
-            let ran = self.on_state(move |state, clock_ms| {
-                let mut transaction = StoreTransaction::new(View::new(state, clock_ms));
+            let now = self.inner.now(deadline).await?;
+            let ran = self.on_state(move |state| {
+                let mut transaction = StoreTransaction::new(View::new(state, now));
                 let result = run(&mut transaction);
                 (result, transaction.into_proposal())
             });
@@ -312,8 +314,11 @@ impl Store {
         T: Send + 'static,
         E: From<TxError> + Send + 'static,
     {
-        self.inner.reads.barrier(Instant::now() + self.deadline).await?;
-        self.read_local(work).await
+        let deadline = Instant::now() + self.deadline;
+        self.inner.reads.barrier(deadline).await?;
+        let now = self.inner.now(deadline).await?;
+        let result = self.on_state(move |state| work(&mut View::new(state, now))).await?;
+        result.map_err(TransactError::Refused)
     }
 
     /// Reads this node's state as it is, which may be behind: for what may be stale.
@@ -326,17 +331,17 @@ impl Store {
         T: Send + 'static,
         E: From<TxError> + Send + 'static,
     {
-        let result = self.on_state(move |state, clock_ms| work(&mut View::new(state, clock_ms))).await?;
+        let time = self.inner.time.clone();
+        let result = self.on_state(move |state| work(&mut View::new(state, time.now()))).await?;
         result.map_err(TransactError::Refused)
     }
 
     /// Runs work on a snapshot of the state, away from the async workers.
     async fn on_state<T: Send + 'static>(
         &self,
-        work: impl FnOnce(&StateSnapshot<'_>, UnixMillis) -> T + Send + 'static,
+        work: impl FnOnce(&StateSnapshot<'_>) -> T + Send + 'static,
     ) -> Result<T, StoreError> {
-        let time = self.inner.time.clone();
-        self.inner.views.run(move |state| work(state, time.now())).await
+        self.inner.views.run(work).await
     }
 
     /// Follows the changes of a range after a revision, in order and without gaps.
@@ -402,6 +407,20 @@ impl Store {
 }
 
 impl Inner {
+    /// The cluster's time, for what is replicated or must be current.
+    async fn now(&self, deadline: Instant) -> Result<UnixMillis, StoreError> {
+        let known = async {
+            loop {
+                match self.time.stamp().await {
+                    Some(now) => return now,
+                    None => tokio::time::sleep(RETRY).await,
+                }
+            }
+        };
+        let known = tokio::time::timeout(left(deadline), known).await;
+        known.map_err(|_| StoreError::Unavailable("most members do not say what time it is"))
+    }
+
     pub(crate) fn status(&self) -> Status {
         let node_id = self.core.node_id();
         Status {

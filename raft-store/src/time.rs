@@ -1,11 +1,11 @@
-//! What time it is for the cluster: what most of its voters say, whatever this node's own clock says.
+//! What time it is for the cluster: the latest that most of its voters have reached, whatever this node's clock says.
 //!
 //! The time of the state never goes back, and what has ended by it has ended for good. So no single clock decides: a node
-//! asks the voters for theirs once a second, and goes by the median. Between two rounds it counts on by a clock that
-//! nobody sets. A leader that has not heard a majority yet stamps nothing.
+//! asks the voters for theirs once a second. Between two rounds it counts on by a clock that nobody sets (and that stands
+//! still while the machine is suspended). A leader that has not heard a majority yet stamps nothing.
 
 use std::{
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -14,7 +14,7 @@ use mezite_proto::peer;
 use store_txn::UnixMillis;
 
 use crate::{
-    config::Clock,
+    config::{Clock, StoreConfig},
     metrics,
     net::client::PeerPool,
     raft::{Core, PeerNode},
@@ -22,8 +22,8 @@ use crate::{
 
 /// Pause between two rounds.
 const INTERVAL: Duration = Duration::from_secs(1);
-/// A voter that takes longer to say its time is not counted.
-const ANSWER: Duration = Duration::from_millis(500);
+/// A voter that takes longer to say its time is not counted, nor one that takes longer than two heartbeats.
+const MIN_ANSWER: Duration = Duration::from_millis(500);
 /// Clocks that are closer to each other than this, in milliseconds, count as equal. NTP keeps them within some tens;
 /// half of a round trip is added.
 const TOLERANCE_MS: i64 = 1_000;
@@ -40,6 +40,8 @@ struct Shared {
     core: Core,
     pool: PeerPool,
     clock: Clock,
+    /// How long a voter may take.
+    answer: Duration,
     base: Mutex<Option<Base>>,
     /// Held by who measures.
     round: tokio::sync::Mutex<()>,
@@ -50,17 +52,18 @@ struct Shared {
 pub(crate) struct ClusterTime(Arc<Shared>);
 
 impl ClusterTime {
-    pub(crate) fn new(core: Core, pool: PeerPool, clock: Clock) -> Self {
+    pub(crate) fn new(core: Core, pool: PeerPool, config: &StoreConfig) -> Self {
         Self(Arc::new(Shared {
             core,
             pool,
-            clock,
+            clock: Arc::clone(&config.clock),
+            answer: MIN_ANSWER.max(2 * config.timing.heartbeat),
             base: Mutex::default(),
             round: tokio::sync::Mutex::default(),
         }))
     }
 
-    /// The time for what is not replicated: this node's own while it has not heard a majority.
+    /// The time for what may be stale: this node's own while it has not heard a majority.
     pub(crate) fn now(&self) -> UnixMillis {
         self.measured().unwrap_or_else(|| self.own())
     }
@@ -70,7 +73,12 @@ impl ClusterTime {
         if let Some(now) = self.measured() {
             return Some(now);
         }
-        self.measure().await;
+        let round = self.0.round.lock().await;
+        // Somebody may have asked meanwhile.
+        if self.measured().is_none() {
+            self.measure().await;
+        }
+        drop(round);
         self.measured()
     }
 
@@ -81,32 +89,47 @@ impl ClusterTime {
 
     #[cfg(test)]
     pub(crate) fn is_corrected(&self) -> bool {
-        self.0.base.lock().unwrap_or_else(PoisonError::into_inner).is_some_and(|base| base.corrected)
+        self.base().is_some_and(|base| base.corrected)
     }
 
-    fn measured(&self) -> Option<UnixMillis> {
-        let base = *self.0.base.lock().unwrap_or_else(PoisonError::into_inner);
-        base.map(|base| base.ms.saturating_add(millis(base.at.elapsed())))
+    /// The cluster's time; `None` before a majority was heard.
+    pub(crate) fn measured(&self) -> Option<UnixMillis> {
+        self.base().map(|base| base.ms.saturating_add(millis(base.at.elapsed())))
     }
 
-    /// Asks the voters. Nothing changes when a majority does not answer.
+    fn base(&self) -> MutexGuard<'_, Option<Base>> {
+        self.0.base.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Asks the voters, under the lock of the round. Nothing changes when a majority does not answer.
     async fn measure(&self) {
-        let _one = self.0.round.lock().await;
+        // The own clock is read this once, so that it may be set at any time.
+        let here = (Instant::now(), self.own());
         let own_id = self.0.core.node_id();
         let voters = self.0.core.voters();
         let others = voters.iter().filter(|(node_id, _)| **node_id != own_id);
-        let asked = join_all(others.map(|(node_id, node)| self.ask(*node_id, node))).await;
+        let asked = join_all(others.map(|(node_id, node)| self.ask(*node_id, node, here))).await;
         let total = asked.len() + 1;
         let offsets: Vec<i64> = asked.into_iter().flatten().chain([0]).collect();
-        if voters.is_empty() || offsets.len() * 2 <= total {
+        let all_answered = offsets.len() == total;
+        if voters.is_empty() {
             return;
         }
-        let offset = median(offsets);
-        metrics::clock_offset(offset);
-        let (at, own) = (Instant::now(), self.own());
+        if let Some(offset) = reached_by_most(offsets, total) {
+            metrics::clock_offset(offset);
+            self.set(here, offset, all_answered);
+        }
+    }
+
+    fn set(&self, (at, own): (Instant, UnixMillis), offset: i64, all_answered: bool) {
         let corrected = offset.abs() > TOLERANCE_MS;
         let ms = if corrected { own.saturating_add_signed(offset) } else { own };
-        let mut base = self.0.base.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut base = self.base();
+        let known = base.map(|base| base.ms.saturating_add(millis(at.saturating_duration_since(base.at))));
+        // Who did not answer counts as behind, and the round before may have heard more.
+        if !all_answered && known.is_some_and(|known| ms < known) {
+            return;
+        }
         let before = base.replace(Base { at, ms, corrected }).is_some_and(|base| base.corrected);
         drop(base);
         match (before, corrected) {
@@ -119,14 +142,20 @@ impl ClusterTime {
         }
     }
 
-    /// How far a voter's clock is ahead of this node's, in milliseconds.
-    async fn ask(&self, node_id: u64, node: &PeerNode) -> Option<i64> {
+    /// How far a voter's clock is ahead of this node's, as that stood at the beginning of the round, in milliseconds.
+    async fn ask(&self, node_id: u64, node: &PeerNode, (at, own): (Instant, UnixMillis)) -> Option<i64> {
         let mut client = self.0.pool.get(node_id, &node.peer_address).ok()?;
-        let (own, started) = (self.own(), Instant::now());
-        let response = tokio::time::timeout(ANSWER, client.ping(peer::PingRequest {})).await.ok()?.ok()?;
+        let sent = Instant::now();
+        let response =
+            tokio::time::timeout(self.0.answer, client.ping(peer::PingRequest {})).await.ok()?.ok()?;
         let there = response.into_inner().clock_ms;
+        let took = sent.elapsed();
+        // After a pause of this process an old answer is there before the timer is looked at.
+        if took > self.0.answer {
+            return None;
+        }
+        let here = own.saturating_add(millis(sent.saturating_duration_since(at) + took / 2));
         // A release that does not say it is taken to agree.
-        let here = own.saturating_add(millis(started.elapsed() / 2));
         Some(if there == 0 { 0 } else { there.checked_signed_diff(here).unwrap_or(i64::MAX) })
     }
 }
@@ -135,10 +164,11 @@ fn millis(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// The middle one; of two in the middle the lower, since time that has passed does not come back.
-fn median(mut offsets: Vec<i64>) -> i64 {
+/// The latest time that most of `total` voters have reached, when these have answered; `None` when they are no majority.
+/// Who has not answered counts as behind, since time that has passed does not come back.
+fn reached_by_most(mut offsets: Vec<i64>, total: usize) -> Option<i64> {
     offsets.sort_unstable();
-    offsets.get(offsets.len().saturating_sub(1) / 2).copied().unwrap_or_default()
+    offsets.len().checked_sub(total / 2 + 1).and_then(|index| offsets.get(index).copied())
 }
 
 /// Keeps the time.
@@ -147,6 +177,7 @@ pub(crate) async fn keep(time: ClusterTime) {
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
+        let _one = time.0.round.lock().await;
         time.measure().await;
     }
 }
@@ -156,22 +187,27 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_clock_of_three_does_not_decide() {
+    fn a_minority_of_clocks_does_not_decide() {
         let days = 86_400_000;
-        for (offsets, expected) in [
-            (vec![0], 0),
-            (vec![0, 3, -4], 0),
+        for (offsets, total, expected) in [
+            (vec![0], 1, Some(0)),
+            (vec![0, 3, -4], 3, Some(0)),
             // This node is ahead, or behind.
-            (vec![-days, -days + 5, 0], -days + 5),
-            (vec![days, days + 5, 0], days),
+            (vec![-days, -days + 5, 0], 3, Some(-days + 5)),
+            (vec![days, days + 5, 0], 3, Some(days)),
             // Another is.
-            (vec![0, 2, days], 2),
-            (vec![-days, 0, 2], 0),
-            // With two, the one that is behind.
-            (vec![0, days], 0),
-            (vec![0, -days], -days),
+            (vec![0, 2, days], 3, Some(2)),
+            (vec![-days, 0, 2], 3, Some(0)),
+            // Of two that answer, the one that is behind.
+            (vec![0, days], 3, Some(0)),
+            (vec![0, -days], 3, Some(-days)),
+            // Two wrong ones of five, while two are silent.
+            (vec![0, days, days], 5, Some(0)),
+            (vec![0, 1, 2, days, days], 5, Some(2)),
+            (vec![0], 2, None),
+            (vec![0, 0], 4, None),
         ] {
-            assert_eq!(median(offsets.clone()), expected, "{offsets:?}");
+            assert_eq!(reached_by_most(offsets.clone(), total), expected, "{offsets:?} of {total}");
         }
     }
 }

@@ -60,14 +60,16 @@ impl Views {
         work: impl FnOnce(&StateSnapshot<'_>) -> T + Send + 'static,
     ) -> Result<T, StoreError> {
         let (reply, mut answer) = oneshot::channel();
-        self.push(Box::new(move |state| {
+        let number = self.push(Box::new(move |state| {
             // The caller may have given up.
-            let _ = reply.send(work(state));
+            if !reply.is_closed() {
+                let _ = reply.send(work(state));
+            }
         }));
         let answered = match tokio::time::timeout(PATIENCE, &mut answer).await {
             Ok(answered) => answered,
             Err(_) => {
-                self.help();
+                self.help(number);
                 answer.await
             }
         };
@@ -75,18 +77,21 @@ impl Views {
             .map_err(|_| StoreError::Stopped("the state cannot be read, or what reads it panicked".into()))
     }
 
-    fn push(&self, job: Job) {
+    /// Answers the closure's number.
+    fn push(&self, job: Job) -> u64 {
         let mut queue = self.0.queue();
         queue.newest += 1;
+        let number = queue.newest;
         queue.waiting.push_back(job);
         let few = queue.threads < self.0.processors && queue.waiting.len() > queue.threads * SHARE;
         self.start(queue, few);
+        number
     }
 
-    /// Puts another thread to what waits.
-    fn help(&self) {
+    /// Puts another thread to what waits, if this closure still does.
+    fn help(&self, number: u64) {
         let queue = self.0.queue();
-        let waits = !queue.waiting.is_empty();
+        let waits = number > queue.newest - queue.waiting.len() as u64;
         self.start(queue, waits);
     }
 
@@ -177,7 +182,7 @@ mod tests {
         let (_folder, views) = views();
         let mut held = Vec::new();
         // More than there are processors; each holds its thread until it is let go.
-        for _ in 0..views.0.processors + 2 {
+        for _ in 0..(views.0.processors + 2).min(THREADS - 1) {
             let ((begun, begins), (release, released)) = (oneshot::channel(), mpsc::channel::<()>());
             let views = views.clone();
             let running = tokio::spawn(async move {

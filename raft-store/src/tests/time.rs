@@ -41,7 +41,7 @@ async fn a_leader_whose_clock_is_days_off_ends_nothing_and_keeps_nothing() {
         }
         // Who looks for the first time, as after a restart, finds the same.
         let (core, pool) = (store.inner.core.clone(), store.inner.pool.clone());
-        let fresh = ClusterTime::new(core, pool, Arc::clone(&store.inner.config.clock));
+        let fresh = ClusterTime::new(core, pool, &store.inner.config);
         assert!(is_near(fresh.stamp().await.unwrap()) && !is_near(fresh.own()));
         cluster.nodes[leader].clock_error.store(0, Ordering::Relaxed);
         eventually("it notices", async || !store.inner.time.is_corrected()).await;
@@ -55,7 +55,7 @@ async fn without_a_majority_nothing_is_stamped() {
     let (core, pool) = (store.inner.core.clone(), store.inner.pool.clone());
     cluster.kill(1).await;
     cluster.kill(2).await;
-    let fresh = ClusterTime::new(core, pool, Arc::clone(&store.inner.config.clock));
+    let fresh = ClusterTime::new(core, pool, &store.inner.config);
     assert_eq!(fresh.stamp().await, None);
     assert!(is_near(fresh.now()));
     cluster.open(1).await;
