@@ -62,7 +62,7 @@ impl Default for Timing {
 /// Bounds.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
-    /// Transactions that may wait to be proposed on this node; more are refused at once.
+    /// Transactions that may wait to be proposed on this node, beside those of the next batch; more are refused at once.
     pub queue: usize,
     /// Encoded size of the transactions that wait on this node or are in flight from it, in bytes; more are refused
     /// at once. At least `transaction_bytes`.

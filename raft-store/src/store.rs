@@ -14,7 +14,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::{
-    config::{StoreConfig, Timing},
+    config::{Limits, StoreConfig, Timing},
     db::Db,
     error::{StoreError, TransactError},
     fatal::Fatal,
@@ -92,6 +92,10 @@ impl Store {
         }
         if config.limits.queue_bytes < config.limits.transaction_bytes {
             return Err(StoreError::Config("queue_bytes is below transaction_bytes".into()));
+        }
+        let Limits { batches_in_flight, batch_transactions, batch_bytes, .. } = config.limits;
+        if batches_in_flight.min(batch_transactions).min(batch_bytes) == 0 {
+            return Err(StoreError::Config("no batch could ever be proposed: a bound of them is 0".into()));
         }
         metrics::describe();
         let listener = TcpListener::bind(config.listen)

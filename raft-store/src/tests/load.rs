@@ -79,13 +79,22 @@ async fn what_waits_is_bounded_in_bytes() {
     let small = put(&quick, "small", "v").await;
     assert!(!matches!(small, Err(TransactError::Store(StoreError::Overloaded))), "{small:?}");
     first.abort();
+}
 
-    let folder = tempfile::tempdir().unwrap();
-    let limits = Limits { queue_bytes: 1, ..Limits::default() };
-    let config = StoreConfig { limits, ..config(folder.path(), 0) };
-    let fatal = Fatal::new(|reason| panic!("{reason}"));
-    let opened = Store::open(config, Authority::new().identity(1), fatal).await;
-    assert!(matches!(opened.map(|_| ()), Err(StoreError::Config(_))));
+#[tokio::test]
+async fn bounds_under_which_nothing_could_be_proposed_are_refused() {
+    for limits in [
+        Limits { queue_bytes: 1, ..Limits::default() },
+        Limits { batches_in_flight: 0, ..Limits::default() },
+        Limits { batch_transactions: 0, ..Limits::default() },
+        Limits { batch_bytes: 0, ..Limits::default() },
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        let config = StoreConfig { limits, ..config(folder.path(), 0) };
+        let fatal = Fatal::new(|reason| panic!("{reason}"));
+        let opened = Store::open(config, Authority::new().identity(1), fatal).await;
+        assert!(matches!(opened.map(|_| ()), Err(StoreError::Config(_))), "{limits:?}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
