@@ -52,7 +52,7 @@ pub(crate) struct Service {
     pub(crate) access: Listeners,
     /// What the node's configuration says.
     pub(crate) settings: Settings,
-    /// The wall clock.
+    /// The cluster's time.
     pub(crate) clock: Clock,
 }
 

@@ -80,7 +80,6 @@ impl Identity {
 /// [`NodeError::Removed`] when the node was removed from its cluster; see [`NodeError`].
 pub async fn start(config: Config) -> Result<Handle, NodeError> {
     metrics::install();
-    let clock: Clock = Arc::new(clock::unix_ms);
     let folder = Arc::new(Folder::open(&config.data_dir)?);
     let mut state = folder.member()?;
     folder.check_store(&state)?;
@@ -91,8 +90,9 @@ pub async fn start(config: Config) -> Result<Handle, NodeError> {
         data_dir: config.data_dir.clone(),
     };
     let kek = Arc::new(load_kek(&config.kek_path())?);
-    let store = store_config(&config, &folder, &clock);
+    let store = store_config(&config, &folder, &(Arc::new(clock::unix_ms) as Clock));
     let store = Store::open(store, folder.peer_identity(&state)?, Fatal::abort()).await?;
+    let clock = store.clock();
     folder.store_was_made(&mut state)?;
 
     let (stop, beside) = (CancellationToken::new(), TaskTracker::new());

@@ -160,8 +160,8 @@ impl Proposer {
 /// How long a batch may be on its way to the leader, when the last of its callers gives up then. It is no matter of the
 /// transactions' own time, which is the cluster's: this node's clock may be hours behind it, and a leader that does not
 /// answer would hold up all that comes after.
-fn forward_time(latest: Option<Instant>) -> Duration {
-    latest.map_or(MIN_FORWARD, |latest| left(latest).clamp(MIN_FORWARD, Timing::MAX_DEADLINE))
+fn forward_time(latest: Instant) -> Duration {
+    left(latest).clamp(MIN_FORWARD, Timing::MAX_DEADLINE)
 }
 
 async fn run(waiting: mpsc::Receiver<Pending>, sender: Sender, limits: Limits, held: Arc<AtomicUsize>) {
@@ -266,20 +266,24 @@ impl Sender {
     fn take(&self, pending: Pending) -> Option<Pending> {
         let now = self.time.measured();
         let late = now.is_some_and(|now| pending.transaction.not_after_ms < now);
+        if pending.claimed.swap(true, Ordering::AcqRel) {
+            // Its caller has given up, and counted it.
+            return None;
+        }
         if late || pending.reply.is_closed() {
             metrics::proposal_failed("expired");
-            // Its caller may have given up.
+            // Nobody may be there.
             let _ = pending.reply.send(outcome(Kind::Expired));
             return None;
         }
-        let given_up = pending.claimed.swap(true, Ordering::AcqRel);
-        (!given_up).then_some(pending)
+        Some(pending)
     }
 
     /// Proposes a batch and answers its callers. Answers how many there were.
     async fn send(&self, batch: Vec<Pending>) -> usize {
         let started = Instant::now();
-        let (count, latest) = (batch.len(), batch.iter().map(|pending| pending.deadline).max());
+        let count = batch.len();
+        let latest = batch.iter().map(|pending| pending.deadline).max().unwrap_or(started);
         let mut transactions = Vec::with_capacity(count);
         let mut replies = Vec::with_capacity(count);
         for pending in batch {
@@ -418,10 +422,9 @@ mod tests {
     fn a_batch_waits_for_the_leader_as_long_as_its_callers_do() {
         let now = Instant::now();
         let second = Duration::from_secs(1);
-        let time = forward_time(Some(now + second));
+        let time = forward_time(now + second);
         assert!(time <= second && time > MIN_FORWARD, "{time:?}");
-        assert_eq!(forward_time(Some(now)), MIN_FORWARD);
-        assert_eq!(forward_time(None), MIN_FORWARD);
-        assert_eq!(forward_time(Some(now + 3600 * second)), Timing::MAX_DEADLINE);
+        assert_eq!(forward_time(now), MIN_FORWARD);
+        assert_eq!(forward_time(now + 3600 * second), Timing::MAX_DEADLINE);
     }
 }

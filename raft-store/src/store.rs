@@ -14,7 +14,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::{
-    config::{Limits, StoreConfig, Timing},
+    config::{Clock, Limits, StoreConfig, Timing},
     db::Db,
     error::{StoreError, TransactError},
     fatal::Fatal,
@@ -351,6 +351,13 @@ impl Store {
     /// Follows the changes of a range after a revision, in order and without gaps.
     pub fn watch(&self, range: KeyRange, after: u64) -> Watcher {
         self.inner.hub.watch(range, after)
+    }
+
+    /// A clock that shows the cluster's time as this node knows it; this node's own until it has heard a majority.
+    #[must_use]
+    pub fn clock(&self) -> Clock {
+        let time = self.inner.time.clone();
+        Arc::new(move || time.now())
     }
 
     /// Confirms that this node is current: a leader with a quorum is known, and this node's state is up to it.
