@@ -72,14 +72,30 @@ fn access_table(pool: &DescriptorPool) -> BuildResult<String> {
     let mut table = String::from("&[\n");
     for method in service.methods() {
         let options = method.options();
-        let classes = match options.get_extension(&extension).as_message() {
-            Some(rule) if options.has_extension(&extension) => classes(rule)?,
+        let (classes, rule) = match options.get_extension(&extension).as_message() {
+            Some(rule) if options.has_extension(&extension) => (classes(rule)?, opened_by(rule)?),
             _ => return Err(format!("method {} has no access rule", method.name()).into()),
         };
-        writeln!(table, "    MethodAccess {{ method: {:?}, classes: &[{classes}] }},", method.name())?;
+        let method = method.name();
+        writeln!(table, "    MethodAccess {{ method: {method:?}, classes: &[{classes}], rule: {rule:?} }},")?;
     }
     table.push_str("]\n");
     Ok(table)
+}
+
+/// Resource and verb of the rules in roles that open a method.
+fn opened_by(rule: &DynamicMessage) -> BuildResult<Option<(String, String)>> {
+    let text = |name| {
+        let value = rule.get_field_by_name(name);
+        value.and_then(|value| value.as_str().map(str::to_owned)).unwrap_or_default()
+    };
+    match (text("resource"), text("verb")) {
+        (resource, verb) if resource.is_empty() && verb.is_empty() => Ok(None),
+        (resource, verb) if resource.is_empty() || verb.is_empty() => {
+            Err("an access rule has a resource and a verb, or neither".into())
+        }
+        both => Ok(Some(both)),
+    }
 }
 
 fn classes(rule: &DynamicMessage) -> BuildResult<String> {

@@ -87,7 +87,8 @@ pub(crate) struct Feed {
     own: AgentId,
     phase: Phase,
     listing: Listing,
-    watcher: Watcher,
+    agents: Watcher,
+    locks: Watcher,
     confirm_at: Instant,
     queue: VecDeque<Event>,
     _place: Place,
@@ -107,7 +108,7 @@ impl Feed {
         let (own, revision) = admitted.await?;
         let place = service.access.places.take(format!("ingest:{own}"))?;
         // Before the first page is read, so that no change is missed.
-        let watcher = service.store.watch(roster::range(), revision);
+        let [agents, locks] = roster::ranges().map(|range| service.store.watch(range, revision));
         let mut feed = Self {
             service,
             call,
@@ -115,7 +116,8 @@ impl Feed {
             own,
             phase: Phase::Following,
             listing: Listing::default(),
-            watcher,
+            agents,
+            locks,
             confirm_at: Instant::now(),
             queue: VecDeque::new(),
             _place: place,
@@ -180,7 +182,8 @@ impl Feed {
         tokio::select! {
             biased;
             () = sleep_until(self.confirm_at) => self.confirm().await,
-            event = self.watcher.next() => self.take(event),
+            event = self.agents.next() => self.take(event).await,
+            event = self.locks.next() => self.take(event).await,
         }
     }
 
@@ -197,11 +200,12 @@ impl Feed {
         timeout(CONFIRM_TIMEOUT, read).await.unwrap_or(Err(NOT_CURRENT))?;
         self.confirm_at = Instant::now() + CONFIRM_INTERVAL;
         for _ in 0..BURST {
-            let Some(event) = self.watcher.next().now_or_never() else {
+            let waiting = self.agents.next().now_or_never();
+            let Some(event) = waiting.or_else(|| self.locks.next().now_or_never()) else {
                 self.queue.push_back(Event::Current(revision));
                 return Ok(());
             };
-            self.take(event)?;
+            self.take(event).await?;
             if matches!(self.phase, Phase::Listing(_)) {
                 return Ok(());
             }
@@ -210,20 +214,23 @@ impl Feed {
         Ok(())
     }
 
-    fn take(&mut self, event: Option<WatchEvent>) -> Result<(), ApiError> {
+    /// Tells what a change has come to: as the state is now, which is not before the change.
+    async fn take(&mut self, event: Option<WatchEvent>) -> Result<(), ApiError> {
         match event {
             None => return Err(STOPPING),
             Some(WatchEvent::Resync { .. }) => self.list_anew(),
-            Some(WatchEvent::Change { revision, key, value }) => {
-                let change = roster::change(&key, value.as_deref())?;
-                if change.id == self.own {
-                    // It may have been removed.
+            Some(WatchEvent::Change { revision, key, .. }) => {
+                let id = roster::whose(&key)?;
+                if id == self.own {
+                    // It may have been removed, or locked.
                     self.confirm_at = Instant::now();
                 }
-                if !self.listing.holds(&change.id, revision) {
-                    let removed = || Event::Removed(change.id.clone());
-                    let told = change.agent.map_or_else(removed, |agent| Event::Registered(vec![agent]));
-                    self.queue.push_back(told);
+                if !self.listing.holds(&id, revision) {
+                    let wanted = id.clone();
+                    let found = self.service.store.read_local(move |view| roster::find(view, &wanted));
+                    let found = found.await.map_err(ApiError::from)?;
+                    self.queue
+                        .push_back(found.map_or(Event::Removed(id), |agent| Event::Registered(vec![agent])));
                 }
             }
         }

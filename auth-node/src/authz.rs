@@ -1,7 +1,11 @@
 //! Who may call which method: one function over the access rules of `v1/auth.proto`. What has no rule, or
-//! fits none of its rule's classes, is refused. What a caller may do inside a method is the domain's.
+//! fits none of its rule's classes and is opened by none of the caller's roles, is refused. What a caller may do inside
+//! a method is the domain's.
 
-use auth_core::{Caller, CoreError};
+use auth_core::{
+    Caller, CoreError,
+    rules::{Resource, Verb},
+};
 use mezite_proto::{access::MethodAccess, v1::AccessClass};
 
 /// Checks that a caller may call a method.
@@ -10,7 +14,7 @@ use mezite_proto::{access::MethodAccess, v1::AccessClass};
 /// [`CoreError::Unauthenticated`] for somebody who has not proved to be anybody, [`CoreError::Denied`] for
 /// everybody else.
 pub(crate) fn check(rule: &MethodAccess, caller: &Caller) -> Result<(), CoreError> {
-    if rule.classes.iter().any(|class| admits(*class, caller)) {
+    if rule.classes.iter().any(|class| admits(*class, caller)) || is_open_to(rule, caller) {
         return Ok(());
     }
     let method = rule.method;
@@ -22,7 +26,8 @@ pub(crate) fn check(rule: &MethodAccess, caller: &Caller) -> Result<(), CoreErro
             Err(CoreError::Unauthenticated("this client certificate is not of a registered agent or ingest"))
         }
         Caller::User(_) if rule.classes.contains(&AccessClass::Admin) => {
-            Err(CoreError::Denied(format!("{method} needs the role admin")))
+            let or = rule.rule.map(|(resource, verb)| format!(", or one with a rule to {verb} {resource}"));
+            Err(CoreError::Denied(format!("{method} needs the role admin{}", or.unwrap_or_default())))
         }
         Caller::User(_) => Err(CoreError::Denied(format!("{method} is not for users"))),
         Caller::Agent { .. } | Caller::Ingest { .. } => {
@@ -42,6 +47,13 @@ fn admits(class: AccessClass, caller: &Caller) -> bool {
     }
 }
 
+/// Whether a role of the caller opens the method.
+fn is_open_to(rule: &MethodAccess, caller: &Caller) -> bool {
+    let (Some((resource, verb)), Caller::User(user)) = (rule.rule, caller) else { return false };
+    let pair = Resource::named(resource).first().zip(Verb::named(verb).first());
+    pair.is_some_and(|(resource, verb)| user.may(*resource, *verb))
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
@@ -50,7 +62,7 @@ mod tests {
         context::{Role, UserCaller},
         names::{AgentId, RoleName, UserName},
         secret::SecretDigest,
-        tables::{NodeKind, RoleRow, SessionRow, UserRow},
+        tables::{ConditionsRow, NodeKind, RoleRow, RuleRow, SessionRow, UserRow},
     };
     use mezite_proto::access::METHODS;
 
@@ -93,7 +105,7 @@ mod tests {
         ("*", &["AgentHeartbeat", "DeregisterAgent"]),
         ("ua", &["ListNodes"]),
         ("a", &["UpdateNode"]),
-        ("i", &["WatchAccess"]),
+        ("ni", &["WatchAccess"]),
         ("a", &["CreateAgentIdentity", "UpdateAgentIdentity", "DeleteAgentIdentity"]),
         ("a", &["GetAgentIdentity", "ListAgentIdentities"]),
         ("*", &["BootstrapAgentIdentity", "RenewAgentIdentity", "AuthenticateSPIFFE"]),
@@ -110,8 +122,7 @@ mod tests {
         ("ua", &["ListActiveSessions"]),
         ("a", &["RevokeSession"]),
         ("ani", &["EmitAuditEvent"]),
-        // Whether a role allows it is for the domain to say.
-        ("ua", &["QueryAuditEvents"]),
+        ("a", &["QueryAuditEvents"]),
         ("ua", &["CreateAccessRequest", "GetAccessRequest", "ListAccessRequests"]),
         ("ua", &["ReviewAccessRequest", "CancelAccessRequest"]),
         ("n", &["StreamSessionRecording", "UploadSessionRecording"]),
@@ -141,10 +152,117 @@ mod tests {
         assert!(reference.is_empty(), "not in the API: {reference:?}");
     }
 
+    /// A user whose one role allows some pairs, and denies others.
+    fn with_rules(allow: &[(Resource, Verb)], deny: &[(Resource, Verb)]) -> Caller {
+        let side = |pairs: &[(Resource, Verb)]| {
+            let rule = |(resource, verb): &(Resource, Verb)| RuleRow {
+                resources: vec![resource.word().into()],
+                verbs: vec![verb.word().into()],
+            };
+            Some(ConditionsRow { rules: pairs.iter().map(rule).collect(), ..ConditionsRow::default() })
+        };
+        let mut caller = user(&["reviewer"]);
+        if let Caller::User(user) = &mut caller {
+            user.roles[0].row = RoleRow { allow: side(allow), deny: side(deny), ..RoleRow::default() };
+        }
+        caller
+    }
+
+    /// What rules open, by resource; what is missing here is opened by none.
+    const OPENED: &[(&str, &[(&str, &str)])] = &[
+        ("nodes", &[("UpdateNode", "update")]),
+        (
+            "agent_identities",
+            &[
+                ("CreateAgentIdentity", "create"),
+                ("UpdateAgentIdentity", "update"),
+                ("DeleteAgentIdentity", "delete"),
+                ("GetAgentIdentity", "read"),
+                ("ListAgentIdentities", "list"),
+            ],
+        ),
+        (
+            "users",
+            &[
+                ("CreateUser", "create"),
+                ("UpdateUser", "update"),
+                ("DeleteUser", "delete"),
+                ("ResetUserPassword", "update"),
+            ],
+        ),
+        (
+            "tokens",
+            &[
+                ("CreateToken", "create"),
+                ("GetToken", "read"),
+                ("ListTokens", "list"),
+                ("DeleteToken", "delete"),
+            ],
+        ),
+        (
+            "locks",
+            &[("CreateLock", "create"), ("GetLock", "read"), ("ListLocks", "list"), ("DeleteLock", "delete")],
+        ),
+        (
+            "connectors",
+            &[
+                ("CreateConnector", "create"),
+                ("GetConnector", "read"),
+                ("ListConnectors", "list"),
+                ("UpdateConnector", "update"),
+                ("DeleteConnector", "delete"),
+            ],
+        ),
+        (
+            "trusted_clusters",
+            &[
+                ("CreateTrustedCluster", "create"),
+                ("GetTrustedCluster", "read"),
+                ("ListTrustedClusters", "list"),
+                ("UpdateTrustedCluster", "update"),
+                ("DeleteTrustedCluster", "delete"),
+            ],
+        ),
+        ("cluster_config", &[("UpdateClusterConfig", "update")]),
+        ("cas", &[("RotateCA", "update"), ("GetCARotation", "read")]),
+        ("sessions", &[("RevokeSession", "delete")]),
+        ("audit", &[("QueryAuditEvents", "list")]),
+    ];
+
+    #[test]
+    fn rules_in_roles_open_single_methods_and_deny_wins() {
+        let mut opened: BTreeMap<_, _> = OPENED
+            .iter()
+            .flat_map(|(resource, methods)| {
+                methods.iter().map(|(method, verb)| (*method, (*resource, *verb)))
+            })
+            .collect();
+        let all: Vec<_> = Resource::ALL
+            .iter()
+            .flat_map(|resource| Verb::ALL.iter().map(|verb| (*resource, *verb)))
+            .collect();
+        for rule in METHODS {
+            assert_eq!(rule.rule, opened.remove(rule.method), "{}", rule.method);
+            let Some((resource, verb)) = rule.rule else { continue };
+            let pair = (Resource::named(resource)[0], Verb::named(verb)[0]);
+            assert_eq!((pair.0.word(), pair.1.word()), (resource, verb), "one, and not all");
+            let others: Vec<_> = all.iter().copied().filter(|other| *other != pair).collect();
+            assert!(check(rule, &with_rules(&[pair], &others)).is_ok(), "{}", rule.method);
+            assert!(check(rule, &with_rules(&others, &[])).is_err(), "{}", rule.method);
+            assert!(check(rule, &with_rules(&all, &[pair])).is_err(), "{}", rule.method);
+        }
+        assert!(opened.is_empty(), "not in the API: {opened:?}");
+        // Roles are what everything is given by: no rule lets a user write them.
+        for method in ["CreateRole", "UpdateRole", "DeleteRole"] {
+            let rule = mezite_proto::access::rule(method).unwrap();
+            assert!(check(rule, &with_rules(&all, &[])).is_err(), "{method}");
+        }
+    }
+
     #[test]
     fn a_rule_without_a_class_refuses_everybody() {
         for classes in [&[][..], &[AccessClass::Unspecified]] {
-            let rule = MethodAccess { method: "X", classes };
+            let rule = MethodAccess { method: "X", classes, rule: None };
             for (_, caller) in callers() {
                 assert!(check(&rule, &caller).is_err(), "{}", caller.actor());
             }

@@ -52,9 +52,6 @@ pub struct Config {
     /// Replication.
     #[serde(default)]
     pub raft: RaftConfig,
-    /// Users' sessions.
-    #[serde(default)]
-    pub sessions: SessionsConfig,
     /// Agents' heartbeats.
     #[serde(default)]
     pub presence: PresenceConfig,
@@ -107,6 +104,9 @@ pub struct LimitsConfig {
     /// Ingests that may follow at a time who has access, each with at most four calls; more are RESOURCE_EXHAUSTED.
     /// Default: 1000.
     pub max_access_listeners: usize,
+    /// Agents that may be told at a time what is new, each with at most two calls; more are RESOURCE_EXHAUSTED, and learn
+    /// it by their heartbeats. Default: 100,000.
+    pub max_agent_listeners: usize,
     /// The longest silence between two messages of a relayed recording, and the longest that a client may take nothing of
     /// what is streamed to it. Default: 60 s.
     #[serde(with = "humantime_serde")]
@@ -133,6 +133,7 @@ impl Default for LimitsConfig {
             max_downloads: 64,
             max_downloads_per_caller: 8,
             max_access_listeners: 1_000,
+            max_agent_listeners: 100_000,
             message_timeout: Duration::from_secs(60),
             drain_timeout: Duration::from_secs(10),
         }
@@ -184,21 +185,6 @@ impl Default for RaftConfig {
             peer_certificate_life: Duration::from_secs(90 * 24 * 3600),
             max_database_bytes: 8 << 30,
         }
-    }
-}
-
-/// Users' sessions.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct SessionsConfig {
-    /// How long a session lasts: 1 minute to 30 days. Default: 12 h.
-    #[serde(with = "humantime_serde")]
-    pub ttl: Duration,
-}
-
-impl Default for SessionsConfig {
-    fn default() -> Self {
-        Self { ttl: Duration::from_secs(12 * 3600) }
     }
 }
 
@@ -264,6 +250,7 @@ impl Settings for Config {
             ("limits.max_downloads", limits.max_downloads),
             ("limits.max_downloads_per_caller", limits.max_downloads_per_caller),
             ("limits.max_access_listeners", limits.max_access_listeners),
+            ("limits.max_agent_listeners", limits.max_agent_listeners),
         ])?;
         if !(4 << 20..=1 << 40).contains(&limits.max_anonymous_bytes) {
             return Err(ConfigError::value("limits.max_anonymous_bytes", "must be 4194304 to 1099511627776"));
@@ -302,9 +289,6 @@ impl Config {
         let day = Duration::from_secs(24 * 3600);
         if !(Duration::from_secs(10)..=3650 * day).contains(&raft.peer_certificate_life) {
             return bad("raft.peer_certificate_life", "must be 10 seconds to 10 years");
-        }
-        if !(Duration::from_secs(60)..=30 * day).contains(&self.sessions.ttl) {
-            return bad("sessions.ttl", "must be 1 minute to 30 days");
         }
         if self.presence.ttl < self.presence.interval * 2 {
             return bad("presence.ttl", "must be at least twice presence.interval");
@@ -353,7 +337,7 @@ mod tests {
 
     #[test]
     fn unknown_fields_are_refused_in_every_table() {
-        for table in ["", "tls.", "log.", "limits.", "raft.", "sessions.", "presence."] {
+        for table in ["", "tls.", "log.", "limits.", "raft.", "presence."] {
             let error = parse(&[&format!("{table}colour=1")]).unwrap_err();
             assert!(error.to_string().contains("colour"), "{error}");
         }
@@ -374,8 +358,6 @@ mod tests {
             "raft.election_max=300ms",
             "raft.peer_certificate_life=9s",
             "raft.deadline=61s",
-            "sessions.ttl=59s",
-            "sessions.ttl=31days",
             "presence.ttl=29s",
         ] {
             assert!(matches!(parse(&[flag]), Err(ConfigError::Value { .. })), "{flag}");

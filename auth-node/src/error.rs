@@ -171,7 +171,7 @@ fn core_code(error: &CoreError) -> Code {
     match error {
         CoreError::Invalid { .. } | CoreError::KeyReused => Code::InvalidArgument,
         CoreError::Unauthenticated(_) => Code::Unauthenticated,
-        CoreError::Denied(_) => Code::PermissionDenied,
+        CoreError::Denied(_) | CoreError::Locked(_) => Code::PermissionDenied,
         CoreError::NotFound { .. } => Code::NotFound,
         CoreError::AlreadyExists { .. } => Code::AlreadyExists,
         CoreError::StaleRevision { .. } => Code::Aborted,
@@ -187,6 +187,7 @@ fn core_reason(error: &CoreError) -> &'static str {
         CoreError::KeyReused => KEY_REUSED,
         CoreError::Unauthenticated(_) => "UNAUTHENTICATED",
         CoreError::Denied(_) => "DENIED",
+        CoreError::Locked(_) => "LOCKED",
         CoreError::NotFound { .. } => "NOT_FOUND",
         CoreError::AlreadyExists { .. } => "ALREADY_EXISTS",
         CoreError::StaleRevision { .. } => "STALE_REVISION",

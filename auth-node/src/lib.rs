@@ -18,6 +18,7 @@ mod error;
 mod fault;
 mod inspect;
 mod metrics;
+mod news;
 mod node;
 mod once;
 mod outlet;

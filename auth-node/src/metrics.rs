@@ -47,6 +47,11 @@ pub(crate) fn relays(count: usize) {
     metrics::gauge!("mezite_auth_relays").set(f64::from(u32::try_from(count).unwrap_or(u32::MAX)));
 }
 
+/// Agents that are told what is new.
+pub(crate) fn news_listeners(count: usize) {
+    metrics::gauge!("mezite_auth_news_listeners").set(f64::from(u32::try_from(count).unwrap_or(u32::MAX)));
+}
+
 /// Ingests that follow who has access.
 pub(crate) fn access_listeners(count: usize) {
     metrics::gauge!("mezite_auth_access_listeners").set(f64::from(u32::try_from(count).unwrap_or(u32::MAX)));

@@ -99,5 +99,11 @@ with_object!(
     UpdateRoleResponse: role,
     CreateTokenResponse: token,
     UpdateNodeResponse: node,
+    UpdateClusterConfigResponse: config,
 );
-without_object!(ChangePasswordResponse, ResetUserPasswordResponse, CreateAuthJoinTokenResponse);
+without_object!(
+    ChangePasswordResponse,
+    ResetUserPasswordResponse,
+    CreateAuthJoinTokenResponse,
+    CreateLockResponse
+);

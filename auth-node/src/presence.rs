@@ -6,6 +6,7 @@ use std::{sync::Arc, time::Duration};
 use auth_core::{
     CoreError, Credential, node,
     presence::{self, PresenceTtl, Report},
+    revocation,
     tables::CaKind,
     trust,
 };
@@ -37,6 +38,8 @@ pub(crate) struct News {
     pub(crate) authorities: Vec<CaKind>,
     /// Revision of the trust bundle.
     pub(crate) trust_bundle_revision: u64,
+    /// Revision of the last revocation.
+    pub(crate) revocation_revision: u64,
 }
 
 /// A report that waits for its transaction.
@@ -180,6 +183,7 @@ impl Writer {
                 ingest_addresses: node::live_ingests(view, ttl)?,
                 authorities: trust::kinds(view)?,
                 trust_bundle_revision: trust::revision(view)?,
+                revocation_revision: revocation::head(view)?,
             })
         });
         Ok((results, Arc::new(news.await?)))

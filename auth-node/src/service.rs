@@ -25,11 +25,13 @@ use crate::{
     authz,
     ca_keys::CaKeys,
     error::ApiError,
+    news::Board,
     once::{Once, OnceReply},
     passwords::PasswordPool,
     presence::Presence,
     refusals::{Mode, Refusals},
     relay::Relay,
+    rpc::RevocationList,
 };
 
 /// What handlers work with.
@@ -48,8 +50,12 @@ pub(crate) struct Service {
     pub(crate) backups: Arc<Semaphore>,
     /// Bounds the refusals that are audited.
     pub(crate) refusals: Arc<Refusals>,
+    /// The list of revoked certificates that was made last.
+    pub(crate) revocation_list: RevocationList,
     /// Ingests that follow who has access.
     pub(crate) access: Listeners,
+    /// Agents that are told what is new.
+    pub(crate) news: Board,
     /// What the node's configuration says.
     pub(crate) settings: Settings,
     /// The cluster's time.
@@ -65,8 +71,6 @@ pub(crate) struct Settings {
     pub(crate) cluster_id: String,
     /// Name of the cluster, as in certificates.
     pub(crate) cluster: String,
-    /// How long a session lasts.
-    pub(crate) session_ttl: Duration,
     /// How often an agent reports.
     pub(crate) heartbeat_interval: Duration,
     /// An agent that has not reported for so long is offline.
@@ -100,7 +104,7 @@ impl Admission {
 
     /// Who calls, for the audit log: also one who is refused.
     fn suspect(&self, state: &mut (impl Read + ?Sized)) -> Result<Context, CoreError> {
-        let caller = match context::authenticate(state, &self.credential) {
+        let caller = match context::identify(state, &self.credential) {
             Err(CoreError::Unauthenticated(_)) => Caller::Anonymous,
             known => known?,
         };
@@ -274,7 +278,7 @@ impl Service {
         result: Result<T, TransactError<CoreError>>,
     ) -> Result<T, ApiError> {
         let public = call.method.classes.contains(&AccessClass::Public);
-        if let Err(TransactError::Refused(CoreError::Denied(reason))) = &result
+        if let Err(TransactError::Refused(CoreError::Denied(reason) | CoreError::Locked(reason))) = &result
             && !public
         {
             let target = format!("method:{}", call.method.method);

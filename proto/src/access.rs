@@ -9,6 +9,8 @@ pub struct MethodAccess {
     pub method: &'static str,
     /// Any one of these is enough.
     pub classes: &'static [AccessClass],
+    /// And so is a role with a rule for this resource and verb; `None`: no role opens the method.
+    pub rule: Option<(&'static str, &'static str)>,
 }
 
 /// Every method of `mezite.v1.AuthService`, in the order of the proto file.

@@ -8,13 +8,16 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use mezite_proto::peer::{self, outcome::Kind};
-use store_txn::UnixMillis;
+use store_txn::{LogBounds, MAX_TRIM, UnixMillis};
 
 use crate::{
     db::{Space, state_key},
     error::StoreError,
     ids::{self, IdWindow, MAX_WINDOW_MS, TransactionId},
-    state::{StateView, StoredRow, Visit, chain_hash, encode_log_record, expiry_key, log_record_key},
+    state::{
+        StateView, StoredRow, Visit, chain_hash, decode_log_record, encode_log_record, expiry_key,
+        log_record_key,
+    },
 };
 
 /// Writes that are not in the database yet, over a view of it.
@@ -229,6 +232,9 @@ fn commit<V: StateView>(
     for append in &transaction.appends {
         append_record(state, counters.stamp_ms, append)?;
     }
+    for trim in &transaction.trims {
+        trim_log(state, trim)?;
+    }
     Ok(Commit { revision, changes })
 }
 
@@ -251,27 +257,66 @@ fn append_record<V: StateView>(
     append: &peer::Append,
 ) -> Result<(), StoreError> {
     let head_key = state_key(Space::LogHeads, append.log.as_bytes());
-    let (last, previous) = match state.get(&head_key)? {
-        Some(head) => decode_head(&head)?,
-        None => (0, [0; 32]),
-    };
-    let index = last + 1;
-    let hash = chain_hash(&previous, index, stamp_ms, &append.record);
+    let mut bounds = log_bounds(state, &head_key)?;
+    bounds.last += 1;
+    bounds.head = chain_hash(&bounds.head, bounds.last, stamp_ms, &append.record);
     state.put(
-        state_key(Space::Logs, &log_record_key(&append.log, index)),
-        encode_log_record(stamp_ms, &hash, &append.record),
+        state_key(Space::Logs, &log_record_key(&append.log, bounds.last)),
+        encode_log_record(stamp_ms, &bounds.head, &append.record),
     );
-    let mut head = index.to_be_bytes().to_vec();
-    head.extend(hash);
-    state.put(head_key, head);
+    state.put(head_key, encode_head(&bounds));
     Ok(())
 }
 
-pub(crate) fn decode_head(bytes: &[u8]) -> Result<(u64, [u8; 32]), StoreError> {
-    let parts = bytes
-        .split_first_chunk::<8>()
-        .and_then(|(last, hash)| Some((u64::from_be_bytes(*last), <[u8; 32]>::try_from(hash).ok()?)));
-    parts.ok_or_else(|| StoreError::DataDirectory("the head of a log does not decode".into()))
+/// Deletes the oldest records of a log. The hash of the last one that goes stays, as what the rest is chained to.
+fn trim_log<V: StateView>(state: &mut Overlay<'_, V>, trim: &peer::Trim) -> Result<(), StoreError> {
+    let head_key = state_key(Space::LogHeads, trim.log.as_bytes());
+    let mut bounds = log_bounds(state, &head_key)?;
+    let first = trim.before.min(bounds.first.saturating_add(MAX_TRIM)).min(bounds.last + 1);
+    if first <= bounds.first {
+        return Ok(());
+    }
+    for index in bounds.first..first {
+        let key = state_key(Space::Logs, &log_record_key(&trim.log, index));
+        if let Some(record) = state.get(&key)? {
+            bounds.anchor = decode_log_record(index, &record)?.hash;
+        }
+        state.delete(key);
+    }
+    bounds.first = first;
+    state.put(head_key, encode_head(&bounds));
+    Ok(())
+}
+
+fn log_bounds(state: &impl StateView, head_key: &[u8]) -> Result<LogBounds, StoreError> {
+    state.get(head_key)?.map_or_else(|| Ok(LogBounds::default()), |head| decode_head(&head))
+}
+
+/// The head of a log: `last (u64) | hash (32)`, and, once records were forgotten, `first (u64) | anchor (32)`.
+fn encode_head(bounds: &LogBounds) -> Vec<u8> {
+    let mut head = bounds.last.to_be_bytes().to_vec();
+    head.extend(bounds.head);
+    if bounds.first > 1 {
+        head.extend(bounds.first.to_be_bytes());
+        head.extend(bounds.anchor);
+    }
+    head
+}
+
+pub(crate) fn decode_head(bytes: &[u8]) -> Result<LogBounds, StoreError> {
+    let damaged = || StoreError::DataDirectory("the head of a log does not decode".into());
+    let place = |bytes: &[u8]| {
+        let (index, hash) = bytes.split_first_chunk::<8>()?;
+        Some((u64::from_be_bytes(*index), <[u8; 32]>::try_from(hash).ok()?))
+    };
+    let (head, rest) = bytes.split_at_checked(40).ok_or_else(damaged)?;
+    let (last, head) = place(head).ok_or_else(damaged)?;
+    let whole = LogBounds { last, head, ..LogBounds::default() };
+    if rest.is_empty() {
+        return Ok(whole);
+    }
+    let (first, anchor) = place(rest).ok_or_else(damaged)?;
+    Ok(LogBounds { first, anchor, ..whole })
 }
 
 /// Deletes rows whose time is over, oldest first.

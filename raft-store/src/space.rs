@@ -54,7 +54,8 @@ impl SpaceAlarm {
     /// may append to logs, so that what is deleted leaves its trace.
     pub(crate) fn admit(&self, transaction: &peer::Transaction) -> Result<(), Full> {
         let deletes = |writes: &[peer::Write]| writes.iter().all(|write| write.value.is_none());
-        if !self.is_full() || (!transaction.writes.is_empty() && deletes(&transaction.writes)) {
+        let shrinks = !transaction.writes.is_empty() || !transaction.trims.is_empty();
+        if !self.is_full() || (shrinks && deletes(&transaction.writes)) {
             return Ok(());
         }
         Err(Full { size: self.size.load(Ordering::Relaxed), limit: self.limit })

@@ -5,10 +5,10 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use mezite_proto::peer;
-use store_txn::{KeyRange, LogRecord, RawRow, Read, Transaction, TxError, UnixMillis};
+use store_txn::{KeyRange, LogBounds, LogRecord, RawRow, Read, Transaction, TxError, UnixMillis};
 
 use crate::{
-    apply::range_digest,
+    apply::{decode_head, range_digest},
     db::{Space, state_key},
     error::StoreError,
     state::{StateSnapshot, StateView, StoredRow, decode_log_record, log_record_key},
@@ -103,6 +103,11 @@ impl Read for View<'_> {
         self.state.scan(&start, &end, visit).map_err(storage)?;
         Ok(records)
     }
+
+    fn log_bounds(&mut self, log: &str) -> Result<LogBounds, TxError> {
+        let head = self.state.get(&state_key(Space::LogHeads, log.as_bytes())).map_err(storage)?;
+        head.map_or_else(|| Ok(LogBounds::default()), |head| decode_head(&head).map_err(storage))
+    }
 }
 
 type Writes = BTreeMap<Vec<u8>, Option<(Vec<u8>, Option<UnixMillis>)>>;
@@ -114,6 +119,7 @@ pub struct StoreTransaction<'a> {
     ranges: Vec<peer::RangeCheck>,
     writes: Writes,
     appends: Vec<peer::Append>,
+    trims: Vec<peer::Trim>,
 }
 
 impl<'a> StoreTransaction<'a> {
@@ -124,12 +130,13 @@ impl<'a> StoreTransaction<'a> {
             ranges: Vec::new(),
             writes: BTreeMap::new(),
             appends: Vec::new(),
+            trims: Vec::new(),
         }
     }
 
     /// What to propose; `None` when nothing is written.
     pub(crate) fn into_proposal(self) -> Option<peer::Transaction> {
-        if self.writes.is_empty() && self.appends.is_empty() {
+        if self.writes.is_empty() && self.appends.is_empty() && self.trims.is_empty() {
             return None;
         }
         let reads =
@@ -146,6 +153,7 @@ impl<'a> StoreTransaction<'a> {
             ranges: self.ranges,
             writes: writes.collect(),
             appends: self.appends,
+            trims: self.trims,
             ..peer::Transaction::default()
         })
     }
@@ -213,6 +221,11 @@ impl Read for StoreTransaction<'_> {
         // Records never change once written; what comes after is not part of what was read.
         self.view.log_records(log, from, limit)
     }
+
+    fn log_bounds(&mut self, log: &str) -> Result<LogBounds, TxError> {
+        // What was forgotten meanwhile was old by then, too; what was added is not part of what was read.
+        self.view.log_bounds(log)
+    }
 }
 
 impl Transaction for StoreTransaction<'_> {
@@ -226,5 +239,9 @@ impl Transaction for StoreTransaction<'_> {
 
     fn append(&mut self, log: &'static str, record: Vec<u8>) {
         self.appends.push(peer::Append { log: log.into(), record: record.into() });
+    }
+
+    fn trim(&mut self, log: &'static str, before: u64) {
+        self.trims.push(peer::Trim { log: log.into(), before });
     }
 }

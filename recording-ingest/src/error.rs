@@ -24,9 +24,11 @@ pub enum IngestError {
     /// No certificate, or one that does not say who it is.
     #[error("{0}; show the client certificate of an agent of this cluster")]
     Unauthenticated(&'static str),
-    /// The agent's certificate is good, and no auth node knows the agent: it never registered, or was removed.
+    /// The agent's certificate is good, and no auth node has it in the roster: it never registered, was removed, or is
+    /// locked.
     #[error(
-        "this agent is not registered in the cluster, or not any more; join it with a new token to send recordings"
+        "this agent is locked, or it is not registered in the cluster any more: have the lock removed, or join it with a \
+         new token, to send recordings"
     )]
     NotRegistered,
     /// The agent is not known, and no auth node can be asked.

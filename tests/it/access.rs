@@ -94,6 +94,15 @@ fn begin(hostname: &str) -> Vec<v1::StreamSessionRecordingRequest> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_agent_that_is_removed_is_cut_off_everywhere_within_a_second() {
+    is_cut_off(|agent| vec!["nodes".into(), "rm".into(), agent.id.clone()]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_that_is_locked_is_cut_off_everywhere_within_a_second() {
+    is_cut_off(|agent| vec!["locks".into(), "add".into(), format!("node:{}", agent.id)]).await;
+}
+
+async fn is_cut_off(by: impl FnOnce(&Agent) -> Vec<String>) {
     let cluster = Cluster::start(3).await;
     let (ingests, _) = Ingest::start_all(&cluster, 2).await;
     let join = |hostname| Agent::join(&cluster, AgentSpec { hostname, ..AgentSpec::default() });
@@ -108,7 +117,8 @@ async fn an_agent_that_is_removed_is_cut_off_everywhere_within_a_second() {
     let stays = Open::direct(&cluster, &other, &ingests[0]).await;
     let ids: Vec<_> = open.iter().map(|open| open.id).collect();
 
-    let _ = cluster.ctl().ok(&["nodes", "rm", &agent.id]);
+    let by = by(&agent);
+    let _ = cluster.ctl().ok(&by.iter().map(String::as_str).collect::<Vec<_>>());
     let deadline = Instant::now() + WITHIN;
     for open in open {
         let cut = open.cut(deadline).await;
@@ -123,7 +133,8 @@ async fn an_agent_that_is_removed_is_cut_off_everywhere_within_a_second() {
     }
     for node in cluster.nodes() {
         let relayed = api::client(&[node.address()], cluster.trust(), None, Some(&agent.identity()));
-        api::refused(stream(&relayed, begin(&agent.hostname)).await, Code::Unauthenticated);
+        let error = stream(&relayed, begin(&agent.hostname)).await.unwrap_err();
+        assert!(matches!(error.code(), Some(Code::Unauthenticated | Code::PermissionDenied)), "{error:?}");
     }
     // What came is kept, and nobody else was disturbed.
     for id in ids {

@@ -14,6 +14,7 @@ mod chaos;
 mod cluster;
 mod config;
 mod failover;
+mod locks;
 mod main_path;
 mod mezctl;
 mod once;

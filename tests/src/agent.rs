@@ -8,7 +8,7 @@ use std::{
 use mezite_client::{Client, ClientIdentity};
 use serde_json::Value;
 
-use crate::{Cluster, Ctl, api, secret_file};
+use crate::{Cluster, Ctl, Process, api, secret_file};
 
 /// What a host says of itself when it joins.
 #[derive(Debug, Clone, Copy)]
@@ -106,6 +106,13 @@ impl Agent {
     #[must_use]
     pub fn heartbeat(&self) -> Value {
         self.ctl.json(&["agent", "heartbeat", "--dir", self.dir.to_str().unwrap()])
+    }
+
+    /// `mezctl agent run`, until it is dropped.
+    #[must_use]
+    pub fn run(&self) -> Process {
+        let args = ["agent", "run", "--dir", self.dir.to_str().unwrap()];
+        Process::spawn(&format!("agent {}", self.hostname), self.ctl.command(&args), &self.file("run.log"))
     }
 
     /// `mezctl recordings upload FILE`, with further arguments.

@@ -106,11 +106,18 @@ impl Ctl {
     /// Runs a command.
     #[track_caller]
     pub fn run(&self, args: &[&str]) -> Output {
+        run(&mut self.command(args))
+    }
+
+    /// A command, not started yet.
+    #[must_use]
+    pub fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(binary("mezctl"));
         for (name, _) in env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("MEZITE_")) {
             command.env_remove(name);
         }
-        run(command.arg("--home").arg(&self.home).args(&self.global).args(args))
+        command.arg("--home").arg(&self.home).args(&self.global).args(args);
+        command
     }
 
     /// Runs a command that must succeed: what it printed.

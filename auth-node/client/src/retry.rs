@@ -77,7 +77,7 @@ impl Default for RetryPolicy {
 
 impl RetryPolicy {
     /// The wait after the `failures`-th failure (from 1) at an address. `jitter` is between 0 and 1.
-    pub(crate) fn backoff(&self, failures: u32, jitter: f64) -> Duration {
+    pub fn backoff(&self, failures: u32, jitter: f64) -> Duration {
         let doubled = self.backoff_base.saturating_mul(1 << failures.saturating_sub(1).min(16));
         let full = doubled.min(self.backoff_max);
         full.mul_f64(0.5 + 0.5 * jitter.clamp(0.0, 1.0))

@@ -59,6 +59,8 @@ events! {
     ClusterRestore = "cluster.restore", "MZ0009I";
     /// The cluster was made from the one node that survived another.
     ClusterRecover = "cluster.recover", "MZ0010I";
+    /// The cluster's configuration was changed.
+    ClusterConfigUpdate = "cluster_config.update", "MZ0011I";
     /// A user logged in.
     Login = "user.login", "MZ1000I";
     /// A login failed.
@@ -85,6 +87,10 @@ events! {
     RoleDelete = "role.delete", "MZ1022I";
     /// A session was revoked.
     SessionRevoke = "session.revoke", "MZ1030I";
+    /// A lock was made.
+    LockCreate = "lock.create", "MZ1040I";
+    /// A lock was removed.
+    LockDelete = "lock.delete", "MZ1041I";
     /// A user got certificates.
     UserCertIssue = "cert.user.issue", "MZ2000I";
     /// An agent got certificates.

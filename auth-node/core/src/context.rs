@@ -6,11 +6,14 @@ use store_txn::{Read, ReadExt};
 
 use crate::{
     CoreError,
+    evaluate::Access,
+    lock,
     names::{AgentId, RoleName, SessionHandle, UserName},
+    rules::{Resource, Verb},
     secret::SecretDigest,
     tables::{
         AuthMethod, ClusterKey, NodeKey, NodeKind, NodeRow, RoleKey, RoleRow, SessionKey, SessionRow,
-        UserKey, UserRow,
+        TargetKind, UserKey, UserRow,
     },
 };
 
@@ -102,6 +105,11 @@ impl UserCaller {
         self.roles.iter().any(|role| role.name.is_admin())
     }
 
+    /// Whether the user is an admin, or a rule of its roles allows this and none denies it.
+    pub fn may(&self, resource: Resource, verb: Verb) -> bool {
+        self.is_admin() || Access::of(&self.roles, &self.user.traits).may(resource, verb)
+    }
+
     /// Public handle of the session.
     pub fn handle(&self) -> Option<SessionHandle> {
         SessionHandle::parse(&self.session.handle)
@@ -187,12 +195,28 @@ pub struct Context {
     pub origin: Origin,
 }
 
-/// Tells who calls.
+/// Tells who calls, and refuses whoever is locked out.
+///
+/// # Errors
+/// As of [`identify`]; [`CoreError::Locked`].
+pub fn authenticate(state: &mut (impl Read + ?Sized), credential: &Credential) -> Result<Caller, CoreError> {
+    let caller = identify(state, credential)?;
+    match &caller {
+        Caller::Anonymous | Caller::Init => {}
+        Caller::User(user) => lock::check_user(state, &user.name, &user.roles)?,
+        Caller::Agent { id, .. } | Caller::Ingest { id, .. } | Caller::Unregistered { id, .. } => {
+            lock::check(state, TargetKind::Node, id.as_str())?;
+        }
+    }
+    Ok(caller)
+}
+
+/// Tells who calls, locked out or not: for the record of what was refused.
 ///
 /// # Errors
 /// [`CoreError::Unauthenticated`] for a session that is not valid, or whose user is gone; for a certificate whose key
 /// is not the registered agent's. [`CoreError::Storage`].
-pub fn authenticate(state: &mut (impl Read + ?Sized), credential: &Credential) -> Result<Caller, CoreError> {
+pub fn identify(state: &mut (impl Read + ?Sized), credential: &Credential) -> Result<Caller, CoreError> {
     match credential {
         Credential::None => Ok(Caller::Anonymous),
         Credential::Session(digest) => session(state, *digest).map(|user| Caller::User(Box::new(user))),

@@ -27,6 +27,9 @@ pub enum CoreError {
     /// The caller may not do this.
     #[error("{0}")]
     Denied(String),
+    /// There is a lock on the caller, on one of its roles, or on what it asks for.
+    #[error("{0}")]
+    Locked(String),
     /// There is no such object, or none that the caller may know of.
     #[error("no such {kind}: {name}")]
     NotFound {

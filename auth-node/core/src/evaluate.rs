@@ -130,6 +130,15 @@ impl Access {
         access
     }
 
+    /// The same without these logins, on any node.
+    #[must_use]
+    pub fn without(mut self, logins: BTreeSet<String>) -> Self {
+        if !logins.is_empty() {
+            self.denials.insert(Denial { logins: Some(logins), nodes: Nodes::All });
+        }
+        self
+    }
+
     /// The logins that are allowed on a node with these labels.
     pub fn logins_on(&self, labels: &Labels) -> BTreeSet<String> {
         let here = self.grants.iter().filter(|grant| grant.nodes.match_labels(labels));

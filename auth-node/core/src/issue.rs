@@ -24,11 +24,12 @@ use crate::{
     evaluate::{Access, Options},
     host_login::is_login,
     join::BACKDATE_SECONDS,
-    labels,
+    labels, lock,
     names::AgentId,
     node,
     principal::Principal,
-    tables::{AuthMethod, CaKind, NodeKey, NodeKind, NodeRow, PrincipalKey},
+    revocation,
+    tables::{AuthMethod, CaKind, IssuedRow, NodeKey, NodeKind, NodeRow, PrincipalKey, TargetKind},
     trust::{self, TrustBundle},
 };
 
@@ -158,19 +159,19 @@ pub fn candidates(
     context: &Context,
     request: &UserCertRequest,
 ) -> Result<Candidates, CoreError> {
-    let access = access(context.caller.user()?)?;
+    let allowed = Allowed::to(state, context.caller.user()?)?;
     let mut candidates = Candidates::default();
     if request.node.is_some() {
         return Ok(candidates);
     }
-    let (everywhere, somewhere) = request.wanted_logins(&access);
+    let (everywhere, somewhere) = request.wanted_logins(&allowed.access);
     let (mut principals, mut after) = (everywhere.len(), None);
     while !somewhere.is_empty() && principals <= MAX_PRINCIPALS {
         let nodes = state.scan::<NodeKey>(after.as_ref(), CHUNK)?;
         let Some((last, _)) = nodes.last() else { break };
         after = Some(last.clone());
         for (NodeKey(id), node) in nodes {
-            let logins = &logins_on(state, &access, &id, &node.row)? & &somewhere;
+            let logins = &allowed.logins_on(state, &id, &node.row)? & &somewhere;
             if !logins.is_empty() {
                 principals = principals.saturating_add(logins.len());
                 candidates.0.insert(id);
@@ -195,9 +196,9 @@ pub fn user_certs(
     candidates: &Candidates,
 ) -> Result<UserCerts, CoreError> {
     let caller = context.caller.user()?;
-    let access = access(caller)?;
-    let options = access.options();
-    let grant = grant(tx, &access, request, candidates)?;
+    let allowed = Allowed::to(tx, caller)?;
+    let options = allowed.access.options();
+    let grant = grant(tx, &allowed, request, candidates)?;
     let lifetime = lifetime(tx.now(), caller, options, request.ttl)?;
     let source_addresses = options.source_addresses.entries()?;
     let expires_at_ms = lifetime.end.saturating_mul(1000);
@@ -212,6 +213,17 @@ pub fn user_certs(
         source_addresses: source_addresses.clone(),
     };
     let ssh: Vec<_> = request.ssh_public_keys.iter().zip(&request.serials).map(spec).collect();
+    let issued = IssuedRow {
+        kind: TargetKind::User.into(),
+        holder: caller.name.to_string(),
+        roles: caller.user.roles.clone(),
+        logins: grant.logins.iter().cloned().collect(),
+        nodes: grant.nodes.iter().map(AgentId::to_string).collect(),
+        session: caller.session.handle.clone(),
+        device: String::new(),
+        expires_at_ms,
+    };
+    ssh.iter().for_each(|spec| revocation::note(tx, spec.serial, &issued));
     record(tx, context, caller, &ssh, &grant, expires_at_ms);
 
     let trust = trust::bundle(tx)?;
@@ -231,15 +243,41 @@ pub fn user_certs(
     Ok(UserCerts { ssh, tls, user_ca, tls_ca, trust, expires_at_ms, logins: grant.logins })
 }
 
-/// What the caller's roles allow, if its session may have certificates.
-fn access(caller: &UserCaller) -> Result<Access, CoreError> {
-    let access = Access::of(&caller.roles, &caller.user.traits);
-    let weak = matches!(caller.method(), AuthMethod::Password | AuthMethod::Unspecified);
-    if access.options().require_mfa && weak {
-        let reason = "your roles ask for a second factor, and this session was made with a password alone";
-        return Err(CoreError::Denied(reason.into()));
+/// What a caller may have certificates for.
+struct Allowed {
+    /// By its roles, without logins that are locked.
+    access: Access,
+    /// Nodes that are locked.
+    locked: BTreeSet<String>,
+}
+
+impl Allowed {
+    /// What the caller's roles allow, if its session may have certificates.
+    fn to(state: &mut (impl Read + ?Sized), caller: &UserCaller) -> Result<Self, CoreError> {
+        let access = Access::of(&caller.roles, &caller.user.traits);
+        let weak = matches!(caller.method(), AuthMethod::Password | AuthMethod::Unspecified);
+        if access.options().require_mfa && weak {
+            let reason =
+                "your roles ask for a second factor, and this session was made with a password alone";
+            return Err(CoreError::Denied(reason.into()));
+        }
+        let access = access.without(lock::all_on(state, TargetKind::Login)?);
+        Ok(Self { access, locked: lock::all_on(state, TargetKind::Node)? })
     }
-    Ok(access)
+
+    /// The logins that are allowed on a node. An ingest has none, nor a node that is locked.
+    fn logins_on(
+        &self,
+        state: &mut (impl Read + ?Sized),
+        id: &AgentId,
+        node: &NodeRow,
+    ) -> Result<BTreeSet<String>, CoreError> {
+        if node.kind() != NodeKind::Ssh || self.locked.contains(id.as_str()) {
+            return Ok(BTreeSet::new());
+        }
+        let agent_labels = node::agent_labels(state, id)?;
+        Ok(self.access.logins_on(&labels::effective(&agent_labels, &node.admin_labels)))
+    }
 }
 
 /// Unix seconds: a minute back, to the end by role, wish and session, whichever comes first.
@@ -263,6 +301,8 @@ fn lifetime(
 struct Grant {
     principals: BTreeSet<String>,
     logins: BTreeSet<String>,
+    /// Nodes that the principals name.
+    nodes: BTreeSet<AgentId>,
 }
 
 impl Grant {
@@ -274,18 +314,19 @@ impl Grant {
     fn on(&mut self, login: &str, id: &AgentId) {
         self.principals.insert(format!("{login}@{id}"));
         self.logins.insert(login.to_owned());
+        self.nodes.insert(id.clone());
     }
 }
 
 fn grant(
     state: &mut (impl Read + ?Sized),
-    access: &Access,
+    allowed: &Allowed,
     request: &UserCertRequest,
     candidates: &Candidates,
 ) -> Result<Grant, CoreError> {
     let grant = match &request.node {
-        Some(node) => grant_on_one(state, access, request, node)?,
-        None => grant_on_all(state, access, request, candidates)?,
+        Some(node) => grant_on_one(state, allowed, request, node)?,
+        None => grant_on_all(state, allowed, request, candidates)?,
     };
     if let Some(login) = request.logins.difference(&grant.logins).next() {
         let place = if request.node.is_some() { "that node, or there is no such node" } else { "any node" };
@@ -300,13 +341,13 @@ fn grant(
 
 fn grant_on_one(
     state: &mut (impl Read + ?Sized),
-    access: &Access,
+    allowed: &Allowed,
     request: &UserCertRequest,
     node: &Wanted,
 ) -> Result<Grant, CoreError> {
     let mut grant = Grant::default();
     if let Some((id, node)) = find_node(state, node)? {
-        for login in request.wanted(logins_on(state, access, &id, &node)?) {
+        for login in request.wanted(allowed.logins_on(state, &id, &node)?) {
             grant.on(&login, &id);
         }
     }
@@ -315,18 +356,18 @@ fn grant_on_one(
 
 fn grant_on_all(
     state: &mut (impl Read + ?Sized),
-    access: &Access,
+    allowed: &Allowed,
     request: &UserCertRequest,
     candidates: &Candidates,
 ) -> Result<Grant, CoreError> {
     let mut grant = Grant::default();
-    let (everywhere, somewhere) = request.wanted_logins(access);
+    let (everywhere, somewhere) = request.wanted_logins(&allowed.access);
     for login in &everywhere {
         grant.everywhere(login);
     }
     for id in candidates.0.iter().filter(|_| !somewhere.is_empty()) {
         let Some(node) = state.get(&NodeKey(id.clone()))? else { continue };
-        for login in &logins_on(state, access, id, &node.row)? & &somewhere {
+        for login in &allowed.logins_on(state, id, &node.row)? & &somewhere {
             grant.on(&login, id);
         }
     }
@@ -342,20 +383,6 @@ fn too_many() -> CoreError {
         "a certificate names at most {MAX_PRINCIPALS} logins on nodes, and your roles allow more: say which node it \
          is for, or which logins"
     ))
-}
-
-/// The logins that are allowed on a node. An ingest has none.
-fn logins_on(
-    state: &mut (impl Read + ?Sized),
-    access: &Access,
-    id: &AgentId,
-    node: &NodeRow,
-) -> Result<BTreeSet<String>, CoreError> {
-    if node.kind() != NodeKind::Ssh {
-        return Ok(BTreeSet::new());
-    }
-    let agent_labels = node::agent_labels(state, id)?;
-    Ok(access.logins_on(&labels::effective(&agent_labels, &node.admin_labels)))
 }
 
 fn find_node(

@@ -297,6 +297,27 @@ fn more_principals_than_a_certificate_holds_are_refused_unless_a_node_is_named()
 
 /// A trait is the user's, or an identity provider's: its values must not become other principals.
 #[test]
+fn locked_logins_and_nodes_are_in_no_certificate() {
+    let mut world = World::new();
+    let ann = with_role(&mut world, &role(&["root", "guest"], &[("env", "dev")]));
+    let [first, second] = ["web1.example.org", "web2.example.org"]
+        .map(|name| world.joined(NodeKind::Ssh, name, &[("env", "dev")]));
+    let lock = |world: &mut World, number: u8, target| {
+        let (id, message) = (crate::names::LockId::from_random([number; 16]), String::new());
+        let new = lock::NewLock { id, target, message, ttl: None };
+        world.admin(|tx, context| lock::create(tx, context, new)).unwrap();
+    };
+    lock(&mut world, 1, lock::Target::login("", "root").unwrap());
+    lock(&mut world, 2, lock::Target::Node(first.id()));
+    let certs = issue(&mut world, ann, Ask::default()).unwrap();
+    assert_eq!(principals(&certs), [format!("guest@{}", second.id())]);
+    let refused = issue(&mut world, ann, Ask { logins: &["root"], ..Ask::default() });
+    assert_denied(refused, "root");
+    let refused = issue(&mut world, ann, Ask { node: first.id().to_string(), ..Ask::default() });
+    assert_denied(refused, "no login on that node");
+}
+
+#[test]
 fn a_trait_value_that_is_no_login_is_never_a_principal() {
     let mut world = World::new();
     let host = world.joined(NodeKind::Ssh, "web1", &[]);
@@ -367,6 +388,10 @@ impl<T: Read> Read for Observed<'_, T> {
     ) -> Result<Vec<store_txn::LogRecord>, store_txn::TxError> {
         self.tx.log_records(log, from, limit)
     }
+
+    fn log_bounds(&mut self, log: &str) -> Result<store_txn::LogBounds, store_txn::TxError> {
+        self.tx.log_bounds(log)
+    }
 }
 
 impl<T: Transaction> Transaction for Observed<'_, T> {
@@ -380,6 +405,10 @@ impl<T: Transaction> Transaction for Observed<'_, T> {
 
     fn append(&mut self, log: &'static str, record: Vec<u8>) {
         self.tx.append(log, record);
+    }
+
+    fn trim(&mut self, log: &'static str, before: u64) {
+        self.tx.trim(log, before);
     }
 }
 
@@ -426,7 +455,8 @@ fn the_transaction_reads_the_nodes_that_are_granted_and_no_others() {
     assert_eq!(certs.ssh[0].principals.len(), 50);
     // The row and the labels of each, and some rows of the cluster.
     assert!((100..=120).contains(&keys), "{keys} keys");
-    assert_eq!(ranges, 0);
+    // The logins and the nodes that are locked.
+    assert_eq!(ranges, 2);
 
     // There is nothing to look for where the node is named.
     let none = world.call(ann, |view, context| candidates(view, context, &named)).unwrap();

@@ -24,12 +24,14 @@ use crate::{
     Caller, Context, CoreError,
     audit::{self, EventType},
     ca::{self, ActiveCa},
+    lock,
     names::{AgentId, TokenName},
     principal::{Principal, PrincipalPattern},
+    revocation,
     secret::SecretDigest,
     tables::{
-        AgentLabelsKey, CaKind, IngestKey, IngestRow, JoinKey, JoinRow, NodeKey, NodeKind, NodeRow,
-        PrincipalKey, PrincipalRow, TokenKey, TokenRow, TokenUseKey, TokenUseRow,
+        AgentLabelsKey, CaKind, IngestKey, IngestRow, IssuedRow, JoinKey, JoinRow, NodeKey, NodeKind,
+        NodeRow, PrincipalKey, PrincipalRow, TargetKind, TokenKey, TokenRow, TokenUseKey, TokenUseRow,
     },
     token,
     trust::{self, TrustBundle},
@@ -170,6 +172,7 @@ fn join(
     };
     let (id, kind) = match known {
         Some((id, place, node)) => {
+            check_unlocked(tx, &target, &id)?;
             check_same(&target, &node, request)?;
             check_free(tx, &target, &id, request)?;
             let node = match place {
@@ -427,6 +430,17 @@ fn check_same(target: &str, node: &NodeRow, request: &HostCertRequest) -> Result
     check_names(target, node, request)
 }
 
+fn check_unlocked(state: &mut (impl Read + ?Sized), target: &str, id: &AgentId) -> Result<(), Stop> {
+    match lock::check(state, TargetKind::Node, id.as_str()) {
+        Err(CoreError::Locked(reason)) => Err(Stop::Refused(Refusal {
+            answer: CoreError::Locked(reason.clone()),
+            reason,
+            target: target.into(),
+        })),
+        checked => Ok(checked?),
+    }
+}
+
 /// Refuses names that the agent does not have.
 fn check_names(target: &str, node: &NodeRow, request: &HostCertRequest) -> Result<(), Stop> {
     let other = request.names().into_iter().find(|name| !node.principals.contains(name));
@@ -482,6 +496,15 @@ fn issue(
         ("tls_key_sha256", hex::encode(request.key_digest)),
     ];
     audit::append(tx, context, EventType::HostCertIssue, target(kind, id), &fields);
+    let issued = IssuedRow {
+        kind: TargetKind::Node.into(),
+        holder: id.as_str().to_owned(),
+        expires_at_ms,
+        ..IssuedRow::default()
+    };
+    if request.ssh_public_key.is_some() {
+        revocation::note(tx, request.serial, &issued);
+    }
 
     let trust = trust::bundle(tx)?;
     let lifetime = (tx.now() / 1000).saturating_sub(BACKDATE_SECONDS)..expires_at_ms / 1000;

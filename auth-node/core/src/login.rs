@@ -8,6 +8,7 @@ use crate::{
     Caller, Context, CoreError,
     audit::{self, EventType},
     context::{UserCaller, roles},
+    lock,
     names::UserName,
     secret::PasswordHash,
     session::{self, NewSession},
@@ -31,7 +32,8 @@ pub fn lookup(
 /// Makes the session of a user whose password was verified against `verified`.
 ///
 /// # Errors
-/// [`WRONG`] when the user is gone, or has another password by now; [`CoreError::Storage`].
+/// [`WRONG`] when the user is gone, or has another password by now; [`CoreError::Locked`], which is for the audit log: the
+/// caller is told [`WRONG`]; [`CoreError::Storage`].
 pub fn complete(
     tx: &mut (impl Transaction + ?Sized),
     context: &Context,
@@ -43,8 +45,9 @@ pub fn complete(
     if user.password_hash != verified.as_str() {
         return Err(WRONG);
     }
-    let session = session::create(tx, context, name, new)?;
     let roles = roles(tx, &user)?;
+    lock::check_user(tx, name, &roles)?;
+    let session = session::create(tx, context, name, new)?;
     let caller = UserCaller { name: name.clone(), user, roles, digest: new.digest, session: session.clone() };
     let context = Context { caller: Caller::User(Box::new(caller)), origin: context.origin.clone() };
     audit::append(tx, &context, EventType::Login, session::target(&session), &[("user", name.to_string())]);

@@ -64,6 +64,34 @@ name_type!(
     SessionHandle
 );
 
+name_type!(
+    /// The id of a lock: 32 hexadecimal digits.
+    LockId
+);
+name_type!(
+    /// The id of an access request: 32 hexadecimal digits.
+    RequestId
+);
+
+/// Makes an id of 16 random bytes, in hexadecimal digits.
+macro_rules! hex_id {
+    ($($name:ident),+) => {$(
+        impl $name {
+            /// Makes one of 16 random bytes.
+            pub fn from_random(random: [u8; 16]) -> Self {
+                Self(hex::encode(random))
+            }
+
+            /// Reads one; only the canonical form. `None`: it is not one.
+            pub fn parse(text: &str) -> Option<Self> {
+                let digit = |byte: u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
+                (text.len() == 32 && text.bytes().all(digit)).then(|| Self(text.to_owned()))
+            }
+        }
+    )+};
+}
+hex_id!(SessionHandle, LockId, RequestId);
+
 /// The canonical form of a spelling: NFKC, then lower case.
 fn canonical(spelling: &str) -> Option<String> {
     if spelling.len() > MAX_SPELLING {
@@ -201,19 +229,6 @@ impl AgentId {
             return Ok(Self(text.to_owned()));
         }
         Err(CoreError::invalid(field, "an agent's id is a UUID in lower case with hyphens"))
-    }
-}
-
-impl SessionHandle {
-    /// Makes a handle of 16 random bytes.
-    pub fn from_random(random: [u8; 16]) -> Self {
-        Self(hex::encode(random))
-    }
-
-    /// Reads a handle. `None`: it is not one.
-    pub fn parse(text: &str) -> Option<Self> {
-        let good = text.len() == 32 && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
-        good.then(|| Self(text.to_owned()))
     }
 }
 

@@ -13,9 +13,11 @@ use crate::{
     names::AgentId,
     page::{Page, PageRequest},
     presence::{self, PresenceTtl},
+    revocation,
+    rules::{Resource, Verb},
     tables::{
         AgentLabelsKey, IngestKey, JoinKey, NodeKey, NodeKind, NodeRow, PresenceKey, PresenceRow,
-        PrincipalKey,
+        PrincipalKey, TargetKind,
     },
 };
 
@@ -116,7 +118,7 @@ pub(crate) fn agent_labels(state: &mut (impl Read + ?Sized), id: &AgentId) -> Re
     Ok(state.get(&AgentLabelsKey(id.clone()))?.map(|stored| stored.row.labels).unwrap_or_default())
 }
 
-/// Nodes by id: all for an admin; for others the SSH nodes on which their roles allow a login. A page may hold fewer
+/// Nodes by id: all for an admin, and for whoever has a rule to list nodes; for others the SSH nodes on which their roles allow a login. A page may hold fewer
 /// than asked for, or none, and still not be the last one.
 ///
 /// # Errors
@@ -132,6 +134,7 @@ pub fn list(
     let caller = context.caller.user()?;
     labels::check("labels", &filter.labels)?;
     let access = Access::of(&caller.roles, &caller.user.traits);
+    let sees_all = caller.may(Resource::Nodes, Verb::List);
     look_through(
         state,
         page,
@@ -139,7 +142,7 @@ pub fn list(
         |key| key.0,
         |state, id, stored| {
             let node = complete(state, id, stored)?;
-            Ok(seen(node, &access, caller.is_admin(), filter, state.now(), ttl))
+            Ok(seen(node, &access, sees_all, filter, state.now(), ttl))
         },
     )
 }
@@ -148,7 +151,7 @@ pub fn list(
 /// names, and have not registered.
 ///
 /// # Errors
-/// [`CoreError::Denied`] to all but admins; [`CoreError::Unauthenticated`]; [`CoreError::Invalid`] for a page token of
+/// [`CoreError::Denied`] to all but admins and whoever has a rule to list nodes; [`CoreError::Unauthenticated`]; [`CoreError::Invalid`] for a page token of
 /// another list or labels out of bounds; [`CoreError::Storage`].
 pub fn unfinished(
     state: &mut (impl Read + ?Sized),
@@ -156,8 +159,9 @@ pub fn unfinished(
     filter: &Filter,
     page: &PageRequest,
 ) -> Result<Page<Node>, CoreError> {
-    if !context.caller.user()?.is_admin() {
-        return Err(CoreError::Denied("joins that were not finished are for the role admin".into()));
+    if !context.caller.user()?.may(Resource::Nodes, Verb::List) {
+        let reason = "joins that were not finished are for the role admin, or one with a rule to list nodes";
+        return Err(CoreError::Denied(reason.into()));
     }
     labels::check("labels", &filter.labels)?;
     look_through(
@@ -206,7 +210,7 @@ fn look_through<S: Read + ?Sized, K: Key, T>(
 fn seen(
     node: Node,
     access: &Access,
-    admin: bool,
+    sees_all: bool,
     filter: &Filter,
     now: u64,
     ttl: PresenceTtl,
@@ -218,7 +222,7 @@ fn seen(
     }
     let ssh = node.row.kind() == NodeKind::Ssh;
     let logins = if ssh { access.logins_on(&labels) } else { BTreeSet::new() };
-    (admin || !logins.is_empty()).then_some(AccessibleNode { node, online, logins })
+    (sees_all || !logins.is_empty()).then_some(AccessibleNode { node, online, logins })
 }
 
 /// Replaces the labels that an admin gave a node. Its revision is that of the commit.
@@ -243,9 +247,9 @@ pub fn update_labels(
     Ok(node)
 }
 
-/// Removes an agent: the one that calls, or, for an admin, the one that is named. One whose join was not finished is
-/// an agent as well. Its names are free, its certificates are no credential any more, and it comes back only by a new
-/// join.
+/// Removes an agent: the one that calls, or, for an admin or whoever has a rule to delete nodes, the one that is named. One whose join was not finished is
+/// an agent as well. Its names are free, its certificates are revoked and no credential any more, and it comes back only
+/// by a new join.
 ///
 /// # Errors
 /// [`CoreError::Denied`] for an agent that names another, or has none of its own; [`CoreError::NotFound`];
@@ -264,11 +268,12 @@ pub fn remove(
         Caller::Agent { .. } | Caller::Ingest { .. } | Caller::Unregistered { .. } => {
             return Err(CoreError::Denied("an agent removes itself alone".into()));
         }
-        Caller::User(user) if user.is_admin() => {
+        Caller::User(user) if user.may(Resource::Nodes, Verb::Delete) => {
             named.ok_or_else(|| CoreError::invalid("agent_id", "say which agent to remove"))?
         }
         Caller::User(_) => {
-            return Err(CoreError::Denied("removing another agent needs the role admin".into()));
+            let reason = "removing another agent needs the role admin, or one with a rule to delete nodes";
+            return Err(CoreError::Denied(reason.into()));
         }
         Caller::Anonymous | Caller::Init => {
             return Err(CoreError::Unauthenticated("show the client certificate of the agent that leaves"));
@@ -287,6 +292,7 @@ pub fn remove(
         _ => node.ok_or_else(|| not_found(id))?,
     };
     forget(tx, id, &node)?;
+    revocation::revoke(tx, TargetKind::Node, id.as_str());
     let fields = [("hostname", node.hostname.clone()), ("principals", node.principals.join(","))];
     audit::append(tx, context, EventType::AgentLeave, join::target(node.kind(), id), &fields);
     Ok(())

@@ -13,9 +13,11 @@ use crate::{
     names::RoleName,
     network::{MAX_NETWORKS, Network},
     page::{Page, PageRequest},
+    revocation,
     rules::{Resource, Verb},
     tables::{
         ConditionsRow, RequestRulesRow, RoleKey, RoleMemberKey, RoleOptionsRow, RoleRow, RuleRow, StringsRow,
+        TargetKind,
     },
 };
 
@@ -136,7 +138,8 @@ pub fn create(
     Ok(row)
 }
 
-/// Replaces a role, and answers it as it is stored. What it allows counts at once.
+/// Replaces a role, and answers it as it is stored. What it allows counts at once; certificates that were issued by it are
+/// revoked if it may allow less than before.
 ///
 /// # Errors
 /// [`CoreError::Invalid`], [`CoreError::NotFound`], [`CoreError::Precondition`] for a built-in role,
@@ -153,6 +156,9 @@ pub fn update(
     refuse_built_in(name, &current.row, "changed")?;
     CoreError::check_revision(KIND, name.as_str(), revision, current.revision)?;
     tx.put(&RoleKey(name.clone()), &row);
+    if narrows(&current.row, &row) {
+        revocation::revoke(tx, TargetKind::Role, name.as_str());
+    }
     audit::append(tx, context, EventType::RoleUpdate, target(name), &[]);
     Ok(row)
 }
@@ -179,6 +185,19 @@ pub fn delete(
     tx.delete(&RoleKey(name.clone()));
     audit::append(tx, context, EventType::RoleDelete, target(name), &[]);
     Ok(())
+}
+
+/// Whether a certificate may have been issued by one that would not be by the other: unless logins were only added, it is
+/// taken to be so.
+fn narrows(before: &RoleRow, after: &RoleRow) -> bool {
+    let empty = ConditionsRow::default();
+    let (old, new) = (before.allow.as_ref().unwrap_or(&empty), after.allow.as_ref().unwrap_or(&empty));
+    let fewer_logins = old.logins.iter().any(|login| !new.logins.contains(login));
+    let denies = |row: &RoleRow| row.deny.clone().map(|deny| (deny.logins, deny.node_labels));
+    fewer_logins
+        || old.node_labels != new.node_labels
+        || denies(before) != denies(after)
+        || before.options != after.options
 }
 
 fn target(name: &RoleName) -> String {

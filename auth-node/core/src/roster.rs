@@ -1,18 +1,18 @@
 //! The roster: which agents are registered, for those who judge agents away from the auth nodes. First all of it, page
 //! by page, then change by change. How it is carried, and when, is not decided here.
 
-use store_txn::{Key, KeyRange, KeyReader, KeyWriter, Read, ReadExt, Row, TxError};
+use store_txn::{Key, KeyRange, KeyReader, KeyWriter, Read, ReadExt, TxError};
 
 use crate::{
-    CoreError,
+    CoreError, lock,
     names::AgentId,
-    tables::{NodeKey, NodeKind, NodeRow},
+    tables::{LockTargetKey, NodeKey, NodeKind, NodeRow, TargetKind},
 };
 
 /// Most agents of a page.
 pub const PAGE: usize = 1000;
 
-/// A registered agent: an SSH node. Ingests write no recordings, and are not in the roster.
+/// A registered agent that is not locked: an SSH node. Ingests write no recordings, and are not in the roster.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Agent {
     /// Its id.
@@ -30,18 +30,10 @@ pub struct Page {
     pub next: Option<AgentId>,
 }
 
-/// What a change of a row comes to.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Change {
-    /// Whose row it is: an agent's or an ingest's.
-    pub id: AgentId,
-    /// The agent as it is now; `None`: it is no registered agent.
-    pub agent: Option<Agent>,
-}
-
-/// The rows in which the roster is.
-pub fn range() -> KeyRange {
-    KeyRange::prefix(&KeyWriter::table(NodeKey::TABLE).finish())
+/// The rows in which the roster is: registered agents, and locks on nodes.
+pub fn ranges() -> [KeyRange; 2] {
+    let agents = KeyWriter::table(NodeKey::TABLE);
+    [agents, LockTargetKey::kind_front(TargetKind::Node)].map(|front| KeyRange::prefix(&front.finish()))
 }
 
 /// The agents after an id, or from the first.
@@ -52,7 +44,9 @@ pub fn page(state: &mut (impl Read + ?Sized), after: Option<&AgentId>) -> Result
     let after = after.map(|id| NodeKey(id.clone()));
     let rows = state.scan(after.as_ref(), PAGE)?;
     let next = rows.last().filter(|_| rows.len() == PAGE).map(|(key, _)| key.0.clone());
-    let agents = rows.into_iter().filter_map(|(key, stored)| agent(key.0, stored.row));
+    let locked = lock::all_on(state, TargetKind::Node)?;
+    let good = rows.into_iter().filter(|(key, _)| !locked.contains(key.0.as_str()));
+    let agents = good.filter_map(|(key, stored)| agent(key.0, stored.row));
     Ok(Page { agents: agents.collect(), next })
 }
 
@@ -60,18 +54,31 @@ fn agent(id: AgentId, row: NodeRow) -> Option<Agent> {
     (row.kind() == NodeKind::Ssh).then_some(Agent { id, hostname: row.hostname })
 }
 
-/// Reads a change of a row in [`range`]: its encoded key, and the row unless it was deleted.
+/// Whose row in [`ranges`] this is, by its encoded key.
 ///
 /// # Errors
 /// [`CoreError::Storage`] for what is no such row.
-pub fn change(key: &[u8], row: Option<&[u8]>) -> Result<Change, CoreError> {
-    let corrupt = |reason| TxError::Corrupt { table: NodeKey::TABLE.name, reason };
-    let mut parts = KeyReader::table(NodeKey::TABLE, key);
-    let read = parts.as_mut().and_then(|parts| NodeKey::read(parts).filter(|_| parts.is_at_end()));
-    let NodeKey(id) = read.ok_or_else(|| corrupt("the key does not decode".into()))?;
-    let row = row.map(NodeRow::decode_row).transpose().map_err(corrupt)?;
-    let agent = row.and_then(|row| agent(id.clone(), row));
-    Ok(Change { id, agent })
+pub fn whose(key: &[u8]) -> Result<AgentId, CoreError> {
+    let of_node = key_of::<NodeKey>(key).map(|key| key.0);
+    let of_lock = || key_of::<LockTargetKey>(key).and_then(|key| AgentId::parse("lock", &key.name).ok());
+    of_node.or_else(of_lock).ok_or_else(|| {
+        TxError::Corrupt { table: NodeKey::TABLE.name, reason: "the key does not decode".into() }.into()
+    })
+}
+
+fn key_of<K: Key>(key: &[u8]) -> Option<K> {
+    let mut parts = KeyReader::table(K::TABLE, key)?;
+    K::read(&mut parts).filter(|_| parts.is_at_end())
+}
+
+/// An agent as it is now; `None`: it is none that is registered, or it is locked.
+///
+/// # Errors
+/// [`CoreError::Storage`].
+pub fn find(state: &mut (impl Read + ?Sized), id: &AgentId) -> Result<Option<Agent>, CoreError> {
+    let Some(node) = state.get(&NodeKey(id.clone()))? else { return Ok(None) };
+    let locked = lock::on(state, TargetKind::Node, id.as_str())?.is_some();
+    Ok(agent(id.clone(), node.row).filter(|_| !locked))
 }
 
 /// Of which moment each page of a listing is. Pages are read one after the other, while the state goes on; a change is
@@ -100,7 +107,11 @@ mod tests {
     use store_txn::TransactionExt;
 
     use super::*;
-    use crate::world::World;
+    use crate::{
+        lock::{NewLock, Target},
+        names::LockId,
+        world::World,
+    };
 
     fn id(number: u32) -> AgentId {
         AgentId::parse("id", &format!("{number:08}-0000-4000-8000-000000000000")).unwrap()
@@ -146,18 +157,40 @@ mod tests {
     }
 
     #[test]
-    fn a_change_is_read_as_the_row_was_written() {
-        let key = NodeKey(id(7)).encode();
-        assert!(range().contains(&key));
-        let registered = change(&key, Some(&row(NodeKind::Ssh, "web7").encode_row())).unwrap();
-        let agent = Agent { id: id(7), hostname: "web7".into() };
-        assert_eq!(registered, Change { id: id(7), agent: Some(agent) });
-        let nobody = Change { id: id(7), agent: None };
-        assert_eq!(change(&key, Some(&row(NodeKind::Ingest, "i").encode_row())).unwrap(), nobody);
-        assert_eq!(change(&key, None).unwrap(), nobody);
-        for (key, row) in [(&key[1..], None), (&key[..9], None), (&key[..], Some(&b"\xff"[..]))] {
-            assert!(matches!(change(key, row), Err(CoreError::Storage(_))));
+    fn an_agent_is_in_the_roster_while_it_is_registered_and_not_locked() {
+        let mut world = World::new();
+        let host = world.joined(NodeKind::Ssh, "web7", &[]);
+        let find = |world: &mut World, id: &AgentId| world.run(|tx, _| super::find(tx, id)).unwrap();
+        let listed = |world: &mut World| world.run(|tx, _| page(tx, None)).unwrap().agents;
+        let agent = Agent { id: host.id(), hostname: "web7".into() };
+        assert_eq!(
+            (find(&mut world, &host.id()), listed(&mut world)),
+            (Some(agent.clone()), vec![agent.clone()])
+        );
+        let lock = NewLock {
+            id: LockId::from_random([1; 16]),
+            target: Target::Node(host.id()),
+            message: String::new(),
+            ttl: None,
+        };
+        world.admin(|tx, context| lock::create(tx, context, lock)).unwrap();
+        assert_eq!((find(&mut world, &host.id()), listed(&mut world)), (None, Vec::new()));
+        world.admin(|tx, context| lock::delete(tx, context, &LockId::from_random([1; 16]))).unwrap();
+        assert_eq!(find(&mut world, &host.id()), Some(agent));
+        assert_eq!(find(&mut world, &id(9)), None);
+        let ingest = world.joined(NodeKind::Ingest, "ingest1", &[]);
+        assert_eq!(find(&mut world, &ingest.id()), None);
+    }
+
+    #[test]
+    fn a_row_tells_whose_it_is() {
+        let on = |kind| LockTargetKey { kind, name: id(7).to_string(), id: LockId::from_random([1; 16]) };
+        for key in [NodeKey(id(7)).encode(), on(TargetKind::Node).encode()] {
+            assert!(ranges().iter().any(|range| range.contains(&key)));
+            assert_eq!(whose(&key).unwrap(), id(7));
+            assert!(whose(&key[1..]).is_err() && whose(&key[..9]).is_err());
         }
+        assert!(!ranges().iter().any(|range| range.contains(&on(TargetKind::User).encode())));
     }
 
     #[test]

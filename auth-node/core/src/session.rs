@@ -6,11 +6,15 @@ use store_txn::{Read, ReadExt, Transaction, TransactionExt};
 use crate::{
     Caller, Context, CoreError,
     audit::{self, EventType},
+    cluster_config,
     names::{SessionHandle, UserName},
     page::{Page, PageRequest},
+    revocation,
+    rules::{Resource, Verb},
     secret::{SecretDigest, SecretKind},
     tables::{
-        AuthMethod, ClusterKey, SessionHandleKey, SessionKey, SessionRefRow, SessionRow, UserSessionKey,
+        AuthMethod, ClusterKey, SessionHandleKey, SessionKey, SessionRefRow, SessionRow, TargetKind,
+        UserSessionKey,
     },
 };
 
@@ -32,8 +36,6 @@ pub struct NewSession {
     pub handle: SessionHandle,
     /// How the user proved itself.
     pub method: AuthMethod,
-    /// How long it lasts, in milliseconds.
-    pub ttl_ms: u64,
 }
 
 /// Names a session: by its handle, or by its id.
@@ -59,7 +61,7 @@ impl SessionRef {
     }
 }
 
-/// Makes a session of a user. It comes from the address that the context tells. Whoever has as many as a user may have
+/// Makes a session of a user, which lasts as long as the cluster's configuration says. It comes from the address that the context tells. Whoever has as many as a user may have
 /// loses the one that would end first.
 ///
 /// # Errors
@@ -76,12 +78,12 @@ pub(crate) fn create(
         remove(tx, key, session)?;
     }
 
-    let now = tx.now();
+    let (now, ttl_ms) = (tx.now(), cluster_config::settings(tx)?.session_ttl_ms);
     let row = SessionRow {
         user: user.to_string(),
         handle: new.handle.to_string(),
         created_at_ms: now,
-        expires_at_ms: now.saturating_add(new.ttl_ms),
+        expires_at_ms: now.saturating_add(ttl_ms),
         method: new.method.into(),
         client_address: context.origin.client_address.clone(),
         epoch: epoch(tx)?,
@@ -93,7 +95,8 @@ pub(crate) fn create(
     Ok(row)
 }
 
-/// A page of active sessions, ordered by handle: the caller's own, or everybody's for an admin; of `user` alone, if
+/// A page of active sessions, ordered by handle: the caller's own, or everybody's for an admin and whoever has a rule to list
+/// sessions; of `user` alone, if
 /// given.
 ///
 /// # Errors
@@ -112,10 +115,11 @@ pub fn list(
     let after = after.transpose()?;
     let caller = caller.user()?;
     let limit = page.size.saturating_add(1);
+    let sees_all = caller.may(Resource::Sessions, Verb::List);
     let references = match user {
         // What is not the caller's own is not in the list, as if it were not there.
-        Some(name) if !caller.is_admin() && *name != caller.name => Vec::new(),
-        None if caller.is_admin() => {
+        Some(name) if !sees_all && *name != caller.name => Vec::new(),
+        None if sees_all => {
             let rows = state.scan(after.map(SessionHandleKey).as_ref(), limit)?;
             rows.into_iter().map(|(key, reference)| (key.0, reference.row)).collect()
         }
@@ -137,7 +141,7 @@ pub fn list(
     Ok(Page { items, next: page.next })
 }
 
-/// Ends a session of anybody.
+/// Ends a session of anybody, and revokes the certificates that were issued to it.
 ///
 /// # Errors
 /// [`CoreError::NotFound`], [`CoreError::Storage`].
@@ -159,6 +163,7 @@ pub fn revoke(
     };
     let session = tx.get(&SessionKey(digest))?.ok_or_else(not_found)?.row;
     end(tx, digest, &session)?;
+    revocation::revoke(tx, TargetKind::Session, &session.handle);
     let fields = [("user", session.user.clone())];
     audit::append(tx, context, EventType::SessionRevoke, target(&session), &fields);
     Ok(())

@@ -17,7 +17,10 @@ use crate::{
     role,
     secret::{PasswordHash, SecretDigest, SecretKind},
     session::NewSession,
-    tables::{AuthMethod, ClusterKey, ClusterRow, RoleKey, RoleRow, SessionRow, StringsRow},
+    tables::{
+        AuthMethod, ClusterConfigKey, ClusterConfigRow, ClusterKey, ClusterRow, RoleKey, RoleRow, SessionRow,
+        StringsRow,
+    },
     user::{self, Grants, NewUser},
 };
 
@@ -70,7 +73,6 @@ pub(crate) fn new_session(number: u64) -> NewSession {
         digest: SecretDigest::of(SecretKind::Session, &session_id(number)),
         handle: SessionHandle::from_random(random),
         method: AuthMethod::Password,
-        ttl_ms: SESSION_TTL_MS,
     }
 }
 
@@ -90,6 +92,11 @@ impl Cluster {
         cluster
             .run(|tx| {
                 tx.put(&ClusterKey, &ClusterRow { session_epoch: 1, ..ClusterRow::default() });
+                let session_ttl_ms = Some(SESSION_TTL_MS);
+                tx.put(
+                    &ClusterConfigKey,
+                    &ClusterConfigRow { session_ttl_ms, ..ClusterConfigRow::default() },
+                );
                 for role in role::built_ins() {
                     tx.put(&RoleKey(role.name), &role.row);
                 }

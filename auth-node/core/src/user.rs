@@ -13,10 +13,10 @@ use crate::{
     host_login::is_trait_name,
     names::{RoleName, UserName},
     page::{Page, PageRequest},
-    role,
+    revocation, role,
     secret::PasswordHash,
     session,
-    tables::{MarkRow, RoleKey, RoleMemberKey, StringsRow, UserKey, UserRow},
+    tables::{MarkRow, RoleKey, RoleMemberKey, StringsRow, TargetKind, UserKey, UserRow},
 };
 
 const KIND: &str = "user";
@@ -59,6 +59,18 @@ pub struct Grants {
     /// Traits, at most 64 with at most 64 values of 1 to 256 bytes, 16 KiB in all. A trait's name has 1 to 63 characters
     /// of `[a-zA-Z0-9._-]`.
     pub traits: Traits,
+}
+
+impl Grants {
+    /// Whether all of others is among these.
+    fn include(&self, others: &Self) -> bool {
+        let has = |name: &String, value: &String| {
+            self.traits.get(name).is_some_and(|strings| strings.values.contains(value))
+        };
+        let traits =
+            |(name, strings): (&String, &StringsRow)| strings.values.iter().all(|value| has(name, value));
+        others.roles.is_subset(&self.roles) && others.traits.iter().all(traits)
+    }
 }
 
 /// A user to be made.
@@ -180,7 +192,8 @@ fn insert(tx: &mut (impl Transaction + ?Sized), context: &Context, new: &NewUser
     Ok(User::of(new.name.clone(), Versioned { revision: 0, row }))
 }
 
-/// Replaces a user's roles and traits. Its sessions go on with the new ones.
+/// Replaces a user's roles and traits. Its sessions go on with the new ones; its certificates are revoked if something was
+/// taken from it.
 ///
 /// # Errors
 /// [`CoreError::Invalid`], [`CoreError::NotFound`] for the user or a role, [`CoreError::StaleRevision`],
@@ -214,15 +227,19 @@ pub fn update(
     }
     let row = UserRow { roles: texts(&grants.roles), traits: grants.traits.clone(), ..current.row };
     tx.put(&UserKey(name.clone()), &row);
+    if !grants.include(&before) {
+        revocation::revoke(tx, TargetKind::User, name.as_str());
+    }
     let fields = [("roles", row.roles.join(",")), ("traits", shown(&row.traits))];
     audit::append(tx, context, EventType::UserUpdate, target(name), &fields);
     Ok(User::of(name.clone(), Versioned { revision: 0, row }))
 }
 
-/// Deletes a user and ends its sessions. Answers how many those were.
+/// Deletes a user, ends its sessions and revokes its certificates. Answers how many those were.
 ///
 /// # Errors
-/// [`CoreError::NotFound`], [`CoreError::Precondition`] for the last admin, [`CoreError::Storage`].
+/// [`CoreError::NotFound`], [`CoreError::Denied`] when the user has what the caller does not hold,
+/// [`CoreError::Precondition`] for the last admin, [`CoreError::Storage`].
 pub fn delete(
     tx: &mut (impl Transaction + ?Sized),
     context: &Context,
@@ -230,6 +247,7 @@ pub fn delete(
 ) -> Result<u32, CoreError> {
     let current = stored(tx, name)?;
     let before = held(&current.row)?;
+    holds(context.caller.user()?, &before)?;
     if before.roles.iter().any(RoleName::is_admin) {
         keep_an_admin(tx, name)?;
     }
@@ -238,11 +256,12 @@ pub fn delete(
     }
     tx.delete(&UserKey(name.clone()));
     let ended = session::end_all_of(tx, name, None)?;
+    revocation::revoke(tx, TargetKind::User, name.as_str());
     audit::append(tx, context, EventType::UserDelete, target(name), &[("sessions_ended", ended.to_string())]);
     Ok(ended)
 }
 
-/// Sets a user's password and ends all its sessions. Answers how many those were.
+/// Sets a user's password, ends all its sessions and revokes its certificates. Answers how many those were.
 ///
 /// # Errors
 /// [`CoreError::NotFound`], [`CoreError::Denied`] when the user has what the caller does not hold,
@@ -258,6 +277,7 @@ pub fn reset_password(
     holds(context.caller.user()?, &held(&current.row)?)?;
     set_hash(tx, name, current.row, new_hash);
     let ended = session::end_all_of(tx, name, None)?;
+    revocation::revoke(tx, TargetKind::User, name.as_str());
     audit::append(
         tx,
         context,

@@ -37,11 +37,12 @@ const TLS_KEY: &str = "tls.key";
 const TLS_CERTIFICATE: &str = "tls.crt";
 const CA: &str = "ca.pem";
 const USER_CAS: &str = "trusted_user_ca_keys";
+const REVOKED_KEYS: &str = "revoked_keys";
 const KNOWN_HOSTS: &str = "known_hosts";
 const SSHD_CONFIG: &str = "sshd_config";
 
 /// All files, in the order in which leaving removes them: what tells how far it came goes last.
-const ALL: [&str; 10] = [
+const ALL: [&str; 11] = [
     SSHD_CONFIG,
     TLS_CERTIFICATE,
     TLS_KEY,
@@ -49,6 +50,7 @@ const ALL: [&str; 10] = [
     SSH_PUBLIC,
     SSH_KEY,
     USER_CAS,
+    REVOKED_KEYS,
     KNOWN_HOSTS,
     CA,
     STATE,
@@ -87,6 +89,9 @@ pub(crate) struct AgentState {
     pub(crate) agent_id: String,
     /// Of the trust bundle on disk.
     pub(crate) trust_bundle_revision: u64,
+    /// Of the revocation list on disk.
+    #[serde(default)]
+    pub(crate) revocation_revision: u64,
     /// Rotation phases that the bundle on disk follows, by the numbers of the API.
     pub(crate) phases: BTreeMap<i32, i32>,
 }
@@ -106,6 +111,7 @@ impl AgentState {
             labels: BTreeMap::new(),
             agent_id: String::new(),
             trust_bundle_revision: 0,
+            revocation_revision: 0,
             phases: BTreeMap::new(),
         }
     }
@@ -236,6 +242,16 @@ impl AgentDir {
         state.trust_bundle_revision = bundle.revision;
         state.phases = bundle.authorities.iter().map(|ca| (ca.kind, ca.phase)).collect();
         Ok(())
+    }
+
+    /// Whether there is a revocation list on disk.
+    pub(crate) fn has_revocations(&self) -> bool {
+        self.file(REVOKED_KEYS).exists()
+    }
+
+    /// Keeps which certificates are revoked. sshd reads them at every login, and refuses all while the file is missing.
+    pub(crate) fn keep_revocations(&self, krl: &[u8]) -> Result<()> {
+        write_atomic(&self.file(REVOKED_KEYS), krl, PUBLIC)
     }
 
     /// Keeps whom to trust before there are certificates: a join that goes on needs it.

@@ -30,11 +30,14 @@ fn the_format_is_golden() {
         labels: BTreeMap::from([("env".into(), "prod".into())]),
         agent_id: "6f9619ff-8b86-4011-b42d-00c04fc964ff".into(),
         trust_bundle_revision: 3,
+        revocation_revision: 4,
         phases: BTreeMap::from([(1, 1), (3, 2)]),
         ..state()
     };
     assert_eq!(state.encode().unwrap(), GOLDEN);
     assert_eq!(AgentState::decode(GOLDEN).unwrap(), state);
+    let earlier = GOLDEN.replace("  \"revocation_revision\": 4,\n", "");
+    assert_eq!(AgentState::decode(&earlier).unwrap(), AgentState { revocation_revision: 0, ..state });
     for (from, to) in
         [("\"version\": 1", "\"version\": 2"), ("ctl.agent", "ctl.profile"), ("\"labels\"", "\"label\"")]
     {

@@ -124,6 +124,9 @@ pub(crate) enum Command {
     /// See and revoke login sessions
     #[command(subcommand)]
     Sessions(cmd::sessions::Sessions),
+    /// Keep users, roles, logins and nodes out
+    #[command(subcommand)]
+    Locks(cmd::locks::Locks),
     /// Manage the nodes of the auth cluster, and save backups
     #[command(subcommand)]
     Cluster(cmd::cluster::Cluster),

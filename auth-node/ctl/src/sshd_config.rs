@@ -45,6 +45,7 @@ impl Snippet<'_> {
              HostKey \"{dir}/ssh_host_ed25519_key\"\n\
              HostCertificate \"{dir}/ssh_host_ed25519_key-cert.pub\"\n\
              TrustedUserCAKeys \"{dir}/trusted_user_ca_keys\"\n\
+             RevokedKeys \"{dir}/revoked_keys\"\n\
              # sshd replaces %% by % and %u by the login that is asked for.\n\
              AuthorizedPrincipalsCommand {PRINTF} %%s\\n %u %u@{agent_id}\n\
              AuthorizedPrincipalsCommandUser {command_user}\n"

@@ -19,6 +19,7 @@ fn the_snippet_is_what_the_documentation_shows() {
             r#"HostKey "/etc/mezite/ssh_host_ed25519_key""#,
             r#"HostCertificate "/etc/mezite/ssh_host_ed25519_key-cert.pub""#,
             r#"TrustedUserCAKeys "/etc/mezite/trusted_user_ca_keys""#,
+            r#"RevokedKeys "/etc/mezite/revoked_keys""#,
             &command,
             "AuthorizedPrincipalsCommandUser nobody",
         ]

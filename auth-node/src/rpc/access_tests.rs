@@ -12,7 +12,10 @@ use tonic::{Code, Status};
 use super::*;
 use crate::{
     access::PER_INGEST,
-    rpc::testing::{MAX_LISTENERS, Node, anonymous, with},
+    rpc::{
+        locks,
+        testing::{MAX_LISTENERS, Node, anonymous, with},
+    },
 };
 
 const KEY: [u8; 32] = [7; 32];
@@ -253,15 +256,69 @@ async fn only_so_many_listen_at_a_time_and_no_ingest_takes_all_places() {
 }
 
 #[tokio::test]
-async fn only_ingests_are_told() {
+async fn users_and_agents_that_are_not_registered_are_told_nothing() {
+    let node = node().await;
+    let boss = node.boss().await;
+    for (call, code) in
+        [(agent(1), Code::Unauthenticated), (with(&boss, "WatchAccess"), Code::PermissionDenied)]
+    {
+        let refused = watch(Arc::clone(&node.service), call, LATER).await.err().unwrap();
+        assert_eq!(refused.code(), code);
+    }
+    assert_eq!(node.audited("access.denied").await.len(), 1);
+}
+
+fn agent(number: u32) -> Call {
+    let credential = Credential::Agent { id: id(number), key_digest: KEY };
+    Call { credential, ..anonymous("WatchAccess") }
+}
+
+async fn lock_node(node: &Node, boss: &str, number: u32) -> String {
+    let target = Some(v1::lock_target::Target::Node(id(number).to_string()));
+    let target = Some(v1::LockTarget { target });
+    let request = v1::CreateLockRequest { target, ..Default::default() };
+    let made = locks::create(&node.service, &with(boss, "CreateLock"), request).await.unwrap();
+    made.lock.unwrap().lock_id
+}
+
+#[tokio::test]
+async fn an_agent_is_told_when_something_is_revoked_and_by_every_node_that_stops() {
+    let node = node().await;
+    let boss = node.boss().await;
+    register(&node, 1).await;
+    register(&node, 2).await;
+    let told = watch(Arc::clone(&node.service), agent(1), LATER).await.unwrap();
+    let mut listener = Listener(told);
+    let at =
+        |revocation_revision| Told::News(v1::AccessNews { trust_bundle_revision: 0, revocation_revision });
+    assert_eq!(listener.told().await, at(0));
+    lock_node(&node, &boss, 2).await;
+    assert_eq!(listener.told().await, at(revision(&node)));
+    // One that is locked itself begins to listen no more.
+    lock_node(&node, &boss, 1).await;
+    let refused = watch(Arc::clone(&node.service), agent(1), LATER).await.err().unwrap();
+    assert_eq!((refused.code(), refused.reason()), (Code::PermissionDenied, "LOCKED"));
+    node.stopping.cancel();
+    assert_eq!(listener.end().await.code(), Code::Unavailable);
+}
+
+#[tokio::test]
+async fn an_agent_listens_as_long_as_its_certificate_is_good() {
     let node = node().await;
     register(&node, 1).await;
+    let told = watch(Arc::clone(&node.service), agent(1), 1).await.unwrap();
+    assert_eq!(Listener(told).end().await.code(), Code::Unauthenticated);
+}
+
+#[tokio::test]
+async fn an_agent_that_is_locked_is_removed_until_it_is_unlocked() {
+    let node = node().await;
     let boss = node.boss().await;
-    let credential = Credential::Agent { id: id(1), key_digest: KEY };
-    let agent = Call { credential, ..anonymous("WatchAccess") };
-    for call in [agent, with(&boss, "WatchAccess")] {
-        let refused = watch(Arc::clone(&node.service), call, LATER).await.err().unwrap();
-        assert_eq!(refused.code(), Code::PermissionDenied);
-    }
-    assert_eq!(node.audited("access.denied").await.len(), 2);
+    register(&node, 1).await;
+    let mut listener = Listener::caught_up(&node).await;
+    let lock_id = lock_node(&node, &boss, 1).await;
+    assert_eq!(listener.news().await, removed(1));
+    let request = v1::DeleteLockRequest { lock_id };
+    locks::delete(&node.service, &with(&boss, "DeleteLock"), request).await.unwrap();
+    assert_eq!(listener.news().await, registered(&[1]));
 }

@@ -46,10 +46,15 @@ pub(crate) async fn authenticate_local(
 
     let target = known.as_ref().map(|(name, _)| name.clone());
     match log_in(service, call, known.filter(|_| verified)).await {
-        Err(ApiError::Core(login::WRONG)) => {
+        // Whoever is locked out is told no more than a stranger.
+        Err(ApiError::Core(error @ (login::WRONG | CoreError::Locked(_)))) => {
+            let reason = match error {
+                CoreError::Locked(reason) => vec![("reason", reason)],
+                _ => Vec::new(),
+            };
             // An unknown name is not written down: it may be a password in the wrong field.
             let target = target.map_or_else(|| "user:?".to_owned(), |name| format!("user:{name}"));
-            service.audit(call, EventType::LoginFailed, target, Vec::new()).await?;
+            service.audit(call, EventType::LoginFailed, target, reason).await?;
             Err(login::WRONG.into())
         }
         done => done,
@@ -68,7 +73,6 @@ async fn log_in(
         digest: SecretDigest::of(SecretKind::Session, &id),
         handle: SessionHandle::from_random(rand::random()),
         method: AuthMethod::Password,
-        ttl_ms: u64::try_from(service.settings.session_ttl.as_millis()).unwrap_or(u64::MAX),
     };
     let made =
         service.write(call, move |tx, context| login::complete(tx, context, &name, &hash, &new)).await?;

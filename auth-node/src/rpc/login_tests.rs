@@ -30,7 +30,7 @@ async fn a_password_is_exchanged_for_a_session_that_is_shown_once() {
     assert_eq!((session.user.as_str(), session.client_address.as_str()), ("boss", "192.0.2.9"));
     assert_eq!(session.method(), v1::AuthMethod::Password);
     let (created, expires) = (session.created_at.unwrap(), session.expires_at.unwrap());
-    assert_eq!(expires.seconds - created.seconds, 3600);
+    assert_eq!(expires.seconds - created.seconds, 12 * 3600);
     assert!(is_honoured(&node, &id).await);
     assert!(!is_honoured(&node, &session.handle).await);
 

@@ -9,8 +9,10 @@ mod access;
 mod backup;
 mod certs;
 mod cluster;
+mod cluster_config;
 mod convert;
 mod joining;
+mod locks;
 mod login;
 mod members;
 mod nodes;
@@ -19,6 +21,7 @@ mod once_tests;
 mod ping;
 mod presence;
 mod recordings;
+mod revocations;
 mod roles;
 mod sessions;
 #[cfg(test)]
@@ -26,6 +29,8 @@ mod testing;
 mod tokens;
 mod trust;
 mod users;
+
+pub(crate) use revocations::RevocationList;
 
 use std::{future::Future, pin::Pin, sync::Arc};
 
@@ -53,7 +58,6 @@ pub const NOT_YET: &[&str] = &[
     "FinishWebAuthnRegistration",
     "ListWebAuthnDevices",
     "DeleteWebAuthnDevice",
-    "GetRevocationList",
     "RegisterUsingIAMMethod",
     "CreateAgentIdentity",
     "UpdateAgentIdentity",
@@ -63,10 +67,6 @@ pub const NOT_YET: &[&str] = &[
     "BootstrapAgentIdentity",
     "RenewAgentIdentity",
     "AuthenticateSPIFFE",
-    "CreateLock",
-    "GetLock",
-    "ListLocks",
-    "DeleteLock",
     "CreateConnector",
     "GetConnector",
     "ListConnectors",
@@ -77,8 +77,6 @@ pub const NOT_YET: &[&str] = &[
     "ListTrustedClusters",
     "UpdateTrustedCluster",
     "DeleteTrustedCluster",
-    "GetClusterConfig",
-    "UpdateClusterConfig",
     "RotateCA",
     "GetCARotation",
     "EmitAuditEvent",
@@ -300,7 +298,7 @@ api! {
         IssueUserCerts:
             issue_user_certs(IssueUserCertsRequest) -> IssueUserCertsResponse = certs::issue_user_certs;
         GetTrustBundle: get_trust_bundle(GetTrustBundleRequest) -> GetTrustBundleResponse = trust::get_bundle;
-        GetRevocationList: get_revocation_list(GetRevocationListRequest) -> GetRevocationListResponse = later;
+        GetRevocationList: get_revocation_list(GetRevocationListRequest) -> GetRevocationListResponse = revocations::get;
         GenerateHostCerts:
             generate_host_certs(GenerateHostCertsRequest) -> GenerateHostCertsResponse = joining::generate_host_certs;
 
@@ -357,10 +355,10 @@ api! {
         DeleteToken: delete_token(DeleteTokenRequest) -> DeleteTokenResponse = tokens::delete;
 
         // Locks.
-        CreateLock: create_lock(CreateLockRequest) -> CreateLockResponse = later;
-        GetLock: get_lock(GetLockRequest) -> GetLockResponse = later;
-        ListLocks: list_locks(ListLocksRequest) -> ListLocksResponse = later;
-        DeleteLock: delete_lock(DeleteLockRequest) -> DeleteLockResponse = later;
+        CreateLock: create_lock(CreateLockRequest) -> CreateLockResponse = locks::create;
+        GetLock: get_lock(GetLockRequest) -> GetLockResponse = locks::get;
+        ListLocks: list_locks(ListLocksRequest) -> ListLocksResponse = locks::list;
+        DeleteLock: delete_lock(DeleteLockRequest) -> DeleteLockResponse = locks::delete;
 
         // Connectors: single sign-on providers.
         CreateConnector: create_connector(CreateConnectorRequest) -> CreateConnectorResponse = later;
@@ -381,9 +379,9 @@ api! {
             delete_trusted_cluster(DeleteTrustedClusterRequest) -> DeleteTrustedClusterResponse = later;
 
         // Cluster configuration.
-        GetClusterConfig: get_cluster_config(GetClusterConfigRequest) -> GetClusterConfigResponse = later;
+        GetClusterConfig: get_cluster_config(GetClusterConfigRequest) -> GetClusterConfigResponse = cluster_config::get;
         UpdateClusterConfig:
-            update_cluster_config(UpdateClusterConfigRequest) -> UpdateClusterConfigResponse = later;
+            update_cluster_config(UpdateClusterConfigRequest) -> UpdateClusterConfigResponse = cluster_config::update;
 
         // Certificate authorities.
         RotateCA: rotate_ca(RotateCaRequest) -> RotateCaResponse = later;

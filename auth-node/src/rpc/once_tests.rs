@@ -148,6 +148,22 @@ fn cases() -> Vec<Case> {
             let admin_labels = [("env".to_owned(), pick(asked, "this", "other").to_owned())].into();
             v1::UpdateNodeRequest { agent_id: AGENT.into(), admin_labels, revision: at.node }
         }),
+        case!("CreateLock", "lock.create", create_lock, no_secret, |asked, _at| {
+            let message = pick(asked, "this", "other").to_owned();
+            let target = Some(v1::lock_target::Target::User("ann".into()));
+            v1::CreateLockRequest { target: Some(v1::LockTarget { target }), message, ttl: None }
+        }),
+        case!(
+            "UpdateClusterConfig",
+            "cluster_config.update",
+            update_cluster_config,
+            no_secret,
+            |asked, _at| {
+                let lockout_threshold = pick(asked, 5, 6);
+                let config = v1::ClusterConfig { lockout_threshold, ..Default::default() };
+                v1::UpdateClusterConfigRequest { config: Some(config) }
+            }
+        ),
         case!(
             "CreateAuthJoinToken",
             "auth_node.token.create",
@@ -178,6 +194,7 @@ const REPEATABLE: &[&str] = &[
     "DeleteUser",
     "DeleteRole",
     "DeleteToken",
+    "DeleteLock",
     "RevokeSession",
     // A change of the members is asked for until it is so.
     "AddMember",

@@ -37,6 +37,7 @@ pub(crate) async fn heartbeat(
         phases: news.authorities.iter().copied().map(trust::phase).collect(),
         ingest_addresses: news.ingest_addresses.clone(),
         trust_bundle_revision: news.trust_bundle_revision,
+        revocation_revision: news.revocation_revision,
     })
 }
 

@@ -5,7 +5,6 @@
 
 use auth_core::{
     Caller, Context, CoreError,
-    evaluate::Access,
     names::{AgentId, UserName},
     node,
     rules::{Resource, Verb},
@@ -28,11 +27,11 @@ impl Scope {
     fn of(context: &Context, verb: Verb) -> Result<Self, CoreError> {
         match &context.caller {
             Caller::Ingest { .. } => Ok(Self::All),
-            Caller::User(user) => {
-                let access = Access::of(&user.roles, &user.user.traits);
-                let all = user.is_admin() || access.may(Resource::Recordings, verb);
-                Ok(if all { Self::All } else { Self::Own(user.name.clone()) })
-            }
+            Caller::User(user) => Ok(if user.may(Resource::Recordings, verb) {
+                Self::All
+            } else {
+                Self::Own(user.name.clone())
+            }),
             Caller::Anonymous | Caller::Init | Caller::Agent { .. } | Caller::Unregistered { .. } => {
                 Err(CoreError::Denied("recordings are read by users".into()))
             }

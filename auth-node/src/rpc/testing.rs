@@ -25,13 +25,14 @@ use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
 use zeroize::Zeroizing;
 
-use super::login;
+use super::{RevocationList, login};
 use crate::{
     access::Listeners,
     authn::Call,
     ca_keys::CaKeys,
     config::LimitsConfig,
     error::ApiError,
+    news::Board,
     passwords::PasswordPool,
     presence::Presence,
     relay::Relay,
@@ -93,12 +94,13 @@ impl Node {
             backups: Arc::new(tokio::sync::Semaphore::new(1)),
             refusals: Arc::default(),
             relay: Relay::new(CLUSTER, tls(), &LimitsConfig::default()).unwrap(),
+            revocation_list: RevocationList::default(),
+            news: Board::start(store.clone(), MAX_LISTENERS, stopping.clone()),
             access: Listeners::new(MAX_LISTENERS, stopping.clone()),
             settings: Settings {
                 node_id: 1,
                 cluster_id: CLUSTER_ID.into(),
                 cluster: CLUSTER.into(),
-                session_ttl: Duration::from_secs(3600),
                 heartbeat_interval: Duration::from_secs(20),
                 presence_ttl: ttl,
                 call_timeout: Duration::from_secs(30),

@@ -192,8 +192,51 @@ fn appended_records_are_numbered_and_chained() {
     }
     let head = &state.rows[&state_key(Space::LogHeads, b"audit")];
     assert_eq!(*head, [&[0, 0, 0, 0, 0, 0, 0, 3][..], &previous].concat());
-    assert_eq!(decode_head(head).unwrap(), (3, previous));
+    assert_eq!(decode_head(head).unwrap(), LogBounds { last: 3, head: previous, ..LogBounds::default() });
     assert!(decode_head(&head[..39]).is_err());
+}
+
+#[test]
+fn the_oldest_records_are_forgotten_and_the_rest_stays_chained_to_them() {
+    let mut state = Memory::default();
+    let mut fill = txn(1);
+    let append = |n: u8| peer::Append { log: "audit".into(), record: vec![n].into() };
+    fill.appends = (1..=3).map(append).collect();
+    state.one(7, fill);
+    let hash = |state: &Memory, index| {
+        let bytes = &state.rows[&state_key(Space::Logs, &log_record_key("audit", index))];
+        decode_log_record(index, bytes).unwrap().hash
+    };
+    let (second, third) = (hash(&state, 2), hash(&state, 3));
+    let trim = |id, before| {
+        let mut trim = txn(id);
+        trim.trims.push(peer::Trim { log: "audit".into(), before });
+        trim
+    };
+    let bounds = |state: &Memory| decode_head(&state.rows[&state_key(Space::LogHeads, b"audit")]).unwrap();
+    for before in [0, 1] {
+        state.one(7, trim(10 + before as u8, before));
+        assert_eq!(bounds(&state).first, 1);
+    }
+    state.one(7, trim(2, 3));
+    assert_eq!(bounds(&state), LogBounds { first: 3, last: 3, anchor: second, head: third });
+    let is_kept =
+        |index: &u64| state.rows.contains_key(&state_key(Space::Logs, &log_record_key("audit", *index)));
+    assert_eq!((1..=3).filter(is_kept).collect::<Vec<_>>(), [3]);
+    let golden = [&[0, 0, 0, 0, 0, 0, 0, 3][..], &third, &[0, 0, 0, 0, 0, 0, 0, 3], &second].concat();
+    assert_eq!(state.rows[&state_key(Space::LogHeads, b"audit")], golden);
+
+    // All of it; what comes after goes on with the chain.
+    state.one(7, trim(3, u64::MAX));
+    assert_eq!(bounds(&state), LogBounds { first: 4, last: 3, anchor: third, head: third });
+    let mut next = txn(4);
+    next.appends.push(append(9));
+    state.one(8, next);
+    assert_eq!(hash(&state, 4), chain_hash(&third, 4, 8, &[9]));
+    // A log that there is not.
+    let mut none = txn(5);
+    none.trims.push(peer::Trim { log: "none".into(), before: 9 });
+    assert_eq!(state.one(8, none).0, Kind::Committed);
 }
 
 #[test]

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use store_txn::LogBounds;
+
 use super::CheckReport;
 use crate::{
     apply::decode_head,
@@ -100,11 +102,13 @@ impl Walk<'_> {
             return self.report.problem(format!("a log record has the key {}", key.escape_ascii()));
         };
         let shown = name.escape_ascii();
-        let chain = self.chains.get(name).copied();
-        if chain.is_none() {
-            self.report.logs += 1;
-        }
-        let chain = chain.unwrap_or_default();
+        let chain = match self.chains.get(name) {
+            Some(chain) => *chain,
+            None => {
+                self.report.logs += 1;
+                self.begin(name)
+            }
+        };
         if index != chain.last + 1 {
             self.report.problem(format!("log {shown} has no record {} before {index}", chain.last + 1));
         }
@@ -117,10 +121,19 @@ impl Walk<'_> {
         self.chains.insert(name.to_vec(), Chain { last: index, hash: record.hash });
     }
 
+    /// What the first record of a log is chained to: what the head says of records that were forgotten.
+    fn begin(&self, name: &[u8]) -> Chain {
+        let head = self.state.get(&state_key(Space::LogHeads, name)).ok().flatten();
+        let bounds = head.and_then(|head| decode_head(&head).ok()).unwrap_or_default();
+        Chain { last: bounds.first - 1, hash: bounds.anchor }
+    }
+
     fn head(&mut self, name: &[u8], value: &[u8]) {
         let chain = self.chains.remove(name).unwrap_or_default();
         let head = self.report.note(decode_head(value));
-        if head.is_some_and(|head| head != (chain.last, chain.hash)) {
+        // Of a log whose records were all forgotten there is only the head.
+        let empty = |head: &LogBounds| head.first == head.last + 1 && head.anchor == head.head;
+        if head.is_some_and(|head| (head.last, head.head) != (chain.last, chain.hash) && !empty(&head)) {
             let name = name.escape_ascii();
             self.report.problem(format!("the head of log {name} is not its last record"));
         }

@@ -39,6 +39,14 @@ fn fill(db: &Db) {
     put(state_key(Space::Logs, &log_record_key("l", 1)), encode_log_record(5, &first, b"x"));
     put(state_key(Space::Logs, &log_record_key("l", 2)), encode_log_record(6, &second, b"y"));
     put(state_key(Space::LogHeads, b"l"), [&2u64.to_be_bytes()[..], &second].concat());
+    // One whose first two records were forgotten, and one of which all were.
+    let third = chain_hash(&[9; 32], 3, 6, b"z");
+    put(state_key(Space::Logs, &log_record_key("m", 3)), encode_log_record(6, &third, b"z"));
+    let head = |last: u64, hash: &[u8; 32], first: u64, anchor: &[u8; 32]| {
+        [&last.to_be_bytes()[..], hash, &first.to_be_bytes(), anchor].concat()
+    };
+    put(state_key(Space::LogHeads, b"m"), head(3, &third, 3, &[9; 32]));
+    put(state_key(Space::LogHeads, b"n"), head(7, &[8; 32], 8, &[8; 32]));
     put(state_key(Space::DecidedIds, &8u64.to_be_bytes()), crate::ids::encode(1, &[([1; 16], 4)]));
     db.write(batch, true).unwrap();
 }
@@ -68,7 +76,7 @@ fn a_sound_directory_is_described_and_left_alone() {
     assert_eq!((report.cluster_id.as_str(), report.node_id, report.term), ("c", 3, 2));
     assert_eq!((report.purged_index, report.log_entries, report.last_log_index), (Some(10), 4, Some(14)));
     assert_eq!((report.committed_index, report.applied_index, report.revision), (Some(11), Some(12), 9));
-    assert_eq!((report.rows, report.expiring_rows, report.logs, report.log_records), (2, 1, 1, 2));
+    assert_eq!((report.rows, report.expiring_rows, report.logs, report.log_records), (2, 1, 2, 3));
     assert_eq!((report.applied_ids, report.snapshots), (1, 0));
     assert!(report.to_string().contains("log        4 entries after 10, last 14, committed 11"), "{report}");
 }

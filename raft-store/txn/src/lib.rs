@@ -12,6 +12,9 @@ mod typed;
 pub use key::{Key, KeyReader, KeyWriter, Table};
 pub use typed::{ReadExt, Row, Rows, TransactionExt, Versioned};
 
+/// Most records of a log that one transaction forgets.
+pub const MAX_TRIM: u64 = 1000;
+
 /// Milliseconds since the Unix epoch.
 pub type UnixMillis = u64;
 
@@ -95,6 +98,25 @@ pub struct LogRecord {
     pub record: Vec<u8>,
 }
 
+/// Which records of a log there are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LogBounds {
+    /// Index of the oldest record that is kept; `last + 1` when there is none.
+    pub first: u64,
+    /// Index of the newest record; 0 when there never was one.
+    pub last: u64,
+    /// Hash of the record before `first`; zeros when that is 1.
+    pub anchor: [u8; 32],
+    /// Hash of the newest record; zeros when there never was one.
+    pub head: [u8; 32],
+}
+
+impl Default for LogBounds {
+    fn default() -> Self {
+        Self { first: 1, last: 0, anchor: [0; 32], head: [0; 32] }
+    }
+}
+
 /// A consistent view of the store. Expired rows are not in it.
 pub trait Read {
     /// The time of this view.
@@ -108,6 +130,9 @@ pub trait Read {
 
     /// The first `limit` records of a log from index `from` on.
     fn log_records(&mut self, log: &str, from: u64, limit: usize) -> Result<Vec<LogRecord>, TxError>;
+
+    /// Which records of a log there are.
+    fn log_bounds(&mut self, log: &str) -> Result<LogBounds, TxError>;
 }
 
 /// A transaction: a view that remembers what was read, and buffers what is written. It sees its own writes.
@@ -120,4 +145,7 @@ pub trait Transaction: Read {
 
     /// Adds a record to a named append-only log. The index is given when the transaction commits.
     fn append(&mut self, log: &'static str, record: Vec<u8>);
+
+    /// Forgets the oldest records of a log, those before an index: at most [`MAX_TRIM`] in one transaction.
+    fn trim(&mut self, log: &'static str, before: u64);
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::{KeyRange, LogRecord, RawRow, Read, Transaction, TxError, UnixMillis};
+use crate::{KeyRange, LogBounds, LogRecord, MAX_TRIM, RawRow, Read, Transaction, TxError, UnixMillis};
 
 #[derive(Debug, Clone)]
 struct Stored {
@@ -10,11 +10,43 @@ struct Stored {
     expires_at: Option<UnixMillis>,
 }
 
+#[derive(Debug, Clone, Default)]
+struct Log {
+    bounds: LogBounds,
+    records: Vec<LogRecord>,
+}
+
+impl Log {
+    /// Hashes are not the chain of the replicated store: a record's is its index.
+    fn hash(index: u64) -> [u8; 32] {
+        let mut hash = [0; 32];
+        if let Some(front) = hash.first_chunk_mut() {
+            *front = index.to_be_bytes();
+        }
+        hash
+    }
+
+    fn append(&mut self, time: UnixMillis, record: Vec<u8>) {
+        self.bounds.last += 1;
+        self.bounds.head = Self::hash(self.bounds.last);
+        self.records.push(LogRecord { index: self.bounds.last, time, hash: self.bounds.head, record });
+    }
+
+    fn trim(&mut self, before: u64) {
+        let first = self.bounds.first;
+        let first = before.min(first + MAX_TRIM).min(self.bounds.last + 1).max(first);
+        self.records.retain(|record| record.index >= first);
+        if first > self.bounds.first {
+            (self.bounds.first, self.bounds.anchor) = (first, Self::hash(first - 1));
+        }
+    }
+}
+
 /// Rows and logs in memory.
 #[derive(Debug, Clone, Default)]
 pub struct MemoryStore {
     rows: BTreeMap<Vec<u8>, Stored>,
-    logs: BTreeMap<&'static str, Vec<LogRecord>>,
+    logs: BTreeMap<&'static str, Log>,
     revision: u64,
 }
 
@@ -25,10 +57,19 @@ impl MemoryStore {
         now: UnixMillis,
         run: impl FnOnce(&mut MemoryTransaction<'_>) -> Result<T, E>,
     ) -> Result<T, E> {
-        let mut tx = MemoryTransaction { store: self, now, writes: BTreeMap::new(), appends: Vec::new() };
+        let mut tx = MemoryTransaction {
+            store: self,
+            now,
+            writes: BTreeMap::new(),
+            appends: Vec::new(),
+            trims: Vec::new(),
+        };
         let value = run(&mut tx)?;
-        let MemoryTransaction { writes, appends, .. } = tx;
+        let MemoryTransaction { writes, appends, trims, .. } = tx;
         self.commit(now, writes, appends);
+        for (log, before) in trims {
+            self.logs.entry(log).or_default().trim(before);
+        }
         Ok(value)
     }
 
@@ -39,7 +80,7 @@ impl MemoryStore {
 
     /// The records of a log.
     pub fn log(&self, log: &str) -> &[LogRecord] {
-        self.logs.get(log).map(Vec::as_slice).unwrap_or_default()
+        self.logs.get(log).map(|log| log.records.as_slice()).unwrap_or_default()
     }
 
     fn commit(&mut self, now: UnixMillis, writes: Writes, appends: Vec<(&'static str, Vec<u8>)>) {
@@ -56,9 +97,7 @@ impl MemoryStore {
             };
         }
         for (log, record) in appends {
-            let log = self.logs.entry(log).or_default();
-            let index = log.len() as u64 + 1;
-            log.push(LogRecord { index, time: now, hash: [0; 32], record });
+            self.logs.entry(log).or_default().append(now, record);
         }
     }
 }
@@ -72,6 +111,7 @@ pub struct MemoryTransaction<'a> {
     now: UnixMillis,
     writes: Writes,
     appends: Vec<(&'static str, Vec<u8>)>,
+    trims: Vec<(&'static str, u64)>,
 }
 
 impl MemoryTransaction<'_> {
@@ -115,6 +155,10 @@ impl Read for MemoryTransaction<'_> {
     fn log_records(&mut self, log: &str, from: u64, limit: usize) -> Result<Vec<LogRecord>, TxError> {
         Ok(self.store.log(log).iter().filter(|r| r.index >= from).take(limit).cloned().collect())
     }
+
+    fn log_bounds(&mut self, log: &str) -> Result<LogBounds, TxError> {
+        Ok(self.store.logs.get(log).map(|log| log.bounds).unwrap_or_default())
+    }
 }
 
 impl Transaction for MemoryTransaction<'_> {
@@ -128,6 +172,10 @@ impl Transaction for MemoryTransaction<'_> {
 
     fn append(&mut self, log: &'static str, record: Vec<u8>) {
         self.appends.push((log, record));
+    }
+
+    fn trim(&mut self, log: &'static str, before: u64) {
+        self.trims.push((log, before));
     }
 }
 

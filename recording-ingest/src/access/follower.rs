@@ -20,10 +20,6 @@ use crate::{
 
 /// A node says at least every 5 s that it is current. One that is silent for longer than this is given up.
 const SILENCE: Duration = Duration::from_secs(10);
-/// Wait after the first attempt that fails; doubled with each further one, and half of it random.
-const BACKOFF: Duration = Duration::from_millis(100);
-/// Longest such wait.
-const MAX_BACKOFF: Duration = Duration::from_secs(2);
 
 /// Why following ends.
 #[derive(Debug, thiserror::Error)]
@@ -83,7 +79,7 @@ impl Follower {
             self.ingest.access.lost();
             self.note(&lost);
             self.failures = self.failures.saturating_add(1);
-            sleep(backoff(self.failures, rand::random())).await;
+            sleep(RetryPolicy::default().backoff(self.failures, rand::random())).await;
         }
     }
 
@@ -163,26 +159,13 @@ fn read(told: Told) -> Result<Event, Lost> {
         Told::Removed(v1::AccessRemoval { agent_id }) => Event::Removed(id(&agent_id)?),
         Told::Listed(v1::AccessListed {}) => Event::Listed,
         Told::Current(v1::AccessCurrent { .. }) => Event::Current,
+        Told::News(v1::AccessNews { .. }) => return Err(Lost::Malformed("what only agents are told")),
     })
-}
-
-/// The wait after the `failures`-th failure, from 1. `chance` is between 0 and 1.
-fn backoff(failures: u32, chance: f64) -> Duration {
-    let doublings = failures.saturating_sub(1).min(16);
-    let wait = BACKOFF.saturating_mul(1 << doublings).min(MAX_BACKOFF);
-    wait.mul_f64(0.5 + 0.5 * chance.clamp(0.0, 1.0))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn waits_grow_and_are_bounded() {
-        let ms = |failures, chance| backoff(failures, chance).as_millis();
-        assert_eq!([ms(1, 1.0), ms(1, 0.0), ms(3, 1.0)], [100, 50, 400]);
-        assert_eq!([ms(u32::MAX, 1.0), ms(u32::MAX, 0.0)], [2_000, 1_000]);
-    }
 
     #[test]
     fn what_is_no_agent_is_not_taken() {

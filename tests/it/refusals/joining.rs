@@ -117,14 +117,18 @@ async fn what_has_expired_is_refused() {
     let scratch = mezite_e2e::Scratch::new();
     let offset = scratch.path().join("offset");
     fs::write(&offset, "+0").unwrap();
-    let set = vec!["sessions.ttl='2m'".to_owned()];
-    let setup = Setup { set, env: tools::shifted_clock(&offset), ..Setup::default() };
+    let setup = Setup { env: tools::shifted_clock(&offset), ..Setup::default() };
     let cluster = Cluster::start_with(&setup).await;
     let client = cluster.anonymous_at(0);
-    let minute = prost_types::Duration { seconds: 60, nanos: 0 };
+    let seconds = |seconds| Some(prost_types::Duration { seconds, nanos: 0 });
+    let config = v1::ClusterConfig { session_ttl: seconds(120), ..Default::default() };
+    call!(cluster.admin(), update_cluster_config, v1::UpdateClusterConfigRequest { config: Some(config) })
+        .unwrap();
+    let session = cluster.session_of(ADMIN).await;
+    let admin = api::client(&cluster.addresses(), cluster.trust(), Some(&session), None);
     let request = v1::CreateTokenRequest {
         kind: TokenKind::Node.into(),
-        ttl: Some(minute),
+        ttl: seconds(60),
         max_uses: 10,
         ..Default::default()
     };
@@ -147,12 +151,12 @@ async fn what_has_expired_is_refused() {
     // A join that was begun cannot be finished either.
     let half = holder(&cluster, &keys.identity(&issued));
     api::refused(call!(half, register_agent, registration(&token)), Code::PermissionDenied);
-    let tokens = call!(cluster.admin(), list_tokens, v1::ListTokensRequest::default()).unwrap().tokens;
+    let tokens = call!(admin, list_tokens, v1::ListTokensRequest::default()).unwrap().tokens;
     assert!(tokens.is_empty(), "{tokens:?}");
 
     fs::write(&offset, "+121s").unwrap();
     let refused = eventually("the node has looked at its clock", Duration::from_secs(10), async || {
-        call!(cluster.admin(), list_tokens, v1::ListTokensRequest::default()).err().ok_or("it lists them")
+        call!(admin, list_tokens, v1::ListTokensRequest::default()).err().ok_or("it lists them")
     });
     api::refused(Err::<(), _>(refused.await), Code::Unauthenticated);
     api::log_in(&client, ADMIN, PASSWORD).await.unwrap();

@@ -37,6 +37,25 @@ macro_rules! ending_rows {
     )+};
 }
 
+/// Makes protobuf messages rows that end at their `expires_at_ms`, or never where that is 0.
+macro_rules! rows_that_may_end {
+    ($($row:ty),+ $(,)?) => {$(
+        impl Row for $row {
+            fn encode_row(&self) -> Vec<u8> {
+                prost::Message::encode_to_vec(self)
+            }
+
+            fn decode_row(bytes: &[u8]) -> Result<Self, String> {
+                prost::Message::decode(bytes).map_err(|error: prost::DecodeError| error.to_string())
+            }
+
+            fn expires_at(&self) -> Option<UnixMillis> {
+                (self.expires_at_ms != 0).then_some(self.expires_at_ms)
+            }
+        }
+    )+};
+}
+
 /// Makes a key of one text part, whose canonical form is checked when it is read back.
 macro_rules! text_key {
     ($(#[$doc:meta])* $key:ident($part:ty, $parse:expr) -> $row:ty, $id:literal, $name:literal) => {
@@ -85,9 +104,11 @@ macro_rules! digest_key {
 // After the macros, which they use.
 mod access;
 mod calls;
+mod certificates;
 mod cluster;
 mod joining;
 mod nodes;
+mod policy;
 mod sessions;
 #[cfg(test)]
 mod tests;
@@ -97,6 +118,7 @@ pub use access::{
     UserKey, UserRow,
 };
 pub use calls::{AnswerKey, AnswerRow};
+pub use certificates::{IssuedKey, IssuedRow, RevocationHeadKey, RevocationKey, RevocationRow};
 pub use cluster::{
     AuthJoinTokenKey, AuthJoinTokenRow, CaKey, CaKeyRow, CaKind, CaRow, ClusterKey, ClusterRow,
 };
@@ -107,6 +129,10 @@ pub use joining::{
 pub use nodes::{
     AgentLabelsKey, AgentLabelsRow, IngestKey, IngestRow, NodeKey, NodeKind, NodeRow, PresenceKey,
     PresenceRow, PrincipalKey, PrincipalRow,
+};
+pub use policy::{
+    ClusterConfigKey, ClusterConfigRow, LockKey, LockRow, LockTargetKey, LockTargetRow, RecordingMode,
+    SecondFactor, TargetKind,
 };
 pub use sessions::{AuthMethod, SessionHandleKey, SessionKey, SessionRefRow, SessionRow, UserSessionKey};
 

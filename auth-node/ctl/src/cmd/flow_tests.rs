@@ -36,6 +36,10 @@ impl World {
         let server = FakeServer::start(&ca.auth_node(), &ca, move |call| {
             let answer = match call.method.as_str() {
                 "GetTrustBundle" => Ok(shared.bundle(&["ssh-ed25519 AAAA"]).encode_to_vec()),
+                "GetRevocationList" => {
+                    let krl = b"SSHKRL".to_vec().into();
+                    Ok(v1::GetRevocationListResponse { krl, revision: 0 }.encode_to_vec())
+                }
                 _ => answer(&shared, &call),
             };
             async move { answer }
@@ -71,7 +75,7 @@ impl World {
             .calls()
             .into_iter()
             .map(|call| call.method)
-            .filter(|method| method != "GetTrustBundle")
+            .filter(|method| method != "GetTrustBundle" && method != "GetRevocationList")
             .collect()
     }
 }

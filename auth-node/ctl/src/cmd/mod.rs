@@ -3,6 +3,7 @@
 pub(crate) mod agent;
 pub(crate) mod certs;
 pub(crate) mod cluster;
+pub(crate) mod locks;
 pub(crate) mod login;
 pub(crate) mod nodes;
 pub(crate) mod recordings;
@@ -31,6 +32,7 @@ pub(crate) async fn run(context: &Context, command: Command) -> Result<()> {
         Command::Agent(command) => agent::run(context, command).await,
         Command::Recordings(command) => recordings::run(context, command).await,
         Command::Sessions(command) => sessions::run(context, command).await,
+        Command::Locks(command) => locks::run(context, command).await,
         Command::Cluster(command) => cluster::run(context, command).await,
     }
 }

@@ -10,7 +10,7 @@ use mezite_proto::v1;
 use serde::Serialize;
 use zeroize::Zeroizing;
 
-use super::client_of;
+use super::{client_of, pulse};
 use crate::{
     agent_dir::{AgentDir, AgentState, Progress},
     args::{key_value, label_map},
@@ -28,7 +28,7 @@ Examples:
   mezctl agent join --out /etc/mezite --token-file - --hostname web1.example.org --labels env=prod < web.token
 
 Then put `Include /etc/mezite/sshd_config` at the top of /etc/ssh/sshd_config, reload sshd, and keep
-`mezctl agent heartbeat --watch --dir /etc/mezite` running.";
+`mezctl agent run --dir /etc/mezite` running.";
 
 /// Arguments of `agent join`.
 #[derive(Debug, Args)]
@@ -77,7 +77,7 @@ impl Report for Joined {
             ("cluster", self.cluster_name.clone()),
             ("hostname", format!("{} ({state})", self.hostname)),
             ("sshd", format!("Include {} in sshd_config, and reload sshd", self.sshd_config.display())),
-            ("presence", format!("mezctl agent heartbeat --watch --dir {dir}")),
+            ("service", format!("mezctl agent run --dir {dir}")),
         ])
     }
 }
@@ -90,8 +90,13 @@ pub(crate) async fn join(context: &Context, args: Join) -> Result<()> {
     if !already_joined {
         let token = secret::line(&args.token_file)?;
         certify(&dir, &mut state, &client, &token).await?;
+        pulse::keep_revocations(&dir, &mut state, &client).await?;
         snippet(&dir, &state, &principals_user)?;
         register(context, &dir, &mut state, &token).await?;
+    }
+    if !dir.has_revocations() {
+        // Of an agent that joined with an earlier release.
+        pulse::keep_revocations(&dir, &mut state, &client).await?;
     }
     snippet(&dir, &state, &principals_user)?;
     context.print(&Joined {

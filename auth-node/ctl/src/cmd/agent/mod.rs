@@ -3,6 +3,8 @@
 mod heartbeat;
 mod join;
 mod leave;
+mod pulse;
+mod run;
 
 use std::{
     path::PathBuf,
@@ -25,7 +27,9 @@ pub(crate) enum Agent {
     /// Join the cluster with a token; run it again to finish a join that was interrupted, with a new token if the first
     /// one has ended
     Join(join::Join),
-    /// Report that this host lives; renew its certificates when it is time
+    /// Keep this host in the cluster, as a service: heartbeats, trust, revocations, renewal
+    Run(run::Run),
+    /// Report once that this host lives; renew its certificates when it is time
     Heartbeat(heartbeat::Heartbeat),
     /// Get new certificates for the same keys
     Renew(Folder),
@@ -52,6 +56,7 @@ pub(crate) struct Folder {
 pub(crate) async fn run(context: &Context, command: Agent) -> Result<()> {
     match command {
         Agent::Join(args) => join::join(context, args).await,
+        Agent::Run(args) => run::run(context, args).await,
         Agent::Heartbeat(args) => heartbeat::heartbeat(context, args).await,
         Agent::Renew(folder) => heartbeat::renew(context, &AgentDir::new(&folder.dir)?).await,
         Agent::Leave(args) => leave::leave(context, args).await,

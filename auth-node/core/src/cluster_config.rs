@@ -1,0 +1,165 @@
+//! The configuration of the whole cluster: what admins decide, and what counts where they have not.
+
+use std::ops::RangeInclusive;
+
+use store_txn::{Read, ReadExt, Transaction, TransactionExt, Versioned};
+
+use crate::{
+    Context, CoreError,
+    audit::{self, EventType},
+    tables::{ClusterConfigKey, ClusterConfigRow, RecordingMode, SecondFactor},
+};
+
+const SECOND: u64 = 1000;
+const MINUTE: u64 = 60 * SECOND;
+const HOUR: u64 = 60 * MINUTE;
+const DAY: u64 = 24 * HOUR;
+
+/// Life of a session.
+const SESSION_TTL_MS: RangeInclusive<u64> = MINUTE..=30 * DAY;
+/// Life of a session where nobody has decided.
+const DEFAULT_SESSION_TTL_MS: u64 = 12 * HOUR;
+/// How long a session may be unused.
+const IDLE_MS: RangeInclusive<u64> = MINUTE..=30 * DAY;
+/// How long audit events are kept: less than a day could hide what was done in a night.
+const RETENTION_MS: RangeInclusive<u64> = DAY..=100 * 366 * DAY;
+/// How many audit events are kept.
+const MAX_EVENTS: RangeInclusive<u64> = 1000..=1_000_000_000;
+/// Failed logins before a lockout.
+const LOCKOUT_THRESHOLD: RangeInclusive<u32> = 1..=1000;
+/// Failed logins before a lockout where nobody has decided.
+const DEFAULT_LOCKOUT_THRESHOLD: u32 = 10;
+/// How long a lockout lasts.
+const LOCKOUT_MS: RangeInclusive<u64> = SECOND..=DAY;
+/// How long a lockout lasts where nobody has decided.
+const DEFAULT_LOCKOUT_MS: u64 = 15 * MINUTE;
+
+/// What counts now, defaults filled in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Settings {
+    /// What a login needs beyond a password.
+    pub second_factor: SecondFactor,
+    /// Longest life of a session, in milliseconds.
+    pub session_ttl_ms: u64,
+    /// A session that is not used for so long ends, in milliseconds; `None`: it does not.
+    pub session_idle_ms: Option<u64>,
+    /// How long audit events are kept, in milliseconds; `None`: for ever.
+    pub audit_retention_ms: Option<u64>,
+    /// How many audit events are kept; `None`: all.
+    pub audit_max_events: Option<u64>,
+    /// What happens to a session that cannot be recorded.
+    pub recording_mode: RecordingMode,
+    /// Failed logins before a lockout.
+    pub lockout_threshold: u32,
+    /// How long a lockout lasts, in milliseconds.
+    pub lockout_ms: u64,
+}
+
+impl Settings {
+    fn of(row: &ClusterConfigRow) -> Self {
+        Self {
+            second_factor: match row.second_factor() {
+                SecondFactor::Unspecified => SecondFactor::Off,
+                other => other,
+            },
+            session_ttl_ms: row.session_ttl_ms.unwrap_or(DEFAULT_SESSION_TTL_MS),
+            session_idle_ms: row.session_idle_timeout_ms,
+            audit_retention_ms: row.audit_retention_ms,
+            audit_max_events: row.audit_max_events,
+            recording_mode: match row.recording_mode() {
+                RecordingMode::Unspecified => RecordingMode::BestEffort,
+                other => other,
+            },
+            lockout_threshold: row.lockout_threshold.unwrap_or(DEFAULT_LOCKOUT_THRESHOLD),
+            lockout_ms: row.lockout_duration_ms.unwrap_or(DEFAULT_LOCKOUT_MS),
+        }
+    }
+}
+
+/// What counts now.
+///
+/// # Errors
+/// [`CoreError::Storage`].
+pub fn settings(state: &mut (impl Read + ?Sized)) -> Result<Settings, CoreError> {
+    Ok(Settings::of(&get(state)?.row))
+}
+
+/// What admins have decided; revision 0 before anybody has.
+///
+/// # Errors
+/// [`CoreError::Storage`].
+pub fn get(state: &mut (impl Read + ?Sized)) -> Result<Versioned<ClusterConfigRow>, CoreError> {
+    let nothing = Versioned { revision: 0, row: ClusterConfigRow::default() };
+    Ok(state.get(&ClusterConfigKey)?.unwrap_or(nothing))
+}
+
+/// Replaces the configuration, and answers it as it is stored. It counts at once; sessions that there are keep their end.
+///
+/// # Errors
+/// [`CoreError::Invalid`], [`CoreError::StaleRevision`], [`CoreError::Storage`].
+pub fn update(
+    tx: &mut (impl Transaction + ?Sized),
+    context: &Context,
+    row: &ClusterConfigRow,
+    revision: u64,
+) -> Result<ClusterConfigRow, CoreError> {
+    check(row)?;
+    let before = get(tx)?;
+    CoreError::check_revision("cluster configuration", "", revision, before.revision)?;
+    tx.put(&ClusterConfigKey, row);
+    let changes = changed(&Settings::of(&before.row), &Settings::of(row));
+    audit::append(tx, context, EventType::ClusterConfigUpdate, "cluster_config", &changes);
+    Ok(row.clone())
+}
+
+fn check(row: &ClusterConfigRow) -> Result<(), CoreError> {
+    fn within<T: PartialOrd>(
+        field: &str,
+        value: Option<T>,
+        range: &RangeInclusive<T>,
+        says: &str,
+    ) -> Result<(), CoreError> {
+        if value.is_none_or(|value| range.contains(&value)) {
+            return Ok(());
+        }
+        Err(CoreError::invalid(format!("config.{field}"), says))
+    }
+    within("session_ttl", row.session_ttl_ms, &SESSION_TTL_MS, "from 1 minute to 30 days")?;
+    within("session_idle_timeout", row.session_idle_timeout_ms, &IDLE_MS, "from 1 minute to 30 days")?;
+    within("audit_retention", row.audit_retention_ms, &RETENTION_MS, "from 1 day to 100 years")?;
+    within("audit_max_events", row.audit_max_events, &MAX_EVENTS, "from 1,000 to 1,000,000,000")?;
+    within("lockout_threshold", row.lockout_threshold, &LOCKOUT_THRESHOLD, "from 1 to 1000")?;
+    within("lockout_duration", row.lockout_duration_ms, &LOCKOUT_MS, "from 1 second to 1 day")?;
+    // A release that does not know a value must not take it for the weakest one.
+    if SecondFactor::try_from(row.second_factor).is_err() {
+        return Err(CoreError::invalid("config.second_factor", "off, optional or webauthn"));
+    }
+    if RecordingMode::try_from(row.recording_mode).is_err() {
+        return Err(CoreError::invalid("config.recording_mode", "off, best-effort or strict"));
+    }
+    Ok(())
+}
+
+/// What is different, for the audit log: `before -> after`.
+fn changed(before: &Settings, after: &Settings) -> Vec<(&'static str, String)> {
+    let shown = |settings: &Settings| {
+        let optional = |value: Option<u64>| value.map_or_else(|| "unset".into(), |value| value.to_string());
+        [
+            ("second_factor", format!("{:?}", settings.second_factor)),
+            ("session_ttl_ms", settings.session_ttl_ms.to_string()),
+            ("session_idle_ms", optional(settings.session_idle_ms)),
+            ("audit_retention_ms", optional(settings.audit_retention_ms)),
+            ("audit_max_events", optional(settings.audit_max_events)),
+            ("recording_mode", format!("{:?}", settings.recording_mode)),
+            ("lockout_threshold", settings.lockout_threshold.to_string()),
+            ("lockout_ms", settings.lockout_ms.to_string()),
+        ]
+    };
+    let pairs = shown(before).into_iter().zip(shown(after));
+    let different = pairs.filter(|(before, after)| before != after);
+    different.map(|((name, before), (_, after))| (name, format!("{before} -> {after}"))).collect()
+}
+
+#[cfg(test)]
+#[path = "cluster_config_tests.rs"]
+mod tests;

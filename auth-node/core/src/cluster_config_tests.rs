@@ -1,0 +1,61 @@
+use super::*;
+use crate::testing::{Cluster, assert_invalid};
+
+fn set(cluster: &mut Cluster, row: &ClusterConfigRow, revision: u64) -> Result<ClusterConfigRow, CoreError> {
+    cluster.admin(|tx, context| update(tx, context, row, revision))
+}
+
+#[test]
+fn what_nobody_has_decided_has_a_default() {
+    let settings = Settings::of(&ClusterConfigRow::default());
+    assert_eq!(
+        settings,
+        Settings {
+            second_factor: SecondFactor::Off,
+            session_ttl_ms: 12 * HOUR,
+            session_idle_ms: None,
+            audit_retention_ms: None,
+            audit_max_events: None,
+            recording_mode: RecordingMode::BestEffort,
+            lockout_threshold: 10,
+            lockout_ms: 15 * MINUTE,
+        }
+    );
+}
+
+#[test]
+fn a_change_counts_at_once_is_audited_and_needs_the_current_revision() {
+    let mut cluster = Cluster::new();
+    let before = cluster.run(|tx| get(tx)).unwrap();
+    let row = ClusterConfigRow { session_ttl_ms: Some(HOUR), ..before.row.clone() };
+    set(&mut cluster, &row, before.revision).unwrap();
+    let audited = cluster.last_audit();
+    assert_eq!(audited.event, "cluster_config.update");
+    assert_eq!(audited.fields.len(), 1);
+    assert_eq!(audited.fields["session_ttl_ms"], "1000000 -> 3600000");
+    let (_, session) = cluster.log_in_row("boss");
+    assert_eq!(session.expires_at_ms, cluster.now + HOUR);
+    let stale = set(&mut cluster, &row, before.revision);
+    assert!(matches!(stale, Err(CoreError::StaleRevision { .. })), "{stale:?}");
+    set(&mut cluster, &row, 0).unwrap();
+}
+
+#[test]
+fn every_bound_is_kept_and_names_its_field() {
+    let mut cluster = Cluster::new();
+    let default = ClusterConfigRow::default;
+    let bad = [
+        ("session_ttl", ClusterConfigRow { session_ttl_ms: Some(MINUTE - 1), ..default() }),
+        ("session_ttl", ClusterConfigRow { session_ttl_ms: Some(30 * DAY + 1), ..default() }),
+        ("session_idle_timeout", ClusterConfigRow { session_idle_timeout_ms: Some(0), ..default() }),
+        ("audit_retention", ClusterConfigRow { audit_retention_ms: Some(DAY - 1), ..default() }),
+        ("audit_max_events", ClusterConfigRow { audit_max_events: Some(999), ..default() }),
+        ("lockout_threshold", ClusterConfigRow { lockout_threshold: Some(1001), ..default() }),
+        ("lockout_duration", ClusterConfigRow { lockout_duration_ms: Some(DAY + 1), ..default() }),
+        ("second_factor", ClusterConfigRow { second_factor: 99, ..default() }),
+        ("recording_mode", ClusterConfigRow { recording_mode: -1, ..default() }),
+    ];
+    for (field, row) in bad {
+        assert_invalid(set(&mut cluster, &row, 0), &format!("config.{field}"));
+    }
+}

@@ -1,0 +1,300 @@
+//! Locks: whoever or whatever one is on is kept out, wherever that is decided, from the commit on. What was issued before
+//! is revoked with it, and stays so when the lock ends.
+//!
+//! Nobody locks itself out, and only an admin an admin: so whoever can lift a lock is always left.
+
+use std::{collections::BTreeSet, time::Duration};
+
+use store_txn::{Read, ReadExt, Transaction, TransactionExt, Versioned};
+
+use crate::{
+    Context, CoreError,
+    audit::{self, EventType},
+    context::{Role, UserCaller},
+    host_login::is_login,
+    join,
+    names::{AgentId, LockId, RoleName, UserName},
+    page::{Page, PageRequest},
+    revocation,
+    tables::{
+        LockKey, LockRow, LockTargetKey, LockTargetRow, NodeKey, RoleKey, RoleMemberKey, TargetKind, UserKey,
+    },
+};
+
+const KIND: &str = "lock";
+
+/// Longest message, in bytes.
+const MAX_MESSAGE: usize = 1024;
+/// Shortest and longest life of a lock that ends by itself.
+const TTL: std::ops::RangeInclusive<Duration> =
+    Duration::from_secs(1)..=Duration::from_secs(10 * 366 * 24 * 3600);
+/// Rows that are looked at in one step.
+const STEP: usize = 256;
+
+/// What is locked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Target {
+    /// A user: it can do nothing.
+    User(UserName),
+    /// A role: who holds it can do nothing.
+    Role(RoleName),
+    /// A login on hosts: nobody gets a certificate for it.
+    Login(String),
+    /// A node or ingest: its certificates are no credential, and nobody gets one for it.
+    Node(AgentId),
+}
+
+impl Target {
+    /// Reads a login.
+    ///
+    /// # Errors
+    /// [`CoreError::Invalid`] for `field`.
+    pub fn login(field: &str, text: &str) -> Result<Self, CoreError> {
+        if is_login(text) {
+            return Ok(Self::Login(text.to_owned()));
+        }
+        Err(CoreError::invalid(field, "this is not the name of a login"))
+    }
+
+    /// What kind of thing it is.
+    pub fn kind(&self) -> TargetKind {
+        match self {
+            Self::User(_) => TargetKind::User,
+            Self::Role(_) => TargetKind::Role,
+            Self::Login(_) => TargetKind::Login,
+            Self::Node(_) => TargetKind::Node,
+        }
+    }
+
+    /// Its name or id.
+    pub fn name(&self) -> &str {
+        match self {
+            Self::User(name) => name.as_str(),
+            Self::Role(name) => name.as_str(),
+            Self::Login(login) => login,
+            Self::Node(id) => id.as_str(),
+        }
+    }
+}
+
+impl TargetKind {
+    /// For people.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Unspecified => "nothing",
+            Self::User => "user",
+            Self::Role => "role",
+            Self::Login => "login",
+            Self::Node => "node",
+            Self::Device => "device",
+            Self::AgentIdentity => "agent identity",
+            Self::Session => "session",
+        }
+    }
+}
+
+/// A lock to make.
+#[derive(Debug, Clone)]
+pub struct NewLock {
+    /// Its id.
+    pub id: LockId,
+    /// What to lock.
+    pub target: Target,
+    /// Shown to the one who is locked out; at most 1024 bytes, without control characters.
+    pub message: String,
+    /// How long; `None`: until it is deleted. From 1 second to 10 years.
+    pub ttl: Option<Duration>,
+}
+
+/// Makes a lock, and revokes what was issued to or for what it is on.
+///
+/// # Errors
+/// [`CoreError::Invalid`]; [`CoreError::NotFound`] for what is not there; [`CoreError::Precondition`] for who would lock
+/// itself out; [`CoreError::Denied`] for who is no admin and would lock one; [`CoreError::Unauthenticated`];
+/// [`CoreError::Storage`].
+pub fn create(
+    tx: &mut (impl Transaction + ?Sized),
+    context: &Context,
+    new: NewLock,
+) -> Result<LockRow, CoreError> {
+    let NewLock { id, target, message, ttl } = new;
+    if message.len() > MAX_MESSAGE || message.chars().any(char::is_control) {
+        let reason = format!("at most {MAX_MESSAGE} bytes, without control characters");
+        return Err(CoreError::invalid("message", reason));
+    }
+    if ttl.is_some_and(|ttl| !TTL.contains(&ttl)) {
+        return Err(CoreError::invalid("ttl", "from 1 second to 10 years"));
+    }
+    exists(tx, &target)?;
+    leaves_the_caller(tx, context.caller.user()?, &target)?;
+    let ttl_ms = ttl.map(|ttl| u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX));
+    let (kind, name) = (target.kind(), target.name().to_owned());
+    let row = LockRow {
+        kind: kind.into(),
+        name: name.clone(),
+        message,
+        created_at_ms: tx.now(),
+        created_by: context.caller.actor(),
+        expires_at_ms: ttl_ms.map_or(0, |ttl| tx.now().saturating_add(ttl)),
+    };
+    tx.put(&LockKey(id.clone()), &row);
+    let on = LockTargetKey { kind, name: name.clone(), id: id.clone() };
+    tx.put(&on, &LockTargetRow { expires_at_ms: row.expires_at_ms });
+    revocation::revoke(tx, kind, &name);
+    let fields = [
+        ("lock_id", id.to_string()),
+        ("message", row.message.clone()),
+        ("expires_at_ms", row.expires_at_ms.to_string()),
+    ];
+    audit::append(tx, context, EventType::LockCreate, on_target(kind, &name), &fields);
+    Ok(row)
+}
+
+/// One lock.
+///
+/// # Errors
+/// [`CoreError::NotFound`], [`CoreError::Storage`].
+pub fn get(state: &mut (impl Read + ?Sized), id: &LockId) -> Result<LockRow, CoreError> {
+    let not_found = || CoreError::NotFound { kind: KIND, name: id.to_string() };
+    Ok(state.get(&LockKey(id.clone()))?.ok_or_else(not_found)?.row)
+}
+
+/// A page of the locks, ordered by id.
+///
+/// # Errors
+/// [`CoreError::Invalid`] for a page token that is not of this list; [`CoreError::Storage`].
+pub fn list(
+    state: &mut (impl Read + ?Sized),
+    page: &PageRequest,
+) -> Result<Page<(LockId, Versioned<LockRow>)>, CoreError> {
+    let parse = |text: &str| {
+        LockId::parse(text)
+            .ok_or_else(|| CoreError::invalid("page_token", "this is not a token of this list"))
+    };
+    let after = page.after.as_deref().map(parse).transpose()?;
+    let rows = state.scan(after.map(LockKey).as_ref(), page.size.saturating_add(1))?;
+    let locks = rows.into_iter().map(|(key, row)| (key.0, row)).collect();
+    Ok(Page::cut(locks, page.size, |(id, _)| id.to_string()))
+}
+
+/// Removes a lock. What it revoked stays revoked.
+///
+/// # Errors
+/// [`CoreError::NotFound`], [`CoreError::Storage`].
+pub fn delete(tx: &mut (impl Transaction + ?Sized), context: &Context, id: &LockId) -> Result<(), CoreError> {
+    let row = get(tx, id)?;
+    let kind = row.kind();
+    tx.delete(&LockKey(id.clone()));
+    tx.delete(&LockTargetKey { kind, name: row.name.clone(), id: id.clone() });
+    let fields = [("lock_id", id.to_string())];
+    audit::append(tx, context, EventType::LockDelete, on_target(kind, &row.name), &fields);
+    Ok(())
+}
+
+fn on_target(kind: TargetKind, name: &str) -> String {
+    format!("{}:{name}", kind.word())
+}
+
+fn exists(tx: &mut (impl Transaction + ?Sized), target: &Target) -> Result<(), CoreError> {
+    let there = match target {
+        Target::User(name) => tx.get(&UserKey(name.clone()))?.is_some(),
+        Target::Role(name) => tx.get(&RoleKey(name.clone()))?.is_some(),
+        Target::Login(_) => true,
+        Target::Node(id) => tx.get(&NodeKey(id.clone()))?.is_some() || join::unfinished(tx, id)?.is_some(),
+    };
+    let not_found = || CoreError::NotFound { kind: target.kind().word(), name: target.name().to_owned() };
+    there.then_some(()).ok_or_else(not_found)
+}
+
+fn leaves_the_caller(
+    tx: &mut (impl Transaction + ?Sized),
+    caller: &UserCaller,
+    target: &Target,
+) -> Result<(), CoreError> {
+    let (own, admin) = match target {
+        Target::User(name) => {
+            let member = RoleMemberKey { role: RoleName::admin(), user: name.clone() };
+            (*name == caller.name, tx.get(&member)?.is_some())
+        }
+        Target::Role(name) => (caller.roles.iter().any(|role| role.name == *name), name.is_admin()),
+        Target::Login(_) | Target::Node(_) => (false, false),
+    };
+    if own {
+        return Err(CoreError::Precondition("this would lock you out yourself".into()));
+    }
+    if admin && !caller.is_admin() {
+        return Err(CoreError::Denied("locking an admin needs the role admin".into()));
+    }
+    Ok(())
+}
+
+/// A lock on a thing, if there is one.
+///
+/// # Errors
+/// [`CoreError::Storage`].
+pub(crate) fn on(
+    state: &mut (impl Read + ?Sized),
+    kind: TargetKind,
+    name: &str,
+) -> Result<Option<LockRow>, CoreError> {
+    let rows = state.scan_under::<LockTargetKey>(LockTargetKey::front(kind, name), None, 1)?;
+    match rows.into_iter().next() {
+        Some((key, _)) => Ok(state.get(&LockKey(key.id))?.map(|stored| stored.row)),
+        None => Ok(None),
+    }
+}
+
+/// Refuses when there is a lock on a thing.
+///
+/// # Errors
+/// [`CoreError::Locked`], [`CoreError::Storage`].
+pub(crate) fn check(state: &mut (impl Read + ?Sized), kind: TargetKind, name: &str) -> Result<(), CoreError> {
+    match on(state, kind, name)? {
+        Some(lock) => Err(refusal(&lock)),
+        None => Ok(()),
+    }
+}
+
+/// Refuses a user on whom, or on one of whose roles, there is a lock.
+///
+/// # Errors
+/// [`CoreError::Locked`], [`CoreError::Storage`].
+pub(crate) fn check_user(
+    state: &mut (impl Read + ?Sized),
+    name: &UserName,
+    roles: &[Role],
+) -> Result<(), CoreError> {
+    check(state, TargetKind::User, name.as_str())?;
+    roles.iter().try_for_each(|role| check(state, TargetKind::Role, role.name.as_str()))
+}
+
+fn refusal(lock: &LockRow) -> CoreError {
+    let (what, name) = (lock.kind().word(), &lock.name);
+    let why = if lock.message.is_empty() { "ask an administrator" } else { lock.message.as_str() };
+    CoreError::Locked(format!("{what} {name} is locked: {why}"))
+}
+
+/// Names of all things of a kind on which there is a lock.
+///
+/// # Errors
+/// [`CoreError::Storage`].
+pub(crate) fn all_on(
+    state: &mut (impl Read + ?Sized),
+    kind: TargetKind,
+) -> Result<BTreeSet<String>, CoreError> {
+    let (mut names, mut after) = (BTreeSet::new(), None);
+    loop {
+        let rows =
+            state.scan_under::<LockTargetKey>(LockTargetKey::kind_front(kind), after.as_ref(), STEP)?;
+        let last_step = rows.len() < STEP;
+        after = rows.last().map(|(key, _)| key.clone());
+        names.extend(rows.into_iter().map(|(key, _)| key.name));
+        if last_step {
+            return Ok(names);
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "lock_tests.rs"]
+mod tests;

@@ -1,0 +1,216 @@
+//! What an agent does again and again: report, follow what there is to trust and what is revoked, renew its certificates.
+
+use std::time::Duration;
+
+use anyhow::Result;
+use mezite_client::{Client, ClientError, Retry};
+use mezite_daemon::clock;
+use mezite_proto::v1;
+use serde::Serialize;
+
+use super::client_of;
+use crate::{
+    agent_dir::{AgentDir, AgentState},
+    cmd::{call, present},
+    context::Context,
+    output::{self, Report},
+};
+
+#[derive(Serialize)]
+struct Beat {
+    agent_id: String,
+    next_interval_seconds: f64,
+    ingest_addresses: Vec<String>,
+    trust_bundle_revision: u64,
+    revocation_revision: u64,
+    /// Whether new certificates were written: sshd must be reloaded.
+    certificates_renewed: bool,
+}
+
+impl Report for Beat {
+    fn text(&self) -> String {
+        let renewed = if self.certificates_renewed { "yes: reload sshd" } else { "" };
+        output::fields(&[
+            ("agent id", self.agent_id.clone()),
+            ("next in", format!("{:.1} s", self.next_interval_seconds)),
+            ("ingests", self.ingest_addresses.join(", ")),
+            ("trust bundle", format!("revision {}", self.trust_bundle_revision)),
+            ("revocations", format!("revision {}", self.revocation_revision)),
+            ("renewed", renewed.into()),
+        ])
+    }
+}
+
+/// Whether a failure may be over at the next attempt.
+pub(crate) fn passes(error: &anyhow::Error) -> bool {
+    use tonic::Code;
+    match error.downcast_ref::<ClientError>() {
+        Some(ClientError::Config(_)) | None => false,
+        Some(error) => !matches!(
+            error.code(),
+            Some(Code::Unauthenticated | Code::PermissionDenied | Code::NotFound | Code::InvalidArgument)
+        ),
+    }
+}
+
+/// An agent. Its client is kept from beat to beat: it knows which addresses serve.
+pub(crate) struct Pulse<'a> {
+    context: &'a Context,
+    dir: AgentDir,
+    state: AgentState,
+    load: u32,
+    /// Absent when there is none yet for the certificate and the CAs on disk.
+    client: Option<Client>,
+}
+
+impl<'a> Pulse<'a> {
+    pub(crate) fn new(context: &'a Context, dir: AgentDir, state: AgentState, load: u32) -> Self {
+        Self { context, dir, state, load, client: None }
+    }
+
+    /// A client for the certificate and the CAs on disk.
+    pub(crate) async fn client(&mut self) -> Result<Client> {
+        if let Some(client) = &self.client {
+            return Ok(client.clone());
+        }
+        let client = client_of(self.context, &self.dir, &self.state).await?;
+        self.client = Some(client.clone());
+        Ok(client)
+    }
+
+    /// Whether there is still the same client as after the last beat.
+    pub(crate) fn has_client(&self) -> bool {
+        self.client.is_some()
+    }
+
+    /// Reports, and does what the answer calls for; answers when to report again.
+    pub(crate) async fn beat(&mut self) -> Result<Duration> {
+        let certificates_renewed = self.renew_if_due().await?;
+        let client = self.client().await?;
+        let phases = self.state.phases.iter().map(|(&kind, &phase)| v1::AcknowledgedPhase { kind, phase });
+        let request = v1::AgentHeartbeatRequest {
+            version: env!("CARGO_PKG_VERSION").into(),
+            labels: self.state.labels.clone(),
+            address: self.state.address.clone(),
+            load: self.load,
+            acknowledged_phases: phases.collect(),
+        };
+        let reply = call!(client, Retry::Idempotent, agent_heartbeat, request)?;
+        self.follow(v1::AccessNews {
+            trust_bundle_revision: reply.trust_bundle_revision,
+            revocation_revision: reply.revocation_revision,
+        })
+        .await?;
+        let interval = Duration::try_from(present(reply.next_interval, "the interval")?).unwrap_or_default();
+        self.context.print(&Beat {
+            agent_id: self.state.agent_id.clone(),
+            next_interval_seconds: interval.as_secs_f64(),
+            ingest_addresses: reply.ingest_addresses,
+            trust_bundle_revision: self.state.trust_bundle_revision,
+            revocation_revision: self.state.revocation_revision,
+            certificates_renewed,
+        })?;
+        Ok(interval)
+    }
+
+    /// Fetches what is new to trust, and what is newly revoked.
+    pub(crate) async fn follow(&mut self, news: v1::AccessNews) -> Result<()> {
+        if news.revocation_revision != self.state.revocation_revision {
+            let client = self.client().await?;
+            keep_revocations(&self.dir, &mut self.state, &client).await?;
+        }
+        if news.trust_bundle_revision != self.state.trust_bundle_revision {
+            let client = self.client().await?;
+            self.dir.keep_bundle(&mut self.state, &client.trust_bundle().await?)?;
+            self.dir.save(&self.state)?;
+            self.client = None;
+        }
+        Ok(())
+    }
+
+    async fn renew_if_due(&mut self) -> Result<bool> {
+        let (lifetime, now) = (self.dir.lifetime()?, clock::unix_seconds());
+        if now >= lifetime.1 {
+            // A connection that was made before the end would hide it.
+            self.client = None;
+        }
+        if !is_due(lifetime, now) {
+            return Ok(false);
+        }
+        let client = self.client().await?;
+        match certify(&self.dir, &mut self.state, &client).await {
+            Ok(()) => {
+                self.client = None;
+                Ok(true)
+            }
+            // There is a third of the old one's life left to try again in; presence does not wait for it.
+            Err(error) if passes(&error) => {
+                eprintln!("warning: not renewed yet: {}", output::printable(&format!("{error:#}")));
+                Ok(false)
+            }
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// Certificates are renewed when two thirds of their life are over, and never after it: then they are no credential.
+fn is_due((not_before, not_after): (u64, u64), now: u64) -> bool {
+    let due = not_after.saturating_sub(not_after.saturating_sub(not_before) / 3);
+    now >= due && now < not_after
+}
+
+/// Fetches the revocation list, unless the one on disk is current.
+pub(crate) async fn keep_revocations(dir: &AgentDir, state: &mut AgentState, client: &Client) -> Result<()> {
+    let known_revision = if dir.has_revocations() { state.revocation_revision } else { 0 };
+    let request = v1::GetRevocationListRequest { known_revision };
+    let reply = call!(client, Retry::Idempotent, get_revocation_list, request)?;
+    if !reply.krl.is_empty() {
+        dir.keep_revocations(&reply.krl)?;
+    }
+    state.revocation_revision = reply.revision;
+    dir.save(state)
+}
+
+/// Gets new certificates for the same keys, by the certificate that the client shows.
+pub(crate) async fn certify(dir: &AgentDir, state: &mut AgentState, client: &Client) -> Result<()> {
+    let request = v1::GenerateHostCertsRequest {
+        token: String::new(),
+        ssh_public_key: dir.ssh_key()?.public_line(),
+        tls_public_key: dir.tls_key()?.spki_der().into(),
+        hostname: state.hostname.clone(),
+        additional_principals: state.principals.clone(),
+    };
+    let issued = call!(client, Retry::Idempotent, generate_host_certs, request)?;
+    if issued.agent_id != state.agent_id {
+        anyhow::bail!("the cluster renewed another agent, {}", issued.agent_id);
+    }
+    dir.keep_certificates(state, &issued)?;
+    dir.save(state)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn renewal_is_due_in_the_last_third() {
+        assert!(!is_due((0, 300), 199));
+        assert!(is_due((0, 300), 200));
+        assert!(is_due((0, 300), 299));
+        assert!(!is_due((0, 300), 300));
+        assert!(!is_due((300, 0), 100));
+    }
+
+    #[test]
+    fn a_watch_ends_only_when_the_agent_is_none_any_more() {
+        let unavailable = ClientError::Unavailable {
+            addresses: String::new(),
+            attempts: 1,
+            reason: String::new(),
+            retry_after: None,
+        };
+        assert!(passes(&unavailable.into()));
+        assert!(!passes(&ClientError::Config("no such key".into()).into()));
+        assert!(!passes(&anyhow::anyhow!("disk full")));
+    }
+}

@@ -1,0 +1,197 @@
+//! `locks`: who and what is kept out.
+
+use std::time::Duration;
+
+use anyhow::Result;
+use clap::{Args, Subcommand};
+use mezite_client::Retry;
+use mezite_proto::v1::{self, lock_target::Target};
+use serde::Serialize;
+use tonic::Code;
+
+use crate::{
+    args::{human_duration, proto_duration},
+    cmd::{call, list, present},
+    context::Context,
+    exit::Usage,
+    output::{self, Done, Report, Row},
+};
+
+/// Commands on locks.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Locks {
+    /// Lock a user, role, login or node out: when this returns, no node of the cluster lets it in, and its certificates
+    /// are revoked
+    Add(Add),
+    /// List locks
+    Ls,
+    /// Show a lock
+    Get {
+        /// Id of the lock
+        id: String,
+    },
+    /// Remove a lock; certificates that it revoked stay revoked
+    Rm {
+        /// Id of the lock
+        id: String,
+    },
+}
+
+const ADD_EXAMPLES: &str = "\
+Examples:
+  mezctl locks add user:alice --message 'laptop stolen, call 1234'
+  mezctl locks add role:contractor --ttl 8h
+  mezctl locks add login:root
+  mezctl locks add node:6f9d2a54-…              by the agent id that `mezctl nodes ls` shows
+
+Running SSH sessions go on: end them on the host. New ones are refused within seconds, where `mezctl agent run` runs.";
+
+/// Arguments of `locks add`.
+#[derive(Debug, Args)]
+#[command(after_help = ADD_EXAMPLES)]
+pub(crate) struct Add {
+    /// What to lock: user:NAME, role:NAME, login:NAME or node:AGENT-ID
+    target: String,
+    /// Shown to the one who is locked out
+    #[arg(long, default_value = "", hide_default_value = true, value_name = "TEXT")]
+    message: String,
+    /// How long [default: until it is removed]
+    #[arg(long, value_parser = human_duration, value_name = "DURATION")]
+    ttl: Option<Duration>,
+}
+
+/// What `kind:name` names.
+fn target(text: &str) -> Result<Target> {
+    let (kind, name) = text.split_once(':').unwrap_or((text, ""));
+    let name = name.to_owned();
+    Ok(match kind {
+        _ if name.is_empty() => return Err(unknown(text)),
+        "user" => Target::User(name),
+        "role" => Target::Role(name),
+        "login" => Target::Login(name),
+        "node" => Target::Node(name),
+        _ => return Err(unknown(text)),
+    })
+}
+
+fn unknown(text: &str) -> anyhow::Error {
+    Usage(format!("`{text}` cannot be locked: write user:NAME, role:NAME, login:NAME or node:AGENT-ID"))
+        .into()
+}
+
+#[derive(Serialize)]
+struct LockView {
+    id: String,
+    target: String,
+    message: String,
+    created_by: String,
+    created_at: Option<String>,
+    /// Absent: until it is removed.
+    expires_at: Option<String>,
+}
+
+impl From<v1::Lock> for LockView {
+    fn from(lock: v1::Lock) -> Self {
+        let target = match lock.target.and_then(|target| target.target) {
+            Some(Target::User(name)) => format!("user:{name}"),
+            Some(Target::Role(name)) => format!("role:{name}"),
+            Some(Target::Login(name)) => format!("login:{name}"),
+            Some(Target::Node(id)) => format!("node:{id}"),
+            Some(Target::Device(id)) => format!("device:{id}"),
+            Some(Target::AgentIdentity(name)) => format!("agent-identity:{name}"),
+            None => "unknown".into(),
+        };
+        Self {
+            target,
+            created_at: output::time(lock.created_at.as_ref()),
+            expires_at: output::time(lock.expires_at.as_ref()),
+            id: lock.lock_id,
+            message: lock.message,
+            created_by: lock.created_by,
+        }
+    }
+}
+
+impl Report for LockView {
+    fn text(&self) -> String {
+        output::fields(&[
+            ("id", self.id.clone()),
+            ("target", self.target.clone()),
+            ("message", self.message.clone()),
+            ("created by", self.created_by.clone()),
+            ("created", self.created_at.clone().unwrap_or_default()),
+            ("expires", self.expires_at.clone().unwrap_or_else(|| "when it is removed".into())),
+        ])
+    }
+}
+
+impl Row<5> for LockView {
+    const HEADER: [&'static str; 5] = ["ID", "TARGET", "EXPIRES", "CREATED BY", "MESSAGE"];
+
+    fn row(&self) -> [String; 5] {
+        [
+            self.id.clone(),
+            self.target.clone(),
+            self.expires_at.clone().unwrap_or_default(),
+            self.created_by.clone(),
+            self.message.clone(),
+        ]
+    }
+}
+
+pub(crate) async fn run(context: &Context, command: Locks) -> Result<()> {
+    match command {
+        Locks::Add(args) => add(context, args).await,
+        Locks::Ls => ls(context).await,
+        Locks::Get { id } => get(context, id).await,
+        Locks::Rm { id } => rm(context, id).await,
+    }
+}
+
+async fn add(context: &Context, args: Add) -> Result<()> {
+    let target = Some(v1::LockTarget { target: Some(target(&args.target)?) });
+    let client = context.user().await?;
+    let request = v1::CreateLockRequest { target, message: args.message, ttl: args.ttl.map(proto_duration) };
+    let reply = call!(client, Retry::once("see `mezctl locks ls`"), create_lock, request)?;
+    context.print(&LockView::from(present(reply.lock, "the lock")?))
+}
+
+async fn ls(context: &Context) -> Result<()> {
+    let client = context.user().await?;
+    let locks = list!(client, list_locks, locks, |page_token| v1::ListLocksRequest {
+        page_size: mezite_client::PAGE_SIZE,
+        page_token
+    })?;
+    context.print_list(locks.into_iter().map(LockView::from).collect())
+}
+
+async fn get(context: &Context, lock_id: String) -> Result<()> {
+    let client = context.user().await?;
+    let reply = call!(client, Retry::Idempotent, get_lock, v1::GetLockRequest { lock_id })?;
+    context.print(&LockView::from(present(reply.lock, "the lock")?))
+}
+
+async fn rm(context: &Context, lock_id: String) -> Result<()> {
+    let client = context.user().await?;
+    let request = v1::DeleteLockRequest { lock_id: lock_id.clone() };
+    match call!(client, Retry::Idempotent, delete_lock, request) {
+        Ok(v1::DeleteLockResponse {}) => {}
+        Err(error) if error.repeated_with(Code::NotFound) => {}
+        Err(error) => return Err(error.into()),
+    }
+    context.print(&Done::new(format!("Removed lock {lock_id}.")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_target_is_a_kind_and_a_name() {
+        assert_eq!(target("user:ann@example.com").unwrap(), Target::User("ann@example.com".into()));
+        assert_eq!(target("login:a:b").unwrap(), Target::Login("a:b".into()));
+        for bad in ["", "user", "user:", "users:ann", ":ann", "device:1"] {
+            assert!(target(bad).unwrap_err().is::<Usage>(), "{bad}");
+        }
+    }
+}
