@@ -19,7 +19,7 @@ pub(crate) fn check(rule: &MethodAccess, caller: &Caller) -> Result<(), CoreErro
     }
     let method = rule.method;
     match caller {
-        Caller::Anonymous | Caller::Init => {
+        Caller::Anonymous | Caller::Init | Caller::Cluster => {
             Err(CoreError::Unauthenticated("this call needs a session or a client certificate"))
         }
         Caller::Unregistered { .. } => {

@@ -31,7 +31,7 @@ impl CaKeys {
         Self { kek, ssh: Opened::new(), x509: Opened::new() }
     }
 
-    /// An SSH authority that signs now: users' or hosts'.
+    /// An SSH authority that signs now: of users, of hosts, or of the audit log.
     ///
     /// # Errors
     /// [`CoreError::Internal`] when the key does not open: this node's key-encryption key is not the cluster's, or the

@@ -9,6 +9,7 @@
 //! stopped one is sound.
 
 mod access;
+mod audit_retention;
 mod authn;
 mod authz;
 mod bootstrap;

@@ -105,5 +105,6 @@ without_object!(
     ChangePasswordResponse,
     ResetUserPasswordResponse,
     CreateAuthJoinTokenResponse,
-    CreateLockResponse
+    CreateLockResponse,
+    EmitAuditEventResponse
 );

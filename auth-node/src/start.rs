@@ -23,6 +23,7 @@ use tokio_util::{
 
 use crate::{
     access::Listeners,
+    audit_retention,
     bootstrap::{self, Joiner, store_config},
     ca_keys::CaKeys,
     config::Config,
@@ -168,6 +169,7 @@ impl Node {
         let names = Names::new(config, &self.cluster.name, self.node_id);
         let (tls, renewal) = tls::begin(&store, &cas, &clock, names).await?;
         beside.spawn(renewal.run(stop.clone()));
+        beside.spawn(audit_retention::keep(store.clone(), self.node_id, stop.clone()));
         let refusals = Arc::new(Refusals::default());
         store.set_join_handler(Arc::new(Joiner {
             store: store.clone(),

@@ -8,17 +8,18 @@
 //! and one write of `sm_meta` switches to it.
 
 use std::{
-    fs::{File, TryLockError},
+    fs::{self, File, TryLockError},
     path::{Path, PathBuf},
 };
 
 use rocksdb::{
     BlockBasedOptions, BottommostLevelCompaction, BoundColumnFamily, Cache, ColumnFamilyDescriptor,
-    CompactOptions, DBCompressionType, DBRecoveryMode, IngestExternalFileOptions, Options, WriteBatch,
-    WriteOptions,
+    CompactOptions, DBCompressionType, DBRecoveryMode, ErrorKind, IngestExternalFileOptions, Options,
+    WriteBatch, WriteOptions,
 };
+use tokio::sync::watch;
 
-use crate::error::StoreError;
+use crate::{durable, error::StoreError};
 
 pub(crate) type Rocks = rocksdb::DBWithThreadMode<rocksdb::MultiThreaded>;
 
@@ -61,6 +62,8 @@ pub(crate) struct Db {
     options: Options,
     /// Held while the database is open, in whatever way: so that an offline check never reads a live database.
     _lock: File,
+    /// Why the data cannot be read, once it cannot.
+    damage: watch::Sender<Option<String>>,
 }
 
 impl Db {
@@ -70,13 +73,16 @@ impl Db {
     /// error, because what it hid may have been acknowledged.
     pub(crate) fn open(path: &Path) -> Result<Self, StoreError> {
         let (lock, options) = (lock(path)?, database_options());
+        require_log(path)?;
         let rocks =
             Rocks::open_cf_descriptors(&options, path, families()).map_err(|error| unusable(path, &error))?;
+        mark_made(path)?;
         Ok(Self {
             rocks,
             #[cfg(test)]
             options,
             _lock: lock,
+            damage: watch::channel(None).0,
         })
     }
 
@@ -90,6 +96,7 @@ impl Db {
     /// is replayed in memory.
     pub(crate) fn open_read_only(path: &Path, lock: File) -> Result<Self, StoreError> {
         require(path)?;
+        require_log(path)?;
         let options = database_options();
         let rocks = Rocks::open_cf_descriptors_read_only(&options, path, families(), false)
             .map_err(|error| unusable(path, &error))?;
@@ -98,7 +105,29 @@ impl Db {
             #[cfg(test)]
             options,
             _lock: lock,
+            damage: watch::channel(None).0,
         })
+    }
+
+    /// Takes note of a read that failed. What is damaged does not get better, and hides what was acknowledged.
+    pub(crate) fn unreadable(&self, error: rocksdb::Error) -> StoreError {
+        if matches!(error.kind(), ErrorKind::Corruption | ErrorKind::IOError) {
+            self.damage.send_if_modified(|damage| {
+                let first = damage.is_none();
+                damage.get_or_insert_with(|| {
+                    format!("the state cannot be read: {}", StoreError::from(error.clone()))
+                });
+                first
+            });
+        }
+        error.into()
+    }
+
+    /// Resolves, with the reason, when a read has failed.
+    pub(crate) async fn damage(&self) -> String {
+        let mut damage = self.damage.subscribe();
+        let found = damage.wait_for(Option::is_some).await.ok().and_then(|damage| damage.clone());
+        found.unwrap_or_default()
     }
 
     pub(crate) fn rocks(&self) -> &Rocks {
@@ -196,6 +225,39 @@ fn require(path: &Path) -> Result<(), StoreError> {
         return Ok(());
     }
     Err(StoreError::DataDirectory(format!("there is no database in {}", path.display())))
+}
+
+/// What tells, beside the database, that it was opened whole once: from then on it always has a write-ahead log.
+fn made(path: &Path) -> PathBuf {
+    path.with_extension("made")
+}
+
+fn mark_made(path: &Path) -> Result<(), StoreError> {
+    let mark = made(path);
+    if mark.exists() {
+        return Ok(());
+    }
+    let write = || File::create(&mark)?.sync_all();
+    write().map_err(StoreError::io(format!("cannot write {}", mark.display())))?;
+    durable::sync_parent(&mark)
+}
+
+/// Refuses a database whose write-ahead log is gone: the vote in it, and writes that were acknowledged, would be forgotten
+/// without a word.
+fn require_log(path: &Path) -> Result<(), StoreError> {
+    if !made(path).exists() {
+        return Ok(());
+    }
+    let entries = fs::read_dir(path).map_err(StoreError::io(format!("cannot read {}", path.display())))?;
+    let is_log = |entry: &fs::DirEntry| entry.path().extension().is_some_and(|extension| extension == "log");
+    if entries.filter_map(Result::ok).any(|entry| is_log(&entry)) {
+        return Ok(());
+    }
+    Err(StoreError::DataDirectory(format!(
+        "the write-ahead log of the database in {} is gone, and with it what was acknowledged last: move the data \
+         directory away and join the node again as a new member; do not delete single files",
+        path.display()
+    )))
 }
 
 /// Takes the lock beside the database. It is free again when the file is closed, also by a crash.

@@ -2,6 +2,10 @@
 
 use std::io;
 
+/// What to do about damaged data.
+const DAMAGED: &str = ": the data of this node is damaged; move its data directory away and join the node again as a new \
+                       member, or, if it was the only one, restore a backup";
+
 /// A failure of the store.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
@@ -47,19 +51,19 @@ pub enum StoreError {
     #[error("peer identity: {0}")]
     Identity(String),
     /// A file or socket failed.
-    #[error("{context}: {source}")]
+    #[error("{context}: {cause}")]
     Io {
         /// What was tried.
         context: String,
         /// Why it failed.
-        source: io::Error,
+        cause: io::Error,
     },
 }
 
 impl StoreError {
     pub(crate) fn io(context: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
         let context = context.into();
-        move |source| Self::Io { context, source }
+        move |cause| Self::Io { context, cause }
     }
 
     /// Whether nothing was written, for certain, and trying again is worthwhile.
@@ -70,7 +74,11 @@ impl StoreError {
 
 impl From<rocksdb::Error> for StoreError {
     fn from(error: rocksdb::Error) -> Self {
-        Self::Read(store_txn::TxError::Storage(error.to_string()))
+        let advice = match error.kind() {
+            rocksdb::ErrorKind::Corruption => DAMAGED,
+            _ => "",
+        };
+        Self::Read(store_txn::TxError::Storage(format!("{error}{advice}")))
     }
 }
 

@@ -1,6 +1,6 @@
 //! Measurements, under Prometheus' naming rules. The embedding program installs the recorder.
 
-use std::{sync::Once, time::Duration};
+use std::{collections::BTreeSet, sync::Once, time::Duration};
 
 use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
 
@@ -121,8 +121,8 @@ pub(crate) fn election() {
     counter!("raft_elections_total").increment(1);
 }
 
-/// What a node says of itself.
-pub(crate) fn status(status: &Status, pending: usize, snapshot_bytes: u64) {
+/// What a node says of itself. `peers` are those that were told of before, and of which the last number must not stay.
+pub(crate) fn status(status: &Status, pending: usize, snapshot_bytes: u64, peers: &mut BTreeSet<u64>) {
     let leads = status.leader_id == Some(status.node_id);
     gauge!("raft_is_leader").set(f64::from(u8::from(leads)));
     gauge!("raft_has_leader").set(f64::from(u8::from(status.leader_id.is_some())));
@@ -135,7 +135,13 @@ pub(crate) fn status(status: &Status, pending: usize, snapshot_bytes: u64) {
     gauge!("raft_snapshot_bytes").set(snapshot_bytes as f64);
     gauge!("raft_database_bytes").set(status.database_size as f64);
     gauge!("raft_members").set(status.members.len() as f64);
-    for member in status.members.iter().filter(|member| member.node_id != status.node_id) {
+    let others = || status.members.iter().filter(|member| member.node_id != status.node_id);
+    let now: BTreeSet<u64> = others().map(|member| member.node_id).collect();
+    for gone in peers.difference(&now) {
+        gauge!("raft_peer_lag_entries", "peer" => gone.to_string()).set(f64::NAN);
+    }
+    *peers = now;
+    for member in others() {
         // Only the leader knows; a gauge of a time as leader would stay and mislead.
         let lag = match member.matched_index {
             Some(matched) if leads => status.last_log_index.saturating_sub(matched) as f64,

@@ -14,7 +14,7 @@ use crate::{
         log_store::{read_disk, read_meta},
         state_machine::{apply_entries, check_contiguous, load},
     },
-    state::StateSnapshot,
+    state::{Applied, StateSnapshot},
 };
 
 /// Where the work is done; a run that was interrupted leaves it, and the next one deletes it.
@@ -39,12 +39,14 @@ pub struct Exported {
     pub length: u64,
     /// SHA-256 of the backup.
     pub sha256: [u8; 32],
+    /// Whether the node is the only voter of its cluster, so that it needs no other to serve.
+    pub only_voter: bool,
 }
 
 /// Writes a backup of a stopped node's state to a new file, with every log entry that is on its disk, whether it is
 /// known to be committed or not: with the rest of the cluster lost, any of them may have been acknowledged. With
-/// [`crate::restore`] this makes a new cluster from one surviving node. The directory itself is not changed, so the
-/// node could still go back to its cluster.
+/// [`crate::restore`] this makes a new cluster from one surviving node. Nothing that the node knows is changed, so it could
+/// still go back to its cluster.
 ///
 /// # Errors
 /// When the node runs, the data is damaged, the file exists, or the disk fails. Then there is no file.
@@ -73,7 +75,14 @@ pub fn export(data_dir: &Path, out: &Path) -> Result<Exported, StoreError> {
         replayed,
         length: written.length,
         sha256: written.sha256,
+        only_voter: only_voter(state.applied(), owner.node_id),
     })
+}
+
+fn only_voter(applied: &Applied, node_id: u64) -> bool {
+    let configs = applied.membership.iter().flat_map(|membership| &membership.configs);
+    let mut voters = configs.flat_map(|config| &config.node_ids).peekable();
+    voters.peek().is_some() && voters.all(|voter| *voter == node_id)
 }
 
 /// Applies what is left of the log. Answers the number of entries.

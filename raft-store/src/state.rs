@@ -167,7 +167,7 @@ impl<'a> StateSnapshot<'a> {
         options.set_iterate_upper_bound(end);
         let mode = rocksdb::IteratorMode::From(&start, rocksdb::Direction::Forward);
         for item in self.snapshot.iterator_cf_opt(&self.db.sm_data()?, options, mode) {
-            let (key, value) = item?;
+            let (key, value) = item.map_err(|error| self.db.unreadable(error))?;
             let key = key.get(GENERATION_LEN..).unwrap_or_default();
             if !visit(key, &value)? {
                 break;
@@ -200,7 +200,8 @@ pub(crate) trait StateView {
 
 impl StateView for StateSnapshot<'_> {
     fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
-        Ok(self.snapshot.get_cf(&self.db.sm_data()?, stored_key(self.applied.generation, key))?)
+        let found = self.snapshot.get_cf(&self.db.sm_data()?, stored_key(self.applied.generation, key));
+        found.map_err(|error| self.db.unreadable(error))
     }
 
     fn scan(&self, start: &[u8], end: &[u8], visit: &mut Visit<'_>) -> Result<(), StoreError> {

@@ -22,7 +22,7 @@ use crate::{
     net::{client::PeerPool, identity::PeerIdentity, join::JoinHandler, server::PeerServer},
     owner::Owner,
     propose::Proposer,
-    raft::{Core, PeerNode, Peers, StateMachine},
+    raft::{Core, PeerNode, Peers, Proposed, StateMachine},
     read::{Reads, left},
     space::{self, SpaceAlarm},
     state::StateSnapshot,
@@ -122,7 +122,7 @@ impl Store {
             Arc::clone(&hub),
             progress.clone(),
             peers,
-            fatal,
+            fatal.clone(),
         );
         let (core, state) = started.await?;
         let space = Arc::new(SpaceAlarm::new(config.limits.max_database_bytes, &db));
@@ -156,6 +156,7 @@ impl Store {
         tokio::spawn(tasks.clone().run_until_cancelled_owned(membership::retire(Arc::clone(&inner))));
         tokio::spawn(tasks.clone().run_until_cancelled_owned(measure(Arc::clone(&inner))));
         tokio::spawn(tasks.clone().run_until_cancelled_owned(space::measure(Arc::clone(&inner))));
+        tokio::spawn(tasks.clone().run_until_cancelled_owned(guard(Arc::clone(&inner), fatal)));
         let deadline = inner.config.timing.deadline;
         Ok(Self { inner, deadline, server, _tasks: Arc::new(tasks.drop_guard()) })
     }
@@ -369,7 +370,7 @@ impl Store {
     }
 
     /// Whether the node should be sent work: it is alive, a member, in touch with a leader that has a quorum, and its
-    /// state lacks at most `max_lag` log entries of what it knows to be committed.
+    /// state lacks at most `max_lag` log entries of what its leader says is committed.
     ///
     /// # Errors
     /// What is wrong.
@@ -461,8 +462,12 @@ async fn sweep(inner: Arc<Inner>) {
         match found.await {
             Ok(Ok(true)) => {
                 let batch = peer::Batch { stamp_ms, transactions: Vec::new(), sweep_limit: SWEEP_LIMIT };
-                // A sweep that is lost is done again at the next tick.
-                inner.core.propose(Bytes::from(batch.encode_to_vec())).await;
+                let swept = inner.core.propose(Bytes::from(batch.encode_to_vec())).await;
+                if matches!(swept, Proposed::Applied(_)) {
+                    // There may be more than one entry takes.
+                    ticks.reset_immediately();
+                }
+                // One that is lost is done again at the next tick.
             }
             Ok(Ok(false)) => {}
             Ok(Err(error)) => tracing::error!(%error, "looking for expired rows failed"),
@@ -471,16 +476,24 @@ async fn sweep(inner: Arc<Inner>) {
     }
 }
 
+/// Ends the process when its state turns out to be unreadable: another node can serve and lead, and this one cannot.
+async fn guard(inner: Arc<Inner>, fatal: Fatal) {
+    let reason = inner.db.damage().await;
+    fatal.call(&reason);
+}
+
 /// Keeps the gauges.
 async fn measure(inner: Arc<Inner>) {
     let core = inner.core.clone();
+    let peers = Arc::new(std::sync::Mutex::default());
     let sample = move |committed_index| {
-        let inner = Arc::clone(&inner);
+        let (inner, peers) = (Arc::clone(&inner), Arc::clone(&peers));
         async move {
             let sampled = tokio::task::spawn_blocking(move || {
                 let status = Status { committed_index, ..inner.status() };
                 let snapshot_bytes = inner.state.snapshot_bytes();
-                metrics::status(&status, inner.proposer.waiting(), snapshot_bytes);
+                let mut peers = peers.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+                metrics::status(&status, inner.proposer.waiting(), snapshot_bytes, &mut peers);
             });
             if let Err(error) = sampled.await {
                 tracing::error!(%error, "measuring failed");

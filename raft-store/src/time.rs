@@ -107,14 +107,16 @@ impl ClusterTime {
         let here = (Instant::now(), self.own());
         let own_id = self.0.core.node_id();
         let voters = self.0.core.voters();
-        let others = voters.iter().filter(|(node_id, _)| **node_id != own_id);
-        let asked = join_all(others.map(|(node_id, node)| self.ask(*node_id, node, here))).await;
-        let total = asked.len() + 1;
-        let offsets: Vec<i64> = asked.into_iter().flatten().chain([0]).collect();
-        let all_answered = offsets.len() == total;
         if voters.is_empty() {
             return;
         }
+        let others = voters.iter().filter(|(node_id, _)| **node_id != own_id);
+        let asked = join_all(others.map(|(node_id, node)| self.ask(*node_id, node, here))).await;
+        // A learner's own clock has no vote either.
+        let own = voters.contains_key(&own_id).then_some(0);
+        let total = voters.len();
+        let offsets: Vec<i64> = asked.into_iter().flatten().chain(own).collect();
+        let all_answered = offsets.len() == total;
         if let Some(offset) = reached_by_most(offsets, total) {
             metrics::clock_offset(offset);
             self.set(here, offset, all_answered);

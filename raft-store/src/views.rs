@@ -77,6 +77,11 @@ impl Views {
             .map_err(|_| StoreError::Stopped("the state cannot be read, or what reads it panicked".into()))
     }
 
+    #[cfg(test)]
+    pub(crate) fn db(&self) -> &Db {
+        &self.0.db
+    }
+
     /// Answers the closure's number.
     fn push(&self, job: Job) -> u64 {
         let mut queue = self.0.queue();

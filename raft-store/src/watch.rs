@@ -22,6 +22,8 @@ use crate::{apply::Commit, metrics};
 const LOOK_AHEAD: usize = 256;
 /// What a change costs in memory beside its key and value, in bytes.
 const CHANGE_OVERHEAD: usize = 64;
+/// What a commit costs beside its changes, of which it may have none, in bytes.
+const COMMIT_OVERHEAD: usize = 96;
 
 /// What a watcher is told.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -95,7 +97,8 @@ impl Hub {
             let change_size = |key: &Bytes, value: &Option<Bytes>| {
                 key.len() + value.as_ref().map_or(0, Bytes::len) + CHANGE_OVERHEAD
             };
-            let size = commit.changes.iter().map(|change| change_size(&change.key, &change.value)).sum();
+            let changes = commit.changes.iter().map(|change| change_size(&change.key, &change.value));
+            let size = COMMIT_OVERHEAD + changes.sum::<usize>();
             history.commits.push_back((Arc::new(commit), size));
             history.bytes += size;
         }

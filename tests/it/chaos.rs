@@ -13,7 +13,7 @@ use mezite_e2e::{
 async fn what_clients_see_under_faults_can_have_happened() {
     let seed = rand::random_range(0..1_000_000);
     eprintln!("seed {seed}");
-    let plan = Plan { time: Duration::from_secs(50), seed, nodes: 3, clients: 8, stale_reads: false };
+    let plan = Plan { time: Duration::from_secs(150), seed, nodes: 3, clients: 8, stale_reads: false };
     let report = run(plan).await;
     eprintln!("{report}");
     assert!(report.checked.violations.is_empty());

@@ -10,7 +10,7 @@ use crate::{Context, CoreError, Refusals};
 /// Name of the log in the store.
 pub const LOG: &str = "audit";
 
-/// Longest value of a field, in bytes; more is cut.
+/// Longest value of a field, in bytes; of our own more is cut.
 const MAX_VALUE: usize = 1024;
 
 macro_rules! events {
@@ -107,6 +107,16 @@ events! {
     AgentLeave = "agent.leave", "MZ3012I";
     /// A node was changed.
     NodeUpdate = "node.update", "MZ3020I";
+    /// The oldest records were forgotten, as the cluster's configuration says.
+    AuditTrim = "audit.trim", "MZ0012I";
+    /// A session began on a host.
+    SessionStart = "session.start", "MZ4000I";
+    /// A session ended on a host.
+    SessionEnd = "session.end", "MZ4001I";
+    /// A command was run in a session on a host.
+    SessionCommand = "session.command", "MZ4002I";
+    /// A session could not be recorded.
+    SessionRecordingFailed = "session.recording.failed", "MZ4003W";
     /// A call was refused: its caller may not do that.
     AccessDenied = "access.denied", "MZ9000W";
 }
@@ -194,6 +204,55 @@ pub fn append_refusal(
     }
 }
 
+/// What data planes may tell. All else is the control plane's own.
+const EMITTED: [EventType; 4] = [
+    EventType::SessionStart,
+    EventType::SessionEnd,
+    EventType::SessionCommand,
+    EventType::SessionRecordingFailed,
+];
+/// Longest target of an event that is told, in bytes.
+const MAX_TARGET: usize = 256;
+/// Most fields of an event that is told.
+const MAX_FIELDS: usize = 64;
+/// Longest name of a field, in bytes.
+const MAX_FIELD_NAME: usize = 63;
+
+/// Appends what the calling agent, ingest or admin tells. Who, when and through which node is not for it to say.
+///
+/// # Errors
+/// [`CoreError::Invalid`] for an event that is not one of the data plane's, and for what is out of bounds.
+pub fn emit(
+    tx: &mut (impl Transaction + ?Sized),
+    context: &Context,
+    event: &str,
+    target: &str,
+    fields: &BTreeMap<String, String>,
+) -> Result<(), CoreError> {
+    let known = EMITTED.into_iter().find(|known| known.name() == event).ok_or_else(|| {
+        let names = EMITTED.map(EventType::name).join(", ");
+        CoreError::invalid("event", format!("one of {names}"))
+    })?;
+    if !(1..=MAX_TARGET).contains(&target.len()) {
+        return Err(CoreError::invalid("target", format!("1 to {MAX_TARGET} bytes")));
+    }
+    let is_name = |name: &String| {
+        let allowed = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"_.-".contains(&byte);
+        (1..=MAX_FIELD_NAME).contains(&name.len()) && name.bytes().all(allowed)
+    };
+    if fields.len() > MAX_FIELDS || !fields.keys().all(is_name) {
+        let reason =
+            format!("at most {MAX_FIELDS} fields, with names of 1 to {MAX_FIELD_NAME} bytes of [a-z0-9_.-]");
+        return Err(CoreError::invalid("fields", reason));
+    }
+    if let Some((name, _)) = fields.iter().find(|(_, value)| value.len() > MAX_VALUE) {
+        return Err(CoreError::invalid(format!("fields.{name}"), format!("at most {MAX_VALUE} bytes")));
+    }
+    let fields: Vec<_> = fields.iter().map(|(name, value)| (name.as_str(), value.clone())).collect();
+    append(tx, context, known, target, &fields);
+    Ok(())
+}
+
 fn cut(value: &str) -> String {
     let end = (0..=MAX_VALUE.min(value.len())).rev().find(|&end| value.is_char_boundary(end));
     value.get(..end.unwrap_or_default()).unwrap_or_default().to_owned()
@@ -266,6 +325,28 @@ mod tests {
         );
         assert_eq!((row.node_id, row.request_id.as_str()), (2, "r1"));
         assert_eq!(row.fields["reason"].len(), 1024);
+    }
+
+    #[test]
+    fn a_data_plane_tells_its_own_events_alone_and_not_who_or_when() {
+        let mut store = MemoryStore::default();
+        let context = Context { caller: Caller::Anonymous, origin: Origin::default() };
+        let mut told = |event: &str, target: &str, fields: &[(&str, &str)]| {
+            let fields =
+                fields.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+            store.transact(5, |tx| emit(tx, &context, event, target, &fields))
+        };
+        for event in ["user.create", "lock.delete", "session.revoke", "", "session.*"] {
+            crate::testing::assert_invalid(told(event, "x", &[]), "event");
+        }
+        crate::testing::assert_invalid(told("session.start", "", &[]), "target");
+        crate::testing::assert_invalid(told("session.start", &"x".repeat(257), &[]), "target");
+        crate::testing::assert_invalid(told("session.start", "x", &[("Bad name", "")]), "fields");
+        crate::testing::assert_invalid(told("session.start", "x", &[("a", &"x".repeat(1025))]), "fields.a");
+        told("session.start", "session:1", &[("actor", "user:boss")]).unwrap();
+        let read = store.transact(6, |tx| records(tx, 1, 10)).unwrap();
+        assert_eq!(read.len(), 1);
+        assert_eq!((read[0].1.actor.as_str(), read[0].1.target.as_str()), ("anonymous", "session:1"));
     }
 
     #[test]

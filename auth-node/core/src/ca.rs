@@ -47,6 +47,7 @@ impl CaKind {
             Self::Host => "host",
             Self::Tls => "tls",
             Self::Peer => "peer",
+            Self::Audit => "audit",
         }
     }
 }
@@ -56,7 +57,7 @@ impl CaKind {
 pub struct NewCa {
     /// Of which authority.
     pub kind: CaKind,
-    /// Public side: an OpenSSH public key line (user, host), or a PEM certificate (TLS, peer).
+    /// Public side: an OpenSSH public key line (user, host, audit), or a PEM certificate (TLS, peer).
     pub public: String,
     /// Private key, as [`seal`] made it.
     pub sealed_private: Vec<u8>,

@@ -47,6 +47,8 @@ pub enum Caller {
     Anonymous,
     /// Whoever makes the cluster, with `auth-node init` on the machine of its first node. No call is one's.
     Init,
+    /// The cluster itself: what nobody asked for. No call is one's.
+    Cluster,
     /// A user with a valid session.
     User(Box<UserCaller>),
     /// A registered SSH node.
@@ -122,11 +124,12 @@ impl UserCaller {
 }
 
 impl Caller {
-    /// As the audit log names it: `user:ann`, `agent:<id>`, `ingest:<id>`, `anonymous`, `init`.
+    /// As the audit log names it: `user:ann`, `agent:<id>`, `ingest:<id>`, `anonymous`, `init`, `cluster`.
     pub fn actor(&self) -> String {
         match self {
             Self::Anonymous => "anonymous".into(),
             Self::Init => "init".into(),
+            Self::Cluster => "cluster".into(),
             Self::User(user) => format!("user:{}", user.name),
             Self::Agent { id, .. }
             | Self::Unregistered { id, kind: NodeKind::Ssh | NodeKind::Unspecified, .. } => {
@@ -202,7 +205,7 @@ pub struct Context {
 pub fn authenticate(state: &mut (impl Read + ?Sized), credential: &Credential) -> Result<Caller, CoreError> {
     let caller = identify(state, credential)?;
     match &caller {
-        Caller::Anonymous | Caller::Init => {}
+        Caller::Anonymous | Caller::Init | Caller::Cluster => {}
         Caller::User(user) => lock::check_user(state, &user.name, &user.roles)?,
         Caller::Agent { id, .. } | Caller::Ingest { id, .. } | Caller::Unregistered { id, .. } => {
             lock::check(state, TargetKind::Node, id.as_str())?;

@@ -138,7 +138,14 @@ pub fn certify(
         (None, Caller::Agent { id, node } | Caller::Ingest { id, node }) => {
             renew(tx, context, id, node.as_ref().clone(), request)
         }
-        (None, Caller::Anonymous | Caller::Init | Caller::User(_) | Caller::Unregistered { .. }) => {
+        (
+            None,
+            Caller::Anonymous
+            | Caller::Init
+            | Caller::Cluster
+            | Caller::User(_)
+            | Caller::Unregistered { .. },
+        ) => {
             let reason = "give a join token, or show the client certificate of an agent that has registered";
             Err(CoreError::Unauthenticated(reason).into())
         }

@@ -275,7 +275,7 @@ pub fn remove(
             let reason = "removing another agent needs the role admin, or one with a rule to delete nodes";
             return Err(CoreError::Denied(reason.into()));
         }
-        Caller::Anonymous | Caller::Init => {
+        Caller::Anonymous | Caller::Init | Caller::Cluster => {
             return Err(CoreError::Unauthenticated("show the client certificate of the agent that leaves"));
         }
     };

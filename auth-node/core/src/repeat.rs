@@ -12,7 +12,7 @@ use zeroize::Zeroizing;
 
 pub use crate::seal::NONCE_LENGTH;
 use crate::{
-    Context, CoreError,
+    Caller, Context, CoreError,
     seal::{self, Place},
     secret::SecretDigest,
     tables::{AnswerKey, AnswerRow},
@@ -101,7 +101,7 @@ impl OnceCall {
     ///
     /// # Errors
     /// [`CoreError::KeyReused`] when the key was used with another request, [`CoreError::Unauthenticated`] for a caller
-    /// that is no user, [`CoreError::Internal`], [`CoreError::Storage`].
+    /// that is nobody, [`CoreError::Internal`], [`CoreError::Storage`].
     pub fn recall(
         &self,
         state: &mut (impl Read + ?Sized),
@@ -123,7 +123,7 @@ impl OnceCall {
     /// Keeps the answer, in the transaction of the effect.
     ///
     /// # Errors
-    /// [`CoreError::Unauthenticated`] for a caller that is no user, [`CoreError::Internal`].
+    /// [`CoreError::Unauthenticated`] for a caller that is nobody, [`CoreError::Internal`].
     pub fn keep(
         &self,
         tx: &mut (impl Transaction + ?Sized),
@@ -140,11 +140,20 @@ impl OnceCall {
         Ok(())
     }
 
-    /// Where the answer is kept. Neither the name of a method nor that of a user has a zero byte.
+    /// Where the answer is kept. Neither the name of a method nor that of a caller has a zero byte.
     fn row_key(&self, context: &Context) -> Result<AnswerKey, CoreError> {
         let mut hasher = Sha256::new();
         hasher.update(ROW_DOMAIN);
-        for part in [self.method, context.caller.user()?.name.as_str()] {
+        let caller = match &context.caller {
+            Caller::User(user) => user.name.to_string(),
+            // With its kind in front, which no name of a user can have.
+            Caller::Agent { .. } | Caller::Ingest { .. } => context.caller.actor(),
+            Caller::Anonymous | Caller::Init | Caller::Cluster | Caller::Unregistered { .. } => {
+                let reason = "this call takes effect once for a session or a registered client certificate";
+                return Err(CoreError::Unauthenticated(reason));
+            }
+        };
+        for part in [self.method, caller.as_str()] {
             hasher.update(part);
             hasher.update([0]);
         }

@@ -37,7 +37,7 @@ fn authorities() -> &'static [(CaKind, String, Vec<u8>)] {
     MADE.get_or_init(|| {
         let make = |kind| {
             let (public, private) = match kind {
-                CaKind::User | CaKind::Host => {
+                CaKind::User | CaKind::Host | CaKind::Audit => {
                     let key = mezite_pki::ssh::SshCa::generate().unwrap();
                     (key.public_line(), key.private_openssh().unwrap())
                 }

@@ -90,6 +90,8 @@ fn hint(error: &anyhow::Error) -> Option<String> {
         (_, Code::Unavailable | Code::DeadlineExceeded) => {
             "try again, or name further nodes with --addr host:port,host:port"
         }
+        // The message says what to do.
+        (_, Code::ResourceExhausted) if is_full(error) => return None,
         (_, Code::ResourceExhausted) => {
             let wait = error.status().and_then(|status| status.retry_after);
             return Some(wait.map_or_else(
@@ -100,6 +102,11 @@ fn hint(error: &anyhow::Error) -> Option<String> {
         _ => return None,
     };
     Some(hint.into())
+}
+
+/// Whether the cluster's database is full: waiting does not help.
+fn is_full(error: &ClientError) -> bool {
+    error.status().is_some_and(|status| status.reason.as_deref() == Some("DATABASE_FULL"))
 }
 
 #[cfg(test)]

@@ -20,7 +20,7 @@ pub(crate) use mezite_daemon::files::{PRIVATE, PUBLIC};
 /// Makes a folder that only its owner can enter; one that is there stays as it is.
 pub(crate) fn create_dir(path: &Path) -> Result<()> {
     let made = files::create_dir(path).map_err(|error| match error {
-        FileError::Io { source, .. } => Error::from(source),
+        FileError::Io { cause, .. } => Error::from(cause),
         other => other.into(),
     });
     made.with_context(|| format!("cannot make the folder {}", path.display()))
@@ -91,10 +91,10 @@ impl<'a> Pending<'a> {
 /// Reads a file that holds a secret; `-` is standard input. A regular file that others can read is refused.
 pub(crate) fn read_secret(path: &Path) -> Result<Zeroizing<String>> {
     files::read_secret_or_stdin(path).map_err(|error| match error {
-        FileError::Io { source, .. } if path == Path::new(STDIN) => {
-            Error::from(source).context("cannot read standard input")
+        FileError::Io { cause, .. } if path == Path::new(STDIN) => {
+            Error::from(cause).context("cannot read standard input")
         }
-        FileError::Io { source, .. } => unreadable(path, &source).into(),
+        FileError::Io { cause, .. } => unreadable(path, &cause).into(),
         FileError::TooOpen { mode, .. } => {
             let name = path.display();
             Usage(format!("{name} can be read by others (mode {mode:04o}): run `chmod 600 {name}`")).into()

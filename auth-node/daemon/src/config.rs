@@ -22,12 +22,12 @@ const MAX_COUNT: usize = 1_000_000;
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// The file cannot be read.
-    #[error("cannot read {path}: {source}")]
+    #[error("cannot read {path}: {cause}")]
     Read {
         /// Which file.
         path: PathBuf,
         /// Why.
-        source: io::Error,
+        cause: io::Error,
     },
     /// Not TOML, an unknown field, or a value of the wrong type.
     #[error("{0}")]
@@ -81,7 +81,7 @@ pub trait Settings: Serialize + DeserializeOwned {
         flags: &[String],
     ) -> Result<Self, ConfigError> {
         let text =
-            fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+            fs::read_to_string(path).map_err(|cause| ConfigError::Read { path: path.to_owned(), cause })?;
         Self::parse(&text, environment, flags)
     }
 

@@ -23,12 +23,12 @@ const MAX_SECRET: usize = 64 << 10;
 #[derive(Debug, thiserror::Error)]
 pub enum FileError {
     /// The operating system refused.
-    #[error("{path}: {source}")]
+    #[error("{path}: {cause}")]
     Io {
         /// Which file.
         path: PathBuf,
         /// Why.
-        source: io::Error,
+        cause: io::Error,
     },
     /// Others than its owner can read a secret.
     #[error("{path} holds a secret and others can read it (mode {mode:04o}): run `chmod 600 {path}`")]
@@ -46,7 +46,7 @@ pub enum FileError {
 /// For `map_err`: a failure at a path.
 pub fn failed(path: &Path) -> impl FnOnce(io::Error) -> FileError {
     let path = path.to_owned();
-    move |source| FileError::Io { path, source }
+    move |cause| FileError::Io { path, cause }
 }
 
 /// Makes a folder that only its owner can enter; one that is there stays as it is.

@@ -39,12 +39,12 @@ pub enum BeginError {
 
 /// An address that cannot be listened on.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot listen on {address}: {source}")]
+#[error("cannot listen on {address}: {cause}")]
 pub struct ListenError {
     /// Which address.
     pub address: SocketAddr,
     /// Why.
-    pub source: io::Error,
+    pub cause: io::Error,
 }
 
 /// Flags of every command: where the configuration is, and what to do with it.
@@ -113,7 +113,7 @@ pub fn exit_code(name: &str, ended: Result<ExitCode, impl Display>) -> ExitCode 
 /// # Errors
 /// See [`ListenError`].
 pub async fn listen(address: SocketAddr) -> Result<(TcpListener, SocketAddr), ListenError> {
-    let failed = |source| ListenError { address, source };
+    let failed = |cause| ListenError { address, cause };
     let listener = TcpListener::bind(address).await.map_err(failed)?;
     let bound = listener.local_addr().map_err(failed)?;
     Ok((listener, bound))

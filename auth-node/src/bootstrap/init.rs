@@ -231,7 +231,7 @@ fn authorities(kek: &Kek, name: &ClusterName, peer_ca: &X509Ca, now: u64) -> Res
         Ok::<_, CoreError>(NewCa { kind, public, sealed_private })
     };
     let mut cas = Vec::new();
-    for kind in [CaKind::User, CaKind::Host] {
+    for kind in [CaKind::User, CaKind::Host, CaKind::Audit] {
         let ca = SshCa::generate()?;
         cas.push(sealed(kind, ca.public_line(), &ca.private_openssh()?)?);
     }

@@ -29,7 +29,8 @@ const BACKUP: &str = "state.backup";
 /// old one.
 ///
 /// # Errors
-/// [`NodeError::Refused`] when there is no node in the data directory, or its key-encryption key is not its cluster's.
+/// [`NodeError::Refused`] when there is no node in the data directory, its key-encryption key is not its cluster's, or
+/// it is the only voter of its cluster, as after a recovery.
 /// Anything else may be tried again.
 pub async fn recover(config: &Config) -> Result<Succeeded, NodeError> {
     if !config.data_dir.is_dir() {
@@ -64,6 +65,16 @@ async fn prepare(folder: &Folder, old: NodeState) -> Result<NodeState, NodeError
     files::remove(&backup)?;
     let (store, out) = (folder.store_dir(), backup.clone());
     let exported = blocking(move || raft_store::export(&store, &out)).await??;
+    if exported.only_voter {
+        files::remove(&backup)?;
+        // Nothing else is in it, unless an earlier recovery left something.
+        let _ = fs::remove_dir(&aside);
+        return Err(NodeError::Refused(
+            "there is nothing to recover: this node is the only voter of its cluster, so start it with `auth-node run`; \
+             a recovery that was begun is finished"
+                .into(),
+        ));
+    }
     tracing::info!(
         revision = exported.revision,
         replayed = exported.replayed,

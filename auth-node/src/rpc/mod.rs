@@ -6,6 +6,7 @@
 //! itself.
 
 mod access;
+mod audit;
 mod backup;
 mod certs;
 mod cluster;
@@ -79,8 +80,6 @@ pub const NOT_YET: &[&str] = &[
     "DeleteTrustedCluster",
     "RotateCA",
     "GetCARotation",
-    "EmitAuditEvent",
-    "QueryAuditEvents",
     "CreateAccessRequest",
     "GetAccessRequest",
     "ListAccessRequests",
@@ -393,8 +392,8 @@ api! {
         RevokeSession: revoke_session(RevokeSessionRequest) -> RevokeSessionResponse = sessions::revoke;
 
         // Audit.
-        EmitAuditEvent: emit_audit_event(EmitAuditEventRequest) -> EmitAuditEventResponse = later;
-        QueryAuditEvents: query_audit_events(QueryAuditEventsRequest) -> QueryAuditEventsResponse = later;
+        EmitAuditEvent: emit_audit_event(EmitAuditEventRequest) -> EmitAuditEventResponse = audit::emit;
+        QueryAuditEvents: query_audit_events(QueryAuditEventsRequest) -> QueryAuditEventsResponse = audit::query;
 
         // Access requests.
         CreateAccessRequest:

@@ -164,6 +164,10 @@ fn cases() -> Vec<Case> {
                 v1::UpdateClusterConfigRequest { config: Some(config) }
             }
         ),
+        case!("EmitAuditEvent", "session.start", emit_audit_event, no_secret, |asked, _at| {
+            let target = pick(asked, "session:1", "session:2").to_owned();
+            v1::EmitAuditEventRequest { event: "session.start".into(), target, ..Default::default() }
+        }),
         case!(
             "CreateAuthJoinToken",
             "auth_node.token.create",

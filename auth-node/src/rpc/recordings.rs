@@ -32,9 +32,11 @@ impl Scope {
             } else {
                 Self::Own(user.name.clone())
             }),
-            Caller::Anonymous | Caller::Init | Caller::Agent { .. } | Caller::Unregistered { .. } => {
-                Err(CoreError::Denied("recordings are read by users".into()))
-            }
+            Caller::Anonymous
+            | Caller::Init
+            | Caller::Cluster
+            | Caller::Agent { .. }
+            | Caller::Unregistered { .. } => Err(CoreError::Denied("recordings are read by users".into())),
         }
     }
 

@@ -33,7 +33,7 @@ pub(super) fn reply(bundle: TrustBundle) -> Result<v1::GetTrustBundleResponse, C
 
 fn authority(authority: Authority) -> v1::TrustedCa {
     let (ssh_public_keys, certificates) = match authority.kind {
-        CaKind::User | CaKind::Host => (authority.keys, Vec::new()),
+        CaKind::User | CaKind::Host | CaKind::Audit => (authority.keys, Vec::new()),
         CaKind::Tls | CaKind::Peer => (Vec::new(), authority.keys),
     };
     v1::TrustedCa {
@@ -55,6 +55,7 @@ fn kind(kind: CaKind) -> v1::CaKind {
         CaKind::Host => v1::CaKind::Host,
         CaKind::Tls => v1::CaKind::Tls,
         CaKind::Peer => v1::CaKind::Peer,
+        CaKind::Audit => v1::CaKind::Audit,
     }
 }
 

@@ -207,8 +207,8 @@ impl Core {
         self.raft.external_request(move |_| std::thread::sleep(time));
     }
 
-    /// Whether the core is alive and in touch with the cluster, and how far the state is behind what it knows to be
-    /// committed.
+    /// Whether the core is alive and in touch with the cluster, and the last index that it knows to be committed, also
+    /// where its own log has not come so far.
     pub(crate) async fn health(&self) -> Result<u64, NotReady> {
         let heard = self.raft.with_raft_state(|state| (state.vote_last_modified(), state.committed));
         let (heard, committed) = match tokio::time::timeout(ANSWER_TIMEOUT, heard).await {
@@ -228,7 +228,8 @@ impl Core {
         if silent {
             return Err(NotReady::NoLeader);
         }
-        Ok(committed.map_or(0, |id| id.index))
+        let announced = self.announced.load(Ordering::Relaxed);
+        Ok(committed.map_or(0, |id| id.index).max(announced))
     }
 
     /// Keeps the gauges and counters of the core, until it is gone: of who leads at once, of the rest every second.
@@ -238,7 +239,7 @@ impl Core {
     {
         let mut updates = self.raft.server_metrics();
         let mut ticks = tokio::time::interval(Duration::from_secs(1));
-        let (mut leader, mut term) = (None, 0);
+        let (mut leader, mut term, mut committed) = (None, 0, 0);
         loop {
             {
                 let now = updates.borrow_and_update();
@@ -257,9 +258,14 @@ impl Core {
                 }
                 term = vote.term;
             }
-            let committed = self.raft.with_raft_state(|state| state.committed);
-            let Ok(Ok(committed)) = tokio::time::timeout(ANSWER_TIMEOUT, committed).await else { return };
-            sample(committed.map_or(0, |id| id.index)).await;
+            let asked = self.raft.with_raft_state(|state| state.committed);
+            match tokio::time::timeout(ANSWER_TIMEOUT, asked).await {
+                Ok(Ok(answer)) => committed = answer.map_or(0, |id| id.index),
+                Ok(Err(_)) => return,
+                // It stalls, as behind a slow disk; what is known of it is still to be seen.
+                Err(_) => {}
+            }
+            sample(committed).await;
             tokio::select! {
                 changed = updates.changed() => if changed.is_err() { return },
                 _ = ticks.tick() => {}

@@ -13,7 +13,10 @@ pub(crate) mod state_machine;
 mod suite;
 
 use std::{
-    sync::{Arc, atomic::AtomicU64},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -95,6 +98,8 @@ pub(crate) struct Core {
     handover_term: Arc<AtomicU64>,
     /// A peer is silent when it was not heard for longer.
     silence: Duration,
+    /// The last index that a leader said was committed. The core goes no further than its own log.
+    announced: Arc<AtomicU64>,
 }
 
 impl Core {
@@ -135,7 +140,8 @@ impl Core {
             .await
             .map_err(|error| StoreError::Stopped(error.to_string()))?;
         let silence = timing.election_max * 2;
-        Ok((Self { raft, node_id, gate: Arc::default(), handover_term, silence }, state))
+        let announced = Arc::default();
+        Ok((Self { raft, node_id, gate: Arc::default(), handover_term, silence, announced }, state))
     }
 
     pub(crate) fn node_id(&self) -> u64 {
@@ -148,9 +154,10 @@ impl Core {
         let metrics = metrics.borrow();
         let membership = metrics.membership_config.membership();
         let voters: Vec<u64> = membership.voter_ids().collect();
+        // Of one that it has not heard yet a leader knows nothing: it may lack everything.
         let matched = |node_id: &u64| {
             let replication = metrics.replication.as_ref()?;
-            replication.get(node_id).copied().flatten().map(|id| id.index)
+            replication.get(node_id).map(|matched| matched.map_or(0, |id| id.index))
         };
         let members = membership.nodes().map(|(node_id, node)| MemberStatus {
             node_id: *node_id,
@@ -223,12 +230,20 @@ impl Core {
         }
     }
 
+    /// Takes note of what a leader says is committed.
+    pub(crate) fn announce(&self, committed: u64) {
+        self.announced.fetch_max(committed, Ordering::Relaxed);
+    }
+
     /// Raft AppendEntries from a peer.
     pub(crate) async fn append(
         &self,
         request: peer::AppendRequest,
     ) -> Result<peer::AppendResponse, StoreError> {
         let request = convert::append_request(request)?;
+        if let Some(commit) = request.leader_commit {
+            self.announce(commit.index);
+        }
         match self.raft.append_entries(request).await {
             Ok(response) => Ok(convert::append_response_to_proto(response)),
             Err(error) => Err(StoreError::Stopped(error.to_string())),

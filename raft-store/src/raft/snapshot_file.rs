@@ -269,9 +269,18 @@ impl<'a> Reader<'a> {
         }
     }
 
+    fn fill(&mut self, bytes: &mut [u8]) -> Result<(), StoreError> {
+        self.file.read_exact(bytes).map_err(|error| match error.kind() {
+            std::io::ErrorKind::UnexpectedEof => {
+                damaged(self.path, "it ends too early: it was cut off, so take it, or copy it, again")
+            }
+            _ => unreadable(self.path)(error),
+        })
+    }
+
     fn take<const N: usize>(&mut self) -> Result<[u8; N], StoreError> {
         let mut bytes = [0; N];
-        self.file.read_exact(&mut bytes).map_err(unreadable(self.path))?;
+        self.fill(&mut bytes)?;
         self.hasher.update(bytes);
         Ok(bytes)
     }
@@ -286,7 +295,7 @@ impl<'a> Reader<'a> {
         }
         let checksum = u32::from_be_bytes(self.take()?);
         let mut payload = vec![0; length as usize];
-        self.file.read_exact(&mut payload).map_err(unreadable(self.path))?;
+        self.fill(&mut payload)?;
         self.hasher.update(&payload);
         if crc32c::crc32c(&payload) != checksum {
             return Err(damaged(self.path, "a checksum does not match"));
@@ -302,7 +311,7 @@ impl<'a> Reader<'a> {
     fn finish(mut self) -> Result<(), StoreError> {
         let expected: [u8; 32] = self.hasher.finalize_reset().into();
         let mut digest = [0; 32];
-        self.file.read_exact(&mut digest).map_err(unreadable(self.path))?;
+        self.fill(&mut digest)?;
         let mut more = [0; 1];
         let ended = self.file.read(&mut more).map_err(unreadable(self.path))? == 0;
         if digest == expected && ended {

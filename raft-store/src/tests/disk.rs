@@ -163,6 +163,45 @@ async fn damage_before_the_tail_is_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_only_write_ahead_log_that_is_gone_is_refused_and_found_by_a_check() {
+    let (cluster, folder) = written().await;
+    let entries = std::fs::read_dir(folder.join("db")).unwrap().map(|entry| entry.unwrap().path());
+    let logs = entries.filter(|path| path.extension().is_some_and(|e| e == "log"));
+    logs.for_each(|log| std::fs::remove_file(log).unwrap());
+    for error in [refusal(&cluster, &folder).await, check(&folder).unwrap().problems.remove(0)] {
+        assert!(error.contains("write-ahead log") && error.contains("join the node again"), "{error}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_state_that_cannot_be_read_ends_the_process() {
+    let (_cluster, folder) = written().await;
+    // All of it in tables, and nothing in memory.
+    {
+        let db = crate::db::Db::open(&folder.join("db")).unwrap();
+        db.rocks().flush_cf(&db.sm_data().unwrap()).unwrap();
+        db.compact().unwrap();
+    }
+    let db = crate::db::Db::open(&folder.join("db")).unwrap();
+    let tables = db.rocks().live_files().unwrap();
+    let table = tables.iter().find(|table| table.column_family_name == "sm_data").unwrap();
+    let path = folder.join("db").join(table.name.trim_start_matches('/'));
+    let mut bytes = std::fs::read(&path).unwrap();
+    // The first block, which holds rows.
+    bytes[..64].iter_mut().for_each(|byte| *byte ^= 0xff);
+    std::fs::write(&path, bytes).unwrap();
+    let views = crate::views::Views::new(std::sync::Arc::new(db));
+    let read = views.run(|state| {
+        use crate::state::StateView as _;
+        state.scan(&[0], &[u8::MAX], &mut |_, _| Ok(true))
+    });
+    let error = read.await.unwrap().unwrap_err().to_string();
+    assert!(error.contains("damaged") && error.contains("join the node again"), "{error}");
+    let reason = tokio::time::timeout(PATIENCE, views.db().damage()).await.unwrap();
+    assert!(reason.contains("the state cannot be read"), "{reason}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_write_ahead_log_that_is_gone_is_refused() {
     let (cluster, folder) = written().await;
     // A second log: the first was closed whole.

@@ -1,6 +1,6 @@
 //! Deadlines, bounded queues, shared rounds, readiness and measurements.
 
-use std::sync::atomic::Ordering;
+use std::sync::{Arc, atomic::Ordering};
 
 use super::*;
 use crate::NotReady;
@@ -140,6 +140,62 @@ async fn a_node_is_ready_while_it_is_in_touch() {
     let alone = cluster.store(first);
     eventually("it is not ready", async || alone.ready(10).await == Err(NotReady::NoLeader)).await;
     assert!(matches!(store.ready(10).await, Err(NotReady::Dead(_))));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rows_that_end_together_go_together() {
+    let cluster = Cluster::start(1, Limits::default()).await;
+    let store = cluster.store(0);
+    let end = wall_clock() + 1_000;
+    // Twenty times what one entry removes, and one entry a second was all that there was once.
+    for part in 0..20_u8 {
+        let put = store.transact(move |tx| {
+            for number in 0..1_000_u16 {
+                tx.put_raw([&[b'e', part][..], &number.to_be_bytes()].concat(), Vec::new(), Some(end));
+            }
+            Ok::<_, TxError>(())
+        });
+        put.await.unwrap();
+    }
+    let started = Instant::now();
+    let db = Arc::clone(&store.inner.db);
+    eventually("none is left", async || {
+        let state = crate::state::StateSnapshot::take(&db).unwrap();
+        !crate::state::has_expired(&state, u64::MAX).unwrap()
+    })
+    .await;
+    assert!(started.elapsed() < Duration::from_secs(12), "{:?}", started.elapsed());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_core_that_stalls_is_measured_again_when_it_goes_on() {
+    let cluster = Cluster::start(1, Limits::default()).await;
+    let core = cluster.store(0).inner.core.clone();
+    let (sender, mut samples) = tokio::sync::mpsc::unbounded_channel();
+    tokio::spawn(core.clone().measure(move |committed| {
+        sender.send(committed).unwrap();
+        std::future::ready(())
+    }));
+    samples.recv().await.unwrap();
+    // Longer than it is waited for.
+    core.stall(Duration::from_millis(1500));
+    put(&cluster.store(0), "k", "v").await.unwrap();
+    let committed = cluster.store(0).status().applied_index;
+    eventually("the commit is measured", async || {
+        std::iter::from_fn(|| samples.try_recv().ok()).any(|sample| sample >= committed)
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_lacks_what_its_leader_has_committed_is_not_ready() {
+    let cluster = Cluster::start(1, Limits::default()).await;
+    let store = cluster.store(0);
+    store.ready(0).await.unwrap();
+    // As it is told with a heartbeat while its own log is far behind.
+    store.inner.core.announce(store.status().applied_index + 100);
+    assert_eq!(store.ready(99).await, Err(NotReady::Lagging { lag: 100 }));
+    store.ready(100).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -1,7 +1,7 @@
 //! A clock that is wrong, among others that are right.
 
 use super::*;
-use crate::time::ClusterTime;
+use crate::{Role, time::ClusterTime};
 
 const HOUR: u64 = 3_600_000;
 const DAY: i64 = 24 * 3_600_000;
@@ -46,6 +46,16 @@ async fn a_leader_whose_clock_is_days_off_ends_nothing_and_keeps_nothing() {
         cluster.nodes[leader].clock_error.store(0, Ordering::Relaxed);
         eventually("it notices", async || !store.inner.time.is_corrected()).await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_learners_clock_has_no_vote() {
+    let mut cluster = Cluster::start(1, Limits::default()).await;
+    let learner = cluster.add().await;
+    cluster.activate(learner, Role::Learner).await;
+    cluster.nodes[learner].clock_error.store(-10 * DAY, Ordering::Relaxed);
+    let store = cluster.store(learner);
+    eventually("it goes by the voter", async || store.inner.time.measured().is_some_and(is_near)).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -53,7 +53,7 @@ async fn one_that_waits_is_woken() {
 #[tokio::test]
 async fn one_that_is_too_far_behind_is_told_so_and_holds_no_memory() {
     // Room for ten small commits.
-    let hub = Hub::new(10 * (CHANGE_OVERHEAD + 2));
+    let hub = Hub::new(10 * (COMMIT_OVERHEAD + CHANGE_OVERHEAD + 2));
     let mut slow = hub.watch(KeyRange::prefix(b"a"), 0);
     for revision in 1..=10_000 {
         hub.publish(vec![commit(revision, "a")]);
@@ -68,6 +68,15 @@ async fn one_that_is_too_far_behind_is_told_so_and_holds_no_memory() {
     assert_eq!(hub.watch(KeyRange::prefix(b"a"), 9_999).next().await, Some(change(10_000, "a")));
     let mut late = hub.watch(KeyRange::prefix(b"a"), 9_000);
     assert_eq!(late.next().await, Some(WatchEvent::Resync { revision: 10_001 }));
+}
+
+#[tokio::test]
+async fn commits_that_change_no_row_take_no_more_memory_than_others() {
+    let hub = Hub::new(10 * COMMIT_OVERHEAD);
+    for revision in 1..=10_000 {
+        hub.publish(vec![Commit { revision, changes: Vec::new() }]);
+    }
+    assert_eq!(hub.shared.history().commits.len(), 10);
 }
 
 #[tokio::test]

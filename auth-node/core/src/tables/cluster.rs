@@ -79,11 +79,13 @@ pub enum CaKind {
     Tls = 3,
     /// Signs the certificates that auth nodes show each other.
     Peer = 4,
+    /// Signs checkpoints of the audit log.
+    Audit = 6,
 }
 
 impl CaKind {
     /// All kinds, in the order of their numbers.
-    pub const ALL: [Self; 4] = [Self::User, Self::Host, Self::Tls, Self::Peer];
+    pub const ALL: [Self; 5] = [Self::User, Self::Host, Self::Tls, Self::Peer, Self::Audit];
 }
 
 impl Key for CaKey {

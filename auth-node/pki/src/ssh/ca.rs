@@ -118,6 +118,14 @@ impl SshCa {
         self.0.public_key()
     }
 
+    /// Signs a document, as [`SshKeyPair::sign_sshsig`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn sign_sshsig(&self, namespace: &str, message: &[u8]) -> Result<String, PkiError> {
+        self.0.sign_sshsig(namespace, message)
+    }
+
     /// Signs a user certificate: one line, without a line end.
     ///
     /// # Errors

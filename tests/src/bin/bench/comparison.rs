@@ -30,6 +30,8 @@ pub(crate) struct Plan {
 
 /// Clients at once.
 const CLIENTS: [usize; 4] = [1, 64, 256, 1000];
+/// How the names of rows begin.
+const ROWS: [&str; 5] = ["bare calls", "writes", "reads, leader", "reads, all", "failover"];
 
 /// Which members the clients call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -157,6 +159,11 @@ pub(crate) async fn run(plan: Plan) -> Result<()> {
         plan.time.as_secs(),
         std::thread::available_parallelism()?,
     );
+    if let Some(only) = &plan.only
+        && !ROWS.iter().any(|row| row.contains(only.as_str()) || only.starts_with(row))
+    {
+        anyhow::bail!("no row's name contains `{only}`: there are {}", ROWS.join("; "));
+    }
     let wanted = |name: &str| plan.only.as_ref().is_none_or(|only| name.contains(only.as_str()));
     heading();
     if wanted("bare") {
