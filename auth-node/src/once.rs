@@ -100,6 +100,9 @@ with_object!(
     CreateTokenResponse: token,
     UpdateNodeResponse: node,
     UpdateClusterConfigResponse: config,
+    CreateAccessRequestResponse: request,
+    ReviewAccessRequestResponse: request,
+    CancelAccessRequestResponse: request,
 );
 without_object!(
     ChangePasswordResponse,

@@ -9,6 +9,8 @@
 
 mod access;
 mod architecture;
+mod audit;
+mod authz;
 mod backup;
 mod chaos;
 mod cluster;

@@ -91,6 +91,16 @@ events! {
     LockCreate = "lock.create", "MZ1040I";
     /// A lock was removed.
     LockDelete = "lock.delete", "MZ1041I";
+    /// A user asked for access.
+    RequestCreate = "access_request.create", "MZ1050I";
+    /// A request for access was reviewed, and is not decided yet.
+    RequestReview = "access_request.review", "MZ1051I";
+    /// A request for access was approved.
+    RequestApprove = "access_request.approve", "MZ1052I";
+    /// A request for access was denied.
+    RequestDeny = "access_request.deny", "MZ1053I";
+    /// A user took a request for access back.
+    RequestCancel = "access_request.cancel", "MZ1054I";
     /// A user got certificates.
     UserCertIssue = "cert.user.issue", "MZ2000I";
     /// An agent got certificates.

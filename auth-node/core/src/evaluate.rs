@@ -67,6 +67,18 @@ enum Nodes {
 struct Grant {
     logins: BTreeSet<String>,
     nodes: Nodes,
+    /// Only on these of them, by agent id; `None`: on all.
+    only: Option<BTreeSet<String>>,
+}
+
+impl Grant {
+    fn of(allow: &ConditionsRow, traits: &Traits, only: Option<BTreeSet<String>>) -> Self {
+        Self { logins: logins(allow, traits), nodes: Nodes::of(&allow.node_labels), only }
+    }
+
+    fn reaches(&self, id: &str, labels: &Labels) -> bool {
+        self.only.as_ref().is_none_or(|only| only.contains(id)) && self.nodes.match_labels(labels)
+    }
 }
 
 /// Logins that one role denies, and where. `None`: every login.
@@ -118,8 +130,7 @@ impl Access {
         };
         for role in roles {
             if let Some(allow) = &role.row.allow {
-                let grant = Grant { logins: logins(allow, traits), nodes: Nodes::of(&allow.node_labels) };
-                access.grants.insert(grant);
+                access.grants.insert(Grant::of(allow, traits, None));
                 access.allowed_rules.extend(rules::pairs(&allow.rules));
             }
             if let Some(deny) = &role.row.deny {
@@ -139,9 +150,27 @@ impl Access {
         self
     }
 
-    /// The logins that are allowed on a node with these labels.
-    pub fn logins_on(&self, labels: &Labels) -> BTreeSet<String> {
-        let here = self.grants.iter().filter(|grant| grant.nodes.match_labels(labels));
+    /// What somebody with these traits is allowed by its own roles and, beside them, by roles that were granted on some
+    /// nodes alone (none: wherever they reach). The granted ones open no methods of the API; what they deny, and their
+    /// bounds, count like those of the own ones.
+    pub fn with_granted(own: &[Role], traits: &Traits, granted: &[(&[Role], &BTreeSet<String>)]) -> Self {
+        let mut access = Self::of(own, traits);
+        for (roles, nodes) in granted {
+            let only = (!nodes.is_empty()).then(|| (*nodes).clone());
+            for role in *roles {
+                let allow = role.row.allow.as_ref();
+                access.grants.extend(allow.map(|allow| Grant::of(allow, traits, only.clone())));
+                access.denials.extend(role.row.deny.as_ref().and_then(|deny| denial(deny, traits)));
+            }
+        }
+        let all = own.iter().chain(granted.iter().flat_map(|(roles, _)| roles.iter()));
+        access.options = Options::of(&all.cloned().collect::<Vec<_>>());
+        access
+    }
+
+    /// The logins that are allowed on a node with this agent id and these labels.
+    pub fn logins_on(&self, id: &str, labels: &Labels) -> BTreeSet<String> {
+        let here = self.grants.iter().filter(|grant| grant.reaches(id, labels));
         let denials: Vec<_> =
             self.denials.iter().filter(|denial| denial.nodes.match_labels(labels)).collect();
         let granted = here.flat_map(|grant| &grant.logins);
@@ -151,7 +180,7 @@ impl Access {
     /// The logins that are allowed on every node, whatever its labels: some role allows them on all nodes, and none
     /// denies them on any.
     pub fn logins_everywhere(&self) -> BTreeSet<String> {
-        let everywhere = self.grants.iter().filter(|grant| grant.nodes == Nodes::All);
+        let everywhere = self.grants.iter().filter(|grant| grant.nodes == Nodes::All && grant.only.is_none());
         let granted = everywhere.flat_map(|grant| &grant.logins);
         granted.filter(|login| !self.denials.iter().any(|denial| denial.names(login))).cloned().collect()
     }

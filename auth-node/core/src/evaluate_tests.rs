@@ -53,11 +53,11 @@ const ANYWHERE: &[(&str, &[&str])] = &[("*", &["*"])];
 fn a_node_matches_when_it_has_every_label_with_one_of_the_values() {
     let access = access(&[allow(side(&["root"], &[("env", &["dev", "test"]), ("team", &["red"])]))]);
     assert_eq!(
-        access.logins_on(&labels(&[("env", "test"), ("team", "red"), ("os", "linux")])),
+        access.logins_on("", &labels(&[("env", "test"), ("team", "red"), ("os", "linux")])),
         set(&["root"])
     );
     for other in [&[("env", "test")][..], &[("env", "prod"), ("team", "red")], &[("team", "red")], &[]] {
-        assert!(access.logins_on(&labels(other)).is_empty(), "{other:?}");
+        assert!(access.logins_on("", &labels(other)).is_empty(), "{other:?}");
     }
     assert!(access.logins_everywhere().is_empty());
     assert_eq!(access.all_logins(), set(&["root"]));
@@ -65,9 +65,9 @@ fn a_node_matches_when_it_has_every_label_with_one_of_the_values() {
 
 #[test]
 fn the_star_matches_every_node_and_no_labels_match_none() {
-    assert_eq!(access(&[allow(side(&["root"], ANYWHERE))]).logins_on(&Labels::new()), set(&["root"]));
+    assert_eq!(access(&[allow(side(&["root"], ANYWHERE))]).logins_on("", &Labels::new()), set(&["root"]));
     let nowhere = access(&[allow(side(&["root"], &[]))]);
-    assert!(nowhere.logins_on(&labels(&[("env", "dev")])).is_empty());
+    assert!(nowhere.logins_on("", &labels(&[("env", "dev")])).is_empty());
     assert!(nowhere.all_logins().is_empty() && nowhere.logins_everywhere().is_empty());
 }
 
@@ -84,7 +84,7 @@ fn templates_stand_for_the_users_traits() {
 fn logins_denied_without_labels_are_denied_on_all_nodes() {
     let access =
         access(&[allow(side(&["root", "{{internal.logins}}"], ANYWHERE)), deny(side(&["root"], &[]))]);
-    assert_eq!(access.logins_on(&labels(&[("env", "dev")])), set(&["ann"]));
+    assert_eq!(access.logins_on("", &labels(&[("env", "dev")])), set(&["ann"]));
     assert_eq!(access.logins_everywhere(), set(&["ann"]));
     assert_eq!(access.all_logins(), set(&["ann"]));
 }
@@ -92,8 +92,8 @@ fn logins_denied_without_labels_are_denied_on_all_nodes() {
 #[test]
 fn labels_denied_without_logins_are_denied_to_every_login() {
     let access = access(&[allow(side(&["root", "ann"], ANYWHERE)), deny(side(&[], &[("env", &["prod"])]))]);
-    assert!(access.logins_on(&labels(&[("env", "prod")])).is_empty());
-    assert_eq!(access.logins_on(&labels(&[("env", "dev")])), set(&["ann", "root"]));
+    assert!(access.logins_on("", &labels(&[("env", "prod")])).is_empty());
+    assert_eq!(access.logins_on("", &labels(&[("env", "dev")])), set(&["ann", "root"]));
     assert!(access.logins_everywhere().is_empty());
     assert_eq!(access.all_logins(), set(&["ann", "root"]));
 }
@@ -102,8 +102,8 @@ fn labels_denied_without_logins_are_denied_to_every_login() {
 fn logins_and_labels_denied_together_must_both_match() {
     let access =
         access(&[allow(side(&["root", "ann"], ANYWHERE)), deny(side(&["root"], &[("env", &["prod"])]))]);
-    assert_eq!(access.logins_on(&labels(&[("env", "prod")])), set(&["ann"]));
-    assert_eq!(access.logins_on(&labels(&[])), set(&["ann", "root"]));
+    assert_eq!(access.logins_on("", &labels(&[("env", "prod")])), set(&["ann"]));
+    assert_eq!(access.logins_on("", &labels(&[])), set(&["ann", "root"]));
     assert_eq!(access.logins_everywhere(), set(&["ann"]));
 }
 
@@ -113,7 +113,7 @@ fn a_denied_template_that_nothing_fills_denies_nothing() {
     assert_eq!(access.logins_everywhere(), set(&["root"]));
     let on_some = side(&["{{internal.none}}"], &[("env", &["prod"])]);
     let roles = [allow(side(&["root"], ANYWHERE)), deny(on_some)];
-    assert_eq!(Access::of(&roles, &traits(&[])).logins_on(&labels(&[("env", "prod")])), set(&["root"]));
+    assert_eq!(Access::of(&roles, &traits(&[])).logins_on("", &labels(&[("env", "prod")])), set(&["root"]));
     let everything = [allow(side(&["root"], ANYWHERE)), deny(side(&[], ANYWHERE))];
     assert!(Access::of(&everything, &Traits::new()).all_logins().is_empty());
 }
@@ -326,7 +326,7 @@ proptest! {
         for labels in label_sets() {
             let expected: BTreeSet<String> =
                 set(CANDIDATES).into_iter().filter(|login| naive_allowed(&roles, login, &labels)).collect();
-            prop_assert_eq!(access.logins_on(&labels), expected.clone());
+            prop_assert_eq!(access.logins_on("", &labels), expected.clone());
             prop_assert!(everywhere.is_subset(&expected) && expected.is_subset(&all));
         }
         for (resource, verb) in [(Resource::Users, Verb::List), (Resource::Audit, Verb::Read), (Resource::Cas, Verb::Update)] {

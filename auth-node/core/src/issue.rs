@@ -17,7 +17,7 @@ use mezite_pki::{
 use store_txn::{Read, ReadExt, Transaction, UnixMillis};
 
 use crate::{
-    Context, CoreError,
+    Context, CoreError, access_request,
     audit::{self, EventType},
     ca::{self, ActiveCa},
     context::UserCaller,
@@ -25,7 +25,7 @@ use crate::{
     host_login::is_login,
     join::BACKDATE_SECONDS,
     labels, lock,
-    names::AgentId,
+    names::{AgentId, RequestId},
     node,
     principal::Principal,
     revocation,
@@ -50,6 +50,7 @@ pub struct UserCertRequest {
     ttl: Option<Duration>,
     logins: BTreeSet<String>,
     node: Option<Wanted>,
+    requests: BTreeSet<RequestId>,
     serials: Vec<u64>,
 }
 
@@ -106,8 +107,28 @@ impl UserCertRequest {
             ttl,
             logins: logins.into_iter().collect(),
             node,
+            requests: BTreeSet::new(),
             serials,
         })
+    }
+
+    /// With the roles of these access requests, at most 16, which must be approved.
+    ///
+    /// # Errors
+    /// [`CoreError::Invalid`].
+    pub fn with_requests(mut self, ids: &[String]) -> Result<Self, CoreError> {
+        if ids.len() > access_request::MAX_USED {
+            let reason = format!("at most {}", access_request::MAX_USED);
+            return Err(CoreError::invalid("access_request_ids", reason));
+        }
+        for (index, id) in ids.iter().enumerate() {
+            let refused = || {
+                let field = format!("access_request_ids[{index}]");
+                CoreError::invalid(field, "32 hexadecimal digits, as lists show it")
+            };
+            self.requests.insert(RequestId::parse(id).ok_or_else(refused)?);
+        }
+        Ok(self)
     }
 
     /// Whether it is for one node.
@@ -159,7 +180,7 @@ pub fn candidates(
     context: &Context,
     request: &UserCertRequest,
 ) -> Result<Candidates, CoreError> {
-    let allowed = Allowed::to(state, context.caller.user()?)?;
+    let allowed = Allowed::to(state, context.caller.user()?, request)?;
     let mut candidates = Candidates::default();
     if request.node.is_some() {
         return Ok(candidates);
@@ -181,8 +202,8 @@ pub fn candidates(
     if principals > MAX_PRINCIPALS { Err(too_many()) } else { Ok(candidates) }
 }
 
-/// Decides on certificates for the caller, within what its roles allow. They end with the caller's session at the
-/// latest. Without a node, those nodes count that were found to be `candidates`, if the roles still allow a login there.
+/// Decides on certificates for the caller, within what its roles allow, and those of its access requests that it names.
+/// They end with the caller's session, and with the first of the requests, at the latest. Without a node, those nodes count that were found to be `candidates`, if the roles still allow a login there.
 ///
 /// # Errors
 /// [`CoreError::Denied`] when nothing is allowed, a wanted login is not, or a role asks for a second factor;
@@ -196,10 +217,11 @@ pub fn user_certs(
     candidates: &Candidates,
 ) -> Result<UserCerts, CoreError> {
     let caller = context.caller.user()?;
-    let allowed = Allowed::to(tx, caller)?;
+    let allowed = Allowed::to(tx, caller, request)?;
     let options = allowed.access.options();
     let grant = grant(tx, &allowed, request, candidates)?;
-    let lifetime = lifetime(tx.now(), caller, options, request.ttl)?;
+    let latest = allowed.ends_at_ms.min(caller.session.expires_at_ms);
+    let lifetime = lifetime(tx.now(), latest, options, request.ttl)?;
     let source_addresses = options.source_addresses.entries()?;
     let expires_at_ms = lifetime.end.saturating_mul(1000);
     let spec = |(public_key, serial): (&SshPublicKey, &u64)| UserCertSpec {
@@ -216,7 +238,7 @@ pub fn user_certs(
     let issued = IssuedRow {
         kind: TargetKind::User.into(),
         holder: caller.name.to_string(),
-        roles: caller.user.roles.clone(),
+        roles: allowed.roles.iter().cloned().collect(),
         logins: grant.logins.iter().cloned().collect(),
         nodes: grant.nodes.iter().map(AgentId::to_string).collect(),
         session: caller.session.handle.clone(),
@@ -224,7 +246,8 @@ pub fn user_certs(
         expires_at_ms,
     };
     ssh.iter().for_each(|spec| revocation::note(tx, spec.serial, &issued));
-    record(tx, context, caller, &ssh, &grant, expires_at_ms);
+    let requests: Vec<_> = request.requests.iter().map(RequestId::to_string).collect();
+    record(tx, context, caller, &ssh, &grant, (expires_at_ms, requests.join(",")));
 
     let trust = trust::bundle(tx)?;
     let tls = request.tls_public_key.as_ref().map(|public_key| LeafSpec {
@@ -249,12 +272,26 @@ struct Allowed {
     access: Access,
     /// Nodes that are locked.
     locked: BTreeSet<String>,
+    /// Names of the roles.
+    roles: BTreeSet<String>,
+    /// When the first of the access requests ends.
+    ends_at_ms: UnixMillis,
 }
 
 impl Allowed {
-    /// What the caller's roles allow, if its session may have certificates.
-    fn to(state: &mut (impl Read + ?Sized), caller: &UserCaller) -> Result<Self, CoreError> {
-        let access = Access::of(&caller.roles, &caller.user.traits);
+    /// What the caller's roles allow, and those of its access requests, if its session may have certificates.
+    fn to(
+        state: &mut (impl Read + ?Sized),
+        caller: &UserCaller,
+        request: &UserCertRequest,
+    ) -> Result<Self, CoreError> {
+        let mut granted = Vec::with_capacity(request.requests.len());
+        for id in &request.requests {
+            granted.push(access_request::granted(state, caller, id)?);
+        }
+        let beside: Vec<_> =
+            granted.iter().map(|granted| (granted.roles.as_slice(), &granted.nodes)).collect();
+        let access = Access::with_granted(&caller.roles, &caller.user.traits, &beside);
         let weak = matches!(caller.method(), AuthMethod::Password | AuthMethod::Unspecified);
         if access.options().require_mfa && weak {
             let reason =
@@ -262,7 +299,13 @@ impl Allowed {
             return Err(CoreError::Denied(reason.into()));
         }
         let access = access.without(lock::all_on(state, TargetKind::Login)?);
-        Ok(Self { access, locked: lock::all_on(state, TargetKind::Node)? })
+        let roles = caller.roles.iter().chain(granted.iter().flat_map(|granted| &granted.roles));
+        Ok(Self {
+            access,
+            locked: lock::all_on(state, TargetKind::Node)?,
+            roles: roles.map(|role| role.name.to_string()).collect(),
+            ends_at_ms: granted.iter().map(|granted| granted.ends_at_ms).min().unwrap_or(UnixMillis::MAX),
+        })
     }
 
     /// The logins that are allowed on a node. An ingest has none, nor a node that is locked.
@@ -276,22 +319,24 @@ impl Allowed {
             return Ok(BTreeSet::new());
         }
         let agent_labels = node::agent_labels(state, id)?;
-        Ok(self.access.logins_on(&labels::effective(&agent_labels, &node.admin_labels)))
+        Ok(self.access.logins_on(id.as_str(), &labels::effective(&agent_labels, &node.admin_labels)))
     }
 }
 
-/// Unix seconds: a minute back, to the end by role, wish and session, whichever comes first.
+/// Unix seconds: a minute back, to the end by role and wish, and the latest end that there can be, whichever comes first.
 fn lifetime(
     now: UnixMillis,
-    caller: &UserCaller,
+    latest: UnixMillis,
     options: &Options,
     wanted: Option<Duration>,
 ) -> Result<std::ops::Range<u64>, CoreError> {
     let ttl = wanted.map_or(options.max_ttl, |wanted| wanted.min(options.max_ttl));
     let ttl = u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX);
-    let end = now.saturating_add(ttl).min(caller.session.expires_at_ms) / 1000;
+    let end = now.saturating_add(ttl).min(latest) / 1000;
     if end <= now / 1000 {
-        return Err(CoreError::Unauthenticated("the session is about to end: log in again"));
+        return Err(CoreError::Unauthenticated(
+            "the session, or the access request, is about to end: log in again",
+        ));
     }
     Ok((now / 1000).saturating_sub(BACKDATE_SECONDS)..end)
 }
@@ -405,7 +450,7 @@ fn record(
     caller: &UserCaller,
     certificates: &[UserCertSpec],
     grant: &Grant,
-    expires_at_ms: UnixMillis,
+    (expires_at_ms, requests): (UnixMillis, String),
 ) {
     let joined = |parts: &mut dyn Iterator<Item = String>| parts.collect::<Vec<_>>().join(",");
     let fields = [
@@ -415,6 +460,7 @@ fn record(
         ("serials", joined(&mut certificates.iter().map(|spec| spec.serial.to_string()))),
         ("keys", joined(&mut certificates.iter().map(|spec| spec.public_key.fingerprint()))),
         ("expires_at_ms", expires_at_ms.to_string()),
+        ("access_requests", requests),
     ];
     audit::append(tx, context, EventType::UserCertIssue, format!("user:{}", caller.name), &fields);
 }

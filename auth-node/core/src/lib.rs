@@ -5,6 +5,7 @@
 //! draws no randomness and knows no transport: ids, secrets' digests, password hashes and signatures are made by the
 //! caller, before or after. Signing policy ends here in a specification; `mezite-pki` carries it out.
 
+pub mod access_request;
 pub mod audit;
 pub mod audit_log;
 pub mod ca;

@@ -221,7 +221,7 @@ fn seen(
         return None;
     }
     let ssh = node.row.kind() == NodeKind::Ssh;
-    let logins = if ssh { access.logins_on(&labels) } else { BTreeSet::new() };
+    let logins = if ssh { access.logins_on(node.id.as_str(), &labels) } else { BTreeSet::new() };
     (sees_all || !logins.is_empty()).then_some(AccessibleNode { node, online, logins })
 }
 

@@ -124,6 +124,15 @@ pub(crate) enum Command {
     /// See and revoke login sessions
     #[command(subcommand)]
     Sessions(cmd::sessions::Sessions),
+    /// Ask for access for a time, and review what others ask for
+    #[command(subcommand)]
+    Requests(cmd::requests::Requests),
+    /// Read the audit log, export it, and verify an export
+    #[command(subcommand)]
+    Audit(cmd::audit::Audit),
+    /// See and change the configuration of the whole cluster
+    #[command(subcommand)]
+    Config(cmd::config::Config),
     /// Keep users, roles, logins and nodes out
     #[command(subcommand)]
     Locks(cmd::locks::Locks),

@@ -6,6 +6,7 @@
 
 mod agent_dir;
 mod args;
+mod audit_proof;
 mod cli;
 mod cmd;
 mod context;

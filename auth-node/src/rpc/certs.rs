@@ -40,17 +40,15 @@ async fn candidates(
 }
 
 fn parse(request: v1::IssueUserCertsRequest) -> Result<UserCertRequest, CoreError> {
-    if !request.access_request_ids.is_empty() {
-        return Err(CoreError::Precondition("this release has no access requests".into()));
-    }
-    UserCertRequest::new(
+    let asked = UserCertRequest::new(
         &request.ssh_public_keys,
         request.tls_public_key.into(),
         request.ttl.map(|ttl| convert::duration_in("ttl", ttl)).transpose()?,
         request.logins,
         &request.node,
         convert::serial,
-    )
+    )?;
+    asked.with_requests(&request.access_request_ids)
 }
 
 /// Signs what was decided, now that it is committed.
@@ -101,6 +99,8 @@ mod tests {
     #[test]
     fn access_requests_are_not_ignored() {
         let with = v1::IssueUserCertsRequest { access_request_ids: vec!["r".into()], ..request() };
-        assert!(matches!(parse(with), Err(CoreError::Precondition(_))));
+        assert!(
+            matches!(parse(with), Err(CoreError::Invalid { field, .. }) if field == "access_request_ids[0]")
+        );
     }
 }

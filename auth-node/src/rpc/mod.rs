@@ -6,6 +6,7 @@
 //! itself.
 
 mod access;
+mod access_requests;
 mod audit;
 mod backup;
 mod certs;
@@ -80,11 +81,6 @@ pub const NOT_YET: &[&str] = &[
     "DeleteTrustedCluster",
     "RotateCA",
     "GetCARotation",
-    "CreateAccessRequest",
-    "GetAccessRequest",
-    "ListAccessRequests",
-    "ReviewAccessRequest",
-    "CancelAccessRequest",
 ];
 
 /// Methods that are declared and stay without an effect. They are authorised, and then UNIMPLEMENTED.
@@ -397,14 +393,14 @@ api! {
 
         // Access requests.
         CreateAccessRequest:
-            create_access_request(CreateAccessRequestRequest) -> CreateAccessRequestResponse = later;
-        GetAccessRequest: get_access_request(GetAccessRequestRequest) -> GetAccessRequestResponse = later;
+            create_access_request(CreateAccessRequestRequest) -> CreateAccessRequestResponse = access_requests::create;
+        GetAccessRequest: get_access_request(GetAccessRequestRequest) -> GetAccessRequestResponse = access_requests::get;
         ListAccessRequests:
-            list_access_requests(ListAccessRequestsRequest) -> ListAccessRequestsResponse = later;
+            list_access_requests(ListAccessRequestsRequest) -> ListAccessRequestsResponse = access_requests::list;
         ReviewAccessRequest:
-            review_access_request(ReviewAccessRequestRequest) -> ReviewAccessRequestResponse = later;
+            review_access_request(ReviewAccessRequestRequest) -> ReviewAccessRequestResponse = access_requests::review;
         CancelAccessRequest:
-            cancel_access_request(CancelAccessRequestRequest) -> CancelAccessRequestResponse = later;
+            cancel_access_request(CancelAccessRequestRequest) -> CancelAccessRequestResponse = access_requests::cancel;
 
         // Recordings. Served by recording ingest; relayed by auth nodes.
         UploadSessionRecording:

@@ -5,9 +5,12 @@ use std::collections::BTreeSet;
 use auth_core::{
     ca,
     ca::Kek,
-    names::AgentId,
+    names::{AgentId, RequestId, RoleName, UserName},
     repeat,
-    tables::{AnswerKey, AuthJoinTokenKey, CaKey, CaKeyRow, CaKind, CaRow, NodeKey, NodeKind, NodeRow},
+    tables::{
+        AnswerKey, AuthJoinTokenKey, CaKey, CaKeyRow, CaKind, CaRow, ConditionsRow, NodeKey, NodeKind,
+        NodeRow, RequestKey, RequestRow, RequestRulesRow, RequestState, RoleKey, RoleRow, UserKey,
+    },
 };
 use futures::{FutureExt as _, future::BoxFuture};
 use mezite_pki::x509::X509Ca;
@@ -26,6 +29,10 @@ use super::{
 
 const KEY: &str = "5eed00112233445566778899aabbccddeeff00112233445566778899aabbccdd";
 const PASSWORD: &str = "a password of ann";
+/// Access requests: one of somebody else, and two of the caller.
+const THEIRS: &str = "11111111111111111111111111111111";
+const OURS: &str = "22222222222222222222222222222222";
+const OURS_TOO: &str = "33333333333333333333333333333333";
 const AGENT: &str = "6f9619ff-8b86-4011-b42d-00c04fc964ff";
 
 /// Which of two requests.
@@ -164,6 +171,35 @@ fn cases() -> Vec<Case> {
                 v1::UpdateClusterConfigRequest { config: Some(config) }
             }
         ),
+        case!(
+            "CreateAccessRequest",
+            "access_request.create",
+            create_access_request,
+            no_secret,
+            |asked, _at| {
+                let reason = pick(asked, "this", "other").to_owned();
+                v1::CreateAccessRequestRequest { roles: vec!["dev".into()], reason, ..Default::default() }
+            }
+        ),
+        case!(
+            "ReviewAccessRequest",
+            "access_request.deny",
+            review_access_request,
+            no_secret,
+            |asked, _at| {
+                let reason = pick(asked, "this", "other").to_owned();
+                v1::ReviewAccessRequestRequest { request_id: THEIRS.into(), approve: false, reason }
+            }
+        ),
+        case!(
+            "CancelAccessRequest",
+            "access_request.cancel",
+            cancel_access_request,
+            no_secret,
+            |asked, _at| {
+                v1::CancelAccessRequestRequest { request_id: pick(asked, OURS, OURS_TOO).into() }
+            }
+        ),
         case!("EmitAuditEvent", "session.start", emit_audit_event, no_secret, |asked, _at| {
             let target = pick(asked, "session:1", "session:2").to_owned();
             v1::EmitAuditEventRequest { event: "session.start".into(), target, ..Default::default() }
@@ -207,6 +243,31 @@ const REPEATABLE: &[&str] = &[
     "UploadSessionRecording",
 ];
 
+/// The boss may ask for the role `dev`; there are requests of its own, and of somebody else.
+fn with_requests(tx: &mut raft_store::StoreTransaction<'_>) -> Result<(), CoreError> {
+    let requests = RequestRulesRow { request_roles: vec!["dev".into()], ..RequestRulesRow::default() };
+    let allow = ConditionsRow { requests: Some(requests), ..ConditionsRow::default() };
+    let asker = RoleRow { allow: Some(allow), ..RoleRow::default() };
+    tx.put(&RoleKey(RoleName::parse("", "asker")?), &asker);
+    let boss = UserKey(UserName::parse("", "boss")?);
+    let mut row = tx.get(&boss)?.unwrap().row;
+    row.roles.push("asker".into());
+    tx.put(&boss, &row);
+    for (id, user) in [(THEIRS, "ann"), (OURS, "boss"), (OURS_TOO, "boss")] {
+        let row = RequestRow {
+            user: user.into(),
+            roles: vec!["dev".into()],
+            state: RequestState::Pending.into(),
+            approvals: 1,
+            ends_at_ms: u64::MAX,
+            expires_at_ms: u64::MAX,
+            ..RequestRow::default()
+        };
+        tx.put(&RequestKey(RequestId::parse(id).unwrap()), &row);
+    }
+    Ok(())
+}
+
 /// A node whose cluster has what the methods change.
 struct World {
     node: Node,
@@ -226,6 +287,7 @@ impl World {
             tx.put(&CaKey(CaKind::Peer), &CaRow { active, trusted: Vec::new() });
             let agent = NodeRow { kind: NodeKind::Ssh.into(), expires_at_ms: u64::MAX, ..NodeRow::default() };
             tx.put(&NodeKey(AgentId::parse("", AGENT)?), &agent);
+            with_requests(tx)?;
             Ok::<_, CoreError>(())
         });
         let node_revision = committed.await.map_err(ApiError::from).unwrap().revision;

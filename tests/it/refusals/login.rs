@@ -1,31 +1,13 @@
-//! Passwords, sessions, and who may call what.
+//! Passwords, sessions, and what users may do.
 
 use std::time::{Duration, Instant};
 
-use mezite_client::{ClientError, SessionSecret};
-use mezite_e2e::{ADMIN, Agent, AgentSpec, Cluster, PASSWORD, api, call};
-use mezite_proto::{
-    SERVICE_NAME,
-    access::METHODS,
-    v1::{self, AccessClass},
-};
-use tonic::{Code, Request, client::Grpc, transport::Channel};
-use tonic_prost::ProstCodec;
+use mezite_client::SessionSecret;
+use mezite_e2e::{ADMIN, Cluster, PASSWORD, api, call};
+use mezite_proto::v1;
+use tonic::Code;
 
 const WRONG: &str = "wrong horse battery staple";
-
-/// Methods that answer UNIMPLEMENTED for good.
-const RESERVED: [&str; 9] = [
-    "ArchiveAuditEvents",
-    "ConfigurePlugin",
-    "ListPlugins",
-    "SetPluginEnabled",
-    "CreateNotificationChannel",
-    "ListNotificationChannels",
-    "DisableNotificationChannel",
-    "DeleteNotificationChannel",
-    "ValidateTOTP",
-];
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_wrong_password_and_an_unknown_user_are_answered_alike() {
@@ -196,82 +178,4 @@ async fn nobody_gets_more_than_they_hold() {
     assert!(sessions.iter().all(|session| session.user == "alice") && sessions.len() == 1, "{sessions:?}");
     let request = v1::RevokeSessionRequest { session: cluster.session().expose().to_owned() };
     api::refused(call!(alice, revoke_session, request), Code::PermissionDenied);
-}
-
-/// Calls a method with an empty message, and answers with what it was refused.
-async fn refusal(channel: &Channel, method: &str, session: Option<&str>) -> Option<Code> {
-    let mut grpc = Grpc::new(channel.clone());
-    grpc.ready().await.unwrap();
-    let path = format!("/{SERVICE_NAME}/{method}").parse().unwrap();
-    let mut request = Request::new(());
-    if let Some(session) = session {
-        request.metadata_mut().insert("authorization", format!("Bearer {session}").parse().unwrap());
-    }
-    grpc.unary(request, path, ProstCodec::<(), ()>::default()).await.err().map(|status| status.code())
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn every_method_asks_who_calls() {
-    let cluster = Cluster::start(1).await;
-    cluster.add_user("alice", &["access"], &[]).await;
-    let alice = cluster.session_of("alice").await;
-    let agent = Agent::join(&cluster, AgentSpec::default());
-    let (certificate, key) = agent.pems();
-    let trust = cluster.trust();
-    let channel = |identity| {
-        let tls = api::tls(trust, true, identity);
-        let name = api::auth_server_name(trust);
-        let address = cluster.nodes()[0].address();
-        mezite_proto::transport::channel(&address, tls, name, Duration::from_secs(60)).unwrap()
-    };
-    let (bare, certified) = (channel(None), channel(Some((certificate.as_str(), key.as_str()))));
-
-    let mut wrong = Vec::new();
-    // A method of class public judges the credential itself; Logout would end the session of the others.
-    let asking = METHODS.iter().filter(|rule| !rule.classes.contains(&AccessClass::Public));
-    for rule in asking.clone().filter(|rule| rule.method != "Logout") {
-        let mut check = |who: &str, answer: Option<Code>, refusal: Code, class: Option<AccessClass>| {
-            let may = class.is_some_and(|class| rule.classes.contains(&class));
-            if (answer == Some(refusal)) == may {
-                wrong.push(format!("{} by {who}: {answer:?}", rule.method));
-            }
-        };
-        check("nobody", refusal(&bare, rule.method, None).await, Code::Unauthenticated, None);
-        let answer = refusal(&bare, rule.method, Some("nonsense")).await;
-        check("a made-up session", answer, Code::Unauthenticated, None);
-        let answer = refusal(&bare, rule.method, Some(alice.expose())).await;
-        check("a user", answer, Code::PermissionDenied, Some(AccessClass::User));
-        let answer = refusal(&certified, rule.method, None).await;
-        check("an agent", answer, Code::PermissionDenied, Some(AccessClass::Agent));
-    }
-    assert!(wrong.is_empty(), "{wrong:#?}");
-    assert!(asking.count() > 60);
-    for reserved in RESERVED {
-        let answer = refusal(&bare, reserved, Some(cluster.session().expose())).await;
-        assert_eq!(answer, Some(Code::Unimplemented), "{reserved}");
-    }
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_session_is_nothing_but_its_own_id() {
-    let cluster = Cluster::start(1).await;
-    cluster.add_user("alice", &["access"], &[]).await;
-    let alice = cluster.session_of("alice").await;
-    let handle = handle(&cluster, "alice").await;
-    for wrong in
-        [handle.as_str(), "x", &alice.expose().to_uppercase(), &alice.expose()[1..], "../../etc/passwd"]
-    {
-        let session = SessionSecret::new(wrong.to_owned()).unwrap();
-        let result = call!(cluster.user_at(0, &session), list_users, v1::ListUsersRequest::default());
-        match result {
-            // A spelling that has no other case is the session itself.
-            Ok(_) => assert_eq!(wrong, alice.expose()),
-            Err(ClientError::Status(status)) => assert_eq!(status.code, Code::Unauthenticated, "{wrong}"),
-            Err(other) => panic!("{wrong}: {other}"),
-        }
-    }
-    // No log and no list has the secret.
-    assert!(!cluster.nodes()[0].log().contains(alice.expose()));
-    let sessions = cluster.ctl().ok(&["sessions", "ls", "--format", "json"]);
-    assert!(sessions.contains(&handle) && !sessions.contains(alice.expose()));
 }

@@ -1,7 +1,7 @@
 //! Every table and its keys. Rows are protobuf messages of our own: a release adds fields, and never gives a number
 //! another meaning. Times are milliseconds since the Unix epoch.
 
-use store_txn::Row;
+use store_txn::{Row, UnixMillis};
 
 /// Makes protobuf messages rows that never end.
 macro_rules! rows {
@@ -109,6 +109,7 @@ mod cluster;
 mod joining;
 mod nodes;
 mod policy;
+mod requests;
 mod sessions;
 #[cfg(test)]
 mod tests;
@@ -134,9 +135,19 @@ pub use policy::{
     ClusterConfigKey, ClusterConfigRow, LockKey, LockRow, LockTargetKey, LockTargetRow, RecordingMode,
     SecondFactor, TargetKind,
 };
+pub use requests::{RequestKey, RequestRow, RequestState, ReviewRow, UserRequestKey};
 pub use sessions::{AuthMethod, SessionHandleKey, SessionKey, SessionRefRow, SessionRow, UserSessionKey};
 
 /// Nothing but the key counts.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct MarkRow {}
 rows!(MarkRow);
+
+/// Nothing but the key counts, until a time.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct MarkEndingRow {
+    /// When it ends.
+    #[prost(uint64, tag = "1")]
+    pub expires_at_ms: UnixMillis,
+}
+ending_rows!(MarkEndingRow);

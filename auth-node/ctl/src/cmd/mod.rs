@@ -1,12 +1,15 @@
 //! The commands, one file per family.
 
 pub(crate) mod agent;
+pub(crate) mod audit;
 pub(crate) mod certs;
 pub(crate) mod cluster;
+pub(crate) mod config;
 pub(crate) mod locks;
 pub(crate) mod login;
 pub(crate) mod nodes;
 pub(crate) mod recordings;
+pub(crate) mod requests;
 pub(crate) mod roles;
 pub(crate) mod sessions;
 pub(crate) mod status;
@@ -32,6 +35,9 @@ pub(crate) async fn run(context: &Context, command: Command) -> Result<()> {
         Command::Agent(command) => agent::run(context, command).await,
         Command::Recordings(command) => recordings::run(context, command).await,
         Command::Sessions(command) => sessions::run(context, command).await,
+        Command::Requests(command) => requests::run(context, command).await,
+        Command::Audit(command) => audit::run(context, command).await,
+        Command::Config(command) => config::run(context, command).await,
         Command::Locks(command) => locks::run(context, command).await,
         Command::Cluster(command) => cluster::run(context, command).await,
     }

@@ -12,7 +12,9 @@ use mezite_client::testing::{CLUSTER, Call, FakeServer, TestCa};
 use mezite_daemon::clock;
 use mezite_pki::{
     identity::Identity,
-    ssh::{HostCertSpec, SshCa, SshPublicKey, UserCertSpec, UserExtensions, known_hosts_line},
+    ssh::{
+        HostCertSpec, SshCa, SshPublicKey, UserCertSpec, UserExtensions, known_hosts_line, revocation_list,
+    },
 };
 use mezite_proto::v1;
 use prost::Message as _;
@@ -102,6 +104,10 @@ impl Authorities {
     fn answer(&self, call: &Call) -> Option<Vec<u8>> {
         Some(match call.method.as_str() {
             "GetTrustBundle" => self.bundle().encode_to_vec(),
+            "GetRevocationList" => {
+                let krl = revocation_list(&[], 1, 0, CLUSTER).into();
+                v1::GetRevocationListResponse { krl, revision: 0 }.encode_to_vec()
+            }
             "Ping" => v1::PingResponse {
                 cluster_name: CLUSTER.into(),
                 cluster_id: "an id".into(),

@@ -1,0 +1,288 @@
+//! `audit`: what was done, by whom, and the proof that the log is whole.
+
+use std::{
+    collections::BTreeMap,
+    fs::File,
+    io::{BufReader, Write as _},
+    path::{Path, PathBuf},
+    time::SystemTime,
+};
+
+use anyhow::{Context as _, Result};
+use clap::{Args, Subcommand};
+use mezite_client::Retry;
+use mezite_pki::ssh::SshPublicKey;
+use mezite_proto::v1;
+use serde::Serialize;
+
+use crate::{
+    args::rfc3339,
+    audit_proof::{self, Export, Verified},
+    cmd::call,
+    context::Context,
+    exit::Usage,
+    files::{self, PRIVATE, Pending},
+    output::{self, Done, Report, Row},
+};
+
+/// Commands on the audit log.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Audit {
+    /// List events, the newest first
+    Ls(Ls),
+    /// Write the whole log to a file, with the proof that nothing is missing
+    Export(ExportTo),
+    /// Verify an export: any change, gap or truncation is told, and the exit code is 1
+    Verify(Verify),
+}
+
+const LS_EXAMPLES: &str = "\
+Examples:
+  mezctl audit ls --limit 20
+  mezctl audit ls --event 'user.*' --event lock.create --actor alice
+  mezctl audit ls --from 2026-11-24T00:00:00Z --text web1 --oldest-first --format json";
+
+/// Arguments of `audit ls`.
+#[derive(Debug, Args)]
+#[command(after_help = LS_EXAMPLES)]
+pub(crate) struct Ls {
+    /// Only these events, such as `user.create`, or families, such as `user.*`
+    #[arg(long = "event", value_name = "EVENT")]
+    events: Vec<String>,
+    /// Only what this user, agent or ingest did, by name or id
+    #[arg(long, default_value = "", hide_default_value = true, value_name = "NAME")]
+    actor: String,
+    /// Only from this time on
+    #[arg(long, value_parser = rfc3339, value_name = "RFC3339")]
+    from: Option<SystemTime>,
+    /// Only before this time
+    #[arg(long, value_parser = rfc3339, value_name = "RFC3339")]
+    to: Option<SystemTime>,
+    /// Only with this text in the target or in a field, whatever the case
+    #[arg(long, default_value = "", hide_default_value = true, value_name = "TEXT")]
+    text: String,
+    /// At most so many
+    #[arg(long, default_value_t = 100, value_name = "COUNT")]
+    limit: usize,
+    /// The oldest first
+    #[arg(long)]
+    oldest_first: bool,
+}
+
+const EXPORT_EXAMPLES: &str = "\
+Examples:
+  mezctl audit export --out audit.jsonl
+  mezctl audit verify audit.jsonl
+
+The file has one JSON object a line: a header, the events, and a checkpoint that the cluster signs.";
+
+/// Arguments of `audit export`.
+#[derive(Debug, Args)]
+#[command(after_help = EXPORT_EXAMPLES)]
+pub(crate) struct ExportTo {
+    /// File to write, mode 0600
+    #[arg(long, value_name = "FILE")]
+    out: PathBuf,
+}
+
+const VERIFY_EXAMPLES: &str = "\
+Examples:
+  mezctl audit verify audit.jsonl                          with the key that the cluster answers now
+  mezctl audit verify audit.jsonl --key audit.pub          without the cluster
+  mezctl audit verify today.jsonl --since yesterday.jsonl  the log went on from there, and was not made anew
+
+`mezctl audit verify` needs a key that it can trust: keep the one that is printed here with your own records.";
+
+/// Arguments of `audit verify`.
+#[derive(Debug, Args)]
+#[command(after_help = VERIFY_EXAMPLES)]
+pub(crate) struct Verify {
+    /// The export
+    file: PathBuf,
+    /// File with the public key of the cluster's audit authority, one line [default: ask the cluster]
+    #[arg(long, value_name = "FILE")]
+    key: Option<PathBuf>,
+    /// An earlier export, of which this one must be the continuation
+    #[arg(long, value_name = "FILE")]
+    since: Option<PathBuf>,
+}
+
+#[derive(Serialize)]
+struct EventView {
+    index: u64,
+    time: Option<String>,
+    event: String,
+    code: String,
+    actor: String,
+    target: String,
+    success: bool,
+    fields: BTreeMap<String, String>,
+    node_id: u64,
+    request_id: String,
+    client_address: String,
+}
+
+impl From<v1::AuditEvent> for EventView {
+    fn from(event: v1::AuditEvent) -> Self {
+        Self {
+            index: event.index,
+            time: output::time(event.time.as_ref()),
+            event: event.event,
+            code: event.code,
+            actor: event.actor,
+            target: event.target,
+            success: event.success,
+            fields: event.fields,
+            node_id: event.node_id,
+            request_id: event.request_id,
+            client_address: event.client_address,
+        }
+    }
+}
+
+impl Row<6> for EventView {
+    const HEADER: [&'static str; 6] = ["INDEX", "TIME", "EVENT", "ACTOR", "TARGET", "FIELDS"];
+
+    fn row(&self) -> [String; 6] {
+        [
+            self.index.to_string(),
+            self.time.clone().unwrap_or_default(),
+            self.event.clone(),
+            self.actor.clone(),
+            self.target.clone(),
+            output::pairs(&self.fields),
+        ]
+    }
+}
+
+pub(crate) async fn run(context: &Context, command: Audit) -> Result<()> {
+    match command {
+        Audit::Ls(args) => ls(context, args).await,
+        Audit::Export(args) => export(context, &args.out).await,
+        Audit::Verify(args) => verify(context, args).await,
+    }
+}
+
+async fn ls(context: &Context, args: Ls) -> Result<()> {
+    let client = context.user().await?;
+    let order = if args.oldest_first { v1::SortOrder::Ascending } else { v1::SortOrder::Descending };
+    let mut request = v1::QueryAuditEventsRequest {
+        events: args.events,
+        actor: args.actor,
+        from: args.from.map(Into::into),
+        to: args.to.map(Into::into),
+        text: args.text,
+        order: order.into(),
+        ..v1::QueryAuditEventsRequest::default()
+    };
+    let mut events = Vec::new();
+    while events.len() < args.limit {
+        let missing = u32::try_from(args.limit - events.len()).unwrap_or(u32::MAX);
+        request.page_size = missing.min(mezite_client::PAGE_SIZE);
+        let page = call!(client, Retry::Idempotent, query_audit_events, request.clone())?;
+        events.extend(page.events.into_iter().map(EventView::from));
+        request.page_token = page.next_page_token;
+        if request.page_token.is_empty() {
+            break;
+        }
+    }
+    context.print_list(events)
+}
+
+async fn export(context: &Context, out: &Path) -> Result<()> {
+    let client = context.user().await?;
+    let file = Pending::create(out)?;
+    // A log can be larger than memory.
+    let mut spool = tempfile::tempfile().context("cannot make a temporary file")?;
+    let mut export = Export::default();
+    let mut request = v1::QueryAuditEventsRequest {
+        order: v1::SortOrder::Ascending.into(),
+        page_size: mezite_client::PAGE_SIZE,
+        with_proof: true,
+        ..v1::QueryAuditEventsRequest::default()
+    };
+    loop {
+        let page = call!(client, Retry::Idempotent, query_audit_events, request.clone())?;
+        spool.write_all(export.page(&page)?.as_bytes())?;
+        request.page_token = page.next_page_token;
+        if request.page_token.is_empty() {
+            break;
+        }
+    }
+    file.write(PRIVATE, |file| {
+        std::io::Seek::rewind(&mut spool)?;
+        std::io::copy(&mut spool, file).map(drop)
+    })?;
+    context.print(&Done::new(format!("Wrote {} events to {}.", export.events, out.display())))
+}
+
+/// An export that is not what the cluster signed.
+#[derive(Debug, thiserror::Error)]
+#[error("{0} is not the log that the cluster signed: {1} problems")]
+struct Tampered(String, usize);
+
+#[derive(Serialize)]
+struct Verdict {
+    #[serde(flatten)]
+    found: Verified,
+    sound: bool,
+    /// Keys that were trusted.
+    keys: Vec<String>,
+}
+
+impl Report for Verdict {
+    fn text(&self) -> String {
+        let Verified { cluster_id, first_index, last_index, events, signed_at, problems, .. } = &self.found;
+        let verdict = if self.sound { "sound: nothing is changed, missing or cut off" } else { "NOT SOUND" };
+        let mut text = output::fields(&[
+            ("cluster id", cluster_id.clone()),
+            ("events", format!("{events}, {first_index} to {last_index}")),
+            ("signed at", signed_at.clone()),
+            ("key", self.keys.join("\n")),
+            ("verdict", verdict.into()),
+        ]);
+        for problem in problems {
+            text += &format!("  {problem}\n");
+        }
+        text
+    }
+}
+
+async fn verify(context: &Context, args: Verify) -> Result<()> {
+    let lines = match &args.key {
+        Some(file) => files::read_text(file)?.lines().map(str::to_owned).collect(),
+        None => audit_keys(context).await?,
+    };
+    let lines: Vec<String> = lines.into_iter().filter(|line| !line.trim().is_empty()).collect();
+    let keys = lines.iter().map(|line| SshPublicKey::parse(line)).collect::<Result<Vec<_>, _>>();
+    let keys = keys.map_err(|error| Usage(format!("the key of the audit authority: {error}")))?;
+    let earlier = match &args.since {
+        Some(file) => {
+            let found = audit_proof::verify(open(file)?, &keys, None)?;
+            if !found.problems.is_empty() {
+                let count = found.problems.len();
+                context.print(&Verdict { found, sound: false, keys: lines })?;
+                return Err(Tampered(file.display().to_string(), count).into());
+            }
+            Some(found.earlier())
+        }
+        None => None,
+    };
+    let found = audit_proof::verify(open(&args.file)?, &keys, earlier.as_ref())?;
+    let count = found.problems.len();
+    context.print(&Verdict { found, sound: count == 0, keys: lines })?;
+    if count == 0 { Ok(()) } else { Err(Tampered(args.file.display().to_string(), count).into()) }
+}
+
+fn open(path: &Path) -> Result<BufReader<File>> {
+    let file = File::open(path).map_err(|error| Usage(format!("cannot read {}: {error}", path.display())))?;
+    Ok(BufReader::new(file))
+}
+
+/// The public keys of the cluster's audit authority.
+async fn audit_keys(context: &Context) -> Result<Vec<String>> {
+    let cluster = context.cluster(None).await?;
+    let bundle = context.client(&cluster)?.trust_bundle().await?;
+    let authority = bundle.authorities.into_iter().find(|ca| ca.kind() == v1::CaKind::Audit);
+    Ok(authority.map(|authority| authority.ssh_public_keys).unwrap_or_default())
+}
