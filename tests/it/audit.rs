@@ -7,6 +7,9 @@ use serde_json::Value;
 
 use crate::support::{add_user, texts};
 
+/// A change of the lines of an export.
+type Change = fn(&mut Vec<String>);
+
 fn auditor(cluster: &Cluster) -> Ctl {
     add_user(cluster, "auditor", "auditor", "auditor");
     let ctl = cluster.ctl_named("auditor");
@@ -70,14 +73,11 @@ async fn an_export_is_proved_whole_by_us_and_by_ssh_keygen_and_any_change_is_fou
     let _ = auditor.run(&["audit", "verify", path, "--since", later]).failed(1);
 
     let tampered = cluster.dir().join("tampered.jsonl");
-    let changes: [(&str, Box<dyn Fn(&mut Vec<String>)>); 4] = [
-        (
-            "another actor",
-            Box::new(|lines| lines[2] = lines[2].replace("\"actor\":\"init\"", "\"actor\":\"user:x\"")),
-        ),
-        ("a gap", Box::new(|lines| drop(lines.remove(3)))),
-        ("the end is cut off", Box::new(|lines| lines.truncate(lines.len() - 2))),
-        ("the last event is gone", Box::new(|lines| drop(lines.remove(lines.len() - 2)))),
+    let changes: [(&str, Change); 4] = [
+        ("another actor", |lines| lines[2] = lines[2].replace("\"actor\":\"init\"", "\"actor\":\"user:x\"")),
+        ("a gap", |lines| drop(lines.remove(3))),
+        ("the end is cut off", |lines| lines.truncate(lines.len() - 2)),
+        ("the last event is gone", |lines| drop(lines.remove(lines.len() - 2))),
     ];
     for (what, change) in changes {
         let mut lines = sound.clone();
