@@ -96,7 +96,8 @@ pub fn get(state: &mut (impl Read + ?Sized)) -> Result<Versioned<ClusterConfigRo
 /// Replaces the configuration, and answers it as it is stored. It counts at once; sessions that there are keep their end.
 ///
 /// # Errors
-/// [`CoreError::Invalid`], [`CoreError::StaleRevision`], [`CoreError::Storage`].
+/// [`CoreError::Invalid`], also for what this release does not do yet; [`CoreError::StaleRevision`],
+/// [`CoreError::Storage`].
 pub fn update(
     tx: &mut (impl Transaction + ?Sized),
     context: &Context,
@@ -104,6 +105,7 @@ pub fn update(
     revision: u64,
 ) -> Result<ClusterConfigRow, CoreError> {
     check(row)?;
+    check_built(row)?;
     let before = get(tx)?;
     CoreError::check_revision("cluster configuration", "", revision, before.revision)?;
     tx.put(&ClusterConfigKey, row);
@@ -138,6 +140,24 @@ fn check(row: &ClusterConfigRow) -> Result<(), CoreError> {
         return Err(CoreError::invalid("config.recording_mode", "off, best-effort or strict"));
     }
     Ok(())
+}
+
+/// Refuses what this release would keep and not do: a setting that protects nothing must not look as if it did.
+fn check_built(row: &ClusterConfigRow) -> Result<(), CoreError> {
+    let later = [
+        ("session_idle_timeout", row.session_idle_timeout_ms.is_some()),
+        ("lockout_threshold", row.lockout_threshold.is_some()),
+        ("lockout_duration", row.lockout_duration_ms.is_some()),
+        ("second_factor", Settings::of(row).second_factor != SecondFactor::Off),
+        ("recording_mode", Settings::of(row).recording_mode == RecordingMode::Strict),
+    ];
+    match later.iter().find(|(_, set)| *set) {
+        Some((field, _)) => Err(CoreError::invalid(
+            format!("config.{field}"),
+            "this release does not do this yet: leave it unset",
+        )),
+        None => Ok(()),
+    }
 }
 
 /// What is different, for the audit log: `before -> after`.

@@ -41,6 +41,28 @@ fn a_change_counts_at_once_is_audited_and_needs_the_current_revision() {
 }
 
 #[test]
+fn what_would_protect_nothing_yet_is_refused() {
+    let mut cluster = Cluster::new();
+    let default = ClusterConfigRow::default;
+    let later = [
+        ("session_idle_timeout", ClusterConfigRow { session_idle_timeout_ms: Some(HOUR), ..default() }),
+        ("lockout_threshold", ClusterConfigRow { lockout_threshold: Some(5), ..default() }),
+        ("lockout_duration", ClusterConfigRow { lockout_duration_ms: Some(HOUR), ..default() }),
+        ("second_factor", ClusterConfigRow { second_factor: SecondFactor::Optional.into(), ..default() }),
+        ("recording_mode", ClusterConfigRow { recording_mode: RecordingMode::Strict.into(), ..default() }),
+    ];
+    for (field, row) in later {
+        assert_invalid(set(&mut cluster, &row, 0), &format!("config.{field}"));
+    }
+    let as_it_is = ClusterConfigRow {
+        second_factor: SecondFactor::Off.into(),
+        recording_mode: RecordingMode::BestEffort.into(),
+        ..default()
+    };
+    set(&mut cluster, &as_it_is, 0).unwrap();
+}
+
+#[test]
 fn every_bound_is_kept_and_names_its_field() {
     let mut cluster = Cluster::new();
     let default = ClusterConfigRow::default;

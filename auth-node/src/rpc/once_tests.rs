@@ -166,8 +166,8 @@ fn cases() -> Vec<Case> {
             update_cluster_config,
             no_secret,
             |asked, _at| {
-                let lockout_threshold = pick(asked, 5, 6);
-                let config = v1::ClusterConfig { lockout_threshold, ..Default::default() };
+                let audit_max_events = pick(asked, 5_000, 6_000);
+                let config = v1::ClusterConfig { audit_max_events, ..Default::default() };
                 v1::UpdateClusterConfigRequest { config: Some(config) }
             }
         ),

@@ -27,9 +27,9 @@ pub(crate) enum Config {
 
 const SET_EXAMPLES: &str = "\
 Examples:
-  mezctl config set --session-ttl 8h --session-idle-timeout 30m
+  mezctl config set --session-ttl 8h
   mezctl config set --audit-retention 400d
-  mezctl config set --session-idle-timeout off";
+  mezctl config set --audit-retention off";
 
 /// A duration, or `off` for none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
