@@ -9,7 +9,7 @@ use auth_core::{
     trust,
 };
 use raft_store::{Store, WatchEvent, Watcher};
-use store_txn::{Key, KeyRange, KeyWriter};
+use store_txn::{Key as _, KeyRange};
 use tokio::{
     sync::watch,
     time::{Instant, sleep, sleep_until},
@@ -26,8 +26,6 @@ use crate::{
 const CONFIRM_INTERVAL: Duration = Duration::from_secs(2);
 /// A node that cannot confirm within this that it is current sends its listeners to another.
 const CONFIRM_TIMEOUT: Duration = Duration::from_secs(3);
-/// Pause after the state could not be read.
-const AFTER_FAILURE: Duration = Duration::from_secs(1);
 /// Most calls with which one agent listens: it needs one, and a new one before the old one's end is noticed.
 const PER_AGENT: usize = 2;
 
@@ -117,16 +115,12 @@ struct Editor {
     revocations: Watcher,
 }
 
-fn whole<K: Key>() -> KeyRange {
-    KeyRange::prefix(&KeyWriter::table(K::TABLE).finish())
-}
-
 impl Editor {
     fn new(store: Store) -> Self {
         // Before the state is read, so that no change is missed.
         let revision = store.status().revision;
-        let authorities = store.watch(whole::<CaKey>(), revision);
-        let revocations = store.watch(whole::<RevocationHeadKey>(), revision);
+        let authorities = store.watch(KeyRange::table(CaKey::TABLE), revision);
+        let revocations = store.watch(KeyRange::table(RevocationHeadKey::TABLE), revision);
         Self { store, authorities, revocations }
     }
 
@@ -135,8 +129,7 @@ impl Editor {
             let news = match self.look().await {
                 Ok(news) => Some(news),
                 Err(error) => {
-                    tracing::warn!(%error, "what is new for agents could not be read");
-                    sleep(AFTER_FAILURE).await;
+                    tracing::debug!(%error, "what is new for agents could not be read");
                     None
                 }
             };

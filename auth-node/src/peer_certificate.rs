@@ -16,7 +16,7 @@ use mezite_pki::{
     x509::{CertificateInfo, LeafSpec, X509Ca},
 };
 use raft_store::{Clock, PeerIdentity, Store, WatchEvent, Watcher, peer_dns_name};
-use store_txn::{Key as _, KeyRange, KeyWriter, Read, ReadExt as _};
+use store_txn::{Key as _, KeyRange, Read, ReadExt as _};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -89,7 +89,7 @@ impl Renewal {
         node: NodeState,
         life: Duration,
     ) -> Self {
-        let range = KeyRange::prefix(&KeyWriter::table(CaKey::TABLE).finish());
+        let range = KeyRange::table(CaKey::TABLE);
         // Before the row is read, so that no change is missed.
         let watcher = store.watch(range, store.status().revision);
         Self {

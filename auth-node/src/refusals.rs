@@ -1,4 +1,4 @@
-//! How many refusals this node writes into the audit log. The log is replicated and keeps everything, and anybody who
+//! How many refusals this node writes into the audit log. The log is replicated and kept for long, and anybody who
 //! reaches a port can be refused as often as it likes; so what is above the bound is counted, and the next refusal that
 //! is recorded tells how many were not. What is answered does not depend on it.
 

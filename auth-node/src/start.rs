@@ -10,7 +10,7 @@ use auth_core::{
 };
 use mezite_daemon::{clock, diagnostics, metrics, program::listen};
 use raft_store::{Clock, Fatal, Role, Store};
-use store_txn::{Key as _, KeyRange, KeyWriter, ReadExt as _};
+use store_txn::{Key as _, KeyRange, ReadExt as _};
 use tokio::{
     sync::Semaphore,
     task::JoinHandle,
@@ -230,7 +230,7 @@ async fn take_part(store: &Store, state: &NodeState) -> Result<ClusterRow, NodeE
 /// Waits until the rows that a node serves with are here: those of the cluster and of its TLS CA.
 async fn wait_for_cluster(store: &Store) -> Result<ClusterRow, NodeError> {
     // Before the rows are read, so that no change is missed. They are written together.
-    let range = KeyRange::prefix(&KeyWriter::table(ClusterKey::TABLE).finish());
+    let range = KeyRange::table(ClusterKey::TABLE);
     let mut changes = store.watch(range, store.status().revision);
     loop {
         let read = store.read_local(|view| {

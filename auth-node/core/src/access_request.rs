@@ -17,7 +17,7 @@ use crate::{
     labels, lock,
     names::{AgentId, RequestId, RoleName, UserName},
     node,
-    page::{Page, PageRequest},
+    page::{Page, PageRequest, look_through},
     rules::{Resource, Verb},
     tables::{
         ConditionsRow, MarkEndingRow, NodeKey, NodeKind, RequestKey, RequestRow, RequestRulesRow,
@@ -45,10 +45,6 @@ const MIN_DURATION: Duration = Duration::from_secs(60);
 const PENDING_MS: UnixMillis = 24 * 3600 * 1000;
 /// What became of a request is shown for thirty days, in milliseconds.
 const KEPT_MS: UnixMillis = 30 * 24 * 3600 * 1000;
-/// Requests that are looked at for one page.
-const MAX_LOOKED_AT: usize = 4096;
-/// Requests that are read at a time.
-const CHUNK: usize = 256;
 
 /// A request to make.
 #[derive(Debug, Clone)]
@@ -264,30 +260,18 @@ pub fn list(
     page: &PageRequest,
 ) -> Result<Page<Request>, CoreError> {
     let caller = context.caller.user()?;
-    let parse = |text: &str| {
-        RequestId::parse(text)
-            .ok_or_else(|| CoreError::invalid("page_token", "this is not a token of this list"))
-    };
-    let mut after = page.after.as_deref().map(parse).transpose()?;
-    let (mut items, mut looked_at) = (Vec::new(), 0);
-    while looked_at < MAX_LOOKED_AT {
-        let rows = state.scan(after.clone().map(RequestKey).as_ref(), CHUNK)?;
-        if rows.is_empty() {
-            return Ok(Page { items, next: None });
-        }
-        looked_at += rows.len();
-        for (RequestKey(id), stored) in rows {
-            if items.len() == page.size {
-                return Ok(Page { items, next: after.map(String::from) });
-            }
-            after = Some(id.clone());
+    let parse = |text: &str| RequestId::parse(text);
+    look_through(
+        state,
+        page,
+        parse,
+        RequestKey,
+        |key| key.0,
+        |state, id, stored| {
             let is_wanted = wanted.is_none_or(|wanted| stored.row.state_at(state.now()) == wanted);
-            if is_wanted && concerns(caller, &stored.row, Verb::List) {
-                items.push((id, stored));
-            }
-        }
-    }
-    Ok(Page { items, next: after.map(String::from) })
+            Ok((is_wanted && concerns(caller, &stored.row, Verb::List)).then_some((id, stored)))
+        },
+    )
 }
 
 fn concerns(caller: &UserCaller, row: &RequestRow, verb: Verb) -> bool {
@@ -439,6 +423,19 @@ pub(crate) fn granted(
         lock::check(state, TargetKind::Role, role.name.as_str())?;
     }
     Ok(Granted { roles, nodes: row.nodes.into_iter().collect(), ends_at_ms: row.ends_at_ms })
+}
+
+/// Forgets what a user asked for, when the user goes: somebody else of the same name has not asked for it. The audit log
+/// keeps what became of it.
+///
+/// # Errors
+/// [`CoreError::Storage`].
+pub(crate) fn forget_all_of(tx: &mut (impl Transaction + ?Sized), user: &UserName) -> Result<(), CoreError> {
+    for (key, _) in tx.scan_under::<UserRequestKey>(UserRequestKey::front(user), None, MAX_PER_USER)? {
+        tx.delete(&RequestKey(key.id.clone()));
+        tx.delete(&key);
+    }
+    Ok(())
 }
 
 fn put(tx: &mut (impl Transaction + ?Sized), id: &RequestId, owner: &UserName, row: &RequestRow) {

@@ -311,9 +311,34 @@ fn somebody_elses_request_gives_nothing() {
     assert_denied(office.certs(&[1]), "not an approved one of yours");
     office.ann = ann;
     office.certs(&[1]).unwrap();
-    // Of a user that is gone, and was made anew, nothing is left but the requests of that name: they are over by then,
-    // or gave what was approved for this name.
-    assert_denied(office.certs(&[2]), "not an approved one");
+}
+
+#[test]
+fn requests_end_with_their_user_and_are_nothing_to_the_next_of_that_name() {
+    let mut office = Office::new(0);
+    let rob = office.rob;
+    office.ask(1);
+    office.ask(2);
+    office.review(rob, 1, true).unwrap();
+    office.certs(&[1]).unwrap();
+    office.world.admin(|tx, context| crate::user::delete(tx, context, &name("ann"))).unwrap();
+    office.ann = office.world.user_with("ann", "asker", Traits::new());
+    assert_denied(office.certs(&[1]), "not an approved one of yours");
+    let gone = office.review(rob, 2, true);
+    assert!(matches!(gone, Err(CoreError::NotFound { .. })), "{gone:?}");
+    assert_eq!(office.world.rows(UserRequestKey::front(&name("ann"))), 0);
+}
+
+#[test]
+fn a_role_that_is_deleted_takes_along_what_was_issued_by_requests_for_it() {
+    let mut office = Office::new(0);
+    let rob = office.rob;
+    office.ask(1);
+    office.review(rob, 1, true).unwrap();
+    office.certs(&[1]).unwrap();
+    office.world.admin(|tx, context| crate::role::delete(tx, context, &role_name("dba"))).unwrap();
+    assert_eq!(office.world.run(|tx, _| crate::revocation::serials(tx)).unwrap(), [5]);
+    assert_denied(office.certs(&[1]), "no login");
 }
 
 #[test]

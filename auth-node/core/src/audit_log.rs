@@ -106,13 +106,11 @@ pub fn query(
     page: &PageRequest,
 ) -> Result<Page<Entry>, CoreError> {
     let wanted = interval(state, filter)?;
-    let after = page.after.as_deref().map(|text| {
-        text.parse::<u64>().map_err(|_| CoreError::invalid("page_token", "this is not a token of this list"))
-    });
+    let after = page.after(|text| text.parse::<u64>().ok())?;
     let (mut items, mut looked_at) = (Vec::new(), 0);
     // What has not been looked at yet.
     let (mut low, mut high) = (wanted.start, wanted.end);
-    match (order, after.transpose()?) {
+    match (order, after) {
         (Order::Ascending, Some(last)) => low = low.max(last.saturating_add(1)),
         (Order::Descending, Some(last)) => high = high.min(last),
         (_, None) => {}

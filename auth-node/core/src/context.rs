@@ -170,7 +170,7 @@ pub struct Origin {
     pub refusals: Refusals,
 }
 
-/// Whether a refusal of a call goes into the audit log, which keeps everything, while anybody can be refused at will: so
+/// Whether a refusal of a call goes into the audit log, which is replicated and kept for long, while anybody can be refused at will: so
 /// each node bounds how many it writes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Refusals {

@@ -167,11 +167,7 @@ pub fn list(
     state: &mut (impl Read + ?Sized),
     page: &PageRequest,
 ) -> Result<Page<(LockId, Versioned<LockRow>)>, CoreError> {
-    let parse = |text: &str| {
-        LockId::parse(text)
-            .ok_or_else(|| CoreError::invalid("page_token", "this is not a token of this list"))
-    };
-    let after = page.after.as_deref().map(parse).transpose()?;
+    let after = page.after(LockId::parse)?;
     let rows = state.scan(after.map(LockKey).as_ref(), page.size.saturating_add(1))?;
     let locks = rows.into_iter().map(|(key, row)| (key.0, row)).collect();
     Ok(Page::cut(locks, page.size, |(id, _)| id.to_string()))

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use store_txn::{Key, Read, ReadExt, Transaction, TransactionExt, Versioned};
+use store_txn::{Read, ReadExt, Transaction, TransactionExt, Versioned};
 
 use crate::{
     Caller, Context, CoreError,
@@ -11,7 +11,7 @@ use crate::{
     join,
     labels::{self, Labels},
     names::AgentId,
-    page::{Page, PageRequest},
+    page::{Page, PageRequest, look_through},
     presence::{self, PresenceTtl},
     revocation,
     rules::{Resource, Verb},
@@ -23,8 +23,6 @@ use crate::{
 
 /// Nodes that are read at a time.
 const CHUNK: usize = 256;
-/// Nodes that are looked at for one page: a filter that matches few must not read all of them in one call.
-const MAX_LOOKED_AT: usize = 4096;
 /// Most ingests that are told of.
 const MAX_INGESTS: usize = 1000;
 
@@ -138,6 +136,7 @@ pub fn list(
     look_through(
         state,
         page,
+        agent_id,
         NodeKey,
         |key| key.0,
         |state, id, stored| {
@@ -151,8 +150,8 @@ pub fn list(
 /// names, and have not registered.
 ///
 /// # Errors
-/// [`CoreError::Denied`] to all but admins and whoever has a rule to list nodes; [`CoreError::Unauthenticated`]; [`CoreError::Invalid`] for a page token of
-/// another list or labels out of bounds; [`CoreError::Storage`].
+/// [`CoreError::Denied`] to all but admins and whoever has a rule to list nodes; [`CoreError::Unauthenticated`];
+/// [`CoreError::Invalid`] for a page token of another list or labels out of bounds; [`CoreError::Storage`].
 pub fn unfinished(
     state: &mut (impl Read + ?Sized),
     context: &Context,
@@ -167,6 +166,7 @@ pub fn unfinished(
     look_through(
         state,
         page,
+        agent_id,
         JoinKey,
         |key| key.0,
         |_, id, stored| {
@@ -178,33 +178,9 @@ pub fn unfinished(
     )
 }
 
-/// Fills a page with what is wanted of a table's rows, by agent id. It looks at so many and no more, so a page may be
-/// short though it is not the last.
-fn look_through<S: Read + ?Sized, K: Key, T>(
-    state: &mut S,
-    page: &PageRequest,
-    key_of: impl Fn(AgentId) -> K,
-    id_of: impl Fn(K) -> AgentId,
-    mut wanted: impl FnMut(&mut S, AgentId, Versioned<K::Row>) -> Result<Option<T>, CoreError>,
-) -> Result<Page<T>, CoreError> {
-    let mut after = page.after.as_deref().map(|id| AgentId::parse("page_token", id)).transpose()?;
-    let (mut items, mut looked_at) = (Vec::new(), 0);
-    while looked_at < MAX_LOOKED_AT {
-        let rows = state.scan(after.clone().map(&key_of).as_ref(), CHUNK)?;
-        if rows.is_empty() {
-            return Ok(Page { items, next: None });
-        }
-        looked_at += rows.len();
-        for (key, stored) in rows {
-            if items.len() == page.size {
-                return Ok(Page { items, next: after.map(String::from) });
-            }
-            let id = id_of(key);
-            after = Some(id.clone());
-            items.extend(wanted(state, id, stored)?);
-        }
-    }
-    Ok(Page { items, next: after.map(String::from) })
+/// In a page token.
+fn agent_id(text: &str) -> Option<AgentId> {
+    AgentId::parse("", text).ok()
 }
 
 fn seen(

@@ -1,9 +1,17 @@
 //! Pages of lists: how many rows, and after which.
 
+use store_txn::{Key, Read, ReadExt, Versioned};
+
+use crate::CoreError;
+
 /// Rows on a page when the caller does not say.
 const DEFAULT_SIZE: u32 = 100;
 /// Most rows on a page.
 const MAX_SIZE: u32 = 1000;
+/// Rows that are read at a time where a page is filled by what is wanted.
+const CHUNK: usize = 256;
+/// Rows that are looked at for one such page: a filter that matches few must not read all of them in one call.
+pub(crate) const MAX_LOOKED_AT: usize = 4096;
 
 /// Which part of a list is asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -20,6 +28,48 @@ impl PageRequest {
         let size = if page_size == 0 { DEFAULT_SIZE } else { page_size.min(MAX_SIZE) };
         Self { size: usize::try_from(size).unwrap_or(usize::MAX), after }
     }
+
+    /// The key after which the page begins, as `parse` reads it.
+    ///
+    /// # Errors
+    /// [`CoreError::Invalid`] for `page_token` when it is of another list.
+    pub fn after<T>(&self, parse: impl Fn(&str) -> Option<T>) -> Result<Option<T>, CoreError> {
+        let refused = || CoreError::invalid("page_token", "this is not a token of this list");
+        self.after.as_deref().map(|text| parse(text).ok_or_else(refused)).transpose()
+    }
+}
+
+/// Fills a page with what is wanted of a table's rows, by id. It looks at so many and no more, so a page may be short
+/// though it is not the last.
+///
+/// # Errors
+/// [`CoreError::Invalid`] for a page token of another list; [`CoreError::Storage`]; what `wanted` answers.
+pub(crate) fn look_through<S: Read + ?Sized, I: Clone + Into<String>, K: Key, T>(
+    state: &mut S,
+    page: &PageRequest,
+    parse: impl Fn(&str) -> Option<I>,
+    key_of: impl Fn(I) -> K,
+    id_of: impl Fn(K) -> I,
+    mut wanted: impl FnMut(&mut S, I, Versioned<K::Row>) -> Result<Option<T>, CoreError>,
+) -> Result<Page<T>, CoreError> {
+    let mut after = page.after(parse)?;
+    let (mut items, mut looked_at) = (Vec::new(), 0);
+    while looked_at < MAX_LOOKED_AT {
+        let rows = state.scan(after.clone().map(&key_of).as_ref(), CHUNK)?;
+        if rows.is_empty() {
+            return Ok(Page { items, next: None });
+        }
+        looked_at += rows.len();
+        for (key, stored) in rows {
+            if items.len() == page.size {
+                return Ok(Page { items, next: after.map(Into::into) });
+            }
+            let id = id_of(key);
+            after = Some(id.clone());
+            items.extend(wanted(state, id, stored)?);
+        }
+    }
+    Ok(Page { items, next: after.map(Into::into) })
 }
 
 /// A page of a list.

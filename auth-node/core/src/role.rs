@@ -163,7 +163,7 @@ pub fn update(
     Ok(row)
 }
 
-/// Deletes a role that nobody holds.
+/// Deletes a role that nobody holds, and revokes what was issued by it.
 ///
 /// # Errors
 /// [`CoreError::NotFound`]; [`CoreError::Precondition`] for a built-in role, or when a user holds it;
@@ -183,6 +183,8 @@ pub fn delete(
         return Err(CoreError::Precondition(reason));
     }
     tx.delete(&RoleKey(name.clone()));
+    // Access requests give roles to those who do not hold them.
+    revocation::revoke(tx, TargetKind::Role, name.as_str());
     audit::append(tx, context, EventType::RoleDelete, target(name), &[]);
     Ok(())
 }

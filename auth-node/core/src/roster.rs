@@ -1,7 +1,7 @@
 //! The roster: which agents are registered, for those who judge agents away from the auth nodes. First all of it, page
 //! by page, then change by change. How it is carried, and when, is not decided here.
 
-use store_txn::{Key, KeyRange, KeyReader, KeyWriter, Read, ReadExt, TxError};
+use store_txn::{Key, KeyRange, KeyReader, Read, ReadExt, TxError};
 
 use crate::{
     CoreError, lock,
@@ -32,8 +32,8 @@ pub struct Page {
 
 /// The rows in which the roster is: registered agents, and locks on nodes.
 pub fn ranges() -> [KeyRange; 2] {
-    let agents = KeyWriter::table(NodeKey::TABLE);
-    [agents, LockTargetKey::kind_front(TargetKind::Node)].map(|front| KeyRange::prefix(&front.finish()))
+    let locks = LockTargetKey::kind_front(TargetKind::Node);
+    [KeyRange::table(NodeKey::TABLE), KeyRange::prefix(&locks.finish())]
 }
 
 /// The agents after an id, or from the first.

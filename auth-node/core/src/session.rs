@@ -108,11 +108,7 @@ pub fn list(
     user: Option<&UserName>,
     page: &PageRequest,
 ) -> Result<Page<SessionRow>, CoreError> {
-    let after = page.after.as_deref().map(|text| {
-        SessionHandle::parse(text)
-            .ok_or_else(|| CoreError::invalid("page_token", "this is not a token of this list"))
-    });
-    let after = after.transpose()?;
+    let after = page.after(SessionHandle::parse)?;
     let caller = caller.user()?;
     let limit = page.size.saturating_add(1);
     let sees_all = caller.may(Resource::Sessions, Verb::List);

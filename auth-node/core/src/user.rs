@@ -1,12 +1,12 @@
 //! Local users: who there is, which roles and traits they have, and their passwords' hashes, which never leave this
 //! crate but to be verified. Nobody gives what it does not hold, and the cluster never loses its last admin.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use store_txn::{Read, ReadExt, Transaction, TransactionExt, UnixMillis, Versioned};
 
 use crate::{
-    Context, CoreError,
+    Context, CoreError, access_request,
     audit::{self, EventType},
     context::UserCaller,
     evaluate::Traits,
@@ -64,13 +64,18 @@ pub struct Grants {
 impl Grants {
     /// Whether all of others is among these.
     fn include(&self, others: &Self) -> bool {
-        let has = |name: &String, value: &String| {
-            self.traits.get(name).is_some_and(|strings| strings.values.contains(value))
-        };
-        let traits =
-            |(name, strings): (&String, &StringsRow)| strings.values.iter().all(|value| has(name, value));
-        others.roles.is_subset(&self.roles) && others.traits.iter().all(traits)
+        others.roles.is_subset(&self.roles) && lacking(&self.traits, &others.traits).is_none()
     }
+}
+
+/// A trait of others of which these have not all values.
+fn lacking<'a>(traits: &Traits, others: &'a Traits) -> Option<&'a String> {
+    let has = |name: &String, value: &String| {
+        traits.get(name).is_some_and(|strings| strings.values.contains(value))
+    };
+    let lacks =
+        |(name, strings): &(&String, &StringsRow)| !strings.values.iter().all(|value| has(name, value));
+    others.iter().find(lacks).map(|(name, _)| name)
 }
 
 /// A user to be made.
@@ -235,7 +240,7 @@ pub fn update(
     Ok(User::of(name.clone(), Versioned { revision: 0, row }))
 }
 
-/// Deletes a user, ends its sessions and revokes its certificates. Answers how many those were.
+/// Deletes a user, ends its sessions and access requests, and revokes its certificates. Answers how many those were.
 ///
 /// # Errors
 /// [`CoreError::NotFound`], [`CoreError::Denied`] when the user has what the caller does not hold,
@@ -257,6 +262,7 @@ pub fn delete(
     tx.delete(&UserKey(name.clone()));
     let ended = session::end_all_of(tx, name, None)?;
     revocation::revoke(tx, TargetKind::User, name.as_str());
+    access_request::forget_all_of(tx, name)?;
     audit::append(tx, context, EventType::UserDelete, target(name), &[("sessions_ended", ended.to_string())]);
     Ok(ended)
 }
@@ -399,12 +405,7 @@ fn holds(caller: &UserCaller, grants: &Grants) -> Result<(), CoreError> {
             "you do not hold role {role}, so you cannot give it or manage who has it"
         )));
     }
-    let own: &BTreeMap<String, StringsRow> = &caller.user.traits;
-    let has =
-        |name: &String, value: &String| own.get(name).is_some_and(|strings| strings.values.contains(value));
-    let lacks =
-        |(name, strings): &(&String, &StringsRow)| !strings.values.iter().all(|value| has(name, value));
-    if let Some((name, _)) = grants.traits.iter().find(lacks) {
+    if let Some(name) = lacking(&caller.user.traits, &grants.traits) {
         let reason = format!(
             "you do not have all values of trait {name}, so you cannot give them or manage who has them"
         );

@@ -17,6 +17,7 @@ use auth_core::{
     ca::{self, Kek, NewCa},
     cluster::{self, FIRST_NODE, Succession},
     tables::CaKind,
+    trust,
 };
 use mezite_daemon::{clock, files::failed};
 use mezite_pki::x509::{CertificateInfo, X509Ca};
@@ -127,9 +128,11 @@ async fn rewrite(
 /// Refuses a key-encryption key that is not the one of the CA keys in the state.
 async fn check_kek(store: &Store, kek: &Kek) -> Result<(), NodeError> {
     let read = store.read_local(|view| {
-        let keys: Result<Vec<_>, CoreError> =
-            CaKind::ALL.into_iter().map(|kind| ca::active(view, kind)).collect();
-        keys
+        // Clusters that were made before there was an audit authority have none.
+        let there = trust::kinds(view)?;
+        let needed = |kind: &CaKind| *kind != CaKind::Audit || there.contains(kind);
+        let kinds = CaKind::ALL.into_iter().filter(needed);
+        kinds.map(|kind| ca::active(view, kind)).collect::<Result<Vec<_>, CoreError>>()
     });
     let keys = read.await.map_err(|error| match error {
         TransactError::Refused(CoreError::Precondition(_)) => NodeError::Refused(

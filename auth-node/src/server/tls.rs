@@ -23,7 +23,7 @@ use rustls::{
     ClientConfig, RootCertStore, ServerConfig, crypto::CryptoProvider, server::WebPkiClientVerifier,
 };
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _};
-use store_txn::{Key as _, KeyRange, KeyWriter, ReadExt as _};
+use store_txn::{Key as _, KeyRange, ReadExt as _};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -125,7 +125,7 @@ pub(crate) async fn begin(
     clock: &Clock,
     names: Names,
 ) -> Result<(Tls, Renewal), NodeError> {
-    let range = KeyRange::prefix(&KeyWriter::table(CaKey::TABLE).finish());
+    let range = KeyRange::table(CaKey::TABLE);
     // Before the rows are read, so that no change is missed.
     let watcher = store.watch(range, store.status().revision);
     let made = make(store, cas, clock, &names).await?;

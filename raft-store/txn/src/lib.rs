@@ -74,6 +74,11 @@ impl KeyRange {
         Self { start: prefix.to_vec(), end }
     }
 
+    /// All keys of a table.
+    pub fn table(table: Table) -> Self {
+        Self::prefix(&KeyWriter::table(table).finish())
+    }
+
     /// Whether the range holds no key.
     pub fn is_empty(&self) -> bool {
         self.start >= self.end

@@ -3,9 +3,9 @@
 
 use store_txn::{Row, UnixMillis};
 
-/// Makes protobuf messages rows that never end.
-macro_rules! rows {
-    ($($row:ty),+ $(,)?) => {$(
+/// Makes a protobuf message a row, which ends when `$expires_at` says.
+macro_rules! row {
+    ($row:ty, |$this:ident| $expires_at:expr) => {
         impl Row for $row {
             fn encode_row(&self) -> Vec<u8> {
                 prost::Message::encode_to_vec(self)
@@ -14,46 +14,28 @@ macro_rules! rows {
             fn decode_row(bytes: &[u8]) -> Result<Self, String> {
                 prost::Message::decode(bytes).map_err(|error: prost::DecodeError| error.to_string())
             }
+
+            fn expires_at(&self) -> Option<store_txn::UnixMillis> {
+                let $this = self;
+                $expires_at
+            }
         }
-    )+};
+    };
+}
+
+/// Makes protobuf messages rows that never end.
+macro_rules! rows {
+    ($($row:ty),+ $(,)?) => {$(row!($row, |_row| None);)+};
 }
 
 /// Makes protobuf messages rows that end at their `expires_at_ms`.
 macro_rules! ending_rows {
-    ($($row:ty),+ $(,)?) => {$(
-        impl Row for $row {
-            fn encode_row(&self) -> Vec<u8> {
-                prost::Message::encode_to_vec(self)
-            }
-
-            fn decode_row(bytes: &[u8]) -> Result<Self, String> {
-                prost::Message::decode(bytes).map_err(|error: prost::DecodeError| error.to_string())
-            }
-
-            fn expires_at(&self) -> Option<UnixMillis> {
-                Some(self.expires_at_ms)
-            }
-        }
-    )+};
+    ($($row:ty),+ $(,)?) => {$(row!($row, |row| Some(row.expires_at_ms));)+};
 }
 
 /// Makes protobuf messages rows that end at their `expires_at_ms`, or never where that is 0.
 macro_rules! rows_that_may_end {
-    ($($row:ty),+ $(,)?) => {$(
-        impl Row for $row {
-            fn encode_row(&self) -> Vec<u8> {
-                prost::Message::encode_to_vec(self)
-            }
-
-            fn decode_row(bytes: &[u8]) -> Result<Self, String> {
-                prost::Message::decode(bytes).map_err(|error: prost::DecodeError| error.to_string())
-            }
-
-            fn expires_at(&self) -> Option<UnixMillis> {
-                (self.expires_at_ms != 0).then_some(self.expires_at_ms)
-            }
-        }
-    )+};
+    ($($row:ty),+ $(,)?) => {$(row!($row, |row| (row.expires_at_ms != 0).then_some(row.expires_at_ms));)+};
 }
 
 /// Makes a key of one text part, whose canonical form is checked when it is read back.

@@ -324,6 +324,16 @@ async fn a_new_trust_bundle_is_fetched_with_the_heartbeat() {
     assert_eq!(beat.labels["env"], "test");
 }
 
+#[tokio::test]
+async fn a_revocation_list_that_is_missing_is_fetched_with_the_heartbeat() {
+    let world = World::new(joining);
+    world.first(JOIN).await.unwrap();
+    let list = world.path("agent").join("revoked_keys");
+    std::fs::remove_file(&list).unwrap();
+    world.run("agent heartbeat --dir @agent").await.unwrap();
+    assert_eq!(std::fs::read(&list).unwrap(), b"SSHKRL");
+}
+
 /// The token ended between the two calls: the certificates are there, and another token registers them.
 #[tokio::test]
 async fn a_join_that_broke_off_is_finished_with_another_token() {

@@ -115,7 +115,8 @@ impl<'a> Pulse<'a> {
 
     /// Fetches what is new to trust, and what is newly revoked.
     pub(crate) async fn follow(&mut self, news: v1::AccessNews) -> Result<()> {
-        if news.revocation_revision != self.state.revocation_revision {
+        // sshd refuses everybody while the file is missing.
+        if news.revocation_revision != self.state.revocation_revision || !self.dir.has_revocations() {
             let client = self.client().await?;
             keep_revocations(&self.dir, &mut self.state, &client).await?;
         }
