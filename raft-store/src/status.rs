@@ -104,6 +104,9 @@ pub struct Status {
     pub revision: u64,
     /// Members, ascending by id.
     pub members: Vec<MemberStatus>,
+    /// Whether a change of the voters is between its two steps, as far as this node's log says: elections and commits
+    /// need a quorum of the voters before it and of those after it.
+    pub joint: bool,
     /// Whether the node was removed from the cluster: it serves nothing, and never will again under its id.
     pub removed: bool,
 }

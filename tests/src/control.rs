@@ -124,6 +124,8 @@ pub struct NodeStatus {
     pub database_size: u64,
     /// Members, and whether each votes.
     pub members: BTreeMap<u64, bool>,
+    /// Whether a change of the voters is between its two steps.
+    pub joint: bool,
 }
 
 /// An answer.

@@ -221,10 +221,16 @@ impl StoreCluster {
                 })
                 .await;
             }
+            // On all of them, and for good: between the two steps of the change, the others need the leader.
             eventually(&format!("node {id} votes"), READY, async || {
-                let status = cluster.status(id).await.ok_or("no answer")?;
-                let votes = status.leader_id.is_some() && status.members.get(&id) == Some(&true);
-                if votes { Ok(()) } else { Err("not yet") }
+                for known_by in cluster.ids() {
+                    let status = cluster.status(known_by).await.ok_or("no answer")?;
+                    let votes = status.leader_id.is_some() && status.members.get(&id) == Some(&true);
+                    if !votes || status.joint {
+                        return Err("not yet");
+                    }
+                }
+                Ok(())
             })
             .await;
         }

@@ -100,9 +100,7 @@ impl Core {
 
     /// Whether a change of the voters is between its two steps.
     pub(crate) fn is_joint(&self) -> bool {
-        let metrics = self.raft.metrics();
-        let metrics = metrics.borrow();
-        metrics.membership_config.membership().get_joint_config().len() > 1
+        self.status().joint
     }
 
     /// Takes the second step of a change of the voters.

@@ -175,6 +175,7 @@ impl Core {
             committed_index: metrics.last_applied.map_or(0, |id| id.index),
             snapshot_index: metrics.snapshot.map_or(0, |id| id.index),
             members: members.collect(),
+            joint: membership.get_joint_config().len() > 1,
             ..Status::default()
         }
     }

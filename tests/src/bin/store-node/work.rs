@@ -144,6 +144,7 @@ fn status(store: &Store) -> NodeStatus {
         snapshot_index: status.snapshot_index,
         database_size: status.database_size,
         members: status.members.iter().map(|member| (member.node_id, member.voter)).collect(),
+        joint: status.joint,
     }
 }
 
