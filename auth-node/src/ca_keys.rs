@@ -8,7 +8,7 @@ use std::{
 
 use auth_core::{
     CoreError,
-    ca::{self, ActiveCa, Kek},
+    ca::{self, ActiveCa, Kek, NewCa},
     tables::CaKind,
 };
 use mezite_pki::{
@@ -17,6 +17,8 @@ use mezite_pki::{
     x509::{LeafSpec, X509Ca},
 };
 use zeroize::Zeroizing;
+
+use crate::new_ca;
 
 /// Opens the authorities' keys, each once for a revision of its row.
 pub(crate) struct CaKeys {
@@ -68,6 +70,14 @@ impl CaKeys {
         Ok((pem, spec.not_after.saturating_add(1)))
     }
 
+    /// A new key for an authority of a cluster, its private side sealed. `now` is in Unix seconds.
+    ///
+    /// # Errors
+    /// As [`new_ca::generate`].
+    pub(crate) fn generate(&self, kind: CaKind, cluster: &str, now: u64) -> Result<NewCa, CoreError> {
+        new_ca::generate(&self.kek, kind, cluster, now)
+    }
+
     fn private(&self, active: &ActiveCa) -> Result<Zeroizing<String>, CoreError> {
         let (key, kind) = (&active.key, active.kind);
         let mut private = ca::unseal(&self.kek, kind, &key.public, &key.sealed_private)?;
@@ -85,13 +95,12 @@ fn unusable(active: &ActiveCa) -> impl Fn(PkiError) -> CoreError {
     move |error| CoreError::Internal(format!("the {kind} CA: {error}"))
 }
 
-/// Authorities of one sort that were opened.
-struct Opened<T>(Mutex<BTreeMap<CaKind, Entry<T>>>);
+/// Authorities of one sort that were opened, by kind and public side: while one is rotated, two of its keys sign.
+struct Opened<T>(Mutex<BTreeMap<(CaKind, String), Entry<T>>>);
 
-/// An authority, and the key that it is of.
+/// An authority, and the revision of the row that it was opened from.
 struct Entry<T> {
     revision: u64,
-    public: String,
     authority: Arc<T>,
 }
 
@@ -106,16 +115,16 @@ impl<T> Opened<T> {
         active: &ActiveCa,
         open: impl FnOnce() -> Result<T, CoreError>,
     ) -> Result<Arc<T>, CoreError> {
-        let ActiveCa { kind, revision, key } = active;
+        let (place, revision) = ((active.kind, active.key.public.clone()), active.revision);
         let mut opened = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let known =
-            opened.get(kind).filter(|known| known.revision == *revision && known.public == key.public);
-        if let Some(known) = known {
+        if let Some(known) = opened.get_mut(&place) {
+            known.revision = known.revision.max(revision);
             return Ok(Arc::clone(&known.authority));
         }
         let authority = Arc::new(open()?);
-        let (public, kept) = (key.public.clone(), Arc::clone(&authority));
-        opened.insert(*kind, Entry { revision: *revision, public, authority: kept });
+        // A row that was changed may have dropped what it named before.
+        opened.retain(|(kind, _), known| *kind != active.kind || known.revision >= revision);
+        opened.insert(place, Entry { revision, authority: Arc::clone(&authority) });
         Ok(authority)
     }
 }
@@ -147,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_is_opened_once_a_revision() {
+    fn a_key_is_opened_once() {
         let cas = CaKeys::new(kek(1));
         let (first, second) = (user_ca(1), user_ca(2));
         let opened = cas.ssh(&first).unwrap();
@@ -155,9 +164,34 @@ mod tests {
         assert!(Arc::ptr_eq(&opened, &cas.ssh(&first).unwrap()));
         let rotated = cas.ssh(&second).unwrap();
         assert_eq!(rotated.public_line(), second.key.public);
+        // In the middle of a rotation both keys sign.
+        let first = ActiveCa { revision: 2, ..first };
+        let again = cas.ssh(&first).unwrap();
+        assert!(
+            Arc::ptr_eq(&again, &cas.ssh(&first).unwrap())
+                && Arc::ptr_eq(&rotated, &cas.ssh(&second).unwrap())
+        );
         // A restored state may have another key at the same revision.
         let other = user_ca(2);
         assert_eq!(cas.ssh(&other).unwrap().public_line(), other.key.public);
+    }
+
+    #[test]
+    fn a_new_key_opens() {
+        let cas = CaKeys::new(kek(1));
+        for kind in CaKind::ALL {
+            let NewCa { public, sealed_private, .. } = cas.generate(kind, "test", 1_700_000_000).unwrap();
+            let key = CaKeyRow { public: public.clone(), sealed_private, created_at_ms: 0 };
+            let active = ActiveCa { kind, revision: 1, key };
+            match kind {
+                CaKind::Tls | CaKind::Peer => {
+                    assert_eq!(cas.x509(&active).unwrap().certificate_pem(), public);
+                }
+                CaKind::User | CaKind::Host | CaKind::Audit => {
+                    assert_eq!(cas.ssh(&active).unwrap().public_line(), public);
+                }
+            }
+        }
     }
 
     #[test]

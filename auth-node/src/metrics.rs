@@ -37,6 +37,11 @@ pub(crate) fn refusal_unrecorded() {
     metrics::counter!("mezite_auth_refusals_unrecorded_total").increment(1);
 }
 
+/// Whether an automatic rotation of an authority's key is due, and something holds it up.
+pub(crate) fn rotation_held(kind: &'static str, held: bool) {
+    metrics::gauge!("mezite_auth_ca_rotation_held", "kind" => kind).set(f64::from(u8::from(held)));
+}
+
 /// Recordings that are being downloaded.
 pub(crate) fn downloads(count: usize) {
     metrics::gauge!("mezite_auth_downloads").set(f64::from(u32::try_from(count).unwrap_or(u32::MAX)));

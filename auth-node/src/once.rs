@@ -100,6 +100,7 @@ with_object!(
     CreateTokenResponse: token,
     UpdateNodeResponse: node,
     UpdateClusterConfigResponse: config,
+    RotateCaResponse: rotation,
     CreateAccessRequestResponse: request,
     ReviewAccessRequestResponse: request,
     CancelAccessRequestResponse: request,

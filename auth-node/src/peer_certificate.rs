@@ -21,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     ca_keys::CaKeys,
+    ca_rotation::Followed,
     fault::NodeError,
     node::{Folder, NodeState},
 };
@@ -74,20 +75,21 @@ pub(crate) struct Renewal {
     folder: Arc<Folder>,
     node: NodeState,
     life: Duration,
+    followed: Arc<Followed>,
     watcher: Watcher,
     /// Whether what is on disk is not yet what is shown.
     pending: bool,
 }
 
 impl Renewal {
-    /// For a node whose certificates live for `life`.
+    /// For a node whose certificates live for `life`. What is taken up of the CA's row is noted in `followed`.
     pub(crate) fn new(
         store: &Store,
         cas: &Arc<CaKeys>,
         clock: &Clock,
         folder: &Arc<Folder>,
-        node: NodeState,
-        life: Duration,
+        (node, life): (NodeState, Duration),
+        followed: &Arc<Followed>,
     ) -> Self {
         let range = KeyRange::table(CaKey::TABLE);
         // Before the row is read, so that no change is missed.
@@ -99,6 +101,7 @@ impl Renewal {
             folder: Arc::clone(folder),
             node,
             life,
+            followed: Arc::clone(followed),
             watcher,
             pending: false,
         }
@@ -133,8 +136,8 @@ impl Renewal {
     /// Renews what is due: answers when the certificate is due next, in Unix seconds.
     async fn renew(&mut self) -> Result<u64, NodeError> {
         let now = self.now();
-        let ends = CertificateInfo::from_pem(&self.folder.peer_certificate()?)?.not_after;
-        let due = ends.saturating_sub(self.life.as_secs() / 3);
+        let shown = CertificateInfo::from_pem(&self.folder.peer_certificate()?)?;
+        let due = shown.not_after.saturating_sub(self.life.as_secs() / 3);
         let read = self.store.read_local(|view| authorities(view)).await;
         let (active, trusted) = match read {
             Ok(authorities) => authorities,
@@ -142,11 +145,13 @@ impl Renewal {
             Err(_) if now < due => return Ok(due),
             Err(error) => return Err(error.into()),
         };
-        // When the CA's keys change, the one that signs may be another as well, and some may trust that alone.
-        if now < due && !self.pending && self.folder.peer_ca()? == trusted {
+        let authority = self.cas.x509(&active)?;
+        // A crash between the two files of a renewal leaves a certificate of the key that signed before.
+        let current = shown.names_authority(authority.info()) && self.folder.peer_ca()? == trusted;
+        if now < due && !self.pending && current {
+            self.followed.peer(active.revision);
             return Ok(due);
         }
-        let authority = self.cas.x509(&active)?;
         let (folder, node, life) = (Arc::clone(&self.folder), self.node.clone(), self.life);
         self.pending = true;
         let replace = move || replace(&folder, &node, &authority, &trusted, now, life);
@@ -154,6 +159,7 @@ impl Renewal {
         let (identity, ends) = replaced.map_err(|error| NodeError::Failed(error.to_string()))??;
         self.store.set_identity(identity)?;
         self.pending = false;
+        self.followed.peer(active.revision);
         tracing::info!(ends, "the node's peer certificate was renewed");
         Ok(now + ends.saturating_sub(now) * 2 / 3)
     }

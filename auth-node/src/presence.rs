@@ -7,7 +7,7 @@ use auth_core::{
     CoreError, Credential, node,
     presence::{self, PresenceTtl, Report},
     revocation,
-    tables::CaKind,
+    tables::{CaKind, RotationPhase},
     trust,
 };
 use raft_store::{Store, StoreError, TransactError};
@@ -34,8 +34,8 @@ const RETRY_AFTER: Duration = Duration::from_secs(2);
 pub(crate) struct News {
     /// host:port of each live ingest.
     pub(crate) ingest_addresses: Vec<String>,
-    /// Kinds of authorities.
-    pub(crate) authorities: Vec<CaKind>,
+    /// Where the rotation of each authority stands.
+    pub(crate) phases: Vec<(CaKind, RotationPhase)>,
     /// Revision of the trust bundle.
     pub(crate) trust_bundle_revision: u64,
     /// Revision of the last revocation.
@@ -181,7 +181,7 @@ impl Writer {
         let news = self.store.read_local(move |view| {
             Ok::<_, CoreError>(News {
                 ingest_addresses: node::live_ingests(view, ttl)?,
-                authorities: trust::kinds(view)?,
+                phases: trust::phases(view)?,
                 trust_bundle_revision: trust::revision(view)?,
                 revocation_revision: revocation::head(view)?,
             })

@@ -26,6 +26,7 @@ use crate::{
     audit_retention,
     bootstrap::{self, Joiner, store_config},
     ca_keys::CaKeys,
+    ca_rotation::{self, Followed},
     config::Config,
     fault::NodeError,
     news::Board,
@@ -107,8 +108,9 @@ pub async fn start(config: Config) -> Result<Handle, NodeError> {
     beside.spawn(diagnostics::serve(Arc::clone(&readiness), diagnostics, stop.clone()));
     let cas = Arc::new(CaKeys::new(Arc::clone(&kek)));
     // At once: a node that was away for long can speak to nobody before.
-    let life = config.raft.peer_certificate_life;
-    let renewal = peer_certificate::Renewal::new(&store, &cas, &clock, &folder, state.clone(), life);
+    let (life, followed) = (config.raft.peer_certificate_life, Arc::new(Followed::default()));
+    let mine = (state.clone(), life);
+    let renewal = peer_certificate::Renewal::new(&store, &cas, &clock, &folder, mine, &followed);
     beside.spawn(renewal.run(stop.clone()));
 
     let cluster = tokio::select! {
@@ -119,7 +121,7 @@ pub async fn start(config: Config) -> Result<Handle, NodeError> {
             cluster => cluster?,
         },
     };
-    let node = Node { cluster, clock, store, cas, kek, node_id: state.node_id };
+    let node = Node { cluster, clock, store, cas, kek, followed, node_id: state.node_id };
     let (service, tls) = node.assemble(&config, &readiness, &beside, &stop).await?;
 
     let (api, address) = listen(config.listen).await?;
@@ -152,6 +154,7 @@ struct Node {
     store: Store,
     cas: Arc<CaKeys>,
     kek: Arc<Kek>,
+    followed: Arc<Followed>,
     node_id: u64,
 }
 
@@ -167,8 +170,11 @@ impl Node {
         let (store, clock) = (self.store.clone(), Arc::clone(&self.clock));
         let cas = Arc::clone(&self.cas);
         let names = Names::new(config, &self.cluster.name, self.node_id);
-        let (tls, renewal) = tls::begin(&store, &cas, &clock, names).await?;
+        let (tls, renewal) = tls::begin(&store, &cas, &clock, names, &self.followed).await?;
         beside.spawn(renewal.run(stop.clone()));
+        beside.spawn(Arc::clone(&self.followed).report(store.clone(), self.node_id, stop.clone()));
+        let ttl = PresenceTtl(config.presence.ttl);
+        beside.spawn(ca_rotation::drive(store.clone(), self.node_id, ttl, stop.clone()));
         beside.spawn(audit_retention::keep(store.clone(), self.node_id, stop.clone()));
         let refusals = Arc::new(Refusals::default());
         store.set_join_handler(Arc::new(Joiner {

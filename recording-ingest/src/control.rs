@@ -33,6 +33,8 @@ pub(crate) struct Control {
     tls: Arc<ArcSwap<ServerConfig>>,
     client: Client,
     beat_interval: Duration,
+    /// Revision of the trust bundle that the cluster has, as an auth node said last; 0: none has.
+    told_revision: u64,
 }
 
 /// When to do what next.
@@ -58,7 +60,7 @@ impl Control {
     ) -> Result<Self, IdentityError> {
         let client = ingest.identity().client(&config)?;
         let beat_interval = config.control.heartbeat_interval;
-        Ok(Self { config, folder, state, ingest, tls, client, beat_interval })
+        Ok(Self { config, folder, state, ingest, tls, client, beat_interval, told_revision: 0 })
     }
 
     /// Goes on until cancelled. Files are written between two waits, never across one.
@@ -83,53 +85,64 @@ impl Control {
             if schedule.beat <= now {
                 let beat = self.beat().await;
                 metrics::heartbeat(beat.is_ok());
-                if warn("no auth node took the heartbeat", beat)
-                    .is_some_and(|revision| self.is_news(revision))
-                {
+                warn("no auth node took the heartbeat", beat);
+                if self.told_revision != self.state.followed_revision {
                     schedule.bundle = now;
                 }
                 schedule.beat = Instant::now() + jittered(self.beat_interval, rand::random());
             }
             if schedule.bundle <= now {
-                warn("the trust bundle could not be followed", self.follow_bundle().await);
+                let followed = warn("the trust bundle could not be followed", self.follow_bundle().await);
                 schedule.bundle = Instant::now() + self.config.control.bundle_interval;
+                if followed == Some(true) {
+                    // Whoever rotates a CA waits for those who have not followed yet.
+                    schedule.beat = now;
+                }
             }
         }
     }
 
-    fn is_news(&self, revision: u64) -> bool {
-        revision != self.state.trust_bundle_revision
-    }
-
-    /// Reports that this ingest lives, and answers the revision of the cluster's trust bundle.
-    async fn beat(&mut self) -> Result<u64, IdentityError> {
-        let phases = self.state.phases.iter().map(|(&kind, &phase)| v1::AcknowledgedPhase { kind, phase });
+    /// Reports that this ingest lives, and hears the revision of the cluster's trust bundle.
+    async fn beat(&mut self) -> Result<(), IdentityError> {
         let request = v1::AgentHeartbeatRequest {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             labels: self.config.labels.clone(),
             address: self.config.advertise.clone(),
             load: u32::try_from(self.ingest.open_streams()).unwrap_or(u32::MAX),
-            acknowledged_phases: phases.collect(),
+            followed_trust_revision: self.state.followed_revision,
         };
         let call = |mut auth: AuthClient, request| async move { auth.agent_heartbeat(request).await };
         let reply = self.client.call(Retry::Idempotent, request, call).await?;
         if let Some(interval) = reply.next_interval.and_then(|interval| Duration::try_from(interval).ok()) {
             self.beat_interval = interval.clamp(BEAT_BOUNDS.0, BEAT_BOUNDS.1);
         }
-        Ok(reply.trust_bundle_revision)
+        self.told_revision = reply.trust_bundle_revision;
+        Ok(())
     }
 
-    /// Fetches the trust bundle, and believes what it says from now on.
-    async fn follow_bundle(&mut self) -> Result<(), IdentityError> {
+    /// Takes up the trust bundle: believes what it says from now on, and shows a certificate of the key that signs now,
+    /// where the TLS CA has moved on in its rotation. Answers whether there was anything to take up.
+    async fn follow_bundle(&mut self) -> Result<bool, IdentityError> {
         let bundle = self.client.trust_bundle().await?;
-        if !self.is_news(bundle.revision) {
-            return Ok(());
+        if bundle.revision < self.told_revision {
+            self.client.leave_last_server();
+            return Err(IdentityError::Answer("this node's trust bundle is an old one".to_owned()));
         }
-        self.folder.keep_bundle(&mut self.state, &bundle)?;
+        if bundle.revision != self.state.trust_bundle_revision {
+            self.folder.keep_bundle(&mut self.state, &bundle)?;
+            self.folder.save(&self.state)?;
+            self.reload()?;
+            tracing::info!(revision = bundle.revision, "the trust bundle has changed");
+        }
+        if self.state.followed_revision == self.state.trust_bundle_revision {
+            return Ok(false);
+        }
+        if self.state.certificate_lags() {
+            self.renew().await?;
+        }
+        self.state.followed_revision = self.state.trust_bundle_revision;
         self.folder.save(&self.state)?;
-        self.reload()?;
-        tracing::info!(revision = bundle.revision, "the trust bundle has changed");
-        Ok(())
+        Ok(true)
     }
 
     async fn renew_if_due(&mut self) -> Result<(), IdentityError> {
@@ -141,6 +154,10 @@ impl Control {
         if !identity.is_due_at(now) {
             return Ok(());
         }
+        self.renew().await
+    }
+
+    async fn renew(&mut self) -> Result<(), IdentityError> {
         let issued = generate(&self.client, &self.folder, &self.state, "").await?;
         self.folder.keep_certificates(&mut self.state, &issued)?;
         self.reload()?;

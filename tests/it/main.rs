@@ -27,4 +27,5 @@ mod python;
 mod recordings;
 mod refusals;
 mod restart;
+mod rotation;
 mod support;

@@ -111,7 +111,13 @@ impl Agent {
     /// `mezctl agent run`, until it is dropped.
     #[must_use]
     pub fn run(&self) -> Process {
-        let args = ["agent", "run", "--dir", self.dir.to_str().unwrap()];
+        self.run_with(&[])
+    }
+
+    /// `mezctl agent run` with further arguments, until it is dropped.
+    #[must_use]
+    pub fn run_with(&self, more: &[&str]) -> Process {
+        let args = [&["agent", "run", "--dir", self.dir.to_str().unwrap()], more].concat();
         Process::spawn(&format!("agent {}", self.hostname), self.ctl.command(&args), &self.file("run.log"))
     }
 

@@ -64,6 +64,12 @@ impl Sshd {
         self.port.number()
     }
 
+    /// Shell command that has it read its configuration, keys and certificates anew.
+    #[must_use]
+    pub fn reload(&self) -> String {
+        format!("kill -HUP {}", self.process.id())
+    }
+
     /// All that it said.
     #[must_use]
     pub fn log(&self) -> String {

@@ -61,6 +61,8 @@ events! {
     ClusterRecover = "cluster.recover", "MZ0010I";
     /// The cluster's configuration was changed.
     ClusterConfigUpdate = "cluster_config.update", "MZ0011I";
+    /// The rotation of an authority's key moved on.
+    CaRotate = "ca.rotate", "MZ0013I";
     /// A user logged in.
     Login = "user.login", "MZ1000I";
     /// A login failed.

@@ -3,14 +3,14 @@
 
 use std::fmt;
 
-use store_txn::{Key, Read, ReadExt};
+use store_txn::{Key, Read, ReadExt, Versioned};
 use zeroize::Zeroizing;
 
 pub use crate::seal::NONCE_LENGTH;
 use crate::{
     CoreError,
     seal::{self, KEY_LENGTH, Place},
-    tables::{CaKey, CaKeyRow, CaKind},
+    tables::{CaKey, CaKeyRow, CaKind, CaRow, RotationPhase},
 };
 
 /// First part of what is authenticated beside the key.
@@ -63,7 +63,7 @@ pub struct NewCa {
     pub sealed_private: Vec<u8>,
 }
 
-/// The key of an authority that signs now.
+/// A key of an authority that signs now.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ActiveCa {
     /// Of which authority.
@@ -74,15 +74,38 @@ pub struct ActiveCa {
     pub key: CaKeyRow,
 }
 
-/// The key of an authority that signs now.
+/// The key of an authority that signs now, for all but clients: see [`for_clients`].
 ///
 /// # Errors
 /// [`CoreError::Precondition`] before the cluster was made; [`CoreError::Storage`].
 pub fn active(state: &mut (impl Read + ?Sized), kind: CaKind) -> Result<ActiveCa, CoreError> {
-    let missing = || CoreError::Precondition(format!("the cluster has no {} CA yet", kind.name()));
-    let stored = state.get(&CaKey(kind))?.ok_or_else(missing)?;
-    let key = stored.row.active.ok_or_else(missing)?;
+    let stored = row(state, kind)?;
+    let key = stored.row.active.ok_or_else(|| missing(kind))?;
     Ok(ActiveCa { kind, revision: stored.revision, key })
+}
+
+/// The key of an authority that signs certificates of clients now: users, and agents towards auth nodes and ingests. A
+/// rotation reaches them a phase before it reaches servers.
+///
+/// # Errors
+/// As [`active`].
+pub fn for_clients(state: &mut (impl Read + ?Sized), kind: CaKind) -> Result<ActiveCa, CoreError> {
+    let Versioned { revision, row } = row(state, kind)?;
+    let key =
+        if row.phase() == RotationPhase::UpdateClients { row.trusted.into_iter().next() } else { row.active };
+    Ok(ActiveCa { kind, revision, key: key.ok_or_else(|| missing(kind))? })
+}
+
+/// The row of an authority.
+///
+/// # Errors
+/// As [`active`].
+pub(crate) fn row(state: &mut (impl Read + ?Sized), kind: CaKind) -> Result<Versioned<CaRow>, CoreError> {
+    state.get(&CaKey(kind))?.ok_or_else(|| missing(kind))
+}
+
+fn missing(kind: CaKind) -> CoreError {
+    CoreError::Precondition(format!("the cluster has no {} CA yet", kind.name()))
 }
 
 /// Seals a private key. It opens again only under the same key-encryption key, as the key of the same kind of authority

@@ -67,8 +67,8 @@ pub fn create(
     }
     let now = tx.now();
     for NewCa { kind, public, sealed_private } in new.cas {
-        let active = Some(CaKeyRow { public, sealed_private, created_at_ms: now });
-        tx.put(&CaKey(kind), &CaRow { active, trusted: Vec::new() });
+        let key = CaKeyRow { public, sealed_private, created_at_ms: now };
+        tx.put(&CaKey(kind), &CaRow::new(key));
     }
     for role in role::built_ins() {
         tx.put(&RoleKey(role.name), &role.row);
@@ -149,8 +149,8 @@ pub fn succeed(
     row.next_node_id = row.next_node_id.max(FIRST_NODE + 1);
     tx.put(&ClusterKey, &row);
     let NewCa { public, sealed_private, .. } = new.peer_ca;
-    let active = Some(CaKeyRow { public, sealed_private, created_at_ms: tx.now() });
-    tx.put(&CaKey(CaKind::Peer), &CaRow { active, trusted: Vec::new() });
+    let key = CaKeyRow { public, sealed_private, created_at_ms: tx.now() };
+    tx.put(&CaKey(CaKind::Peer), &CaRow::new(key));
     let fields = [
         ("old_cluster_id", old_id),
         ("cluster_id", row.cluster_id),

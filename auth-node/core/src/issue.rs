@@ -262,7 +262,7 @@ pub fn user_certs(
         client_auth: true,
         server_auth: false,
     });
-    let (user_ca, tls_ca) = (ca::active(tx, CaKind::User)?, ca::active(tx, CaKind::Tls)?);
+    let (user_ca, tls_ca) = (ca::for_clients(tx, CaKind::User)?, ca::for_clients(tx, CaKind::Tls)?);
     Ok(UserCerts { ssh, tls, user_ca, tls_ca, trust, expires_at_ms, logins: grant.logins })
 }
 

@@ -524,7 +524,12 @@ fn issue(
         valid_before: lifetime.end,
     });
     let tls = leaf(id, kind, request, &trust.cluster_name, lifetime);
-    let (host_ca, tls_ca) = (ca::active(tx, CaKind::Host)?, ca::active(tx, CaKind::Tls)?);
+    // An ingest serves with its certificate; an SSH node is but a client.
+    let tls_ca = match kind {
+        NodeKind::Ingest => ca::active(tx, CaKind::Tls)?,
+        NodeKind::Ssh | NodeKind::Unspecified => ca::for_clients(tx, CaKind::Tls)?,
+    };
+    let host_ca = ca::active(tx, CaKind::Host)?;
     Ok(HostCerts { agent_id: id.clone(), ssh, tls, host_ca, tls_ca, trust, expires_at_ms })
 }
 

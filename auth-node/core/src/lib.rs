@@ -31,6 +31,7 @@ pub mod repeat;
 pub mod revocation;
 pub mod role;
 pub mod roster;
+pub mod rotation;
 pub mod rules;
 mod seal;
 pub mod secret;

@@ -23,6 +23,7 @@ pub struct Report {
     labels: Labels,
     address: Option<String>,
     load: u32,
+    followed_trust: u64,
 }
 
 impl Report {
@@ -37,10 +38,17 @@ impl Report {
         }
         labels::check("labels", &labels)?;
         if address.is_empty() {
-            return Ok(Self { version, labels, address: None, load });
+            return Ok(Self { version, labels, address: None, load, followed_trust: 0 });
         }
         principal::check_address("address", &address)?;
-        Ok(Self { version, labels, address: Some(address), load })
+        Ok(Self { version, labels, address: Some(address), load, followed_trust: 0 })
+    }
+
+    /// Of an agent that has taken up this revision of the trust bundle: it trusts what that names, and shows certificates
+    /// of the keys that signed then.
+    #[must_use]
+    pub fn following(self, trust_revision: u64) -> Self {
+        Self { followed_trust: trust_revision, ..self }
     }
 
     /// Where the service is reached; `None`: as before.
@@ -102,6 +110,7 @@ pub(crate) fn put(
         version: report.version.clone(),
         load: report.load,
         expires_at_ms: node.expires_at_ms,
+        followed_trust: report.followed_trust,
     };
     tx.put(&key, &row);
     let labels = AgentLabelsRow { labels: report.labels.clone(), expires_at_ms: node.expires_at_ms };

@@ -5,7 +5,7 @@ use store_txn::{Read, ReadExt};
 
 use crate::{
     CoreError, cluster,
-    tables::{CaKey, CaKeyRow, CaKind, CaRow},
+    tables::{CaKey, CaKeyRow, CaKind, CaRow, RotationPhase},
 };
 
 /// Hosts that the host CA vouches for: all of them, since a certificate names its hosts itself.
@@ -27,8 +27,11 @@ pub struct TrustBundle {
 pub struct Authority {
     /// Which one.
     pub kind: CaKind,
-    /// OpenSSH public key lines (user, host, audit), or PEM certificates (TLS, peer). All verify; the first one signs.
+    /// OpenSSH public key lines (user, host, audit), or PEM certificates (TLS, peer). All verify; the first one signs,
+    /// for clients perhaps another.
     pub keys: Vec<String>,
+    /// Where its rotation stands.
+    pub phase: RotationPhase,
 }
 
 impl TrustBundle {
@@ -86,21 +89,22 @@ pub fn revision(state: &mut (impl Read + ?Sized)) -> Result<u64, CoreError> {
     Ok(revision)
 }
 
-/// The kinds of authorities that there are.
+/// The kinds of authorities that there are, and where the rotation of each stands.
 ///
 /// # Errors
 /// [`CoreError::Storage`].
-pub fn kinds(state: &mut (impl Read + ?Sized)) -> Result<Vec<CaKind>, CoreError> {
-    let mut kinds = Vec::new();
+pub fn phases(state: &mut (impl Read + ?Sized)) -> Result<Vec<(CaKind, RotationPhase)>, CoreError> {
+    let mut phases = Vec::new();
     for kind in CaKind::ALL {
-        kinds.extend(state.get(&CaKey(kind))?.map(|_| kind));
+        phases.extend(state.get(&CaKey(kind))?.map(|stored| (kind, stored.row.phase())));
     }
-    Ok(kinds)
+    Ok(phases)
 }
 
 fn authority(kind: CaKind, row: CaRow) -> Authority {
+    let phase = row.phase();
     let keys = row.active.into_iter().chain(row.trusted);
-    Authority { kind, keys: keys.map(|CaKeyRow { public, .. }| public).collect() }
+    Authority { kind, keys: keys.map(|CaKeyRow { public, .. }| public).collect(), phase }
 }
 
 #[cfg(test)]

@@ -159,7 +159,7 @@ impl World {
                 for (kind, public, sealed) in authorities() {
                     let key =
                         CaKeyRow { public: public.clone(), sealed_private: sealed.clone(), created_at_ms: 1 };
-                    tx.put(&CaKey(*kind), &CaRow { active: Some(key), trusted: Vec::new() });
+                    tx.put(&CaKey(*kind), &CaRow::new(key));
                 }
                 Ok(())
             })

@@ -92,8 +92,17 @@ pub(crate) struct AgentState {
     /// Of the revocation list on disk.
     #[serde(default)]
     pub(crate) revocation_revision: u64,
-    /// Rotation phases that the bundle on disk follows, by the numbers of the API.
+    /// Where the CAs of the bundle on disk stand in their rotation, by the numbers of the API.
     pub(crate) phases: BTreeMap<i32, i32>,
+    /// The same, when the certificates on disk were issued.
+    #[serde(default)]
+    certified_phases: BTreeMap<i32, i32>,
+    /// Whether sshd has still to be told of the certificates on disk.
+    #[serde(default)]
+    pub(crate) reload_pending: bool,
+    /// Revision of the trust bundle that is taken up in full: sshd has it, and certificates of the keys that signed then.
+    #[serde(default)]
+    pub(crate) followed_revision: u64,
 }
 
 impl AgentState {
@@ -113,7 +122,18 @@ impl AgentState {
             trust_bundle_revision: 0,
             revocation_revision: 0,
             phases: BTreeMap::new(),
+            certified_phases: BTreeMap::new(),
+            reload_pending: false,
+            followed_revision: 0,
         }
+    }
+
+    /// Whether a CA that has signed the certificates on disk has moved on in its rotation since.
+    pub(crate) fn certificates_lag(&self) -> bool {
+        [v1::CaKind::Host, v1::CaKind::Tls].into_iter().any(|kind| {
+            let kind = i32::from(kind);
+            self.phases.get(&kind) != self.certified_phases.get(&kind)
+        })
     }
 
     fn encode(&self) -> Result<String> {
@@ -220,6 +240,8 @@ impl AgentDir {
         let certificate = format!("{}\n", issued.ssh_certificate.trim_end());
         write_atomic(&self.file(SSH_CERTIFICATE), certificate.as_bytes(), PUBLIC)?;
         state.agent_id.clone_from(&issued.agent_id);
+        state.certified_phases.clone_from(&state.phases);
+        state.reload_pending = true;
         Ok(())
     }
 

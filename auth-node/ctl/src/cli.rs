@@ -130,6 +130,9 @@ pub(crate) enum Command {
     /// Read the audit log, export it, and verify an export
     #[command(subcommand)]
     Audit(cmd::audit::Audit),
+    /// See, exchange and export the cluster's certificate authorities
+    #[command(subcommand)]
+    Auth(cmd::auth::Auth),
     /// See and change the configuration of the whole cluster
     #[command(subcommand)]
     Config(cmd::config::Config),

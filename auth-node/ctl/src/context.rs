@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use mezite_client::{Client, ClientConfig, ClusterTrust, FirstContact, RetryPolicy, parse_addresses};
+use mezite_proto::v1::GetTrustBundleResponse;
 use serde::Serialize;
 
 use crate::{
@@ -100,6 +101,20 @@ impl Context {
         let cluster = self.cluster(None).await?;
         let LoginState { session, .. } = self.login_at(&cluster)?.ok_or(NotLoggedIn)?;
         Ok(self.client(&cluster)?.with_session(Some(session)))
+    }
+
+    /// Keeps the cluster's TLS CAs, as they are now, in the profile: so a rotation leaves behind only those who do not work
+    /// with the cluster for as long as it lasts.
+    pub(crate) fn keep_trust(&self, bundle: &GetTrustBundleResponse) -> Result<()> {
+        let trust = ClusterTrust::from_bundle(bundle)?;
+        match self.home.load()? {
+            Some(profile)
+                if profile.trust.cluster_name() == trust.cluster_name() && profile.trust != trust =>
+            {
+                self.home.save(&Profile { trust, ..profile })
+            }
+            _ => Ok(()),
+        }
     }
 
     /// The login of the profile.

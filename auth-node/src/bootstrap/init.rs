@@ -4,7 +4,7 @@
 //! state says that it is done only after the operator was told: an `init` that was interrupted is run again,
 //! goes on with the same keys and the same password, and tells all of it.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use auth_core::{
     Caller, Context, CoreError, Origin,
@@ -19,10 +19,7 @@ use mezite_daemon::{
     clock,
     files::{PUBLIC, read_text, write_atomic},
 };
-use mezite_pki::{
-    ssh::SshCa,
-    x509::{CertificateInfo, X509Ca},
-};
+use mezite_pki::x509::{CertificateInfo, X509Ca};
 use raft_store::{Clock, Fatal, Store};
 use store_txn::{Read, ReadExt as _};
 use zeroize::Zeroizing;
@@ -31,6 +28,7 @@ use crate::{
     bootstrap::store_config,
     config::Config,
     fault::NodeError,
+    new_ca,
     node::{Folder, NodeState, Progress, load_kek, store_kek},
     passwords::PasswordPool,
     peer_certificate,
@@ -43,10 +41,6 @@ const PEER_CA_CERTIFICATE: &str = "init.peer-ca.crt";
 /// The first user's password that was made, until the operator was told.
 const ADMIN_PASSWORD: &str = "init.admin-password";
 
-/// Life of a CA.
-const CA_LIFE: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
-/// Certificates begin so much in the past, for clocks that are behind.
-const BACKDATE: Duration = Duration::from_secs(60);
 /// Random bytes of a password that is made.
 const PASSWORD_BYTES: usize = 18;
 
@@ -212,7 +206,7 @@ fn make_kek(config: &Config) -> Result<Kek, NodeError> {
 pub(super) fn peer_ca(folder: &Folder, now: u64) -> Result<X509Ca, NodeError> {
     let certificate = folder.file(PEER_CA_CERTIFICATE);
     let key = folder.secret(PEER_CA_KEY, || {
-        let ca = x509_ca("mezite peer CA", now)?;
+        let ca = new_ca::peer_ca(now)?;
         write_atomic(&certificate, ca.certificate_pem().as_bytes(), PUBLIC)?;
         Ok(ca.private_pem())
     })?;
@@ -220,27 +214,13 @@ pub(super) fn peer_ca(folder: &Folder, now: u64) -> Result<X509Ca, NodeError> {
     Ok(X509Ca::from_pems(&certificate, &key)?)
 }
 
-fn x509_ca(name: &str, now: u64) -> Result<X509Ca, NodeError> {
-    Ok(X509Ca::generate(name, now.saturating_sub(BACKDATE.as_secs()), now + CA_LIFE.as_secs())?)
-}
-
 /// The keys of all authorities, sealed.
-fn authorities(kek: &Kek, name: &ClusterName, peer_ca: &X509Ca, now: u64) -> Result<Vec<NewCa>, NodeError> {
-    let sealed = |kind: CaKind, public: String, private: &Zeroizing<String>| {
-        let sealed_private = ca::seal(kek, kind, &public, private.as_bytes(), rand::random())?;
-        Ok::<_, CoreError>(NewCa { kind, public, sealed_private })
+fn authorities(kek: &Kek, name: &ClusterName, peer_ca: &X509Ca, now: u64) -> Result<Vec<NewCa>, CoreError> {
+    let authority = |kind| match kind {
+        CaKind::Peer => new_ca::x509_sealed(kek, kind, peer_ca),
+        kind => new_ca::generate(kek, kind, name.as_str(), now),
     };
-    let mut cas = Vec::new();
-    for kind in [CaKind::User, CaKind::Host, CaKind::Audit] {
-        let ca = SshCa::generate()?;
-        cas.push(sealed(kind, ca.public_line(), &ca.private_openssh()?)?);
-    }
-    // A common name holds 64 bytes, and a cluster's name up to 63.
-    let common_name = format!("mezite TLS CA {name}");
-    let tls = x509_ca(common_name.get(..64).unwrap_or(&common_name), now)?;
-    cas.push(sealed(CaKind::Tls, tls.certificate_pem().to_owned(), &tls.private_pem())?);
-    cas.push(sealed(CaKind::Peer, peer_ca.certificate_pem().to_owned(), &peer_ca.private_pem())?);
-    Ok(cas)
+    CaKind::ALL.into_iter().map(authority).collect()
 }
 
 /// What is in the store.

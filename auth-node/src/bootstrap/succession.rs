@@ -14,7 +14,7 @@ use std::{
 use auth_core::{
     Caller, Context, CoreError, Origin,
     audit::EventType,
-    ca::{self, Kek, NewCa},
+    ca::{self, Kek},
     cluster::{self, FIRST_NODE, Succession},
     tables::CaKind,
     trust,
@@ -29,6 +29,7 @@ use crate::{
     bootstrap::store_config,
     config::Config,
     fault::NodeError,
+    new_ca,
     node::{Folder, NodeState, Progress, store_kek},
     peer_certificate,
 };
@@ -102,16 +103,14 @@ async fn rewrite(
     store_kek(&config.kek_path(), kek)?;
     while store.transact(|tx| cluster::end_join_tokens(tx)).await?.value > 0 {}
 
-    let public = peer_ca.certificate_pem().to_owned();
-    let private = peer_ca.private_pem();
-    let sealed_private = ca::seal(kek, CaKind::Peer, &public, private.as_bytes(), rand::random())?;
+    let peer_ca = new_ca::x509_sealed(kek, CaKind::Peer, peer_ca)?;
     let (event, request_id) = match state.progress {
         Progress::Recovering => (EventType::ClusterRecover, "recover"),
         _ => (EventType::ClusterRestore, "restore"),
     };
     let succession = Succession {
         cluster_id: state.cluster_id.clone(),
-        peer_ca: NewCa { kind: CaKind::Peer, public, sealed_private },
+        peer_ca,
         event,
         backup_sha256: state.backup_sha256.clone(),
     };
@@ -129,8 +128,8 @@ async fn rewrite(
 async fn check_kek(store: &Store, kek: &Kek) -> Result<(), NodeError> {
     let read = store.read_local(|view| {
         // Clusters that were made before there was an audit authority have none.
-        let there = trust::kinds(view)?;
-        let needed = |kind: &CaKind| *kind != CaKind::Audit || there.contains(kind);
+        let there = trust::phases(view)?;
+        let needed = |kind: &CaKind| *kind != CaKind::Audit || there.iter().any(|(there, _)| there == kind);
         let kinds = CaKind::ALL.into_iter().filter(needed);
         kinds.map(|kind| ca::active(view, kind)).collect::<Result<Vec<_>, CoreError>>()
     });

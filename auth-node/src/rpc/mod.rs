@@ -25,6 +25,7 @@ mod presence;
 mod recordings;
 mod revocations;
 mod roles;
+mod rotation;
 mod sessions;
 #[cfg(test)]
 mod testing;
@@ -79,8 +80,6 @@ pub const NOT_YET: &[&str] = &[
     "ListTrustedClusters",
     "UpdateTrustedCluster",
     "DeleteTrustedCluster",
-    "RotateCA",
-    "GetCARotation",
 ];
 
 /// Methods that are declared and stay without an effect. They are authorised, and then UNIMPLEMENTED.
@@ -379,8 +378,8 @@ api! {
             update_cluster_config(UpdateClusterConfigRequest) -> UpdateClusterConfigResponse = cluster_config::update;
 
         // Certificate authorities.
-        RotateCA: rotate_ca(RotateCaRequest) -> RotateCaResponse = later;
-        GetCARotation: get_ca_rotation(GetCaRotationRequest) -> GetCaRotationResponse = later;
+        RotateCA: rotate_ca(RotateCaRequest) -> RotateCaResponse = rotation::rotate;
+        GetCARotation: get_ca_rotation(GetCaRotationRequest) -> GetCaRotationResponse = rotation::get;
 
         // Sessions.
         ListActiveSessions:

@@ -283,8 +283,8 @@ impl World {
             let public = peer_ca.certificate_pem().to_owned();
             let kek = Kek::new(Zeroizing::new([7; 32]));
             let sealed_private = ca::seal(&kek, CaKind::Peer, &public, b"not used here", [0; 12])?;
-            let active = Some(CaKeyRow { public, sealed_private, created_at_ms: 0 });
-            tx.put(&CaKey(CaKind::Peer), &CaRow { active, trusted: Vec::new() });
+            let key = CaKeyRow { public, sealed_private, created_at_ms: 0 };
+            tx.put(&CaKey(CaKind::Peer), &CaRow::new(key));
             let agent = NodeRow { kind: NodeKind::Ssh.into(), expires_at_ms: u64::MAX, ..NodeRow::default() };
             tx.put(&NodeKey(AgentId::parse("", AGENT)?), &agent);
             with_requests(tx)?;

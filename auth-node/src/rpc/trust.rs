@@ -2,7 +2,7 @@
 
 use auth_core::{
     CoreError,
-    tables::CaKind,
+    tables::{CaKind, RotationPhase},
     trust::{self, Authority, TrustBundle},
 };
 use mezite_proto::v1;
@@ -40,16 +40,26 @@ fn authority(authority: Authority) -> v1::TrustedCa {
         kind: kind(authority.kind).into(),
         ssh_public_keys,
         certificates,
-        phase: v1::RotationPhase::Standby.into(),
+        phase: rotation_phase(authority.phase).into(),
     }
 }
 
-/// The phase that agents follow: this release rotates nothing.
-pub(super) fn phase(of: CaKind) -> v1::AcknowledgedPhase {
-    v1::AcknowledgedPhase { kind: kind(of).into(), phase: v1::RotationPhase::Standby.into() }
+/// Where the rotation of an authority stands, as agents are told.
+pub(super) fn phase((of, phase): (CaKind, RotationPhase)) -> v1::CaPhase {
+    v1::CaPhase { kind: kind(of).into(), phase: rotation_phase(phase).into() }
 }
 
-fn kind(kind: CaKind) -> v1::CaKind {
+pub(super) fn rotation_phase(phase: RotationPhase) -> v1::RotationPhase {
+    match phase {
+        RotationPhase::Standby => v1::RotationPhase::Standby,
+        RotationPhase::Init => v1::RotationPhase::Init,
+        RotationPhase::UpdateClients => v1::RotationPhase::UpdateClients,
+        RotationPhase::UpdateServers => v1::RotationPhase::UpdateServers,
+        RotationPhase::Rollback => v1::RotationPhase::Rollback,
+    }
+}
+
+pub(super) fn kind(kind: CaKind) -> v1::CaKind {
     match kind {
         CaKind::User => v1::CaKind::User,
         CaKind::Host => v1::CaKind::Host,
@@ -68,7 +78,8 @@ mod tests {
     #[test]
     fn keys_and_certificates_are_told_apart() {
         let line = SshCa::generate().unwrap().public_line();
-        let authority = |kind, key: &str| Authority { kind, keys: vec![key.to_owned()] };
+        let authority =
+            |kind, key: &str| Authority { kind, keys: vec![key.to_owned()], phase: RotationPhase::Init };
         let bundle = TrustBundle {
             cluster_name: "c".into(),
             authorities: vec![
@@ -84,6 +95,7 @@ mod tests {
         assert_eq!(reply.trusted_user_ca_keys, ["user"]);
         let kinds: Vec<_> = reply.authorities.iter().map(v1::TrustedCa::kind).collect();
         assert_eq!(kinds, [v1::CaKind::User, v1::CaKind::Host, v1::CaKind::Tls]);
+        assert_eq!(reply.authorities[0].phase(), v1::RotationPhase::Init);
         assert_eq!(
             (reply.authorities[0].ssh_public_keys.len(), reply.authorities[2].certificates.len()),
             (1, 1)

@@ -28,6 +28,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     ca_keys::CaKeys,
+    ca_rotation::Followed,
     config::{Config, host_of},
     fault::NodeError,
 };
@@ -102,6 +103,7 @@ pub(crate) struct Renewal {
     cas: Arc<CaKeys>,
     clock: Clock,
     names: Names,
+    followed: Arc<Followed>,
     watcher: Watcher,
     tls: Tls,
     /// Unix seconds.
@@ -113,9 +115,11 @@ struct Made {
     server: ServerConfig,
     client: ClientConfig,
     due: u64,
+    /// Of the TLS CA's row.
+    revision: u64,
 }
 
-/// Makes TLS of the node, and what keeps it up to date.
+/// Makes TLS of the node, and what keeps it up to date, and notes in `followed` what is taken up of the CA's row.
 ///
 /// # Errors
 /// When the TLS CA cannot be opened: the key-encryption key is not the cluster's.
@@ -124,11 +128,13 @@ pub(crate) async fn begin(
     cas: &Arc<CaKeys>,
     clock: &Clock,
     names: Names,
+    followed: &Arc<Followed>,
 ) -> Result<(Tls, Renewal), NodeError> {
     let range = KeyRange::table(CaKey::TABLE);
     // Before the rows are read, so that no change is missed.
     let watcher = store.watch(range, store.status().revision);
     let made = make(store, cas, clock, &names).await?;
+    followed.tls(made.revision);
     let tls = Tls {
         server: Arc::new(ArcSwap::from_pointee(made.server)),
         client: Arc::new(ArcSwap::from_pointee(made.client)),
@@ -138,6 +144,7 @@ pub(crate) async fn begin(
         cas: Arc::clone(cas),
         clock: Arc::clone(clock),
         names,
+        followed: Arc::clone(followed),
         watcher,
         tls: tls.clone(),
         due: made.due,
@@ -162,6 +169,7 @@ impl Renewal {
                     self.tls.server.store(Arc::new(made.server));
                     self.tls.client.store(Arc::new(made.client));
                     self.due = made.due;
+                    self.followed.tls(made.revision);
                     tracing::info!("the node's TLS certificate was renewed");
                 }
                 Err(error) => {
@@ -199,7 +207,7 @@ async fn make(store: &Store, cas: &Arc<CaKeys>, clock: &Clock, names: &Names) ->
     let leaf = authority.issue(&names.spec(key.spki_der(), &authority, now))?;
     let life = CertificateInfo::from_pem(&leaf)?.not_after.saturating_sub(now);
     let (server, client) = configs(&leaf, &key, &authorities.trusted)?;
-    Ok(Made { server, client, due: now + life * 2 / 3 })
+    Ok(Made { server, client, due: now + life * 2 / 3, revision: authorities.active.revision })
 }
 
 /// TLS for both sides. What is shown holds the CA's certificate too: a client that knows the cluster by a pin

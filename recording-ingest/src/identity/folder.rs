@@ -59,8 +59,14 @@ pub(crate) struct State {
     pub(crate) agent_id: String,
     /// Of the CAs on disk.
     pub(crate) trust_bundle_revision: u64,
-    /// Rotation phases that the CAs on disk follow, by the numbers of the API.
+    /// Where the CAs on disk stand in their rotation, by the numbers of the API.
     pub(crate) phases: BTreeMap<i32, i32>,
+    /// The same, when the certificates on disk were issued.
+    #[serde(default)]
+    certified_phases: BTreeMap<i32, i32>,
+    /// Revision of the trust bundle that is taken up in full: with a certificate of the key that signed then.
+    #[serde(default)]
+    pub(crate) followed_revision: u64,
 }
 
 impl State {
@@ -76,7 +82,15 @@ impl State {
             agent_id: String::new(),
             trust_bundle_revision: 0,
             phases: BTreeMap::new(),
+            certified_phases: BTreeMap::new(),
+            followed_revision: 0,
         }
+    }
+
+    /// Whether the TLS CA has moved on in its rotation since the certificate on disk was issued.
+    pub(crate) fn certificate_lags(&self) -> bool {
+        let tls = i32::from(v1::CaKind::Tls);
+        self.phases.get(&tls) != self.certified_phases.get(&tls)
     }
 }
 
@@ -206,6 +220,7 @@ impl Folder {
         self.write(SSH_CERTIFICATE, ssh_certificate.as_bytes(), PUBLIC)?;
         self.write(TLS_CERTIFICATE, issued.tls_certificate.as_bytes(), PUBLIC)?;
         state.agent_id = agent_id;
+        state.certified_phases.clone_from(&state.phases);
         if state.progress == Progress::Keys {
             state.progress = Progress::Certified;
         }

@@ -108,11 +108,62 @@ pub struct CaRow {
     /// The key that signs.
     #[prost(message, optional, tag = "1")]
     pub active: Option<CaKeyRow>,
-    /// Keys that are trusted too, and do not sign.
+    /// Keys that are trusted too. While a rotation goes on, the other of its two keys is the first.
     #[prost(message, repeated, tag = "2")]
     pub trusted: Vec<CaKeyRow>,
+    /// The rotation that goes on.
+    #[prost(message, optional, tag = "3")]
+    pub rotation: Option<RotationRow>,
 }
 rows!(CaRow);
+
+impl CaRow {
+    /// Of a key alone, which signs.
+    pub fn new(key: CaKeyRow) -> Self {
+        Self { active: Some(key), trusted: Vec::new(), rotation: None }
+    }
+
+    /// Where its rotation stands.
+    pub fn phase(&self) -> RotationPhase {
+        self.rotation.as_ref().map_or(RotationPhase::Standby, RotationRow::phase)
+    }
+}
+
+/// Where the rotation of an authority's key stands. The numbers are stored, and those of the API's `RotationPhase`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, prost::Enumeration)]
+#[repr(i32)]
+pub enum RotationPhase {
+    /// No rotation goes on.
+    Standby = 1,
+    /// The new key is there and trusted; the old one signs.
+    Init = 2,
+    /// The new key signs for clients, the old one for servers.
+    UpdateClients = 3,
+    /// The new key signs; the old one is trusted.
+    UpdateServers = 4,
+    /// The old key signs again; the new one is trusted until nothing of it is in use.
+    Rollback = 5,
+}
+
+/// A rotation of an authority's key.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct RotationRow {
+    /// Where it stands.
+    #[prost(enumeration = "RotationPhase", tag = "1")]
+    pub phase: i32,
+    /// When this phase began.
+    #[prost(uint64, tag = "2")]
+    pub phase_started_at_ms: UnixMillis,
+    /// How long a phase lasts before it moves on by itself, in milliseconds; 0: until somebody moves it.
+    #[prost(uint64, tag = "3")]
+    pub phase_ms: u64,
+    /// Whether it moves on by itself although something stands against it.
+    #[prost(bool, tag = "4")]
+    pub force: bool,
+    /// Revision of this row with which the new key began to sign for clients; 0: it has not, or that is this revision.
+    #[prost(uint64, tag = "5")]
+    pub switched_at: u64,
+}
 
 /// One key of a certificate authority.
 #[derive(Clone, PartialEq, prost::Message)]
@@ -127,3 +178,32 @@ pub struct CaKeyRow {
     #[prost(uint64, tag = "3")]
     pub created_at_ms: UnixMillis,
 }
+
+/// What an auth node has taken up of the authorities' rows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FollowedKey(pub u64);
+
+impl Key for FollowedKey {
+    type Row = FollowedRow;
+    const TABLE: Table = Table { id: 5, name: "followed_authorities" };
+
+    fn write(&self, out: &mut KeyWriter) {
+        out.number(self.0);
+    }
+
+    fn read(parts: &mut KeyReader<'_>) -> Option<Self> {
+        parts.number().map(Self)
+    }
+}
+
+/// Revisions of rows: the node shows a certificate of the key that signs there, and trusts all that they name.
+#[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
+pub struct FollowedRow {
+    /// Of the TLS CA.
+    #[prost(uint64, tag = "1")]
+    pub tls: u64,
+    /// Of the peer CA.
+    #[prost(uint64, tag = "2")]
+    pub peer: u64,
+}
+rows!(FollowedRow);

@@ -103,7 +103,8 @@ pub use access::{
 pub use calls::{AnswerKey, AnswerRow};
 pub use certificates::{IssuedKey, IssuedRow, RevocationHeadKey, RevocationKey, RevocationRow};
 pub use cluster::{
-    AuthJoinTokenKey, AuthJoinTokenRow, CaKey, CaKeyRow, CaKind, CaRow, ClusterKey, ClusterRow,
+    AuthJoinTokenKey, AuthJoinTokenRow, CaKey, CaKeyRow, CaKind, CaRow, ClusterKey, ClusterRow, FollowedKey,
+    FollowedRow, RotationPhase, RotationRow,
 };
 pub use joining::{
     JoinKey, JoinMethod, JoinRow, TokenKey, TokenRow, TokenSecretKey, TokenSecretRow, TokenUseKey,

@@ -109,6 +109,10 @@ pub struct PresenceRow {
     /// When the agent's last certificate ends.
     #[prost(uint64, tag = "5")]
     pub expires_at_ms: UnixMillis,
+    /// Revision of the trust bundle that it has taken up: it trusts what that names, and shows certificates of the keys
+    /// that signed then.
+    #[prost(uint64, tag = "6")]
+    pub followed_trust: u64,
 }
 ending_rows!(PresenceRow);
 

@@ -13,6 +13,7 @@ fn golden_keys() {
         (ClusterKey.encode(), "0001"),
         (AuthJoinTokenKey(SecretDigest([1; 32])).encode(), &format!("0002{}", "01".repeat(32))),
         (CaKey(CaKind::Tls).encode(), "00030000000000000003"),
+        (FollowedKey(7).encode(), "00050000000000000007"),
         (UserKey(UserName::parse("", "ann").unwrap()).encode(), "000a616e6e0001"),
         (RoleKey(RoleName::parse("", "dev").unwrap()).encode(), "000b6465760001"),
         (SessionKey(SecretDigest([2; 32])).encode(), &format!("000c{}", "02".repeat(32))),
@@ -118,13 +119,27 @@ fn golden_rows_of_joining_and_calls() {
         version: "2".into(),
         load: 3,
         expires_at_ms: 4,
+        followed_trust: 5,
+    };
+    let rotation = RotationRow {
+        phase: RotationPhase::UpdateServers.into(),
+        phase_started_at_ms: 1,
+        phase_ms: 2,
+        force: true,
+        switched_at: 3,
+    };
+    let ca = CaRow {
+        rotation: Some(rotation),
+        ..CaRow::new(CaKeyRow { public: "p".into(), ..CaKeyRow::default() })
     };
     let join = JoinRow { token: "t".into(), node: Some(node.clone()), expires_at_ms: 5 };
     let golden = [
         (node.encode_row(), node_hex.clone()),
         (token.encode_row(), token_hex),
         (used.encode_row(), "0a016110081a0109".into()),
-        (presence.encode_row(), "08011203683a311a013220032804".into()),
+        (presence.encode_row(), "08011203683a311a0132200328043005".into()),
+        (ca.encode_row(), "0a030a01701a0a08041001180220012803".into()),
+        (FollowedRow { tls: 1, peer: 2 }.encode_row(), "08011002".into()),
         (join.encode_row(), format!("0a01741221{node_hex}1805")),
         (PrincipalRow { agent_id: "a".into(), expires_at_ms: 1 }.encode_row(), "0a01611001".into()),
         (AgentLabelsRow { labels: labels(), expires_at_ms: 1 }.encode_row(), "0a060a01611201621001".into()),

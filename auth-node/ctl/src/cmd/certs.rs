@@ -141,6 +141,7 @@ async fn issue(context: &Context, args: Issue) -> Result<()> {
     };
     // A certificate that nobody received is of use to nobody: its key is here.
     let reply = call!(client, Retry::Idempotent, issue_user_certs, request)?;
+    context.keep_trust(&client.trust_bundle().await?)?;
     context.print(&write(&args.out, &subject, tls.as_ref(), reply)?)
 }
 

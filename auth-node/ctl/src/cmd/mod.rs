@@ -2,6 +2,7 @@
 
 pub(crate) mod agent;
 pub(crate) mod audit;
+pub(crate) mod auth;
 pub(crate) mod certs;
 pub(crate) mod cluster;
 pub(crate) mod config;
@@ -37,6 +38,7 @@ pub(crate) async fn run(context: &Context, command: Command) -> Result<()> {
         Command::Sessions(command) => sessions::run(context, command).await,
         Command::Requests(command) => requests::run(context, command).await,
         Command::Audit(command) => audit::run(context, command).await,
+        Command::Auth(command) => auth::run(context, command).await,
         Command::Config(command) => config::run(context, command).await,
         Command::Locks(command) => locks::run(context, command).await,
         Command::Cluster(command) => cluster::run(context, command).await,

@@ -4,7 +4,10 @@ use std::net::IpAddr;
 
 use sha2::{Digest, Sha256};
 use x509_parser::{
-    certificate::X509Certificate, extensions::GeneralName, prelude::FromDer, x509::X509Version,
+    certificate::X509Certificate,
+    extensions::{GeneralName, ParsedExtension},
+    prelude::FromDer,
+    x509::X509Version,
 };
 
 use super::{pem, spki};
@@ -32,6 +35,10 @@ pub struct CertificateInfo {
     pub spki_pin: String,
     /// Whether it is an authority's.
     pub is_ca: bool,
+    /// Identifier of its key (RFC 5280, 4.2.1.2); empty without one.
+    pub key_id: Vec<u8>,
+    /// Identifier of the key that signed it (RFC 5280, 4.2.1.1); empty without one.
+    pub authority_key_id: Vec<u8>,
 }
 
 impl CertificateInfo {
@@ -57,7 +64,15 @@ impl CertificateInfo {
             fingerprint_sha256: Sha256::digest(der).into(),
             spki_pin: spki::pin(certificate.public_key().raw),
             is_ca,
+            key_id: key_id(&certificate),
+            authority_key_id: authority_key_id(&certificate),
         })
+    }
+
+    /// Whether it says that it was signed by this key of an authority: of two that have the same name, it was one. Its
+    /// signature is not checked.
+    pub fn names_authority(&self, authority: &Self) -> bool {
+        !self.authority_key_id.is_empty() && self.authority_key_id == authority.key_id
     }
 
     /// Reads the first certificate of a PEM text: in a chain, the holder's own.
@@ -118,6 +133,24 @@ fn parse(der: &[u8]) -> Result<X509Certificate<'_>, PkiError> {
     Ok(certificate)
 }
 
+fn key_id(certificate: &X509Certificate<'_>) -> Vec<u8> {
+    let mut extensions = certificate.extensions().iter().map(|extension| extension.parsed_extension());
+    let id = extensions.find_map(|extension| match extension {
+        ParsedExtension::SubjectKeyIdentifier(id) => Some(id.0.to_vec()),
+        _ => None,
+    });
+    id.unwrap_or_default()
+}
+
+fn authority_key_id(certificate: &X509Certificate<'_>) -> Vec<u8> {
+    let mut extensions = certificate.extensions().iter().map(|extension| extension.parsed_extension());
+    let id = extensions.find_map(|extension| match extension {
+        ParsedExtension::AuthorityKeyIdentifier(id) => id.key_identifier.as_ref().map(|id| id.0.to_vec()),
+        _ => None,
+    });
+    id.unwrap_or_default()
+}
+
 fn malformed() -> PkiError {
     PkiError::Malformed { expected: "an X.509 v3 certificate" }
 }
@@ -139,6 +172,28 @@ mod tests {
     use super::*;
 
     const URI: &str = "mezite://test/user/ann";
+
+    #[test]
+    fn two_keys_of_an_authority_are_told_apart_by_what_they_signed() {
+        let ca = || crate::x509::X509Ca::generate("the same name", 1, 2_000_000_000).unwrap();
+        let (old, new) = (ca(), ca());
+        let leaf = crate::x509::LeafSpec {
+            public_key: crate::x509::KeyPair::generate_p256().unwrap().spki_der(),
+            common_name: "leaf".into(),
+            identity: None,
+            dns_names: vec!["leaf".into()],
+            ip_addresses: vec![],
+            not_before: 1,
+            not_after: 1_000_000_000,
+            client_auth: true,
+            server_auth: false,
+        };
+        let leaf = CertificateInfo::from_pem(&old.issue(&leaf).unwrap()).unwrap();
+        assert!(leaf.names_authority(old.info()) && !leaf.names_authority(new.info()));
+        let nameless = CertificateInfo { authority_key_id: vec![], ..leaf };
+        let authority = CertificateInfo { key_id: vec![], ..old.info().clone() };
+        assert!(!nameless.names_authority(&authority), "nothing is no name");
+    }
 
     fn certificate(names: Vec<SanType>, is_ca: IsCa) -> Vec<u8> {
         let mut params = CertificateParams::default();

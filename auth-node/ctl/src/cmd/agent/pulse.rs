@@ -1,12 +1,13 @@
 //! What an agent does again and again: report, follow what there is to trust and what is revoked, renew its certificates.
 
-use std::time::Duration;
+use std::{process::Stdio, time::Duration};
 
 use anyhow::Result;
 use mezite_client::{Client, ClientError, Retry};
 use mezite_daemon::clock;
 use mezite_proto::v1;
 use serde::Serialize;
+use tokio::{process::Command, time::timeout};
 
 use super::client_of;
 use crate::{
@@ -15,6 +16,9 @@ use crate::{
     context::Context,
     output::{self, Report},
 };
+
+/// Longest that the command which tells sshd of new certificates may take.
+const RELOAD_TIMEOUT: Duration = Duration::from_secs(30);
 
 #[derive(Serialize)]
 struct Beat {
@@ -44,6 +48,9 @@ impl Report for Beat {
 /// Whether a failure may be over at the next attempt.
 pub(crate) fn passes(error: &anyhow::Error) -> bool {
     use tonic::Code;
+    if error.is::<NotReloaded>() || error.is::<Behind>() {
+        return true;
+    }
     match error.downcast_ref::<ClientError>() {
         Some(ClientError::Config(_)) | None => false,
         Some(error) => !matches!(
@@ -59,13 +66,21 @@ pub(crate) struct Pulse<'a> {
     dir: AgentDir,
     state: AgentState,
     load: u32,
+    /// Shell command that tells sshd of new certificates.
+    reload: Option<String>,
     /// Absent when there is none yet for the certificate and the CAs on disk.
     client: Option<Client>,
 }
 
 impl<'a> Pulse<'a> {
     pub(crate) fn new(context: &'a Context, dir: AgentDir, state: AgentState, load: u32) -> Self {
-        Self { context, dir, state, load, client: None }
+        Self { context, dir, state, load, reload: None, client: None }
+    }
+
+    /// One that runs a shell command when there are new certificates.
+    #[must_use]
+    pub(crate) fn reloading_by(self, reload: Option<String>) -> Self {
+        Self { reload, ..self }
     }
 
     /// A client for the certificate and the CAs on disk.
@@ -86,21 +101,12 @@ impl<'a> Pulse<'a> {
     /// Reports, and does what the answer calls for; answers when to report again.
     pub(crate) async fn beat(&mut self) -> Result<Duration> {
         let certificates_renewed = self.renew_if_due().await?;
-        let client = self.client().await?;
-        let phases = self.state.phases.iter().map(|(&kind, &phase)| v1::AcknowledgedPhase { kind, phase });
-        let request = v1::AgentHeartbeatRequest {
-            version: env!("CARGO_PKG_VERSION").into(),
-            labels: self.state.labels.clone(),
-            address: self.state.address.clone(),
-            load: self.load,
-            acknowledged_phases: phases.collect(),
-        };
-        let reply = call!(client, Retry::Idempotent, agent_heartbeat, request)?;
-        self.follow(v1::AccessNews {
-            trust_bundle_revision: reply.trust_bundle_revision,
-            revocation_revision: reply.revocation_revision,
-        })
-        .await?;
+        let mut reply = self.report().await?;
+        // Whoever rotates a CA waits for those who have not followed yet.
+        let taken_up = self.take_up().await?;
+        if taken_up.is_some() {
+            reply = self.report().await?;
+        }
         let interval = Duration::try_from(present(reply.next_interval, "the interval")?).unwrap_or_default();
         self.context.print(&Beat {
             agent_id: self.state.agent_id.clone(),
@@ -108,9 +114,28 @@ impl<'a> Pulse<'a> {
             ingest_addresses: reply.ingest_addresses,
             trust_bundle_revision: self.state.trust_bundle_revision,
             revocation_revision: self.state.revocation_revision,
-            certificates_renewed,
+            certificates_renewed: certificates_renewed || taken_up == Some(true),
         })?;
         Ok(interval)
+    }
+
+    /// Reports once, and fetches what the answer says to be new.
+    async fn report(&mut self) -> Result<v1::AgentHeartbeatResponse> {
+        let client = self.client().await?;
+        let request = v1::AgentHeartbeatRequest {
+            version: env!("CARGO_PKG_VERSION").into(),
+            labels: self.state.labels.clone(),
+            address: self.state.address.clone(),
+            load: self.load,
+            followed_trust_revision: self.state.followed_revision,
+        };
+        let reply = call!(client, Retry::Idempotent, agent_heartbeat, request)?;
+        self.follow(v1::AccessNews {
+            trust_bundle_revision: reply.trust_bundle_revision,
+            revocation_revision: reply.revocation_revision,
+        })
+        .await?;
+        Ok(reply)
     }
 
     /// Fetches what is new to trust, and what is newly revoked.
@@ -122,11 +147,46 @@ impl<'a> Pulse<'a> {
         }
         if news.trust_bundle_revision != self.state.trust_bundle_revision {
             let client = self.client().await?;
-            self.dir.keep_bundle(&mut self.state, &client.trust_bundle().await?)?;
+            let bundle = client.trust_bundle().await?;
+            if bundle.revision < news.trust_bundle_revision {
+                client.leave_last_server();
+                return Err(Behind.into());
+            }
+            self.dir.keep_bundle(&mut self.state, &bundle)?;
             self.dir.save(&self.state)?;
             self.client = None;
         }
         Ok(())
+    }
+
+    /// Takes up in full what there is to trust: where a CA has moved on in its rotation, with certificates of the key that
+    /// signs now, and sshd told of them. Answers, if there was anything to take up, whether that was new certificates.
+    async fn take_up(&mut self) -> Result<Option<bool>> {
+        if self.state.followed_revision == self.state.trust_bundle_revision {
+            return Ok(None);
+        }
+        let lag = self.state.certificates_lag();
+        if lag {
+            let client = self.client().await?;
+            certify(&self.dir, &mut self.state, &client).await?;
+            self.client = None;
+        }
+        self.reload_if_pending().await?;
+        self.state.followed_revision = self.state.trust_bundle_revision;
+        self.dir.save(&self.state)?;
+        Ok(Some(lag))
+    }
+
+    /// Tells sshd that it has new certificates, by the command that was given.
+    async fn reload_if_pending(&mut self) -> Result<()> {
+        if !self.state.reload_pending {
+            return Ok(());
+        }
+        if let Some(command) = &self.reload {
+            reload(command).await?;
+        }
+        self.state.reload_pending = false;
+        self.dir.save(&self.state)
     }
 
     async fn renew_if_due(&mut self) -> Result<bool> {
@@ -142,6 +202,7 @@ impl<'a> Pulse<'a> {
         match certify(&self.dir, &mut self.state, &client).await {
             Ok(()) => {
                 self.client = None;
+                self.reload_if_pending().await?;
                 Ok(true)
             }
             // There is a third of the old one's life left to try again in; presence does not wait for it.
@@ -158,6 +219,34 @@ impl<'a> Pulse<'a> {
 fn is_due((not_before, not_after): (u64, u64), now: u64) -> bool {
     let due = not_after.saturating_sub(not_after.saturating_sub(not_before) / 3);
     now >= due && now < not_after
+}
+
+/// Another node has told of a newer trust bundle.
+#[derive(Debug, thiserror::Error)]
+#[error("the auth node that was asked has an old trust bundle; another is asked")]
+struct Behind;
+
+/// Why sshd was not told of new certificates. It is tried again with the next heartbeat.
+#[derive(Debug, thiserror::Error)]
+#[error("`{command}` {reason}; the new certificates are on disk, and it is run again")]
+struct NotReloaded {
+    command: String,
+    reason: String,
+}
+
+async fn reload(command: &str) -> Result<(), NotReloaded> {
+    let failed = |reason: String| NotReloaded { command: command.to_owned(), reason };
+    let mut shell = Command::new("/bin/sh");
+    shell.args(["-c", command]).stdin(Stdio::null()).kill_on_drop(true);
+    match timeout(RELOAD_TIMEOUT, shell.output()).await {
+        Err(_) => Err(failed(format!("takes longer than {RELOAD_TIMEOUT:?}"))),
+        Ok(Err(error)) => Err(failed(error.to_string())),
+        Ok(Ok(output)) if output.status.success() => Ok(()),
+        Ok(Ok(output)) => {
+            let said = String::from_utf8_lossy(&output.stderr);
+            Err(failed(format!("failed ({}): {}", output.status, said.trim())))
+        }
+    }
 }
 
 /// Fetches the revocation list, unless the one on disk is current.

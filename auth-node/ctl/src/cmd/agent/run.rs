@@ -26,10 +26,11 @@ const INTERVAL: (Duration, Duration) = (Duration::from_secs(1), Duration::from_s
 
 const EXAMPLES: &str = "\
 Examples:
-  mezctl agent run --dir /etc/mezite         until SIGTERM
+  mezctl agent run --dir /etc/mezite --reload 'systemctl reload ssh'        until SIGTERM
 
 It reports that the host lives, keeps the files that sshd reads up to date (whose certificates to trust, and which of
-them are revoked, within seconds), and renews the host's own certificates when two thirds of their life are over.";
+them are revoked, within seconds), and renews the host's own certificates when two thirds of their life are over, or a
+CA of the cluster is rotated. A rotation waits until this host has followed it.";
 
 /// Arguments of `agent run`.
 #[derive(Debug, Args)]
@@ -37,10 +38,13 @@ them are revoked, within seconds), and renews the host's own certificates when t
 pub(crate) struct Run {
     #[command(flatten)]
     reported: Reported,
+    /// Shell command that has sshd read its host certificate anew; it is run after each renewal, and again until it succeeds
+    #[arg(long, value_name = "COMMAND")]
+    reload: Option<String>,
 }
 
 pub(crate) async fn run(context: &Context, args: Run) -> Result<()> {
-    let mut pulse = args.reported.pulse(context)?;
+    let mut pulse = args.reported.pulse(context)?.reloading_by(args.reload);
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     tokio::select! {
         ended = serve(&mut pulse) => ended,

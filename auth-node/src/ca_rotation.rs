@@ -1,0 +1,154 @@
+//! What a node does for the rotation of the authorities' keys beside answering calls: it tells what it has taken up of
+//! them, and, while it leads, takes the steps of an automatic rotation when they are due.
+
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
+
+use auth_core::{
+    Caller, Context, CoreError, Origin,
+    presence::PresenceTtl,
+    rotation::{self, Obstacles, Rotation, Step},
+    tables::{CaKind, FollowedKey, FollowedRow},
+};
+use raft_store::{Store, TransactError};
+use store_txn::{ReadExt as _, TransactionExt as _};
+use tokio::{
+    sync::watch,
+    time::{MissedTickBehavior, interval, sleep},
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::metrics;
+
+/// From one look for a step that is due to the next.
+const INTERVAL: Duration = Duration::from_secs(1);
+/// Pause after a report that was not written.
+const RETRY: Duration = Duration::from_secs(2);
+
+/// What this node has taken up of the authorities' rows.
+#[derive(Default)]
+pub(crate) struct Followed(watch::Sender<FollowedRow>);
+
+impl Followed {
+    /// The certificate for clients, and whom they are to show one of, are of this revision of the TLS CA.
+    pub(crate) fn tls(&self, revision: u64) {
+        self.0.send_if_modified(|row| std::mem::replace(&mut row.tls, revision) != revision);
+    }
+
+    /// The certificate for peers, and whom they are to show one of, are of this revision of the peer CA.
+    pub(crate) fn peer(&self, revision: u64) {
+        self.0.send_if_modified(|row| std::mem::replace(&mut row.peer, revision) != revision);
+    }
+
+    /// Tells the cluster, until `stop`.
+    pub(crate) async fn report(self: Arc<Self>, store: Store, node_id: u64, stop: CancellationToken) {
+        let mut followed = self.0.subscribe();
+        followed.mark_changed();
+        let report = async {
+            while followed.changed().await.is_ok() {
+                let row = *followed.borrow_and_update();
+                while let Err(error) = write(&store, node_id, row).await {
+                    tracing::warn!(%error, "which keys of the authorities this node has taken up could not be told");
+                    sleep(RETRY).await;
+                }
+            }
+        };
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = report => {}
+        }
+    }
+}
+
+async fn write(store: &Store, node_id: u64, row: FollowedRow) -> Result<(), TransactError<CoreError>> {
+    let written = store.transact(move |tx| {
+        let key = FollowedKey(node_id);
+        if tx.get(&key)?.is_none_or(|stored| stored.row != row) {
+            tx.put(&key, &row);
+        }
+        Ok::<_, CoreError>(())
+    });
+    written.await.map(drop)
+}
+
+/// The ids of the auth nodes, as this one knows them.
+pub(crate) fn members(store: &Store) -> Vec<u64> {
+    store.status().members.into_iter().map(|member| member.node_id).collect()
+}
+
+/// Takes the steps of automatic rotations, until `stop`. The leader does it.
+pub(crate) async fn drive(store: Store, node_id: u64, ttl: PresenceTtl, stop: CancellationToken) {
+    let mut ticks = interval(INTERVAL);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut held = BTreeSet::new();
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            _ = ticks.tick() => {}
+        }
+        if store.status().leader_id != Some(node_id) {
+            hold(&mut held, BTreeSet::new());
+            continue;
+        }
+        match move_on(&store, node_id, ttl).await {
+            Ok(now_held) => hold(&mut held, now_held),
+            Err(error) => tracing::warn!(%error, "an automatic rotation could not move on"),
+        }
+    }
+}
+
+/// Tells of what is held up now.
+fn hold(before: &mut BTreeSet<(CaKind, String)>, now: BTreeSet<(CaKind, String)>) {
+    for (kind, reason) in now.difference(before) {
+        tracing::warn!(kind = kind.name(), reason, "an automatic rotation is due, and held up");
+    }
+    for kind in CaKind::ALL {
+        metrics::rotation_held(kind.name(), now.iter().any(|(held, _)| *held == kind));
+    }
+    *before = now;
+}
+
+/// Takes what is due; answers what is held up, and why.
+async fn move_on(
+    store: &Store,
+    node_id: u64,
+    ttl: PresenceTtl,
+) -> Result<BTreeSet<(CaKind, String)>, TransactError<CoreError>> {
+    let due = store.read_local(|view| {
+        let now = store_txn::Read::now(view);
+        let due = |rotation: Rotation| rotation.due(now).map(|step| (rotation, step));
+        Ok::<_, CoreError>(rotation::all(view)?.into_iter().filter_map(due).collect::<Vec<_>>())
+    });
+    let mut held = BTreeSet::new();
+    for (seen, step) in due.await? {
+        let kind = step.kind;
+        match take(store, node_id, ttl, seen, step).await {
+            // Somebody else has moved it.
+            Ok(()) | Err(TransactError::Refused(CoreError::StaleRevision { .. })) => {}
+            Err(TransactError::Refused(CoreError::Precondition(reason))) => {
+                held.insert((kind, reason));
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(held)
+}
+
+async fn take(
+    store: &Store,
+    node_id: u64,
+    ttl: PresenceTtl,
+    seen: Rotation,
+    step: Step,
+) -> Result<(), TransactError<CoreError>> {
+    let (members, looked_at) = (members(store), seen.clone());
+    let obstacles = store.read(move |view| Obstacles::of(view, &looked_at, &members, ttl)).await?;
+    let (kind, target) = (step.kind.name(), step.target.name());
+    let taken = store.transact(move |tx| {
+        let origin = Origin { node_id, request_id: "rotation".into(), ..Origin::default() };
+        let context = Context { caller: Caller::Cluster, origin };
+        rotation::step(tx, &context, &step, (&seen, &obstacles), None).map(drop)
+    });
+    taken.await?;
+    tracing::info!(kind, target, "an automatic rotation has moved on");
+    Ok(())
+}

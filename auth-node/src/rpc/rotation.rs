@@ -1,0 +1,141 @@
+//! The rotation of the authorities' keys.
+
+use auth_core::{
+    CoreError,
+    rotation::{self, Obstacles, Rotation, Step},
+    tables::{CaKind, RotationPhase},
+};
+use mezite_daemon::clock;
+use mezite_proto::v1;
+
+use super::{convert, trust};
+use crate::{authn::Call, ca_rotation, error::ApiError, once::Once, service::Service};
+
+/// Takes a step. What stands against it is looked for in a view, outside of the transaction: that would otherwise conflict
+/// with every heartbeat. The step is taken only on the state that the view showed.
+pub(crate) async fn rotate(
+    service: &Service,
+    call: &Call,
+    request: v1::RotateCaRequest,
+) -> Result<v1::RotateCaResponse, ApiError> {
+    let once = Once::of(call, &request);
+    let step = parse(&request)?;
+    let (kind, members, ttl) =
+        (step.kind, ca_rotation::members(&service.store), service.settings.presence_ttl);
+    let look = service.unless_answered(call, &once, move |view, _| {
+        let seen = rotation::get(view, kind)?;
+        let obstacles = Obstacles::of(view, &seen, &members, ttl)?;
+        Ok((seen, obstacles))
+    });
+    let (seen, obstacles) = match look.await? {
+        std::ops::ControlFlow::Break(answered) => return Ok(answered),
+        std::ops::ControlFlow::Continue(seen) => seen,
+    };
+    let new_key = match step.target {
+        RotationPhase::Init => {
+            Some(service.cas.generate(kind, &service.settings.cluster, clock::unix_seconds())?)
+        }
+        _ => None,
+    };
+    let write = service.write_once(call, once, move |tx, context| {
+        let after = rotation::step(tx, context, &step, (&seen, &obstacles), new_key.clone())?;
+        // Nobody has taken up what has just begun.
+        Ok(v1::RotateCaResponse { rotation: Some(reply(&after, &Obstacles::default())) })
+    });
+    write.await
+}
+
+/// Answers where the rotation of each authority's key stands, and what stands against the next step.
+pub(crate) async fn get(
+    service: &Service,
+    call: &Call,
+    _request: v1::GetCaRotationRequest,
+) -> Result<v1::GetCaRotationResponse, ApiError> {
+    let (members, ttl) = (ca_rotation::members(&service.store), service.settings.presence_ttl);
+    let read = service.read(call, move |view, _| {
+        let rotations = rotation::all(view)?.into_iter().map(|rotation| {
+            let obstacles = Obstacles::of(view, &rotation, &members, ttl)?;
+            Ok(reply(&rotation, &obstacles))
+        });
+        rotations.collect::<Result<Vec<_>, CoreError>>()
+    });
+    Ok(v1::GetCaRotationResponse { rotations: read.await? })
+}
+
+fn parse(request: &v1::RotateCaRequest) -> Result<Step, CoreError> {
+    let kind = match request.kind() {
+        v1::CaKind::User => CaKind::User,
+        v1::CaKind::Host => CaKind::Host,
+        v1::CaKind::Tls => CaKind::Tls,
+        v1::CaKind::Peer => CaKind::Peer,
+        v1::CaKind::Audit => CaKind::Audit,
+        v1::CaKind::Spiffe | v1::CaKind::Unspecified => {
+            return Err(CoreError::invalid("kind", "user, host, tls, peer or audit"));
+        }
+    };
+    let target = match request.target_phase() {
+        v1::RotationPhase::Standby => RotationPhase::Standby,
+        v1::RotationPhase::Init => RotationPhase::Init,
+        v1::RotationPhase::UpdateClients => RotationPhase::UpdateClients,
+        v1::RotationPhase::UpdateServers => RotationPhase::UpdateServers,
+        v1::RotationPhase::Rollback => RotationPhase::Rollback,
+        v1::RotationPhase::Unspecified => {
+            let reason = "init, update_clients, update_servers, standby or rollback";
+            return Err(CoreError::invalid("target_phase", reason));
+        }
+    };
+    let grace = request.grace_period.map(|grace| convert::duration_in("grace_period", grace)).transpose()?;
+    Ok(Step { kind, target, grace, force: request.force, revision: request.revision })
+}
+
+fn reply(rotation: &Rotation, obstacles: &Obstacles) -> v1::CaRotation {
+    v1::CaRotation {
+        kind: trust::kind(rotation.kind).into(),
+        phase: trust::rotation_phase(rotation.phase).into(),
+        phase_started_at: rotation.phase_started_at_ms.map(convert::timestamp),
+        next_phase_at: rotation.next_phase_at_ms.map(convert::timestamp),
+        lagging_agents: obstacles.lagging,
+        revision: rotation.revision,
+        lagging_names: obstacles.named.clone(),
+        absent_agents: obstacles.absent,
+        outstanding_certificates: obstacles.certificates,
+        outstanding_until: (obstacles.certificates > 0)
+            .then(|| convert::timestamp(obstacles.certificates_end_ms)),
+        force: rotation.force,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request() -> v1::RotateCaRequest {
+        v1::RotateCaRequest {
+            kind: v1::CaKind::Host.into(),
+            target_phase: v1::RotationPhase::Init.into(),
+            ..Default::default()
+        }
+    }
+
+    #[track_caller]
+    fn refused(request: v1::RotateCaRequest, named: &str) {
+        let refused = parse(&request);
+        assert!(matches!(&refused, Err(CoreError::Invalid { field, .. }) if field == named), "{refused:?}");
+    }
+
+    #[test]
+    fn what_cannot_be_rotated_names_its_field() {
+        assert!(parse(&request()).is_ok());
+        for kind in [v1::CaKind::Unspecified as i32, v1::CaKind::Spiffe as i32, 77] {
+            refused(v1::RotateCaRequest { kind, ..request() }, "kind");
+        }
+        for target_phase in [0, 77] {
+            refused(v1::RotateCaRequest { target_phase, ..request() }, "target_phase");
+        }
+        let grace_period = Some(prost_types::Duration { seconds: -1, nanos: 0 });
+        refused(v1::RotateCaRequest { grace_period, ..request() }, "grace_period");
+        let grace_period = Some(prost_types::Duration { seconds: 60, nanos: 0 });
+        let step = parse(&v1::RotateCaRequest { grace_period, ..request() }).unwrap();
+        assert_eq!(step.grace, Some(std::time::Duration::from_secs(60)));
+    }
+}

@@ -1,0 +1,280 @@
+//! The rotation of the authorities' keys, with a stock sshd and ssh at every step.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use mezite_e2e::{
+    Agent, AgentSpec, Cluster, Ctl, Ingest, PASSWORD, Port, Process, Setup, Sshd, account, eventually,
+};
+use nix::sys::signal::Signal;
+use serde_json::Value;
+
+use crate::support::{add_role, add_user, asciicast};
+
+const PATIENCE: Duration = Duration::from_secs(60);
+const FORWARD: [&str; 4] = ["init", "update-clients", "update-servers", "standby"];
+
+const EVERYWHERE: &str = r#"
+  allow:
+    logins: ["{{internal.logins}}"]
+    node_labels: {"*": "*"}
+"#;
+
+/// A cluster with a host, whose agent reports every second and reloads its sshd, and a user of it.
+struct World {
+    service: Process,
+    sshd: Sshd,
+    agent: Agent,
+    login: String,
+    cluster: Cluster,
+}
+
+impl World {
+    async fn start(nodes: usize) -> Self {
+        let set = vec![r#"presence.interval="1s""#.to_owned(), r#"presence.ttl="10s""#.to_owned()];
+        let cluster = Cluster::start_with(&Setup { nodes, set, ..Setup::default() }).await;
+        let port = Port::lease();
+        let agent = Agent::join(&cluster, AgentSpec { address: &port.address(), ..AgentSpec::default() });
+        let sshd = Sshd::start(&agent, port).await;
+        let service = agent.run_with(&["--reload", &sshd.reload()]);
+        let login = account();
+        add_role(&cluster, "everywhere", EVERYWHERE);
+        add_user(&cluster, "alice", "everywhere", &login);
+        let _ = cluster.ctl_named("alice").login("alice", PASSWORD).ok();
+        let world = Self { service, sshd, agent, login, cluster };
+        world.followed().await;
+        world
+    }
+
+    /// The admin, who knows the cluster by its profile alone: the pin of the beginning does not outlive a rotation.
+    fn admin(&self) -> Ctl {
+        self.cluster.ctl().at(&self.cluster.addresses())
+    }
+
+    /// A certificate that is good for so long, in a folder of its own.
+    fn certificate(&self, name: &str, ttl: &str) -> PathBuf {
+        let folder = self.cluster.dir().join(name);
+        let issue = ["certs", "issue", "--out", folder.to_str().unwrap(), "--ttl", ttl];
+        let _ = self.cluster.ctl_named("alice").at(&self.cluster.addresses()).ok(&issue);
+        folder
+    }
+
+    #[track_caller]
+    fn logs_in(&self, folder: &Path, when: &str) {
+        let output = self.sshd.client(folder).run(&self.login, "echo in");
+        assert_eq!(output.stdout, "in\n", "{when}: {output:?}\n{}", self.sshd.log());
+    }
+
+    /// Where an authority's rotation stands.
+    fn rotation(&self, kind: &str) -> Value {
+        let all = self.admin().json(&["auth", "status"]);
+        all.as_array().unwrap().iter().find(|one| one["kind"] == kind).unwrap().clone()
+    }
+
+    /// Waits until nobody lags.
+    async fn followed(&self) {
+        eventually("everybody has followed", PATIENCE, async || {
+            let all = self.admin().json(&["auth", "status"]);
+            let nobody = all.as_array().unwrap().iter().all(|one| one["lagging"] == 0);
+            let online = self.admin().json(&["nodes", "ls"])[0]["online"] == true;
+            if nobody && online { Ok(()) } else { Err(all) }
+        })
+        .await;
+    }
+
+    /// Takes a step as soon as nothing holds it up; what holds it up must be said.
+    async fn rotate(&self, kind: &str, to: &str) {
+        eventually("the step is taken", PATIENCE, async || {
+            let output = self.admin().run(&["auth", "rotate", kind, "--to", to]);
+            match output.code {
+                0 => Ok(()),
+                _ if output.stderr.contains("taken this phase up")
+                    || output.stderr.contains("still good") =>
+                {
+                    Err(output.stderr)
+                }
+                _ => panic!("{output:?}"),
+            }
+        })
+        .await;
+        assert_eq!(self.rotation(kind)["phase"], to);
+    }
+
+    fn keys(&self, kind: &str) -> Vec<String> {
+        let exported = self.admin().json(&["auth", "export", kind]);
+        exported["keys"].as_array().unwrap().iter().map(|key| key.as_str().unwrap().to_owned()).collect()
+    }
+
+    /// Takes a step, and logs in at once, once all have followed, and after sshd was reloaded; with a certificate of the
+    /// phase before, where that is still to be good, and with one of this phase.
+    async fn step(&self, kind: &str, to: &str) {
+        let before = self.certificate(&format!("before-{kind}-{to}"), "15s");
+        self.rotate(kind, to).await;
+        // The last step waits for the end of what the old key has signed; of this one it does not know.
+        let at_once = self.certificate(&format!("at-once-{kind}-{to}"), "25s");
+        self.logs_in(&at_once, &format!("{kind}, {to}, at once"));
+        if to != "standby" {
+            self.logs_in(&before, &format!("{kind}, {to}, with a certificate of the phase before"));
+        }
+        self.followed().await;
+        self.logs_in(&at_once, &format!("{kind}, {to}, followed"));
+        let fresh = self.certificate(&format!("fresh-{kind}-{to}"), "15s");
+        self.logs_in(&fresh, &format!("{kind}, {to}, with a fresh certificate"));
+    }
+}
+
+/// The issuer's key in the host certificate on disk, as ssh-keygen tells it.
+fn signer(certificate: &Path) -> String {
+    let shown =
+        mezite_e2e::run(std::process::Command::new("ssh-keygen").args(["-L", "-f"]).arg(certificate)).ok();
+    let line = shown.lines().find(|line| line.contains("Signing CA")).unwrap();
+    line.split_whitespace().find(|word| word.starts_with("SHA256:")).unwrap().to_owned()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ssh_works_at_every_step_of_a_rotation_of_the_user_and_host_cas() {
+    let world = World::start(1).await;
+    for kind in ["user", "host"] {
+        let (old, host_before) =
+            (world.keys(kind), signer(&world.agent.file("ssh_host_ed25519_key-cert.pub")));
+        let very_old = world.certificate(&format!("very-old-{kind}"), "10s");
+        world.logs_in(&very_old, "before the rotation");
+        for to in FORWARD {
+            world.step(kind, to).await;
+        }
+        let new = world.keys(kind);
+        assert!(old.len() == 1 && new.len() == 1 && old != new, "{old:?} {new:?}");
+        let host_after = signer(&world.agent.file("ssh_host_ed25519_key-cert.pub"));
+        assert_eq!(host_before != host_after, kind == "host");
+        // Whoever has but the old key, believes the host no more.
+        if kind == "host" {
+            let output = world.sshd.client(&very_old).run(&world.login, "echo in");
+            assert!(output.stderr.contains("Host key verification failed"), "{output:?}");
+        }
+    }
+    assert!(world.sshd.log().contains("Received SIGHUP; restarting."), "sshd was reloaded");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rollback_from_the_last_phase_leaves_the_old_keys_and_ssh_working() {
+    let world = World::start(1).await;
+    for kind in ["user", "host"] {
+        let old = world.keys(kind);
+        for to in &FORWARD[..3] {
+            world.step(kind, to).await;
+        }
+        let _ = world.certificate(&format!("long-{kind}"), "1h");
+        world.step(kind, "rollback").await;
+        let both = world.keys(kind);
+        assert!(both.len() == 2 && both[0] == old[0], "{both:?}");
+        // A certificate of an hour by the new key holds it up, and --force says that it is to be cut off.
+        let refused = world.admin().run(&["auth", "rotate", kind, "--to", "standby"]);
+        match kind {
+            "user" => assert!(refused.failed(1).contains("still good")),
+            _ => {
+                assert_eq!(refused.code, 0, "hosts have followed, and users' certificates are not of this CA")
+            }
+        }
+        if kind == "user" {
+            let _ = world.admin().ok(&["auth", "rotate", kind, "--to", "standby", "--force"]);
+        }
+        world.followed().await;
+        assert_eq!(world.keys(kind), old);
+        let fresh = world.certificate(&format!("after-{kind}"), "1m");
+        world.logs_in(&fresh, "after the rollback");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_live_agent_that_does_not_follow_holds_the_rotation_up_unless_it_is_forced() {
+    let world = World::start(1).await;
+    world.service.signal(Signal::SIGSTOP);
+    let _ = world.admin().ok(&["auth", "rotate", "host", "--to", "init"]);
+    let said = world.admin().run(&["auth", "rotate", "host", "--to", "update-clients"]).failed(1);
+    assert!(said.contains(&format!("agent:{}", world.agent.id)), "{said}");
+    assert_eq!(world.rotation("host")["lagging_names"][0], format!("agent:{}", world.agent.id));
+    // One that is offline is told of, and holds nothing up.
+    eventually("the agent is offline", PATIENCE, async || {
+        let rotation = world.rotation("host");
+        if rotation["absent"] == 1 && rotation["lagging"] == 0 { Ok(()) } else { Err(rotation) }
+    })
+    .await;
+    world.rotate("host", "update-clients").await;
+    world.service.signal(Signal::SIGCONT);
+    world.followed().await;
+    // A command that does not reload sshd is no following.
+    let _ = world.admin().ok(&["auth", "rotate", "host", "--to", "update-servers", "--force"]);
+    world.followed().await;
+    let folder = world.certificate("after", "1m");
+    world.logs_in(&folder, "forced");
+    let said = world.admin().run(&["auth", "rotate", "host", "--to", "init"]).failed(1);
+    assert!(said.contains("it goes to standby or rollback"), "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_tls_and_peer_cas_rotate_under_agents_ingests_and_auth_nodes_that_restart() {
+    let mut world = World::start(3).await;
+    let (mut ingests, _store) = Ingest::start_all(&world.cluster, 1).await;
+    let cast = world.cluster.dir().join("session.cast");
+    fs::write(&cast, asciicast(10_000)).unwrap();
+    for (round, kind) in ["peer", "tls"].into_iter().enumerate() {
+        let old = world.keys(kind);
+        for (phase, to) in FORWARD.into_iter().enumerate() {
+            // The last step waits for certificates of users.
+            let _ = world.certificate("short", "5s");
+            world.rotate(kind, to).await;
+            // Whoever starts in the middle of it comes up with what is on its disk.
+            let restarted = (round + phase) % 3;
+            world.cluster.node(restarted).kill();
+            world.cluster.node(restarted).start();
+            world.cluster.node(restarted).ready().await;
+            let uploaded = world.agent.upload(&cast, &[]);
+            assert!(uploaded["recording_id"].is_string() || uploaded["id"].is_string(), "{uploaded}");
+        }
+        world.followed().await;
+        let new = world.keys(kind);
+        assert!(old.len() == 1 && new.len() == 1 && old != new, "{kind}");
+    }
+    for index in 0..3 {
+        world.cluster.node(index).kill();
+    }
+    ingests[0].kill();
+    for index in 0..3 {
+        world.cluster.node(index).start();
+    }
+    for index in 0..3 {
+        world.cluster.node(index).ready().await;
+    }
+    ingests[0].start();
+    ingests[0].ready().await;
+    world.followed().await;
+    let folder = world.certificate("after", "1m");
+    world.logs_in(&folder, "after all of it");
+    let _ = world.agent.upload(&cast, &[]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_automatic_rotation_goes_through_all_phases_by_itself() {
+    let mut world = World::start(3).await;
+    let old = world.keys("host");
+    let leader = world.cluster.leader().await;
+    let started = world.admin().json(&["auth", "rotate", "host", "--grace-period", "6s"]);
+    assert_eq!(started["phase"], "init");
+    world.cluster.node(leader).kill();
+    let folder = world.certificate("during", "1h");
+    world.logs_in(&folder, "during it");
+    eventually("the rotation is over", PATIENCE, async || {
+        let rotation = world.rotation("host");
+        if rotation["phase"] == "standby" { Ok(()) } else { Err(rotation) }
+    })
+    .await;
+    let new = world.keys("host");
+    assert!(new.len() == 1 && new != old, "{new:?}");
+    let folder = world.certificate("after", "1h");
+    world.logs_in(&folder, "after it");
+    let events = world.admin().json(&["audit", "ls", "--event", "ca.rotate"]);
+    assert_eq!(events.as_array().unwrap().len(), 4, "{events}");
+}
