@@ -76,6 +76,7 @@ mod tests {
             roles: roles.iter().map(role).collect(),
             digest: SecretDigest([0; 32]),
             session: SessionRow::default(),
+            use_is_due: false,
         }))
     }
 
@@ -97,6 +98,7 @@ mod tests {
     /// Who may call what, by family: `*` everybody, `u` users, `a` admins, `n` agents, `i` ingests.
     const REFERENCE: &[(&str, &[&str])] = &[
         ("*", &["Ping", "AuthenticateLocal", "BeginWebAuthnLogin", "FinishWebAuthnLogin"]),
+        ("*", &["AcceptInvite"]),
         ("ua", &["ChangePassword", "Logout", "BeginWebAuthnRegistration", "FinishWebAuthnRegistration"]),
         ("ua", &["ListWebAuthnDevices", "DeleteWebAuthnDevice"]),
         ("ua", &["IssueUserCerts"]),
@@ -111,6 +113,7 @@ mod tests {
         ("*", &["BootstrapAgentIdentity", "RenewAgentIdentity", "AuthenticateSPIFFE"]),
         ("ua", &["GetUser", "ListUsers", "GetRole", "ListRoles"]),
         ("a", &["CreateUser", "UpdateUser", "DeleteUser", "ResetUserPassword"]),
+        ("a", &["ClearUserLockout"]),
         ("a", &["CreateRole", "UpdateRole", "DeleteRole"]),
         ("a", &["CreateToken", "GetToken", "ListTokens", "DeleteToken"]),
         ("a", &["CreateLock", "GetLock", "ListLocks", "DeleteLock"]),

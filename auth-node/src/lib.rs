@@ -36,6 +36,7 @@ mod rpc;
 mod server;
 mod service;
 mod start;
+mod uses;
 
 pub use bootstrap::{
     Init, Initialized, Join, Joined, Restore, Succeeded, init, join, recover, restore, secret_from,

@@ -2,6 +2,9 @@
 //! of a processor and 19 MiB, so a storm of logins is turned away at the door rather than starve what else the node does.
 //!
 //! The name of a user that does not exist costs the same: a hash that nobody's password made is verified instead.
+//!
+//! What is hashed is a password's NFKC form. Earlier releases hashed what was typed: so a password that is spelt otherwise is
+//! tried as it is, too.
 
 use std::{
     sync::{Arc, Mutex, PoisonError, mpsc},
@@ -12,7 +15,7 @@ use argon2::{
     Algorithm, Argon2, Params, Version,
     password_hash::{Error as HashError, PasswordHasher as _, PasswordVerifier as _, phc},
 };
-use auth_core::{CoreError, secret::PasswordHash};
+use auth_core::{CoreError, password, secret::PasswordHash};
 use base64::{Engine as _, engine::general_purpose::STANDARD_NO_PAD};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use zeroize::Zeroizing;
@@ -112,7 +115,11 @@ impl Turn {
     ) -> Result<bool, ApiError> {
         let exists = known.is_some();
         let (against, password) = (known.unwrap_or(&self.nobodys).clone(), password.clone());
-        let matches = self.on_thread(move || verify(&against, &password)).await?;
+        let matches = self.on_thread(move || {
+            let form = password::normalized(&password);
+            Ok(verify(&against, &form)? || *form != *password && verify(&against, &password)?)
+        });
+        let matches = matches.await?;
         Ok(matches && exists)
     }
 
@@ -121,8 +128,8 @@ impl Turn {
     /// # Errors
     /// [`CoreError::Internal`] when the operating system gives no randomness or memory.
     pub(crate) async fn hash(&self, password: &Zeroizing<String>) -> Result<PasswordHash, ApiError> {
-        let password = password.clone();
-        self.on_thread(move || hash(&password)).await
+        let form = password::normalized(password);
+        self.on_thread(move || hash(&form)).await
     }
 
     /// Works on a thread of its own, once one is free. A call that is given up meanwhile keeps its thread to the end.
@@ -192,6 +199,21 @@ mod tests {
             assert!(!turn.verify(Some(&hash), &password(wrong)).await.unwrap());
         }
         assert_ne!(hash, turn.hash(&password("correct horse")).await.unwrap());
+    }
+
+    #[tokio::test]
+    async fn a_password_is_one_however_it_is_spelt_and_one_that_was_hashed_as_it_was_typed_is_good_still() {
+        let turn = PasswordPool::new(1, 0).unwrap().admit().unwrap();
+        let (composed, decomposed) = (password("pässwörter"), password("pa\u{308}sswo\u{308}rter"));
+        for typed in [&composed, &decomposed] {
+            let made = turn.hash(typed).await.unwrap();
+            assert!(turn.verify(Some(&made), &composed).await.unwrap());
+            assert!(turn.verify(Some(&made), &decomposed).await.unwrap());
+        }
+        let of_old = hash(&decomposed).unwrap();
+        assert!(turn.verify(Some(&of_old), &decomposed).await.unwrap());
+        assert!(!turn.verify(Some(&of_old), &composed).await.unwrap());
+        assert!(!turn.verify(None, &decomposed).await.unwrap());
     }
 
     #[tokio::test]

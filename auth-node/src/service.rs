@@ -32,6 +32,7 @@ use crate::{
     refusals::{Mode, Refusals},
     relay::Relay,
     rpc::RevocationList,
+    uses::Uses,
 };
 
 /// What handlers work with.
@@ -44,6 +45,8 @@ pub(crate) struct Service {
     pub(crate) cas: Arc<CaKeys>,
     /// Collects heartbeats.
     pub(crate) presence: Presence,
+    /// Collects which sessions are used.
+    pub(crate) uses: Uses,
     /// Calls ingests.
     pub(crate) relay: Relay,
     /// One permit: a backup takes as much space as the state.
@@ -88,16 +91,19 @@ struct Admission {
     method: &'static MethodAccess,
     credential: Credential,
     origin: Origin,
+    /// Where it is noted that its session is used.
+    uses: Uses,
 }
 
 impl Admission {
-    fn of(call: &Call) -> Self {
-        Self { method: call.method, credential: call.credential.clone(), origin: call.origin.clone() }
-    }
-
     /// Tells who calls, by what `state` says, and refuses what is not allowed.
     fn admit(&self, state: &mut (impl Read + ?Sized)) -> Result<Context, CoreError> {
         let caller = context::authenticate(state, &self.credential)?;
+        if let Caller::User(user) = &caller
+            && user.use_is_due
+        {
+            self.uses.note(user.digest, state.now());
+        }
         authz::check(self.method, &caller)?;
         Ok(Context { caller, origin: self.origin.clone() })
     }
@@ -113,6 +119,11 @@ impl Admission {
 }
 
 impl Service {
+    fn admission(&self, call: &Call) -> Admission {
+        let Call { method, credential, origin, .. } = call.clone();
+        Admission { method, credential, origin, uses: self.uses.clone() }
+    }
+
     /// The store, for as long as the call may still take. A little is kept back, so that it is the store that says
     /// what is unknown.
     pub(crate) fn store(&self, call: &Call) -> Store {
@@ -132,7 +143,7 @@ impl Service {
         call: &Call,
         work: impl FnOnce(&mut View<'_>, &Context) -> Result<T, CoreError> + Send + 'static,
     ) -> Result<T, ApiError> {
-        let admission = Admission::of(call);
+        let admission = self.admission(call);
         let store = self.store(call);
         let done = store.read(move |view| {
             let context = admission.admit(view)?;
@@ -166,7 +177,7 @@ impl Service {
         call: &Call,
         work: impl Fn(&mut StoreTransaction<'_>, &Context) -> Result<T, CoreError> + Send + Sync + 'static,
     ) -> Result<Committed<T>, ApiError> {
-        let admission = Admission::of(call);
+        let admission = self.admission(call);
         let store = self.store(call);
         let done = store.transact(move |tx| {
             let context = admission.admit(tx)?;
@@ -256,7 +267,7 @@ impl Service {
         fields: Vec<(&'static str, String)>,
     ) -> Result<(), ApiError> {
         let ticket = self.refusals.reserve(&call.credential);
-        let mut admission = Admission::of(call);
+        let mut admission = self.admission(call);
         admission.origin.refusals = ticket.mode();
         if ticket.mode() != Mode::Counted {
             let store = self.store(call);

@@ -43,6 +43,7 @@ use crate::{
         tls::{self, Names, Tls},
     },
     service::{Service, Settings},
+    uses::Uses,
 };
 
 /// A running node. [`Handle::stop`] lets calls in progress end; dropping it does not.
@@ -201,6 +202,7 @@ impl Node {
             passwords: PasswordPool::new(config.limits.password_threads, config.limits.password_queue)?,
             cas,
             presence: Presence::start(store.clone(), PresenceTtl(config.presence.ttl)),
+            uses: Uses::start(store.clone()),
             relay: Relay::new(&self.cluster.name, Arc::clone(&tls.client), &config.limits)?,
             backups: Arc::new(Semaphore::new(1)),
             refusals,

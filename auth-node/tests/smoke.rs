@@ -145,7 +145,11 @@ async fn one_node_serves_from_init_to_stop() {
 
     let admin = log_in(&client, "ROOT", PASSWORD).await.unwrap();
     let user = v1::User { name: "ann".into(), roles: vec!["access".into()], ..Default::default() };
-    let request = v1::CreateUserRequest { user: Some(user), password: "a password of ann".into() };
+    let request = v1::CreateUserRequest {
+        user: Some(user),
+        password: "a password of ann".into(),
+        ..Default::default()
+    };
     call!(admin, create_user, request.clone()).unwrap();
     assert_eq!(call!(admin, create_user, request.clone()).unwrap_err().code(), Some(Code::AlreadyExists));
     let users = call!(admin, list_users, v1::ListUsersRequest::default()).unwrap().users;

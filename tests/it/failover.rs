@@ -69,7 +69,8 @@ impl Worker {
 
     async fn create_user(&self, name: &str) -> Result<(), ClientError> {
         let user = v1::User { name: name.into(), roles: vec!["access".into()], ..Default::default() };
-        let request = v1::CreateUserRequest { user: Some(user), password: PASSWORD.into() };
+        let request =
+            v1::CreateUserRequest { user: Some(user), password: PASSWORD.into(), ..Default::default() };
         let create =
             |mut auth: mezite_client::AuthClient, request| async move { auth.create_user(request).await };
         self.client.call(Retry::once("look"), request, create).await.map(drop)

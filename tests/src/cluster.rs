@@ -274,7 +274,8 @@ impl Cluster {
             traits: [("logins".to_owned(), logins)].into(),
             ..Default::default()
         };
-        let request = v1::CreateUserRequest { user: Some(user), password: PASSWORD.into() };
+        let request =
+            v1::CreateUserRequest { user: Some(user), password: PASSWORD.into(), ..Default::default() };
         call!(self.admin(), create_user, request).unwrap();
     }
 

@@ -75,6 +75,16 @@ events! {
     PasswordChangeFailed = "user.password.change.failed", "MZ1004W";
     /// An admin set a user's password.
     PasswordReset = "user.password.reset", "MZ1005I";
+    /// After too many failures, password logins as a user are refused for a while.
+    Lockout = "user.lockout", "MZ1006W";
+    /// An admin ended the lockouts of a user.
+    LockoutClear = "user.lockout.clear", "MZ1007I";
+    /// A user got an invite, with which it sets its password.
+    Invite = "user.invite", "MZ1008I";
+    /// A user has set its password with its invite.
+    InviteAccept = "user.invite.accept", "MZ1009I";
+    /// An invite was not accepted.
+    InviteDenied = "user.invite.denied", "MZ1013W";
     /// A user was created.
     UserCreate = "user.create", "MZ1010I";
     /// A user was changed.

@@ -43,6 +43,8 @@ pub struct Settings {
     pub session_ttl_ms: u64,
     /// A session that is not used for so long ends, in milliseconds; `None`: it does not.
     pub session_idle_ms: Option<u64>,
+    /// Since when that counts: no session is unused for longer.
+    pub session_idle_since_ms: u64,
     /// How long audit events are kept, in milliseconds; `None`: for ever.
     pub audit_retention_ms: Option<u64>,
     /// How many audit events are kept; `None`: all.
@@ -64,6 +66,7 @@ impl Settings {
             },
             session_ttl_ms: row.session_ttl_ms.unwrap_or(DEFAULT_SESSION_TTL_MS),
             session_idle_ms: row.session_idle_timeout_ms,
+            session_idle_since_ms: row.session_idle_since_ms,
             audit_retention_ms: row.audit_retention_ms,
             audit_max_events: row.audit_max_events,
             recording_mode: match row.recording_mode() {
@@ -93,7 +96,8 @@ pub fn get(state: &mut (impl Read + ?Sized)) -> Result<Versioned<ClusterConfigRo
     Ok(state.get(&ClusterConfigKey)?.unwrap_or(nothing))
 }
 
-/// Replaces the configuration, and answers it as it is stored. It counts at once; sessions that there are keep their end.
+/// Replaces the configuration, and answers it as it is stored. It counts at once; sessions that there are keep their end, and
+/// how long they may be unused is counted from now on where it has changed.
 ///
 /// # Errors
 /// [`CoreError::Invalid`], also for what this release does not do yet; [`CoreError::StaleRevision`],
@@ -108,10 +112,15 @@ pub fn update(
     check_built(row)?;
     let before = get(tx)?;
     CoreError::check_revision("cluster configuration", "", revision, before.revision)?;
-    tx.put(&ClusterConfigKey, row);
-    let changes = changed(&Settings::of(&before.row), &Settings::of(row));
+    let same_idle = row.session_idle_timeout_ms == before.row.session_idle_timeout_ms;
+    let row = ClusterConfigRow {
+        session_idle_since_ms: if same_idle { before.row.session_idle_since_ms } else { tx.now() },
+        ..row.clone()
+    };
+    tx.put(&ClusterConfigKey, &row);
+    let changes = changed(&Settings::of(&before.row), &Settings::of(&row));
     audit::append(tx, context, EventType::ClusterConfigUpdate, "cluster_config", &changes);
-    Ok(row.clone())
+    Ok(row)
 }
 
 fn check(row: &ClusterConfigRow) -> Result<(), CoreError> {
@@ -145,9 +154,6 @@ fn check(row: &ClusterConfigRow) -> Result<(), CoreError> {
 /// Refuses what this release would keep and not do: a setting that protects nothing must not look as if it did.
 fn check_built(row: &ClusterConfigRow) -> Result<(), CoreError> {
     let later = [
-        ("session_idle_timeout", row.session_idle_timeout_ms.is_some()),
-        ("lockout_threshold", row.lockout_threshold.is_some()),
-        ("lockout_duration", row.lockout_duration_ms.is_some()),
         ("second_factor", Settings::of(row).second_factor != SecondFactor::Off),
         ("recording_mode", Settings::of(row).recording_mode == RecordingMode::Strict),
     ];

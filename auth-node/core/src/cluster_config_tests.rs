@@ -14,6 +14,7 @@ fn what_nobody_has_decided_has_a_default() {
             second_factor: SecondFactor::Off,
             session_ttl_ms: 12 * HOUR,
             session_idle_ms: None,
+            session_idle_since_ms: 0,
             audit_retention_ms: None,
             audit_max_events: None,
             recording_mode: RecordingMode::BestEffort,
@@ -45,9 +46,6 @@ fn what_would_protect_nothing_yet_is_refused() {
     let mut cluster = Cluster::new();
     let default = ClusterConfigRow::default;
     let later = [
-        ("session_idle_timeout", ClusterConfigRow { session_idle_timeout_ms: Some(HOUR), ..default() }),
-        ("lockout_threshold", ClusterConfigRow { lockout_threshold: Some(5), ..default() }),
-        ("lockout_duration", ClusterConfigRow { lockout_duration_ms: Some(HOUR), ..default() }),
         ("second_factor", ClusterConfigRow { second_factor: SecondFactor::Optional.into(), ..default() }),
         ("recording_mode", ClusterConfigRow { recording_mode: RecordingMode::Strict.into(), ..default() }),
     ];

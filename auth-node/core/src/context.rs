@@ -11,6 +11,7 @@ use crate::{
     names::{AgentId, RoleName, SessionHandle, UserName},
     rules::{Resource, Verb},
     secret::SecretDigest,
+    session,
     tables::{
         AuthMethod, ClusterKey, NodeKey, NodeKind, NodeRow, RoleKey, RoleRow, SessionKey, SessionRow,
         TargetKind, UserKey, UserRow,
@@ -90,6 +91,8 @@ pub struct UserCaller {
     pub digest: SecretDigest,
     /// The session.
     pub session: SessionRow,
+    /// Whether it was not noted for so long that it is used that this call is to be noted.
+    pub use_is_due: bool,
 }
 
 /// A role and its name.
@@ -217,27 +220,31 @@ pub fn authenticate(state: &mut (impl Read + ?Sized), credential: &Credential) -
 /// Tells who calls, locked out or not: for the record of what was refused.
 ///
 /// # Errors
-/// [`CoreError::Unauthenticated`] for a session that is not valid, or whose user is gone; for a certificate whose key
+/// [`CoreError::Unauthenticated`] for a session that is not valid, or unused for too long, or whose user is gone; for a certificate whose key
 /// is not the registered agent's. [`CoreError::Storage`].
 pub fn identify(state: &mut (impl Read + ?Sized), credential: &Credential) -> Result<Caller, CoreError> {
     match credential {
         Credential::None => Ok(Caller::Anonymous),
-        Credential::Session(digest) => session(state, *digest).map(|user| Caller::User(Box::new(user))),
+        Credential::Session(digest) => holder(state, *digest).map(|user| Caller::User(Box::new(user))),
         Credential::Agent { id, key_digest } => agent(state, id, key_digest, NodeKind::Ssh),
         Credential::Ingest { id, key_digest } => agent(state, id, key_digest, NodeKind::Ingest),
     }
 }
 
-fn session(state: &mut (impl Read + ?Sized), digest: SecretDigest) -> Result<UserCaller, CoreError> {
+fn holder(state: &mut (impl Read + ?Sized), digest: SecretDigest) -> Result<UserCaller, CoreError> {
     let session = state.get(&SessionKey(digest))?.ok_or(NO_SUCH_SESSION)?.row;
     let epoch = state.get(&ClusterKey)?.map_or(0, |cluster| cluster.row.session_epoch);
     if session.epoch != epoch {
         return Err(NO_SUCH_SESSION);
     }
+    let usage = session::usage(state, digest, &session)?;
+    if usage.is_over {
+        return Err(NO_SUCH_SESSION);
+    }
     let name = UserName::parse("session", &session.user)?;
     let user = state.get(&UserKey(name.clone()))?.ok_or(NO_SUCH_SESSION)?.row;
     let roles = roles(state, &user)?;
-    Ok(UserCaller { name, user, roles, digest, session })
+    Ok(UserCaller { name, user, roles, digest, session, use_is_due: usage.is_due })
 }
 
 /// The roles of a user that exist.

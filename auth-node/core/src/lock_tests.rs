@@ -1,7 +1,7 @@
 use super::*;
 use crate::{
     Caller, Credential,
-    login::{self, WRONG},
+    login::WRONG,
     secret::SecretDigest,
     tables::{ConditionsRow, NodeKind, RoleRow, RuleRow},
     testing::{anonymous, assert_invalid, grants, hash, name, new_session, role_name, traits},
@@ -91,13 +91,18 @@ fn whoever_is_locked_out_logs_in_no_more_and_only_the_log_knows_why() {
     let mut world = World::new();
     world.add_user("ann", grants(&["access"]));
     lock(&mut world, new(1, user("ann"))).unwrap();
-    let refused =
-        world.run(|tx, _| login::complete(tx, &anonymous(), &name("ann"), &hash("ann"), &new_session(77)));
-    assert_locked(refused, "user ann");
-    // What is wrong with the password comes first, so that a lock tells nobody that a password is right.
-    let wrong =
-        world.run(|tx, _| login::complete(tx, &anonymous(), &name("ann"), &hash("x"), &new_session(78)));
-    assert_eq!(wrong, Err(WRONG));
+    let mut reason = |verified| {
+        let refused = world.try_log_in(&anonymous(), "ann", verified, new_session(77));
+        assert_eq!(refused, Err(WRONG));
+        let record = world.last_audit();
+        assert_eq!((record.event.as_str(), record.target.as_str()), ("user.login.failed", "user:ann"));
+        record.fields.get("reason").cloned()
+    };
+    assert!(reason(Some(hash("ann"))).unwrap().starts_with("user ann is locked"));
+    // What is wrong with the password comes first: then the lock is not even looked at.
+    for wrong in [Some(hash("x")), None] {
+        assert_eq!(reason(wrong), None);
+    }
 }
 
 #[test]

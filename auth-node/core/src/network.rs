@@ -36,6 +36,16 @@ impl Network {
         (prefix <= width && high_bits(address, prefix) == high_bits(address, width)).then_some(network)
     }
 
+    /// The network around an address that one holder most likely has all of: its /24, or for IPv6 its /64, of which a single
+    /// host can take any address.
+    pub fn around(address: IpAddr) -> Self {
+        let (address, prefix) = match address.to_canonical() {
+            IpAddr::V4(v4) => (IpAddr::V4((v4.to_bits() & 0xffff_ff00).into()), 24),
+            IpAddr::V6(v6) => (IpAddr::V6((v6.to_bits() >> 64 << 64).into()), 64),
+        };
+        Self { address, prefix }
+    }
+
     /// Whether every address of `other` is one of this.
     pub fn contains(&self, other: &Self) -> bool {
         width(self.address) == width(other.address)
@@ -193,6 +203,19 @@ mod tests {
         ];
         for entry in bad {
             assert!(Network::parse(entry).is_none() && !signs(entry), "{entry:?}");
+        }
+    }
+
+    #[test]
+    fn the_network_around_an_address_is_what_its_holder_can_take_addresses_of() {
+        for (address, network) in [
+            ("192.0.2.77", "192.0.2.0/24"),
+            ("::ffff:192.0.2.77", "192.0.2.0/24"),
+            ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
+        ] {
+            let around = Network::around(address.parse().unwrap());
+            assert_eq!(around.to_string(), network);
+            assert_eq!(Network::parse(network), Some(around));
         }
     }
 

@@ -86,7 +86,7 @@ fn a_deletion_a_reset_and_a_role_that_was_taken_revoke_and_what_only_gives_does_
     update(&mut world, grants_of(&["access"], &["ann"]));
     assert_eq!(revoked(&mut world), [1, 2]);
     issue(&mut world, ann, 3);
-    world.admin(|tx, context| user::reset_password(tx, context, &name("ann"), &hash("ann"))).unwrap();
+    world.admin(|tx, context| user::reset_password(tx, context, &name("ann"), &hash("ann").into())).unwrap();
     assert_eq!(revoked(&mut world), [1, 2, 3]);
     let ann = world.log_in("ann");
     issue(&mut world, ann, 4);

@@ -1,4 +1,4 @@
-//! Secrets that only need checking. Session ids and join tokens are stored as digests, of no use to a thief, since what
+//! Secrets that only need checking. Session ids, join tokens and invites are stored as digests, of no use to a thief, since what
 //! they are of has 256 random bits; passwords, which have fewer, as slow salted hashes that are made elsewhere.
 
 use std::fmt;
@@ -14,6 +14,8 @@ pub enum SecretKind {
     JoinToken,
     /// An auth node's join token.
     AuthJoinToken,
+    /// The secret of a user's invite.
+    Invite,
 }
 
 impl SecretKind {
@@ -22,6 +24,7 @@ impl SecretKind {
             Self::Session => b"mezite session\0",
             Self::JoinToken => b"mezite join token\0",
             Self::AuthJoinToken => b"mezite auth join token\0",
+            Self::Invite => b"mezite invite\0",
         }
     }
 }

@@ -1,7 +1,11 @@
 //! Login sessions. A session's id is a secret that only its holder knows; here it is a digest. What names a session to
 //! others is its handle. A session that was ended is not honoured by any call that begins afterwards.
+//!
+//! That a session is used is noted coarsely, since each note is a write: when it was not for a twentieth of the time that a
+//! session may be unused. Beyond that time a tenth is granted: one half for what was not noted, the other for a note to
+//! commit. So a session ends not before it was unused for so long, and at most a tenth later.
 
-use store_txn::{Read, ReadExt, Transaction, TransactionExt};
+use store_txn::{Read, ReadExt, Transaction, TransactionExt, UnixMillis, Versioned};
 
 use crate::{
     Caller, Context, CoreError,
@@ -13,8 +17,8 @@ use crate::{
     rules::{Resource, Verb},
     secret::{SecretDigest, SecretKind},
     tables::{
-        AuthMethod, ClusterKey, SessionHandleKey, SessionKey, SessionRefRow, SessionRow, TargetKind,
-        UserSessionKey,
+        AuthMethod, ClusterKey, SessionHandleKey, SessionKey, SessionRefRow, SessionRow, SessionUseKey,
+        SessionUseRow, TargetKind, UserSessionKey,
     },
 };
 
@@ -24,6 +28,12 @@ const KIND: &str = "session";
 pub const MAX_PER_USER: usize = 100;
 /// Rows that are looked at in one step where all of a user's sessions are meant.
 const STEP: usize = 256;
+/// That a session is used is noted once in this part of the time that it may be unused.
+const NOTED_PART: u64 = 20;
+/// And this part of it is granted beyond.
+const GRANTED_PART: u64 = 10;
+/// The same in milliseconds, for a session that may be unused for ever: ten minutes.
+const NOTED_MS: UnixMillis = 10 * 60 * 1000;
 /// Longest text that is taken for a session's id or handle, in bytes.
 const MAX_REFERENCE: usize = 256;
 
@@ -95,6 +105,67 @@ pub(crate) fn create(
     Ok(row)
 }
 
+/// How a session is used.
+pub(crate) struct Usage {
+    /// When it was used last, as far as that was noted; at the latest when it began.
+    last_ms: UnixMillis,
+    /// It was unused for too long.
+    pub(crate) is_over: bool,
+    /// A use is to be noted.
+    pub(crate) is_due: bool,
+}
+
+/// How a session is used, by the time of the state.
+///
+/// # Errors
+/// [`CoreError::Storage`].
+pub(crate) fn usage(
+    state: &mut (impl Read + ?Sized),
+    digest: SecretDigest,
+    session: &SessionRow,
+) -> Result<Usage, CoreError> {
+    let settings = cluster_config::settings(state)?;
+    let noted = state.get(&SessionUseKey(digest))?.map_or(0, |noted| noted.row.last_used_ms);
+    let (now, last_ms) = (state.now(), noted.max(session.created_at_ms));
+    let unused = now.saturating_sub(last_ms.max(settings.session_idle_since_ms));
+    let noted_ms = settings.session_idle_ms.map_or(NOTED_MS, |idle| idle / NOTED_PART);
+    let is_over = |idle: u64| unused >= idle.saturating_add(idle / GRANTED_PART);
+    Ok(Usage {
+        last_ms,
+        is_over: settings.session_idle_ms.is_some_and(is_over),
+        is_due: now.saturating_sub(last_ms) >= noted_ms,
+    })
+}
+
+/// Notes when sessions were used, of those that still are.
+///
+/// # Errors
+/// [`CoreError::Storage`].
+pub fn note_uses<'a>(
+    tx: &mut (impl Transaction + ?Sized),
+    uses: impl IntoIterator<Item = (&'a SecretDigest, &'a UnixMillis)>,
+) -> Result<(), CoreError> {
+    for (digest, used_ms) in uses {
+        let Some(session) = tx.get(&SessionKey(*digest))? else { continue };
+        let usage = usage(tx, *digest, &session.row)?;
+        // One that is over stays so: a call may have been refused by now.
+        if !usage.is_over && usage.last_ms < *used_ms {
+            let row = SessionUseRow { last_used_ms: *used_ms, expires_at_ms: session.row.expires_at_ms };
+            tx.put(&SessionUseKey(*digest), &row);
+        }
+    }
+    Ok(())
+}
+
+/// A session in a list.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Listed {
+    /// The session.
+    pub session: SessionRow,
+    /// When it was used last, to a twentieth of the time that it may be unused, or to ten minutes if that is for ever.
+    pub last_used_ms: UnixMillis,
+}
+
 /// A page of active sessions, ordered by handle: the caller's own, or everybody's for an admin and whoever has a rule to list
 /// sessions; of `user` alone, if
 /// given.
@@ -107,7 +178,7 @@ pub fn list(
     caller: &Caller,
     user: Option<&UserName>,
     page: &PageRequest,
-) -> Result<Page<SessionRow>, CoreError> {
+) -> Result<Page<Listed>, CoreError> {
     let after = page.after(SessionHandle::parse)?;
     let caller = caller.user()?;
     let limit = page.size.saturating_add(1);
@@ -131,8 +202,12 @@ pub fn list(
     let epoch = epoch(state)?;
     let mut items = Vec::with_capacity(page.items.len());
     for (_, reference) in page.items {
-        let session = state.get(&SessionKey(digest(&reference)?))?;
-        items.extend(session.map(|session| session.row).filter(|session| session.epoch == epoch));
+        let digest = digest(&reference)?;
+        let Some(Versioned { row: session, .. }) = state.get(&SessionKey(digest))? else { continue };
+        let usage = usage(state, digest, &session)?;
+        if session.epoch == epoch && !usage.is_over {
+            items.push(Listed { session, last_used_ms: usage.last_ms });
+        }
     }
     Ok(Page { items, next: page.next })
 }
@@ -232,7 +307,9 @@ fn remove(
     key: &UserSessionKey,
     reference: &SessionRefRow,
 ) -> Result<(), CoreError> {
-    tx.delete(&SessionKey(digest(reference)?));
+    let digest = digest(reference)?;
+    tx.delete(&SessionKey(digest));
+    tx.delete(&SessionUseKey(digest));
     tx.delete(&SessionHandleKey(key.handle.clone()));
     tx.delete(key);
     Ok(())
@@ -247,7 +324,7 @@ fn damaged(what: &str) -> CoreError {
     CoreError::Internal(format!("a stored session is damaged: {what}"))
 }
 
-fn epoch(state: &mut (impl Read + ?Sized)) -> Result<u64, CoreError> {
+pub(crate) fn epoch(state: &mut (impl Read + ?Sized)) -> Result<u64, CoreError> {
     Ok(state.get(&ClusterKey)?.map_or(0, |cluster| cluster.row.session_epoch))
 }
 

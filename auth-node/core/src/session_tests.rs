@@ -25,7 +25,7 @@ fn handles(
     let user = user.map(name);
     let page =
         cluster.call(session, |tx, context| list(tx, &context.caller, user.as_ref(), request)).unwrap();
-    page.items.into_iter().map(|session| session.handle).collect()
+    page.items.into_iter().map(|listed| listed.session.handle).collect()
 }
 
 fn rows_of(cluster: &mut Cluster, user: &str) -> usize {
@@ -99,7 +99,7 @@ fn sessions_are_listed_by_handle_in_pages() {
     loop {
         let request = PageRequest::new(2, after);
         let page = cluster.admin(|tx, context| list(tx, &context.caller, None, &request)).unwrap();
-        collected.extend(page.items.into_iter().map(|session| session.handle));
+        collected.extend(page.items.into_iter().map(|listed| listed.session.handle));
         after = page.next;
         if after.is_none() {
             break;
@@ -203,4 +203,125 @@ fn sessions_of_another_epoch_are_neither_honoured_nor_listed() {
     assert!(!cluster.is_honoured(ann));
     let now = cluster.log_in("boss");
     assert_eq!(handles(&mut cluster, now, None, &page(0, None)).len(), 1);
+}
+
+const IDLE_MS: u64 = 100_000;
+
+fn allow_idle(cluster: &mut Cluster, idle_ms: Option<u64>) {
+    let row = crate::tables::ClusterConfigRow {
+        session_ttl_ms: Some(100 * SESSION_TTL_MS),
+        session_idle_timeout_ms: idle_ms,
+        ..Default::default()
+    };
+    cluster.admin(|tx, context| cluster_config::update(tx, context, &row, 0)).unwrap();
+}
+
+/// Makes a call with a session, as a node does: a use that is due is noted. Whether it was, or that it was refused.
+fn use_it(cluster: &mut Cluster, session: SecretDigest) -> Result<bool, CoreError> {
+    let due = cluster.call(session, |_, context| Ok(context.caller.user()?.use_is_due))?;
+    if due {
+        let uses = std::collections::BTreeMap::from([(session, cluster.now)]);
+        cluster.run(|tx| note_uses(tx, &uses))?;
+    }
+    Ok(due)
+}
+
+#[test]
+fn a_session_that_is_used_goes_on_and_one_that_is_not_ends_in_time() {
+    let mut cluster = with_ann();
+    allow_idle(&mut cluster, Some(IDLE_MS));
+    let (used, unused) = (cluster.log_in("ann"), cluster.log_in("ann"));
+    let (mut last, mut notes) = (cluster.now, 0);
+    // Every gap that there may be, whatever was noted last.
+    for step in 0..200 {
+        let gap = (step * 7919) % IDLE_MS;
+        cluster.now += gap;
+        notes += u32::from(use_it(&mut cluster, used).unwrap());
+        last = cluster.now;
+        assert_eq!(cluster.is_honoured(unused), cluster.now < 1000 + IDLE_MS + IDLE_MS / 10, "{step}");
+    }
+    assert!(notes < 200, "not each use is a write");
+    cluster.now = last + IDLE_MS;
+    assert!(cluster.is_honoured(used));
+    cluster.now = last + IDLE_MS + IDLE_MS / 10;
+    assert!(!cluster.is_honoured(used));
+    // It stays so, also when a note comes late.
+    let uses = std::collections::BTreeMap::from([(used, last + 1)]);
+    cluster.run(|tx| note_uses(tx, &uses)).unwrap();
+    assert!(!cluster.is_honoured(used));
+    assert_eq!(cluster.rows(KeyWriter::table(SessionUseKey::TABLE)), 1);
+    // Its row ends with the session.
+    cluster.now += 100 * SESSION_TTL_MS;
+    assert_eq!(cluster.rows(KeyWriter::table(SessionUseKey::TABLE)), 0);
+}
+
+#[test]
+fn many_uses_within_a_twentieth_are_one_note() {
+    let mut cluster = with_ann();
+    allow_idle(&mut cluster, Some(IDLE_MS));
+    let ann = cluster.log_in("ann");
+    cluster.now += IDLE_MS / 20 - 1;
+    assert_eq!(use_it(&mut cluster, ann), Ok(false));
+    cluster.now += 1;
+    assert_eq!(use_it(&mut cluster, ann), Ok(true));
+    assert_eq!(use_it(&mut cluster, ann), Ok(false));
+    // Two nodes may have seen the same: the later counts, in whichever order they write.
+    for at in [cluster.now + 7, cluster.now + 3] {
+        let uses = std::collections::BTreeMap::from([(ann, at)]);
+        cluster.run(|tx| note_uses(tx, &uses)).unwrap();
+    }
+    let noted = cluster.run(|tx| Ok(tx.get(&SessionUseKey(ann))?.unwrap().row.last_used_ms)).unwrap();
+    assert_eq!(noted, cluster.now + 7);
+}
+
+#[test]
+fn a_new_timeout_counts_from_when_it_is_set() {
+    let mut cluster = with_ann();
+    let ann = cluster.log_in("ann");
+    cluster.now += SESSION_TTL_MS / 2;
+    allow_idle(&mut cluster, Some(IDLE_MS));
+    assert!(cluster.is_honoured(ann), "it may have been used all the time");
+    // What else is changed does not count anew.
+    let set_at = cluster.now;
+    cluster.now += IDLE_MS;
+    allow_idle(&mut cluster, Some(IDLE_MS));
+    cluster.now = set_at + IDLE_MS + IDLE_MS / 10;
+    assert!(!cluster.is_honoured(ann));
+}
+
+#[test]
+fn lists_show_the_last_use_and_no_session_that_is_over() {
+    let mut cluster = with_ann();
+    allow_idle(&mut cluster, Some(IDLE_MS));
+    let boss = cluster.boss;
+    let ann = cluster.log_in("ann");
+    let last_used = |cluster: &mut Cluster| {
+        let page =
+            cluster.call(boss, |tx, context| list(tx, &context.caller, Some(&name("ann")), &page(0, None)));
+        page.unwrap().items.into_iter().map(|listed| listed.last_used_ms).collect::<Vec<_>>()
+    };
+    assert_eq!(last_used(&mut cluster), [1000]);
+    cluster.now += IDLE_MS;
+    for session in [boss, ann] {
+        use_it(&mut cluster, session).unwrap();
+    }
+    assert_eq!(last_used(&mut cluster), [cluster.now]);
+    cluster.now += IDLE_MS;
+    use_it(&mut cluster, boss).unwrap();
+    cluster.now += IDLE_MS / 10;
+    assert!(last_used(&mut cluster).is_empty());
+}
+
+#[test]
+fn an_ended_session_leaves_no_note_of_its_use() {
+    let mut cluster = with_ann();
+    let ann = cluster.log_in("ann");
+    cluster.now += NOTED_MS;
+    assert_eq!(use_it(&mut cluster, ann), Ok(true));
+    let front = || KeyWriter::table(SessionUseKey::TABLE);
+    assert_eq!(cluster.rows(front()), 1);
+    cluster.call(ann, |tx, context| logout(tx, context)).unwrap();
+    let uses = std::collections::BTreeMap::from([(ann, cluster.now + 1)]);
+    cluster.run(|tx| note_uses(tx, &uses)).unwrap();
+    assert_eq!(cluster.rows(front()), 0);
 }

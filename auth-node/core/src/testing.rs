@@ -12,7 +12,8 @@ use crate::{
     audit::{self, AuditRow},
     context,
     evaluate::Traits,
-    login,
+    lockout::Slot,
+    login::{self, Attempt},
     names::{RoleName, SessionHandle, UserName},
     role,
     secret::{PasswordHash, SecretDigest, SecretKind},
@@ -144,7 +145,7 @@ impl Cluster {
 
     /// Makes a user whose password's hash is `hash(user)`.
     pub(crate) fn add_user(&mut self, user: &str, grants: Grants) {
-        let new = NewUser { name: name(user), grants, password_hash: hash(user) };
+        let new = NewUser { name: name(user), grants, proof: hash(user).into() };
         self.admin(|tx, context| user::create(tx, context, &new)).unwrap();
     }
 
@@ -156,8 +157,22 @@ impl Cluster {
     pub(crate) fn log_in_row(&mut self, user: &str) -> (SecretDigest, SessionRow) {
         let new = new_session(self.sessions);
         self.sessions += 1;
-        let row = self.run(|tx| login::complete(tx, &anonymous(), &name(user), &hash(user), &new)).unwrap();
-        (new.digest, row)
+        let digest = new.digest;
+        let row = self.try_log_in(&anonymous(), user, Some(hash(user)), new).unwrap();
+        (digest, row)
+    }
+
+    /// Tries to log in with what the password was found to be the one of.
+    pub(crate) fn try_log_in(
+        &mut self,
+        context: &Context,
+        user: &str,
+        verified: Option<PasswordHash>,
+        new: NewSession,
+    ) -> Result<SessionRow, CoreError> {
+        let attempt =
+            Attempt { name: UserName::parse("name", user).ok(), slot: Slot::of(user), verified, new };
+        self.run(|tx| login::conclude(tx, context, &attempt))?.into_result()
     }
 
     pub(crate) fn audit(&mut self) -> Vec<AuditRow> {

@@ -11,6 +11,8 @@ use crate::{
     context::UserCaller,
     evaluate::Traits,
     host_login::is_trait_name,
+    invite::{self, NewInvite},
+    lockout,
     names::{RoleName, UserName},
     page::{Page, PageRequest},
     revocation, role,
@@ -31,8 +33,8 @@ const MAX_VALUES: usize = 64;
 const MAX_VALUE: usize = 256;
 /// Largest traits in all: names and values, in bytes.
 const MAX_TRAIT_BYTES: usize = 16 * 1024;
-/// Shortest and longest new password, in bytes.
-const PASSWORD_BYTES: std::ops::RangeInclusive<usize> = 12..=1024;
+/// Rows that are looked at in one step.
+const STEP: usize = 256;
 
 /// A user as callers see it: everything but the password's hash.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -43,6 +45,8 @@ pub struct User {
     pub roles: Vec<String>,
     /// For role templates.
     pub traits: Traits,
+    /// Whether it has a password.
+    pub has_password: bool,
     /// When it was made.
     pub created_at_ms: UnixMillis,
     /// Who made it.
@@ -85,40 +89,32 @@ pub struct NewUser {
     pub name: UserName,
     /// Roles and traits.
     pub grants: Grants,
-    /// Hash of the password.
-    pub password_hash: PasswordHash,
+    /// Its password, or what it sets one with.
+    pub proof: Proof,
+}
+
+/// How a user that is made or reset proves itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Proof {
+    /// With a password of which this is the hash.
+    Password(PasswordHash),
+    /// Not at all, until it has set a password with this invite.
+    Invite(NewInvite),
+}
+
+impl From<PasswordHash> for Proof {
+    fn from(hash: PasswordHash) -> Self {
+        Self::Password(hash)
+    }
 }
 
 impl User {
     fn of(name: UserName, stored: Versioned<UserRow>) -> Self {
         let Versioned { revision, row } = stored;
-        let UserRow { roles, traits, password_hash: _, created_at_ms, created_by } = row;
-        Self { name, roles, traits, created_at_ms, created_by, revision }
+        let UserRow { roles, traits, password_hash, created_at_ms, created_by } = row;
+        let has_password = !password_hash.is_empty();
+        Self { name, roles, traits, has_password, created_at_ms, created_by, revision }
     }
-}
-
-/// Checks the length of a new password: 12 to 1024 bytes.
-///
-/// # Errors
-/// [`CoreError::Invalid`] for `field`.
-pub fn check_new_password(field: &str, password: &str) -> Result<(), CoreError> {
-    if PASSWORD_BYTES.contains(&password.len()) {
-        return Ok(());
-    }
-    let (least, most) = (PASSWORD_BYTES.start(), PASSWORD_BYTES.end());
-    Err(CoreError::invalid(field, format!("a password has {least} to {most} bytes")))
-}
-
-/// Checks the length of a password that is to be verified: at most 1024 bytes.
-///
-/// # Errors
-/// [`CoreError::Invalid`] for `field`.
-pub fn check_given_password(field: &str, password: &str) -> Result<(), CoreError> {
-    let most = PASSWORD_BYTES.end();
-    if password.len() <= *most {
-        return Ok(());
-    }
-    Err(CoreError::invalid(field, format!("a password has at most {most} bytes")))
 }
 
 /// One user.
@@ -173,7 +169,7 @@ pub fn create_first_admin(
     }
     let grants = Grants { roles: [RoleName::admin()].into(), traits: Traits::new() };
     roles_exist(tx, &grants.roles)?;
-    insert(tx, context, &NewUser { name: name.clone(), grants, password_hash: password_hash.clone() })
+    insert(tx, context, &NewUser { name: name.clone(), grants, proof: password_hash.clone().into() })
 }
 
 fn insert(tx: &mut (impl Transaction + ?Sized), context: &Context, new: &NewUser) -> Result<User, CoreError> {
@@ -184,16 +180,16 @@ fn insert(tx: &mut (impl Transaction + ?Sized), context: &Context, new: &NewUser
     let row = UserRow {
         roles: texts(&new.grants.roles),
         traits: new.grants.traits.clone(),
-        password_hash: new.password_hash.as_str().to_owned(),
+        password_hash: String::new(),
         created_at_ms: tx.now(),
         created_by: context.caller.actor(),
     };
-    tx.put(&key, &row);
     for role in &new.grants.roles {
         tx.put(&RoleMemberKey { role: role.clone(), user: new.name.clone() }, &MarkRow {});
     }
     let fields = [("roles", row.roles.join(",")), ("traits", shown(&row.traits))];
     audit::append(tx, context, EventType::UserCreate, target(&new.name), &fields);
+    let row = set_proof(tx, context, &new.name, row, &new.proof)?;
     Ok(User::of(new.name.clone(), Versioned { revision: 0, row }))
 }
 
@@ -263,25 +259,35 @@ pub fn delete(
     let ended = session::end_all_of(tx, name, None)?;
     revocation::revoke(tx, TargetKind::User, name.as_str());
     access_request::forget_all_of(tx, name)?;
+    lockout::forget(tx, name);
+    invite::forget(tx, name)?;
     audit::append(tx, context, EventType::UserDelete, target(name), &[("sessions_ended", ended.to_string())]);
     Ok(ended)
 }
 
-/// Sets a user's password, ends all its sessions and revokes its certificates. Answers how many those were.
+/// Sets a user's password, or makes an invite and the password that it has none any more; ends all its sessions and
+/// lockouts, and revokes its certificates. Answers how many sessions those were.
 ///
 /// # Errors
 /// [`CoreError::NotFound`], [`CoreError::Denied`] when the user has what the caller does not hold,
-/// [`CoreError::Storage`].
+/// [`CoreError::Precondition`] for who would invite itself, [`CoreError::Storage`].
 pub fn reset_password(
     tx: &mut (impl Transaction + ?Sized),
     context: &Context,
     name: &UserName,
-    new_hash: &PasswordHash,
+    proof: &Proof,
 ) -> Result<u32, CoreError> {
     let current = stored(tx, name)?;
+    let caller = context.caller.user()?;
     // Who knows a user's password has what the user has.
-    holds(context.caller.user()?, &held(&current.row)?)?;
-    set_hash(tx, name, current.row, new_hash);
+    holds(caller, &held(&current.row)?)?;
+    if caller.name == *name && matches!(proof, Proof::Invite(_)) {
+        // Its session ends with this: if the answer is lost, nobody may be left who could help.
+        let reason = "this would end your session and your password: change the password instead";
+        return Err(CoreError::Precondition(reason.into()));
+    }
+    set_proof(tx, context, name, current.row, proof)?;
+    lockout::forget(tx, name);
     let ended = session::end_all_of(tx, name, None)?;
     revocation::revoke(tx, TargetKind::User, name.as_str());
     audit::append(
@@ -298,8 +304,8 @@ pub fn reset_password(
 /// Answers how many those were.
 ///
 /// # Errors
-/// [`CoreError::Precondition`] when the stored hash is not the verified one any more; [`CoreError::Unauthenticated`],
-/// [`CoreError::Storage`].
+/// [`CoreError::Precondition`] when the stored hash is not the verified one any more, and while the caller's network is
+/// locked out; [`CoreError::Unauthenticated`], [`CoreError::Storage`].
 pub fn change_password(
     tx: &mut (impl Transaction + ?Sized),
     context: &Context,
@@ -313,15 +319,39 @@ pub fn change_password(
             "the password was changed meanwhile: try again with that one".into(),
         ));
     }
-    set_hash(tx, &caller.name, current.row, new_hash);
+    // What was guessed while other guesses were counted is not taken either.
+    lockout::check(tx, context, &caller.name)?;
+    lockout::prove(tx, context, &caller.name)?;
+    set_proof(tx, context, &caller.name, current.row, &new_hash.clone().into())?;
     let ended = session::end_all_of(tx, &caller.name, Some(caller.digest))?;
     let fields = [("sessions_ended", ended.to_string())];
     audit::append(tx, context, EventType::PasswordChange, target(&caller.name), &fields);
     Ok(ended)
 }
 
-fn set_hash(tx: &mut (impl Transaction + ?Sized), name: &UserName, row: UserRow, hash: &PasswordHash) {
-    tx.put(&UserKey(name.clone()), &UserRow { password_hash: hash.as_str().to_owned(), ..row });
+/// Writes the row of a user with its password, or without one and an invite, and ends the invite that it had.
+fn set_proof(
+    tx: &mut (impl Transaction + ?Sized),
+    context: &Context,
+    name: &UserName,
+    row: UserRow,
+    proof: &Proof,
+) -> Result<UserRow, CoreError> {
+    let password_hash = match proof {
+        Proof::Password(hash) => {
+            invite::forget(tx, name)?;
+            hash.as_str().to_owned()
+        }
+        Proof::Invite(new) => {
+            let expires_at_ms = invite::put(tx, context, name, new)?;
+            let fields = [("expires_at_ms", expires_at_ms.to_string())];
+            audit::append(tx, context, EventType::Invite, target(name), &fields);
+            String::new()
+        }
+    };
+    let row = UserRow { password_hash, ..row };
+    tx.put(&UserKey(name.clone()), &row);
+    Ok(row)
 }
 
 fn target(name: &UserName) -> String {
@@ -414,14 +444,27 @@ fn holds(caller: &UserCaller, grants: &Grants) -> Result<(), CoreError> {
     Ok(())
 }
 
-/// Refuses when nobody but `leaving` holds the role `admin`.
+/// Refuses when nobody but `leaving` holds the role `admin` and can log in: who was invited may never come.
 fn keep_an_admin(tx: &mut (impl Transaction + ?Sized), leaving: &UserName) -> Result<(), CoreError> {
-    let admins = tx.scan_under::<RoleMemberKey>(RoleMemberKey::front(&RoleName::admin()), None, 2)?;
-    if admins.iter().any(|(key, _)| key.user != *leaving) {
-        return Ok(());
+    let mut after = None;
+    loop {
+        let front = RoleMemberKey::front(&RoleName::admin());
+        let admins = tx.scan_under::<RoleMemberKey>(front, after.as_ref(), STEP)?;
+        let last_step = admins.len() < STEP;
+        for (key, _) in admins {
+            let user = tx.get(&UserKey(key.user.clone()))?.filter(|_| key.user != *leaving);
+            if user.is_some_and(|user| !user.row.password_hash.is_empty()) {
+                return Ok(());
+            }
+            after = Some(key);
+        }
+        if last_step {
+            let reason = format!(
+                "{leaving} is the last admin who can log in: give another user who can the role admin first"
+            );
+            return Err(CoreError::Precondition(reason));
+        }
     }
-    let reason = format!("{leaving} is the last admin: give another user the role admin first");
-    Err(CoreError::Precondition(reason))
 }
 
 #[cfg(test)]

@@ -98,6 +98,8 @@ pub(crate) enum Command {
     Logout,
     /// Change your own password
     Passwd(cmd::login::Passwd),
+    /// Set your first or a new password with an invite, which an admin has sent you
+    AcceptInvite(cmd::invite::Accept),
     /// Show the cluster, its members, and who you are
     Status,
     /// Manage users

@@ -11,8 +11,8 @@ use auth_core::{
     ca::{self, KEK_LENGTH, Kek, NewCa},
     cluster::{self, FIRST_NODE, NewCluster},
     names::{ClusterName, UserName},
+    password,
     tables::{CaKeyRow, CaKind, ClusterKey, UserKey},
-    user,
 };
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use mezite_daemon::{
@@ -96,7 +96,7 @@ pub async fn init(config: &Config, new: Init) -> Result<Initialized, NodeError> 
     let name = ClusterName::parse("--cluster-name", &new.cluster_name)?;
     let admin = UserName::parse("--admin-user", &new.admin_user)?;
     if let Some(password) = &new.admin_password {
-        user::check_new_password("--admin-password-file", password)?;
+        password::check_new("--admin-password-file", password, &[admin.as_str(), name.as_str()])?;
     }
     let folder = Folder::open(&config.data_dir)?;
     let state = begin(&folder, config)?;

@@ -50,6 +50,8 @@ fn parse(config: v1::ClusterConfig) -> Result<ClusterConfigRow, CoreError> {
         lockout_threshold: (config.lockout_threshold != 0).then_some(config.lockout_threshold),
         lockout_duration_ms: milliseconds("lockout_duration", config.lockout_duration)?,
         audit_max_events: (config.audit_max_events != 0).then_some(config.audit_max_events),
+        // The domain's.
+        session_idle_since_ms: 0,
     })
 }
 

@@ -18,7 +18,7 @@ async fn with_ann() -> (Node, String, String) {
     let node = Node::start().await;
     let boss = node.boss().await;
     let user = v1::User { name: "ann".into(), roles: vec!["access".into()], ..Default::default() };
-    let request = v1::CreateUserRequest { user: Some(user), password: PASSWORD.into() };
+    let request = v1::CreateUserRequest { user: Some(user), password: PASSWORD.into(), ..Default::default() };
     users::create(&node.service, &with(&boss, "CreateUser"), request).await.unwrap();
     let ann = node.log_in("ann", PASSWORD).await.unwrap();
     (node, boss, ann)

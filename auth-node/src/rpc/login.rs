@@ -4,12 +4,13 @@
 use std::ops::ControlFlow;
 
 use auth_core::{
-    CoreError, Credential,
-    audit::EventType,
-    login,
+    CoreError, Credential, invite,
+    lockout::{self, Slot},
+    login::{self, Attempt},
     names::{SessionHandle, UserName},
+    password,
     secret::{PasswordHash, SecretDigest, SecretKind},
-    session::{self, NewSession},
+    session::{self, Listed, NewSession},
     tables::AuthMethod,
     user,
 };
@@ -27,7 +28,7 @@ pub(crate) async fn authenticate_local(
     request: v1::AuthenticateLocalRequest,
 ) -> Result<v1::AuthenticateLocalResponse, ApiError> {
     let password = Zeroizing::new(request.password);
-    user::check_given_password("password", &password)?;
+    password::check_given("password", &password)?;
     // The request is its own credential: a session that has ended must not stand in the way of the next.
     let call = &Call { credential: Credential::None, ..call.clone() };
     let turn = service.passwords.admit()?;
@@ -35,48 +36,30 @@ pub(crate) async fn authenticate_local(
     // What has no canonical form is nobody's name, and goes the way of all unknown names.
     let name = UserName::parse("username", &request.username).ok();
     let wanted = name.clone();
-    let look_up = move |view: &mut raft_store::View<'_>| match &wanted {
+    let known = service.read(call, move |view, _| match &wanted {
         Some(name) => login::lookup(view, name),
         None => Ok(None),
-    };
-    let known = service.read(call, move |view, _| look_up(view)).await?;
-    let known = name.zip(known.map(|(row, _)| PasswordHash::new(row.password_hash)));
-    let verified = turn.verify(known.as_ref().map(|(_, hash)| hash), &password).await?;
+    });
+    let known = known.await?;
+    let matches = turn.verify(known.as_ref(), &password).await?;
     drop(turn);
 
-    let target = known.as_ref().map(|(name, _)| name.clone());
-    match log_in(service, call, known.filter(|_| verified)).await {
-        // Whoever is locked out is told no more than a stranger.
-        Err(ApiError::Core(error @ (login::WRONG | CoreError::Locked(_)))) => {
-            let reason = match error {
-                CoreError::Locked(reason) => vec![("reason", reason)],
-                _ => Vec::new(),
-            };
-            // An unknown name is not written down: it may be a password in the wrong field.
-            let target = target.map_or_else(|| "user:?".to_owned(), |name| format!("user:{name}"));
-            service.audit(call, EventType::LoginFailed, target, reason).await?;
-            Err(login::WRONG.into())
-        }
-        done => done,
-    }
-}
-
-/// Makes the session of a user whose password was verified.
-async fn log_in(
-    service: &Service,
-    call: &Call,
-    verified: Option<(UserName, PasswordHash)>,
-) -> Result<v1::AuthenticateLocalResponse, ApiError> {
-    let (name, hash) = verified.ok_or(login::WRONG)?;
     let id = URL_SAFE_NO_PAD.encode(*Zeroizing::new(rand::random::<[u8; 32]>()));
-    let new = NewSession {
-        digest: SecretDigest::of(SecretKind::Session, &id),
-        handle: SessionHandle::from_random(rand::random()),
-        method: AuthMethod::Password,
+    let attempt = Attempt {
+        slot: Slot::of(name.as_ref().map_or(request.username.as_str(), UserName::as_str)),
+        name,
+        verified: known.filter(|_| matches),
+        new: NewSession {
+            digest: SecretDigest::of(SecretKind::Session, &id),
+            handle: SessionHandle::from_random(rand::random()),
+            method: AuthMethod::Password,
+        },
     };
-    let made =
-        service.write(call, move |tx, context| login::complete(tx, context, &name, &hash, &new)).await?;
-    Ok(v1::AuthenticateLocalResponse { session_id: id, session: Some(sessions::session(made.value)) })
+    // Also what is refused is written: as many failures as there were, on all nodes together, are counted.
+    let session = service.decide(call, move |tx, context| login::conclude(tx, context, &attempt)).await?;
+    let last_used_ms = session.created_at_ms;
+    let session = sessions::session(Listed { session, last_used_ms });
+    Ok(v1::AuthenticateLocalResponse { session_id: id, session: Some(session) })
 }
 
 /// Ends the session that the call is made with.
@@ -97,25 +80,28 @@ pub(crate) async fn change_password(
 ) -> Result<v1::ChangePasswordResponse, ApiError> {
     let once = Once::of(call, &request);
     let (old, new) = (Zeroizing::new(request.old_password), Zeroizing::new(request.new_password));
-    user::check_given_password("old_password", &old)?;
-    user::check_new_password("new_password", &new)?;
+    password::check_given("old_password", &old)?;
+    let cluster = service.settings.cluster.as_str();
+    password::check_new("new_password", &new, &[cluster])?;
+    // Before the old one is verified, so that nothing is told of it that is not counted.
+    if password::normalized(&new) == password::normalized(&old) {
+        return Err(CoreError::invalid("new_password", "this is the old one").into());
+    }
 
-    let own = |context: &auth_core::Context| {
-        let caller = context.caller.user()?;
-        Ok((caller.name.clone(), PasswordHash::new(caller.user.password_hash.clone())))
-    };
     // Once it has taken effect, the old password is no more: the answer that it had comes first.
-    let (name, verified) = match service.unless_answered(call, &once, move |_, context| own(context)).await? {
+    let own = service.unless_answered(call, &once, |view, context| {
+        let caller = context.caller.user()?;
+        lockout::check(view, context, &caller.name)?;
+        Ok((caller.name.clone(), PasswordHash::new(caller.user.password_hash.clone())))
+    });
+    let (name, verified) = match own.await? {
         ControlFlow::Break(answered) => return Ok(answered),
         ControlFlow::Continue(own) => own,
     };
+    password::check_new("new_password", &new, &[name.as_str(), cluster])?;
     let turn = service.passwords.admit()?;
-    if !turn.verify(Some(&verified), &old).await? {
-        service.audit(call, EventType::PasswordChangeFailed, format!("user:{name}"), Vec::new()).await?;
-        return Err(CoreError::invalid("old_password", "this is not your password").into());
-    }
-    if new == old {
-        return Err(CoreError::invalid("new_password", "this is the password that you have").into());
+    if !turn.verify(Some(&verified).filter(|hash| !hash.as_str().is_empty()), &old).await? {
+        return service.decide(call, |tx, context| login::refuse_old_password(tx, context)).await;
     }
     let new_hash = turn.hash(&new).await?;
     drop(turn);
@@ -124,6 +110,30 @@ pub(crate) async fn change_password(
         Ok(v1::ChangePasswordResponse { sessions_ended })
     });
     change.await
+}
+
+/// Sets a password with an invite.
+pub(crate) async fn accept_invite(
+    service: &Service,
+    call: &Call,
+    request: v1::AcceptInviteRequest,
+) -> Result<v1::AcceptInviteResponse, ApiError> {
+    let (secret, password) = (Zeroizing::new(request.secret), Zeroizing::new(request.new_password));
+    let cluster = service.settings.cluster.as_str();
+    password::check_new("new_password", &password, &[cluster])?;
+    // The request is its own credential.
+    let call = &Call { credential: Credential::None, ..call.clone() };
+    let secret = SecretDigest::of(SecretKind::Invite, &secret);
+    // Whoever has no good secret has nothing hashed, and is refused where that is audited.
+    let hash = match service.read(call, move |view, _| invite::holder(view, secret)).await? {
+        Some(name) => {
+            password::check_new("new_password", &password, &[name.as_str(), cluster])?;
+            Some(service.passwords.admit()?.hash(&password).await?)
+        }
+        None => None,
+    };
+    let accept = service.decide(call, move |tx, context| invite::accept(tx, context, secret, hash.as_ref()));
+    Ok(v1::AcceptInviteResponse { user: accept.await?.into() })
 }
 
 #[cfg(test)]

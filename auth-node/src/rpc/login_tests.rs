@@ -53,7 +53,7 @@ async fn unknown_user_and_wrong_password_give_the_same_answer() {
         answers.push((status.message().to_owned(), status.details().to_vec()));
     }
     assert!(answers.iter().all(|answer| *answer == answers[0]), "{answers:?}");
-    assert_eq!(answers[0].0, "wrong username or password");
+    assert!(answers[0].0.starts_with("wrong username or password"), "{answers:?}");
 
     let records = node.audited("user.login.failed").await;
     let targets: Vec<_> = records.iter().map(|record| record.target.as_str()).collect();
@@ -117,6 +117,58 @@ async fn change_password_verifies_the_old_password_always_and_ends_the_users_oth
     assert!(node.log_in("boss", "another password").await.is_ok());
     let refused = change(&node, &other, "another password", "a third password").await.unwrap_err();
     assert_eq!(refused.code(), Code::Unauthenticated);
+}
+
+#[tokio::test]
+async fn a_lockout_answers_like_a_wrong_password_and_is_seen_and_cleared_by_who_manages_users() {
+    let node = Node::start().await;
+    let session = node.boss().await;
+    let config = v1::ClusterConfig { lockout_threshold: 3, ..Default::default() };
+    let request = v1::UpdateClusterConfigRequest { config: Some(config) };
+    let call = with(&session, "UpdateClusterConfig");
+    crate::rpc::cluster_config::update(&node.service, &call, request).await.unwrap();
+    let lockouts = async || {
+        let request = v1::GetUserRequest { name: "boss".into() };
+        let got = users::get(&node.service, &with(&session, "GetUser"), request).await.unwrap();
+        let request = v1::ListUsersRequest::default();
+        let listed = users::list(&node.service, &with(&session, "ListUsers"), request).await.unwrap();
+        assert_eq!(listed.users, [got.user.clone().unwrap()]);
+        got.user.unwrap().lockouts
+    };
+    let mut answers = Vec::new();
+    for password in ["wrong 1", "wrong 2", "wrong 3", BOSS, "wrong 4"] {
+        let status = node.log_in("boss", password).await.unwrap_err().into_status("r");
+        answers.push((status.code(), status.message().to_owned(), status.details().to_vec()));
+    }
+    assert!(answers.iter().all(|answer| *answer == answers[0]), "{answers:?}");
+    let seen = lockouts().await;
+    assert_eq!((seen.len(), seen[0].network.as_str(), seen[0].failures), (1, "192.0.2.0/24", 3));
+    // The session is good, and its user is told what is wrong, with a password that is right as with one that is not.
+    for old in [BOSS, "not the password"] {
+        let refused = change(&node, &session, old, "another password").await.unwrap_err();
+        assert_eq!(refused.code(), Code::FailedPrecondition);
+    }
+    let request = v1::ClearUserLockoutRequest { name: "BOSS".into() };
+    users::clear_lockout(&node.service, &with(&session, "ClearUserLockout"), request).await.unwrap();
+    assert!(lockouts().await.is_empty());
+    node.log_in("boss", BOSS).await.unwrap();
+    assert_eq!(node.audited("user.lockout").await.len(), 1);
+}
+
+#[tokio::test]
+async fn guesses_at_the_same_time_are_all_counted() {
+    let node = Node::start().await;
+    let session = node.boss().await;
+    let admit = || node.log_in("boss", "not the password");
+    // The pool of the tests takes two at a time.
+    for _ in 0..5 {
+        let (one, two) = tokio::join!(admit(), admit());
+        assert!(one.is_err() && two.is_err());
+    }
+    let request = v1::GetUserRequest { name: "boss".into() };
+    let got = users::get(&node.service, &with(&session, "GetUser"), request).await.unwrap().user.unwrap();
+    assert_eq!(got.lockouts[0].failures, 10);
+    assert_eq!(node.log_in("boss", BOSS).await.unwrap_err().code(), Code::Unauthenticated);
 }
 
 #[tokio::test]

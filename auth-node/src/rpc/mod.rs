@@ -28,7 +28,7 @@ mod roles;
 mod rotation;
 mod sessions;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 mod tokens;
 mod trust;
 mod users;
@@ -278,6 +278,7 @@ api! {
             finish_web_authn_login(FinishWebAuthnLoginRequest) -> FinishWebAuthnLoginResponse = later;
         ChangePassword:
             change_password(ChangePasswordRequest) -> ChangePasswordResponse = login::change_password;
+        AcceptInvite: accept_invite(AcceptInviteRequest) -> AcceptInviteResponse = login::accept_invite;
         Logout: logout(LogoutRequest) -> LogoutResponse = login::logout;
         BeginWebAuthnRegistration:
             begin_web_authn_registration(BeginWebAuthnRegistrationRequest) -> BeginWebAuthnRegistrationResponse = later;
@@ -336,6 +337,7 @@ api! {
         DeleteUser: delete_user(DeleteUserRequest) -> DeleteUserResponse = users::delete;
         ResetUserPassword:
             reset_user_password(ResetUserPasswordRequest) -> ResetUserPasswordResponse = users::reset_password;
+        ClearUserLockout: clear_user_lockout(ClearUserLockoutRequest) -> ClearUserLockoutResponse = users::clear_lockout;
         GetRole: get_role(GetRoleRequest) -> GetRoleResponse = roles::get;
         ListRoles: list_roles(ListRolesRequest) -> ListRolesResponse = roles::list;
         CreateRole: create_role(CreateRoleRequest) -> CreateRoleResponse = roles::create;

@@ -115,8 +115,31 @@ fn cases() -> Vec<Case> {
             // Other in nothing but the password.
             let user = v1::User { name: "bob".into(), roles: vec!["access".into()], ..Default::default() };
             let password = pick(asked, "a password of bob", "a passwort of bob").to_owned();
-            v1::CreateUserRequest { user: Some(user), password }
+            v1::CreateUserRequest { user: Some(user), password, ..Default::default() }
         }),
+        case!(
+            "CreateUser",
+            "user.create",
+            create_user,
+            |reply| Some(v1::CreateUserResponse::decode(reply).unwrap().invite_secret),
+            |asked, _at| {
+                let user = v1::User { name: "bob".into(), ..Default::default() };
+                let seconds = pick(asked, 60, 61);
+                let invite_ttl = Some(prost_types::Duration { seconds, nanos: 0 });
+                v1::CreateUserRequest { user: Some(user), invite_ttl, ..Default::default() }
+            }
+        ),
+        case!(
+            "ResetUserPassword",
+            "user.password.reset",
+            reset_user_password,
+            |reply| Some(v1::ResetUserPasswordResponse::decode(reply).unwrap().invite_secret),
+            |asked, _at| {
+                let seconds = pick(asked, 60, 61);
+                let invite_ttl = Some(prost_types::Duration { seconds, nanos: 0 });
+                v1::ResetUserPasswordRequest { name: "ann".into(), invite_ttl, ..Default::default() }
+            }
+        ),
         case!("UpdateUser", "user.update", update_user, no_secret, |asked, at| {
             let roles = vec![pick(asked, "auditor", "dev").to_owned()];
             let user = v1::User { name: "ann".into(), roles, revision: at.ann, ..Default::default() };
@@ -124,7 +147,7 @@ fn cases() -> Vec<Case> {
         }),
         case!("ResetUserPassword", "user.password.reset", reset_user_password, no_secret, |asked, _at| {
             let new_password = pick(asked, "another password", "a third password").to_owned();
-            v1::ResetUserPasswordRequest { name: "ann".into(), new_password }
+            v1::ResetUserPasswordRequest { name: "ann".into(), new_password, ..Default::default() }
         }),
         case!("ChangePassword", "user.password.change", change_password, no_secret, |asked, _at| {
             let new_password = pick(asked, "another password", "a third password").to_owned();
@@ -223,6 +246,8 @@ const REPEATABLE: &[&str] = &[
     // A session, or certificates, that nobody has end by themselves.
     "AuthenticateLocal",
     "IssueUserCerts",
+    // What it used is used: a repetition is refused, and its caller sees by a login what became of it.
+    "AcceptInvite",
     // The same token, or certificate, with the same keys is the same join or renewal.
     "GenerateHostCerts",
     "RegisterAgent",
@@ -236,6 +261,8 @@ const REPEATABLE: &[&str] = &[
     "DeleteToken",
     "DeleteLock",
     "RevokeSession",
+    // What is forgotten is forgotten.
+    "ClearUserLockout",
     // A change of the members is asked for until it is so.
     "AddMember",
     "RemoveMember",
@@ -298,7 +325,8 @@ impl World {
         let dev = api.create_role(plain.request(v1::CreateRoleRequest { role: Some(role) }));
         let dev = dev.await.unwrap().into_inner().role.unwrap();
         let user = v1::User { name: "ann".into(), roles: vec!["admin".into()], ..Default::default() };
-        let request = v1::CreateUserRequest { user: Some(user), password: PASSWORD.into() };
+        let request =
+            v1::CreateUserRequest { user: Some(user), password: PASSWORD.into(), ..Default::default() };
         let ann = api.create_user(plain.request(request)).await.unwrap().into_inner().user.unwrap();
         let at = Revisions { ann: ann.revision, dev: dev.revision, node: node_revision };
         Self { node, boss, at }

@@ -2,8 +2,7 @@
 
 use auth_core::{
     names::UserName,
-    session::{self, SessionRef},
-    tables::SessionRow,
+    session::{self, Listed, SessionRef},
 };
 use mezite_proto::v1;
 use zeroize::Zeroizing;
@@ -40,8 +39,10 @@ pub(crate) async fn revoke(
 }
 
 /// A session as lists show it.
-pub(super) fn session(row: SessionRow) -> v1::Session {
+pub(super) fn session(listed: Listed) -> v1::Session {
+    let Listed { session: row, last_used_ms } = listed;
     v1::Session {
+        last_used_at: Some(convert::timestamp(last_used_ms)),
         method: row.method,
         created_at: Some(convert::timestamp(row.created_at_ms)),
         expires_at: Some(convert::timestamp(row.expires_at_ms)),
@@ -53,7 +54,7 @@ pub(super) fn session(row: SessionRow) -> v1::Session {
 
 #[cfg(test)]
 mod tests {
-    use auth_core::tables::AuthMethod;
+    use auth_core::tables::{AuthMethod, SessionRow};
 
     use super::*;
 
@@ -76,12 +77,13 @@ mod tests {
             client_address: "192.0.2.1".into(),
             epoch: 1,
         };
-        let shown = session(row);
+        let shown = session(Listed { session: row, last_used_ms: 1500 });
         assert_eq!(
             (shown.user.as_str(), shown.handle.as_str(), shown.client_address.as_str()),
             ("ann", "h", "192.0.2.1")
         );
         assert_eq!(shown.method(), v1::AuthMethod::Password);
         assert_eq!((shown.created_at.unwrap().seconds, shown.expires_at.unwrap().seconds), (1, 2));
+        assert_eq!(shown.last_used_at.unwrap().nanos, 500_000_000);
     }
 }

@@ -40,7 +40,11 @@ async fn a_read_that_is_denied_is_audited_with_its_caller() {
     let node = Node::start().await;
     let boss = node.boss().await;
     let user = v1::User { name: "ann".into(), roles: vec!["access".into()], ..Default::default() };
-    let request = v1::CreateUserRequest { user: Some(user), password: "a password of ann".into() };
+    let request = v1::CreateUserRequest {
+        user: Some(user),
+        password: "a password of ann".into(),
+        ..Default::default()
+    };
     users::create(&node.service, &with(&boss, "CreateUser"), request).await.unwrap();
     let ann = node.log_in("ann", "a password of ann").await.unwrap();
     let get = |call| {

@@ -37,6 +37,7 @@ use crate::{
     presence::Presence,
     relay::Relay,
     service::{Service, Settings},
+    uses::Uses,
 };
 
 const CLUSTER: &str = "test.example";
@@ -49,15 +50,15 @@ pub(super) const MAX_LISTENERS: usize = 6;
 pub(super) const BOSS: &str = "the password of boss";
 
 /// A node's service.
-pub(super) struct Node {
-    pub(super) service: Arc<Service>,
+pub(crate) struct Node {
+    pub(crate) service: Arc<Service>,
     /// Cancelled: the node stops.
     pub(super) stopping: CancellationToken,
     _folder: TempDir,
 }
 
 impl Node {
-    pub(super) async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let clock: Clock = Arc::new(clock::unix_ms);
         let config = StoreConfig {
@@ -91,6 +92,7 @@ impl Node {
             passwords,
             cas: Arc::new(CaKeys::new(Arc::new(Kek::new(Zeroizing::new([7; 32]))))),
             presence: Presence::start(store.clone(), ttl),
+            uses: Uses::start(store.clone()),
             backups: Arc::new(tokio::sync::Semaphore::new(1)),
             refusals: Arc::default(),
             relay: Relay::new(CLUSTER, tls(), &LimitsConfig::default()).unwrap(),

@@ -3,14 +3,20 @@
 use std::ops::ControlFlow;
 
 use auth_core::{
-    CoreError,
+    Context, CoreError,
     evaluate::Traits,
+    invite::{self, NewInvite},
+    lockout::{self, Lockout},
     names::{RoleName, UserName},
-    secret::PasswordHash,
+    page::Page,
+    password,
+    rules::{Resource, Verb},
+    secret::{SecretDigest, SecretKind},
     tables::StringsRow,
-    user::{self, Grants, NewUser, User},
+    user::{self, Grants, NewUser, Proof, User},
 };
 use mezite_proto::v1;
+use store_txn::Read;
 use zeroize::Zeroizing;
 
 use super::convert;
@@ -28,8 +34,11 @@ pub(crate) async fn get(
     request: v1::GetUserRequest,
 ) -> Result<v1::GetUserResponse, ApiError> {
     let name = UserName::parse("name", &request.name)?;
-    let found = service.read(call, move |view, _| user::get(view, &name)).await?;
-    Ok(v1::GetUserResponse { user: Some(reply(found)) })
+    let found = service.read(call, move |view, context| {
+        let found = user::get(view, &name)?;
+        shown(view, manages(context), found)
+    });
+    Ok(v1::GetUserResponse { user: Some(found.await?) })
 }
 
 /// Lists users, ordered by name.
@@ -39,27 +48,38 @@ pub(crate) async fn list(
     request: v1::ListUsersRequest,
 ) -> Result<v1::ListUsersResponse, ApiError> {
     let page = convert::page(request.page_size, &request.page_token)?;
-    let page = service.read(call, move |view, _| user::list(view, &page)).await?.map(reply);
+    let page = service.read(call, move |view, context| {
+        let Page { items, next } = user::list(view, &page)?;
+        let manages = manages(context);
+        let items = items.into_iter().map(|found| shown(view, manages, found)).collect::<Result<_, _>>()?;
+        Ok(Page { items, next })
+    });
+    let page = page.await?;
     Ok(v1::ListUsersResponse { users: page.items, next_page_token: convert::page_token(page.next) })
 }
 
-/// Creates a local user.
+/// Creates a local user, with a password or an invite.
 pub(crate) async fn create(
     service: &Service,
     call: &Call,
     request: v1::CreateUserRequest,
 ) -> Result<v1::CreateUserResponse, ApiError> {
     let once = Once::of(call, &request);
-    let password = Zeroizing::new(request.password);
-    user::check_new_password("password", &password)?;
     let (name, grants, _) = parse(request.user)?;
-    let password_hash = match hash_for(service, call, &once, &password).await? {
+    let names = [name.as_str(), service.settings.cluster.as_str()];
+    let given = Given::read("password", request.password, &names, request.invite_ttl)?;
+    let (proof, secret) = match given.proof(service, call, &once).await? {
         ControlFlow::Break(answered) => return Ok(answered),
-        ControlFlow::Continue(hash) => hash,
+        ControlFlow::Continue(proof) => proof,
     };
-    let new = NewUser { name, grants, password_hash };
+    let new = NewUser { name, grants, proof };
     let create = service.write_once(call, once, move |tx, context| {
-        Ok(v1::CreateUserResponse { user: Some(reply(user::create(tx, context, &new)?)) })
+        let made = user::create(tx, context, &new)?;
+        Ok(v1::CreateUserResponse {
+            user: Some(shown(tx, manages(context), made)?),
+            invite_secret: secret.as_str().to_owned(),
+            invite_expires_at: invite::ends_at(tx, &new.name)?.map(convert::timestamp),
+        })
     });
     create.await
 }
@@ -74,7 +94,7 @@ pub(crate) async fn update(
     let (name, grants, revision) = parse(request.user)?;
     let update = service.write_once(call, once, move |tx, context| {
         let updated = user::update(tx, context, &name, revision, &grants)?;
-        Ok(v1::UpdateUserResponse { user: Some(reply(updated)) })
+        Ok(v1::UpdateUserResponse { user: Some(shown(tx, manages(context), updated)?) })
     });
     update.await
 }
@@ -90,39 +110,87 @@ pub(crate) async fn delete(
     Ok(v1::DeleteUserResponse { sessions_ended: deleted.value })
 }
 
-/// Sets a user's password and ends its sessions.
+/// Sets a user's password, or makes an invite and the password no good, and ends its sessions.
 pub(crate) async fn reset_password(
     service: &Service,
     call: &Call,
     request: v1::ResetUserPasswordRequest,
 ) -> Result<v1::ResetUserPasswordResponse, ApiError> {
     let once = Once::of(call, &request);
-    let password = Zeroizing::new(request.new_password);
-    user::check_new_password("new_password", &password)?;
     let name = UserName::parse("name", &request.name)?;
-    let hash = match hash_for(service, call, &once, &password).await? {
+    let names = [name.as_str(), service.settings.cluster.as_str()];
+    let given = Given::read("new_password", request.new_password, &names, request.invite_ttl)?;
+    let (proof, secret) = match given.proof(service, call, &once).await? {
         ControlFlow::Break(answered) => return Ok(answered),
-        ControlFlow::Continue(hash) => hash,
+        ControlFlow::Continue(proof) => proof,
     };
     let reset = service.write_once(call, once, move |tx, context| {
-        let sessions_ended = user::reset_password(tx, context, &name, &hash)?;
-        Ok(v1::ResetUserPasswordResponse { sessions_ended })
+        let sessions_ended = user::reset_password(tx, context, &name, &proof)?;
+        Ok(v1::ResetUserPasswordResponse {
+            sessions_ended,
+            invite_secret: secret.as_str().to_owned(),
+            invite_expires_at: invite::ends_at(tx, &name)?.map(convert::timestamp),
+        })
     });
     reset.await
 }
 
-/// Hashes a password, for those alone whose call is allowed and was not answered yet: the work is not to be had for
-/// the asking.
-async fn hash_for<R: OnceReply>(
+/// Ends the lockouts of a user.
+pub(crate) async fn clear_lockout(
     service: &Service,
     call: &Call,
-    once: &Once,
-    password: &Zeroizing<String>,
-) -> Result<ControlFlow<R, PasswordHash>, ApiError> {
-    match service.unless_answered(call, once, |_, _| Ok(())).await? {
-        ControlFlow::Break(answered) => Ok(ControlFlow::Break(answered)),
-        ControlFlow::Continue(()) => {
-            Ok(ControlFlow::Continue(service.passwords.admit()?.hash(password).await?))
+    request: v1::ClearUserLockoutRequest,
+) -> Result<v1::ClearUserLockoutResponse, ApiError> {
+    let name = UserName::parse("name", &request.name)?;
+    service.write(call, move |tx, context| lockout::clear(tx, context, &name)).await?;
+    Ok(v1::ClearUserLockoutResponse {})
+}
+
+/// What a request gives a user to prove itself with: a password, or else an invite.
+enum Given {
+    Password(Zeroizing<String>),
+    Invite(NewInvite, Zeroizing<String>),
+}
+
+impl Given {
+    fn read(
+        field: &str,
+        password: String,
+        names: &[&str],
+        invite_ttl: Option<prost_types::Duration>,
+    ) -> Result<Self, CoreError> {
+        let password = Zeroizing::new(password);
+        let ttl = invite_ttl.map(|ttl| convert::duration_in("invite_ttl", ttl)).transpose()?;
+        if password.is_empty() {
+            let secret = convert::secret();
+            let digest = SecretDigest::of(SecretKind::Invite, &secret);
+            return Ok(Self::Invite(NewInvite::new(digest, ttl)?, secret));
+        }
+        if ttl.is_some() {
+            return Err(CoreError::invalid("invite_ttl", "an invite is made where no password is given"));
+        }
+        password::check_new(field, &password, names)?;
+        Ok(Self::Password(password))
+    }
+
+    /// Hashes a password, for those alone whose call is allowed and was not answered yet: the work is not to be had for
+    /// the asking. With the secret of the invite, which is empty without one.
+    async fn proof<R: OnceReply>(
+        self,
+        service: &Service,
+        call: &Call,
+        once: &Once,
+    ) -> Result<ControlFlow<R, (Proof, Zeroizing<String>)>, ApiError> {
+        let password = match self {
+            Self::Invite(new, secret) => return Ok(ControlFlow::Continue((Proof::Invite(new), secret))),
+            Self::Password(password) => password,
+        };
+        match service.unless_answered(call, once, |_, _| Ok(())).await? {
+            ControlFlow::Break(answered) => Ok(ControlFlow::Break(answered)),
+            ControlFlow::Continue(()) => {
+                let hash = service.passwords.admit()?.hash(&password).await?;
+                Ok(ControlFlow::Continue((hash.into(), Zeroizing::default())))
+            }
         }
     }
 }
@@ -138,6 +206,30 @@ fn parse(user: Option<v1::User>) -> Result<(UserName, Grants, u64), CoreError> {
     Ok((name, Grants { roles, traits }, user.revision))
 }
 
+/// Whether the caller manages users.
+fn manages(context: &Context) -> bool {
+    context.caller.user().is_ok_and(|caller| caller.may(Resource::Users, Verb::Update))
+}
+
+/// A user, with what is shown to those alone who manage users.
+fn shown(state: &mut (impl Read + ?Sized), manages: bool, found: User) -> Result<v1::User, CoreError> {
+    if !manages {
+        return Ok(reply(found));
+    }
+    let lockout = |lockout: Lockout| v1::Lockout {
+        network: lockout.network.unwrap_or_default(),
+        failures: lockout.failures,
+        ends_at: Some(convert::timestamp(lockout.until_ms)),
+    };
+    Ok(v1::User {
+        lockouts: lockout::of(state, &found.name)?.into_iter().map(lockout).collect(),
+        without_password: !found.has_password,
+        invite_expires_at: invite::ends_at(state, &found.name)?.map(convert::timestamp),
+        ..reply(found)
+    })
+}
+
+/// A user, as everybody sees it.
 fn reply(user: User) -> v1::User {
     let strings = |row: StringsRow| v1::Strings { values: row.values };
     v1::User {
@@ -147,6 +239,9 @@ fn reply(user: User) -> v1::User {
         created_at: Some(convert::timestamp(user.created_at_ms)),
         revision: user.revision,
         created_by: user.created_by,
+        lockouts: Vec::new(),
+        without_password: false,
+        invite_expires_at: None,
     }
 }
 

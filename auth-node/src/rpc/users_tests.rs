@@ -2,8 +2,8 @@ use tonic::Code;
 
 use super::*;
 use crate::rpc::{
-    roles, sessions,
-    testing::{Node, assert_invalid, with},
+    login, roles, sessions,
+    testing::{Node, anonymous, assert_invalid, with},
 };
 
 const PASSWORD: &str = "a password of ann";
@@ -14,7 +14,11 @@ fn ann(roles: &[&str]) -> v1::User {
 }
 
 async fn create_ann(node: &Node, session: &str, password: &str) -> Result<v1::User, ApiError> {
-    let request = v1::CreateUserRequest { user: Some(ann(&["access"])), password: password.into() };
+    let request = v1::CreateUserRequest {
+        user: Some(ann(&["access"])),
+        password: password.into(),
+        ..Default::default()
+    };
     Ok(create(&node.service, &with(session, "CreateUser"), request).await?.user.unwrap())
 }
 
@@ -59,8 +63,11 @@ async fn nobody_but_an_admin_has_passwords_hashed() {
     // With the pool full, whoever got as far as it would be told that it is busy.
     let _turns = [node.service.passwords.admit().unwrap(), node.service.passwords.admit().unwrap()];
     let reset = async |session: &str| {
-        let request =
-            v1::ResetUserPasswordRequest { name: "boss".into(), new_password: "another password".into() };
+        let request = v1::ResetUserPasswordRequest {
+            name: "boss".into(),
+            new_password: "another password".into(),
+            ..Default::default()
+        };
         reset_password(&node.service, &with(session, "ResetUserPassword"), request).await
     };
     assert_eq!(create_ann(&node, &session, PASSWORD).await.unwrap_err().code(), Code::PermissionDenied);
@@ -75,12 +82,89 @@ async fn nobody_but_an_admin_has_passwords_hashed() {
 }
 
 #[tokio::test]
+async fn who_is_invited_sets_a_password_that_nobody_else_knows() {
+    let node = Node::start().await;
+    let boss = node.boss().await;
+    let request = v1::CreateUserRequest { user: Some(ann(&["access"])), ..Default::default() };
+    let made = create(&node.service, &with(&boss, "CreateUser"), request).await.unwrap();
+    let (user, secret) = (made.user.unwrap(), made.invite_secret);
+    assert!(user.without_password && user.invite_expires_at == made.invite_expires_at);
+    assert_eq!(get_ann(&node, &boss).await.unwrap(), user);
+    let unknown = node.log_in("nobody", "").await.unwrap_err().into_status("r");
+    for password in ["", &secret, PASSWORD] {
+        let refused = node.log_in("ann", password).await.unwrap_err().into_status("r");
+        assert_eq!((refused.message(), refused.details()), (unknown.message(), unknown.details()));
+    }
+    let accept = async |secret: &str, password: &str| {
+        let request = v1::AcceptInviteRequest { secret: secret.into(), new_password: password.into() };
+        login::accept_invite(&node.service, &anonymous("AcceptInvite"), request).await
+    };
+    // What is refused for the password leaves the invite as it is.
+    assert_invalid(accept(&secret, "eleven byte").await, "new_password");
+    // Whoever has no invite has nothing hashed: else it would be told that the pool is full.
+    let turns = [node.service.passwords.admit().unwrap(), node.service.passwords.admit().unwrap()];
+    let mut answers = vec![accept("guessed", PASSWORD).await.unwrap_err().into_status("r")];
+    assert_eq!(accept(&secret, PASSWORD).await.unwrap_err().code(), Code::ResourceExhausted);
+    drop(turns);
+
+    assert_eq!(accept(&secret, PASSWORD).await.unwrap().user, "ann");
+    answers.push(accept(&secret, "another password").await.unwrap_err().into_status("r"));
+    assert!(answers.iter().all(|answer| answer.code() == Code::PermissionDenied));
+    assert_eq!((answers[0].message(), answers[0].details()), (answers[1].message(), answers[1].details()));
+    let session = node.log_in("ann", PASSWORD).await.unwrap();
+    assert!(!get_ann(&node, &boss).await.unwrap().without_password);
+    assert_eq!(node.audited("user.invite.denied").await.len(), 2);
+
+    let request = v1::ResetUserPasswordRequest { name: "ann".into(), ..Default::default() };
+    let reset = reset_password(&node.service, &with(&boss, "ResetUserPassword"), request).await.unwrap();
+    assert_eq!(reset.sessions_ended, 1);
+    assert_eq!(get_ann(&node, &session).await.unwrap_err().code(), Code::Unauthenticated);
+    assert_eq!(node.log_in("ann", PASSWORD).await.unwrap_err().code(), Code::Unauthenticated);
+    accept(&reset.invite_secret, "another password").await.unwrap();
+    let session = node.log_in("ann", "another password").await.unwrap();
+    // What others see of a user tells nothing of its password.
+    let request = v1::ResetUserPasswordRequest { name: "boss".into(), ..Default::default() };
+    let own = reset_password(&node.service, &with(&boss, "ResetUserPassword"), request).await.unwrap_err();
+    assert_eq!(own.code(), Code::FailedPrecondition);
+    let request = v1::CreateUserRequest {
+        user: Some(v1::User { name: "bob".into(), ..Default::default() }),
+        ..Default::default()
+    };
+    create(&node.service, &with(&boss, "CreateUser"), request).await.unwrap();
+    let request = v1::GetUserRequest { name: "bob".into() };
+    let seen = get(&node.service, &with(&session, "GetUser"), request).await.unwrap().user.unwrap();
+    assert!(!seen.without_password && seen.invite_expires_at.is_none());
+}
+
+#[tokio::test]
+async fn one_of_two_who_use_an_invite_at_the_same_time_is_refused() {
+    let node = Node::start().await;
+    let boss = node.boss().await;
+    let request = v1::CreateUserRequest { user: Some(ann(&["access"])), ..Default::default() };
+    let secret = create(&node.service, &with(&boss, "CreateUser"), request).await.unwrap().invite_secret;
+    let accept = async |password: &str| {
+        let request = v1::AcceptInviteRequest { secret: secret.clone(), new_password: password.into() };
+        login::accept_invite(&node.service, &anonymous("AcceptInvite"), request).await
+    };
+    let passwords = ["the one password", "the other password"];
+    let (one, other) = tokio::join!(accept(passwords[0]), accept(passwords[1]));
+    assert!(one.is_ok() != other.is_ok(), "{one:?} {other:?}");
+    let (good, bad) = if one.is_ok() { (0, 1) } else { (1, 0) };
+    assert!(node.log_in("ann", passwords[good]).await.is_ok());
+    assert!(node.log_in("ann", passwords[bad]).await.is_err());
+}
+
+#[tokio::test]
 async fn new_passwords_are_bounded() {
     let node = Node::start().await;
     let boss = node.boss().await;
-    for bad in ["eleven byte", &"p".repeat(1025)] {
+    for bad in ["eleven byte", "password 2026", "test-example", &"p".repeat(1025)] {
         assert_invalid(create_ann(&node, &boss, bad).await, "password");
-        let request = v1::ResetUserPasswordRequest { name: "boss".into(), new_password: bad.into() };
+        let request = v1::ResetUserPasswordRequest {
+            name: "boss".into(),
+            new_password: bad.into(),
+            ..Default::default()
+        };
         assert_invalid(
             reset_password(&node.service, &with(&boss, "ResetUserPassword"), request).await,
             "new_password",
@@ -94,8 +178,11 @@ async fn after_a_reset_or_a_deletion_no_session_of_the_user_is_honoured() {
     let boss = node.boss().await;
     create_ann(&node, &boss, PASSWORD).await.unwrap();
     let session = node.log_in("ann", PASSWORD).await.unwrap();
-    let request =
-        v1::ResetUserPasswordRequest { name: "ann".into(), new_password: "another password".into() };
+    let request = v1::ResetUserPasswordRequest {
+        name: "ann".into(),
+        new_password: "another password".into(),
+        ..Default::default()
+    };
     let reset = reset_password(&node.service, &with(&boss, "ResetUserPassword"), request).await.unwrap();
     assert_eq!(reset.sessions_ended, 1);
     assert_eq!(get_ann(&node, &session).await.unwrap_err().code(), Code::Unauthenticated);
@@ -192,6 +279,7 @@ fn a_user_comes_back_as_it_was_sent() {
         name,
         roles,
         traits: grants.traits,
+        has_password: true,
         created_at_ms: 1500,
         created_by: "user:boss".into(),
         revision,

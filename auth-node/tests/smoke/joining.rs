@@ -206,7 +206,11 @@ async fn users_get_certificates_for_what_their_roles_allow() {
     let role = v1::Role { name: "deployer".into(), allow: Some(conditions), ..Default::default() };
     call!(admin, create_role, v1::CreateRoleRequest { role: Some(role) }).unwrap();
     let user = v1::User { name: "ann".into(), roles: vec!["deployer".into()], ..Default::default() };
-    let request = v1::CreateUserRequest { user: Some(user), password: "a password of ann".into() };
+    let request = v1::CreateUserRequest {
+        user: Some(user),
+        password: "a password of ann".into(),
+        ..Default::default()
+    };
     call!(admin, create_user, request).unwrap();
     let ann = log_in(&cluster.client().await, "ann", "a password of ann").await.unwrap();
 

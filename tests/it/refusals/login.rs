@@ -12,6 +12,10 @@ const WRONG: &str = "wrong horse battery staple";
 #[tokio::test(flavor = "multi_thread")]
 async fn a_wrong_password_and_an_unknown_user_are_answered_alike() {
     let cluster = Cluster::start(1).await;
+    // What is measured here is not to be shut out meanwhile.
+    let config = v1::ClusterConfig { lockout_threshold: 1000, ..Default::default() };
+    call!(cluster.admin(), update_cluster_config, v1::UpdateClusterConfigRequest { config: Some(config) })
+        .unwrap();
     let client = cluster.anonymous_at(0);
     let attempt = async |user: &str, password: &str| {
         let began = Instant::now();
@@ -113,7 +117,11 @@ async fn whatever_ends_a_session_ends_it_on_every_node() {
         call!(client, list_users, v1::ListUsersRequest::default()).unwrap();
         api::refused(api::log_in(&cluster.anonymous_at(index), &name, PASSWORD).await, Code::Unauthenticated);
 
-        let request = v1::ResetUserPasswordRequest { name: name.clone(), new_password: PASSWORD.into() };
+        let request = v1::ResetUserPasswordRequest {
+            name: name.clone(),
+            new_password: PASSWORD.into(),
+            ..Default::default()
+        };
         call!(admin, reset_user_password, request).unwrap();
         assert_refused_everywhere(&cluster, &own).await;
 
@@ -158,6 +166,7 @@ async fn nobody_gets_more_than_they_hold() {
     let request = v1::CreateUserRequest {
         user: Some(v1::User { name: "eve".into(), ..user.clone() }),
         password: PASSWORD.into(),
+        ..Default::default()
     };
     api::refused(call!(alice, create_user, request), Code::PermissionDenied);
 

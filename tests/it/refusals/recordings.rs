@@ -140,7 +140,11 @@ async fn names_elsewhere_are_never_paths_either() {
     let admin = cluster.admin();
     for name in ["../x", "a/b", "x\0y", "a b", "{{internal.logins}}", "*", &"x".repeat(64)] {
         let user = v1::User { name: name.into(), roles: vec!["access".into()], ..Default::default() };
-        let request = v1::CreateUserRequest { user: Some(user), password: mezite_e2e::PASSWORD.into() };
+        let request = v1::CreateUserRequest {
+            user: Some(user),
+            password: mezite_e2e::PASSWORD.into(),
+            ..Default::default()
+        };
         let status = api::refused(call!(admin, create_user, request), Code::InvalidArgument);
         assert!(status.violations.iter().any(|violation| violation.field.contains("name")), "{status:?}");
 

@@ -30,7 +30,7 @@ pub struct UserRow {
     /// For role templates.
     #[prost(btree_map = "string, message", tag = "2")]
     pub traits: BTreeMap<String, StringsRow>,
-    /// PHC string of the password's Argon2id hash.
+    /// PHC string of the password's Argon2id hash; empty: it has none, and no password is its.
     #[prost(string, tag = "3")]
     pub password_hash: String,
     /// When it was made.

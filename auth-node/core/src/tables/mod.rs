@@ -88,7 +88,9 @@ mod access;
 mod calls;
 mod certificates;
 mod cluster;
+mod invites;
 mod joining;
+mod logins;
 mod nodes;
 mod policy;
 mod requests;
@@ -106,10 +108,12 @@ pub use cluster::{
     AuthJoinTokenKey, AuthJoinTokenRow, CaKey, CaKeyRow, CaKind, CaRow, ClusterKey, ClusterRow, FollowedKey,
     FollowedRow, RotationPhase, RotationRow,
 };
+pub use invites::{InviteKey, InviteRow, InviteSecretKey, InviteSecretRow};
 pub use joining::{
     JoinKey, JoinMethod, JoinRow, TokenKey, TokenRow, TokenSecretKey, TokenSecretRow, TokenUseKey,
     TokenUseRow,
 };
+pub use logins::{FailingNetworkRow, KnownNetworkRow, LoginsKey, LoginsRow, NobodysLoginsKey};
 pub use nodes::{
     AgentLabelsKey, AgentLabelsRow, IngestKey, IngestRow, NodeKey, NodeKind, NodeRow, PresenceKey,
     PresenceRow, PrincipalKey, PrincipalRow,
@@ -119,7 +123,10 @@ pub use policy::{
     SecondFactor, TargetKind,
 };
 pub use requests::{RequestKey, RequestRow, RequestState, ReviewRow, UserRequestKey};
-pub use sessions::{AuthMethod, SessionHandleKey, SessionKey, SessionRefRow, SessionRow, UserSessionKey};
+pub use sessions::{
+    AuthMethod, SessionHandleKey, SessionKey, SessionRefRow, SessionRow, SessionUseKey, SessionUseRow,
+    UserSessionKey,
+};
 
 /// Nothing but the key counts.
 #[derive(Clone, PartialEq, prost::Message)]

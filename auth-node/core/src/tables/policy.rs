@@ -74,6 +74,9 @@ pub struct ClusterConfigRow {
     /// How many audit events are kept.
     #[prost(uint64, optional, tag = "8")]
     pub audit_max_events: Option<u64>,
+    /// Since when a session may be unused for no longer than it may now. No use before that was noted for it.
+    #[prost(uint64, tag = "9")]
+    pub session_idle_since_ms: UnixMillis,
 }
 rows!(ClusterConfigRow);
 

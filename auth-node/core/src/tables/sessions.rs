@@ -51,6 +51,23 @@ pub struct SessionRow {
 }
 ending_rows!(SessionRow);
 
+digest_key!(
+    /// The use of a session, by its id's digest. Apart from the session, which nothing then changes while it lasts.
+    SessionUseKey -> SessionUseRow, 62, "session_uses"
+);
+
+/// When a session was used last, as far as that was noted.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct SessionUseRow {
+    /// When.
+    #[prost(uint64, tag = "1")]
+    pub last_used_ms: UnixMillis,
+    /// When the session ends.
+    #[prost(uint64, tag = "2")]
+    pub expires_at_ms: UnixMillis,
+}
+ending_rows!(SessionUseRow);
+
 text_key!(
     /// A session's public handle.
     SessionHandleKey(SessionHandle, SessionHandle::parse) -> SessionRefRow, 13, "session_handles"

@@ -153,6 +153,55 @@ fn golden_rows_of_joining_and_calls() {
 }
 
 #[test]
+fn golden_bytes_of_uses_and_configuration() {
+    let key = SessionUseKey(SecretDigest([2; 32]));
+    assert_eq!(hex::encode(key.encode()), format!("003e{}", "02".repeat(32)));
+    let used = SessionUseRow { last_used_ms: 1, expires_at_ms: 2 };
+    assert_eq!((hex::encode(used.encode_row()), used.expires_at()), ("08011002".into(), Some(2)));
+    let config = ClusterConfigRow {
+        second_factor: SecondFactor::Off.into(),
+        session_ttl_ms: Some(1),
+        session_idle_timeout_ms: Some(2),
+        audit_retention_ms: Some(3),
+        recording_mode: RecordingMode::Off.into(),
+        lockout_threshold: Some(4),
+        lockout_duration_ms: Some(5),
+        audit_max_events: Some(6),
+        session_idle_since_ms: 7,
+    };
+    assert_eq!(hex::encode(config.encode_row()), "080110011802200328013004380540064807");
+}
+
+#[test]
+fn golden_bytes_of_invites() {
+    assert_eq!(hex::encode(InviteKey(UserName::parse("", "ann").unwrap()).encode()), "003f616e6e0001");
+    let key = InviteSecretKey(SecretDigest([2; 32]));
+    assert_eq!(hex::encode(key.encode()), format!("0040{}", "02".repeat(32)));
+    let invite = InviteRow { secret_digest: vec![1], expires_at_ms: 2, created_by: "u".into(), epoch: 3 };
+    assert_eq!(
+        (hex::encode(invite.encode_row()), invite.expires_at()),
+        ("0a010110021a01752003".into(), Some(2))
+    );
+    let secret = InviteSecretRow { user: "a".into(), expires_at_ms: 1 };
+    assert_eq!((hex::encode(secret.encode_row()), secret.expires_at()), ("0a01611001".into(), Some(1)));
+}
+
+#[test]
+fn golden_bytes_of_logins() {
+    assert_eq!(hex::encode(LoginsKey(UserName::parse("", "ann").unwrap()).encode()), "003c616e6e0001");
+    assert_eq!(hex::encode(NobodysLoginsKey(258).encode()), "003d0000000000000102");
+    let logins = LoginsRow {
+        failing: vec![FailingNetworkRow { network: "n".into(), failures: 1, until_ms: 2 }],
+        known: vec![KnownNetworkRow { network: "m".into(), last_ms: 3 }],
+        strange_failures: 4,
+        strange_until_ms: 5,
+        expires_at_ms: 6,
+    };
+    assert_eq!(hex::encode(logins.encode_row()), "0a070a016e1001180212050a016d1003180420052806");
+    assert_eq!(logins.expires_at(), Some(6));
+}
+
+#[test]
 fn no_password_hash_is_shown() {
     let user = UserRow { password_hash: "$argon2id$secret".into(), ..UserRow::default() };
     assert!(!format!("{user:?}").contains("secret"));

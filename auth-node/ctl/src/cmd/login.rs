@@ -42,7 +42,7 @@ pub(crate) struct Passwd {
     /// File with the old password, mode 0600 [default: ask]
     #[arg(long, value_name = "FILE")]
     old_password_file: Option<PathBuf>,
-    /// File with the new password, mode 0600; 12 bytes or more [default: ask twice]
+    /// File with the new password, mode 0600; 12 characters or more [default: ask twice]
     #[arg(long, value_name = "FILE")]
     new_password_file: Option<PathBuf>,
 }

@@ -6,6 +6,7 @@ pub(crate) mod auth;
 pub(crate) mod certs;
 pub(crate) mod cluster;
 pub(crate) mod config;
+pub(crate) mod invite;
 pub(crate) mod locks;
 pub(crate) mod login;
 pub(crate) mod nodes;
@@ -27,6 +28,7 @@ pub(crate) async fn run(context: &Context, command: Command) -> Result<()> {
         Command::Login(args) => login::login(context, args).await,
         Command::Logout => login::logout(context).await,
         Command::Passwd(args) => login::passwd(context, args).await,
+        Command::AcceptInvite(args) => invite::accept(context, args).await,
         Command::Status => status::status(context).await,
         Command::Users(command) => users::run(context, command).await,
         Command::Roles(command) => roles::run(context, command).await,

@@ -36,6 +36,8 @@ struct SessionView {
     method: &'static str,
     client_address: String,
     created_at: Option<String>,
+    /// Coarse: see `Session` in the API.
+    last_used_at: Option<String>,
     expires_at: Option<String>,
 }
 
@@ -51,6 +53,7 @@ impl From<v1::Session> for SessionView {
                 v1::AuthMethod::Unspecified => "unknown",
             },
             created_at: output::time(session.created_at.as_ref()),
+            last_used_at: output::time(session.last_used_at.as_ref()),
             expires_at: output::time(session.expires_at.as_ref()),
             handle: session.handle,
             user: session.user,
@@ -59,16 +62,17 @@ impl From<v1::Session> for SessionView {
     }
 }
 
-impl Row<6> for SessionView {
-    const HEADER: [&'static str; 6] = ["HANDLE", "USER", "METHOD", "FROM", "CREATED", "EXPIRES"];
+impl Row<7> for SessionView {
+    const HEADER: [&'static str; 7] = ["HANDLE", "USER", "METHOD", "FROM", "CREATED", "LAST USED", "EXPIRES"];
 
-    fn row(&self) -> [String; 6] {
+    fn row(&self) -> [String; 7] {
         [
             self.handle.clone(),
             self.user.clone(),
             self.method.into(),
             self.client_address.clone(),
             self.created_at.clone().unwrap_or_default(),
+            self.last_used_at.clone().unwrap_or_default(),
             self.expires_at.clone().unwrap_or_default(),
         ]
     }

@@ -1,6 +1,6 @@
 //! `users`: local users, their roles and traits.
 
-use std::{collections::BTreeMap, path::PathBuf};
+use std::collections::BTreeMap;
 
 use anyhow::Result;
 use clap::{Args, Subcommand};
@@ -11,18 +11,23 @@ use tonic::Code;
 
 use crate::{
     args::key_value,
-    cmd::{call, list, present},
+    cmd::{
+        call,
+        invite::{InviteView, ProofArgs},
+        list, present,
+    },
     context::Context,
     exit::Usage,
     output::{self, Done, Report, Row},
-    secret,
 };
 
 /// Commands on users.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Users {
-    /// Create a user
+    /// Create a user, with an invite to set its password, or with a password
     Add(Add),
+    /// End a user's sessions and its password, and make an invite to set another, or give it another
+    Reset(Reset),
     /// List users
     Ls,
     /// Show a user
@@ -32,6 +37,11 @@ pub(crate) enum Users {
     },
     /// Change a user's roles or traits; what is not given stays
     Update(Update),
+    /// End the lockouts of a user, which too many wrong passwords began; its locks stay
+    ClearLockout {
+        /// Name of the user
+        name: String,
+    },
     /// Delete a user and end its sessions
     Rm {
         /// Name of the user
@@ -42,7 +52,9 @@ pub(crate) enum Users {
 const ADD_EXAMPLES: &str = "\
 Examples:
   mezctl users add alice --roles access --logins alice,deploy
-  mezctl users add bob --roles developer --trait team=red --password-file bob.password";
+  mezctl users add bob --roles developer --trait team=red --password-file bob.password
+
+Without a password the user gets an invite: send it what is printed, over a way that others do not read.";
 
 /// Arguments of `users add`.
 #[derive(Debug, Args)]
@@ -55,10 +67,17 @@ pub(crate) struct Add {
     roles: Vec<String>,
     #[command(flatten)]
     traits: TraitArgs,
-    /// File with the user's first password, mode 0600; 12 bytes or more; `-` reads standard input [default: ask twice]
-    // Without the environment variable of `login`: that is the admin's own password.
-    #[arg(long, value_name = "FILE")]
-    password_file: Option<PathBuf>,
+    #[command(flatten)]
+    proof: ProofArgs,
+}
+
+/// Arguments of `users reset`.
+#[derive(Debug, Args)]
+pub(crate) struct Reset {
+    /// Name of the user
+    name: String,
+    #[command(flatten)]
+    proof: ProofArgs,
 }
 
 /// Arguments of `users update`.
@@ -116,6 +135,72 @@ struct UserView {
     created_at: Option<String>,
     created_by: String,
     revision: u64,
+    /// For those alone who manage users.
+    lockouts: Vec<LockoutView>,
+    /// For those alone who manage users.
+    without_password: bool,
+    /// When the invite ends that it has, if it has one; for those alone who manage users.
+    invite_expires_at: Option<String>,
+}
+
+/// A user that was made.
+#[derive(Serialize)]
+struct NewUser {
+    #[serde(flatten)]
+    user: UserView,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    invite: Option<InviteView>,
+}
+
+impl Report for NewUser {
+    fn text(&self) -> String {
+        self.user.text() + &self.invite.as_ref().map(InviteView::text).unwrap_or_default()
+    }
+}
+
+/// A user whose password was ended.
+#[derive(Serialize)]
+struct ResetUser {
+    user: String,
+    sessions_ended: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    invite: Option<InviteView>,
+}
+
+impl Report for ResetUser {
+    fn text(&self) -> String {
+        let done = match &self.invite {
+            Some(_) => "has no password any more",
+            None => "has another password",
+        };
+        let invite = self.invite.as_ref().map(InviteView::text).unwrap_or_default();
+        format!("User {} {done}; {} sessions ended.\n{invite}", self.user, self.sessions_ended)
+    }
+}
+
+#[derive(Serialize)]
+struct LockoutView {
+    /// `other`: all networks that the user has never logged in from.
+    network: String,
+    failures: u32,
+    ends_at: Option<String>,
+}
+
+impl From<v1::Lockout> for LockoutView {
+    fn from(lockout: v1::Lockout) -> Self {
+        Self {
+            network: if lockout.network.is_empty() { "other".to_owned() } else { lockout.network },
+            failures: lockout.failures,
+            ends_at: output::time(lockout.ends_at.as_ref()),
+        }
+    }
+}
+
+impl LockoutView {
+    fn text(&self) -> String {
+        let until = self.ends_at.as_deref().unwrap_or_default();
+        format!("{} until {until} ({} failures)", self.network, self.failures)
+    }
 }
 
 impl From<v1::User> for UserView {
@@ -127,11 +212,23 @@ impl From<v1::User> for UserView {
             traits: user.traits.into_iter().map(|(name, strings)| (name, strings.values)).collect(),
             created_by: user.created_by,
             revision: user.revision,
+            lockouts: user.lockouts.into_iter().map(LockoutView::from).collect(),
+            without_password: user.without_password,
+            invite_expires_at: output::time(user.invite_expires_at.as_ref()),
         }
     }
 }
 
 impl UserView {
+    /// What is to be said of its password.
+    fn password(&self) -> String {
+        match (self.without_password, &self.invite_expires_at) {
+            (false, _) => String::new(),
+            (true, None) => "none, and no invite".into(),
+            (true, Some(until)) => format!("none; invited until {until}"),
+        }
+    }
+
     fn traits(&self) -> String {
         let each = self.traits.iter().map(|(name, values)| format!("{name}={}", values.join(",")));
         each.collect::<Vec<_>>().join(" ")
@@ -147,25 +244,30 @@ impl Report for UserView {
             ("created", self.created_at.clone().unwrap_or_default()),
             ("created by", self.created_by.clone()),
             ("revision", self.revision.to_string()),
+            ("password", self.password()),
+            ("locked out", self.lockouts.iter().map(LockoutView::text).collect::<Vec<_>>().join(", ")),
         ])
     }
 }
 
-impl Row<4> for UserView {
-    const HEADER: [&'static str; 4] = ["NAME", "ROLES", "TRAITS", "CREATED"];
+impl Row<5> for UserView {
+    const HEADER: [&'static str; 5] = ["NAME", "ROLES", "TRAITS", "CREATED", "LOCKED OUT"];
 
-    fn row(&self) -> [String; 4] {
+    fn row(&self) -> [String; 5] {
         let created = self.created_at.clone().unwrap_or_default();
-        [self.name.clone(), self.roles.join(","), self.traits(), created]
+        let networks: Vec<_> = self.lockouts.iter().map(|lockout| lockout.network.as_str()).collect();
+        [self.name.clone(), self.roles.join(","), self.traits(), created, networks.join(",")]
     }
 }
 
 pub(crate) async fn run(context: &Context, command: Users) -> Result<()> {
     match command {
         Users::Add(args) => add(context, args).await,
+        Users::Reset(args) => reset(context, args).await,
         Users::Ls => ls(context).await,
         Users::Get { name } => get(context, name).await,
         Users::Update(args) => update(context, args).await,
+        Users::ClearLockout { name } => clear_lockout(context, name).await,
         Users::Rm { name } => rm(context, name).await,
     }
 }
@@ -174,12 +276,30 @@ async fn add(context: &Context, args: Add) -> Result<()> {
     let client = context.user().await?;
     let mut user = v1::User { name: args.name.clone(), roles: args.roles, ..Default::default() };
     args.traits.apply(&mut user.traits)?;
-    let password =
-        secret::new_password(args.password_file.as_deref(), &format!("Password for {}: ", args.name))?;
-    let request = v1::CreateUserRequest { user: Some(user), password: password.as_str().to_owned() };
+    let proof = args.proof.read(&args.name)?;
+    let request = v1::CreateUserRequest {
+        user: Some(user),
+        password: proof.password.as_str().to_owned(),
+        invite_ttl: proof.invite_ttl,
+    };
     let check = Retry::once(format!("see `mezctl users get {}`", args.name));
     let reply = call!(client, check, create_user, request)?;
-    context.print(&UserView::from(present(reply.user, "the user")?))
+    let invite = InviteView::new(context, proof, reply.invite_secret, reply.invite_expires_at).await?;
+    context.print(&NewUser { user: present(reply.user, "the user")?.into(), invite })
+}
+
+async fn reset(context: &Context, args: Reset) -> Result<()> {
+    let client = context.user().await?;
+    let proof = args.proof.read(&args.name)?;
+    let request = v1::ResetUserPasswordRequest {
+        name: args.name.clone(),
+        new_password: proof.password.as_str().to_owned(),
+        invite_ttl: proof.invite_ttl,
+    };
+    let check = Retry::once("an invite that nobody has the secret of is of no use: repeat it");
+    let reply = call!(client, check, reset_user_password, request)?;
+    let invite = InviteView::new(context, proof, reply.invite_secret, reply.invite_expires_at).await?;
+    context.print(&ResetUser { user: args.name, sessions_ended: reply.sessions_ended, invite })
 }
 
 async fn ls(context: &Context) -> Result<()> {
@@ -221,6 +341,13 @@ async fn rm(context: &Context, name: String) -> Result<()> {
         }
         Err(error) => Err(error.into()),
     }
+}
+
+async fn clear_lockout(context: &Context, name: String) -> Result<()> {
+    let client = context.user().await?;
+    let request = v1::ClearUserLockoutRequest { name: name.clone() };
+    let v1::ClearUserLockoutResponse {} = call!(client, Retry::Idempotent, clear_user_lockout, request)?;
+    context.print(&Done::new(format!("Passwords of {name} are taken again.")))
 }
 
 #[cfg(test)]

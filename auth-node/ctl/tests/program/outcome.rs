@@ -34,7 +34,10 @@ fn every_command_explains_itself() {
         "logout",
         "passwd",
         "status",
+        "accept-invite",
         "users add",
+        "users reset",
+        "users clear-lockout",
         "users ls",
         "users get",
         "users update",
@@ -187,7 +190,7 @@ fn a_call_goes_to_the_address_that_serves() {
     let cluster = Cluster::answering(|call| match call.method.as_str() {
         "CreateUser" => {
             let user = call.request::<v1::CreateUserRequest>().user;
-            Ok(v1::CreateUserResponse { user }.encode_to_vec())
+            Ok(v1::CreateUserResponse { user, ..Default::default() }.encode_to_vec())
         }
         _ => Err(Status::permission_denied("not for you")),
     });
@@ -218,7 +221,7 @@ fn a_creation_whose_answer_was_lost_is_asked_for_again() {
         (
             "users add bob --password-file password",
             "CreateUser",
-            v1::CreateUserResponse { user: Some(user) }.encode_to_vec(),
+            v1::CreateUserResponse { user: Some(user), ..Default::default() }.encode_to_vec(),
             "bob",
         ),
         (

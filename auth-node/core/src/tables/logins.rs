@@ -1,0 +1,73 @@
+//! Logins with a password: failures of late, and from where users have proved themselves.
+
+use store_txn::{Key, KeyReader, KeyWriter, Row, Table, UnixMillis};
+
+use crate::names::UserName;
+
+text_key!(
+    /// Tries to log in as a user.
+    LoginsKey(UserName, |text| UserName::parse("", text).ok()) -> LoginsRow, 60, "logins"
+);
+
+/// Tries to log in under names that are nobody's: the names of a slot share a row, so that there are only so many.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NobodysLoginsKey(pub u64);
+
+impl Key for NobodysLoginsKey {
+    type Row = LoginsRow;
+    const TABLE: Table = Table { id: 61, name: "nobodys_logins" };
+
+    fn write(&self, out: &mut KeyWriter) {
+        out.number(self.0);
+    }
+
+    fn read(parts: &mut KeyReader<'_>) -> Option<Self> {
+        parts.number().map(Self)
+    }
+}
+
+/// What is known of the logins under a name. `lockout` says what comes of it.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct LoginsRow {
+    /// Networks with failures of late.
+    #[prost(message, repeated, tag = "1")]
+    pub failing: Vec<FailingNetworkRow>,
+    /// Networks that the user has proved itself from.
+    #[prost(message, repeated, tag = "2")]
+    pub known: Vec<KnownNetworkRow>,
+    /// Failures of late from networks that are not known, in all.
+    #[prost(uint32, tag = "3")]
+    pub strange_failures: u32,
+    /// When those are forgotten.
+    #[prost(uint64, tag = "4")]
+    pub strange_until_ms: UnixMillis,
+    /// When there is nothing left to remember.
+    #[prost(uint64, tag = "5")]
+    pub expires_at_ms: UnixMillis,
+}
+ending_rows!(LoginsRow);
+
+/// A network with failures of late.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct FailingNetworkRow {
+    /// As `lockout` names it.
+    #[prost(string, tag = "1")]
+    pub network: String,
+    /// How many.
+    #[prost(uint32, tag = "2")]
+    pub failures: u32,
+    /// When they are forgotten.
+    #[prost(uint64, tag = "3")]
+    pub until_ms: UnixMillis,
+}
+
+/// A network that a user has proved itself from.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct KnownNetworkRow {
+    /// As `lockout` names it.
+    #[prost(string, tag = "1")]
+    pub network: String,
+    /// When it did last.
+    #[prost(uint64, tag = "2")]
+    pub last_ms: UnixMillis,
+}
