@@ -35,6 +35,7 @@ mod relay;
 mod rpc;
 mod server;
 mod service;
+mod standing;
 mod start;
 mod uses;
 

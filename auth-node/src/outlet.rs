@@ -29,17 +29,24 @@ pub(crate) struct Pace {
 }
 
 /// Sends `messages` to a client, and keeps `held` until the last is on its way or the stream has failed. A stream that
-/// is not whole ends with a status, and never like one that is. `request_id` is under what the log has more of it.
+/// is not whole ends with a status, and never like one that is; so does one of which `lost` says why nothing more of it is
+/// the client's. `request_id` is under what the log has more of it.
 pub(crate) fn open<T: Send + 'static>(
     messages: impl Stream<Item = Result<T, ApiError>> + Send + 'static,
     pace: Pace,
+    lost: impl Future<Output = ApiError> + Send + 'static,
     request_id: String,
     held: impl Send + 'static,
 ) -> impl Stream<Item = Result<T, Status>> + Send + 'static {
     let (sender, receiver) = mpsc::channel(WAITING);
     let (ended, ending) = oneshot::channel();
     tokio::spawn(async move {
-        let end = send(messages, pace, &sender).await.map_err(|error| {
+        let sent = tokio::select! {
+            biased;
+            error = lost => Err(error),
+            sent = send(messages, pace, &sender) => sent,
+        };
+        let end = sent.map_err(|error| {
             if error.is_ours() {
                 tracing::error!(request_id, %error, "a reply broke off");
             } else {
@@ -106,6 +113,11 @@ mod tests {
         stream::iter((0..count).map(Ok))
     }
 
+    /// What is the client's to the end.
+    fn kept() -> std::future::Pending<ApiError> {
+        std::future::pending()
+    }
+
     /// Waits until what was held is held no more.
     async fn given_up(held: &Arc<()>) {
         let begun = Instant::now();
@@ -118,7 +130,7 @@ mod tests {
     #[tokio::test]
     async fn what_a_client_that_takes_nothing_holds_is_given_up_and_its_reply_does_not_look_whole() {
         let held = Arc::new(());
-        let replies = open(numbers(9), SHORT, "r".into(), Arc::clone(&held));
+        let replies = open(numbers(9), SHORT, kept(), "r".into(), Arc::clone(&held));
         given_up(&held).await;
         let mut taken: Vec<_> = replies.collect().await;
         assert_eq!(taken.pop().unwrap().unwrap_err().code(), Code::DeadlineExceeded);
@@ -129,7 +141,7 @@ mod tests {
     async fn one_that_takes_a_little_now_and_then_has_an_end_too() {
         let held = Arc::new(());
         let pace = Pace { whole: Some(Duration::from_millis(200)), ..LONG };
-        let mut replies = Box::pin(open(numbers(1000), pace, "r".into(), Arc::clone(&held)));
+        let mut replies = Box::pin(open(numbers(1000), pace, kept(), "r".into(), Arc::clone(&held)));
         let refused = loop {
             match replies.next().await.unwrap() {
                 Ok(_) => tokio::time::sleep(Duration::from_millis(10)).await,
@@ -144,7 +156,7 @@ mod tests {
     async fn a_slow_client_and_a_fast_one_get_all_of_it() {
         for pause in [Duration::ZERO, Duration::from_millis(10)] {
             let held = Arc::new(());
-            let mut replies = Box::pin(open(numbers(9), LONG, "r".into(), Arc::clone(&held)));
+            let mut replies = Box::pin(open(numbers(9), LONG, kept(), "r".into(), Arc::clone(&held)));
             for number in 0..9 {
                 tokio::time::sleep(pause).await;
                 assert_eq!(replies.next().await.unwrap().unwrap(), number);
@@ -157,12 +169,36 @@ mod tests {
     #[tokio::test]
     async fn a_client_that_goes_and_a_source_that_fails_hold_nothing() {
         let held = Arc::new(());
-        drop(open(stream::pending::<Result<u32, ApiError>>(), LONG, "r".into(), Arc::clone(&held)));
+        drop(open(stream::pending::<Result<u32, ApiError>>(), LONG, kept(), "r".into(), Arc::clone(&held)));
         given_up(&held).await;
         let broken = numbers(1).chain(stream::iter([Err(ApiError::RelayBroken)]));
-        let taken: Vec<_> = open(broken, LONG, "r".into(), Arc::clone(&held)).collect().await;
+        let taken: Vec<_> = open(broken, LONG, kept(), "r".into(), Arc::clone(&held)).collect().await;
         given_up(&held).await;
         assert_eq!(taken.len(), 2);
         assert_eq!(taken[1].as_ref().unwrap_err().code(), Code::Unavailable);
+    }
+
+    #[tokio::test]
+    async fn what_is_not_the_clients_any_more_ends_whether_it_takes_anything_or_not() {
+        for takes in [true, false] {
+            let held = Arc::new(());
+            let (tell, told) = oneshot::channel::<()>();
+            let lost = async move {
+                let _ = told.await;
+                ApiError::Core(auth_core::CoreError::Unauthenticated("it was revoked"))
+            };
+            let endless = stream::repeat_with(|| Ok::<_, ApiError>(7));
+            let mut replies = Box::pin(open(endless, LONG, lost, "r".into(), Arc::clone(&held)));
+            assert_eq!(replies.next().await.unwrap().unwrap(), 7);
+            tell.send(()).unwrap();
+            if !takes {
+                given_up(&held).await;
+            }
+            let rest: Vec<_> = replies.collect().await;
+            let (last, before) = rest.split_last().unwrap();
+            assert_eq!(last.as_ref().unwrap_err().code(), Code::Unauthenticated);
+            assert!(before.iter().all(Result::is_ok));
+            given_up(&held).await;
+        }
     }
 }

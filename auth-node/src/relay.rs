@@ -195,18 +195,20 @@ impl Relay {
         }
     }
 
-    /// Relays a recording that is downloaded by `caller`, as the audit log names it. `request_id` is the call's.
+    /// Relays a recording that is downloaded by `caller`, as the audit log names it, until `lost` says why it may not have more
+    /// of it. `request_id` is the call's.
     ///
     /// # Errors
     /// [`ApiError::Busy`] when all places are taken, or all that one caller may have; what the ingest answered, or
     /// [`ApiError::Unavailable`].
-    pub(crate) async fn download(
+    pub(crate) async fn download<L: Future<Output = ApiError> + Send + 'static>(
         &self,
         ingests: Vec<String>,
         caller: String,
         request: v1::DownloadSessionRecordingRequest,
+        lost: L,
         request_id: &str,
-    ) -> Result<impl Stream<Item = Result<v1::DownloadSessionRecordingResponse, Status>> + use<>, ApiError>
+    ) -> Result<impl Stream<Item = Result<v1::DownloadSessionRecordingResponse, Status>> + use<L>, ApiError>
     {
         let place = self.downloads.take(caller)?;
         let mut ingest = self.connect(ingests).await?;
@@ -214,7 +216,7 @@ impl Relay {
         let pieces = pieces.map_err(|_| ApiError::DeadlineExceeded)?.map_err(relayed)?.into_inner();
         let pieces = pieces.map(|piece| piece.map_err(relayed));
         let pace = Pace { silence: self.message_timeout, whole: None };
-        Ok(outlet::open(pieces, pace, request_id.to_owned(), (place, ingest)))
+        Ok(outlet::open(pieces, pace, lost, request_id.to_owned(), (place, ingest)))
     }
 
     /// A client of one ingest, over a connection that is kept.

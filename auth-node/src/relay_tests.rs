@@ -134,7 +134,7 @@ async fn a_client_that_never_reads_a_download_holds_its_place_no_longer_than_it_
     let (ingest, relay) = (endless(&ca), relay(&ca, &limits));
     let download = |user: &str| {
         let request = v1::DownloadSessionRecordingRequest::default();
-        relay.download(vec![ingest.address()], format!("user:{user}"), request, "r")
+        relay.download(vec![ingest.address()], format!("user:{user}"), request, std::future::pending(), "r")
     };
     let unread = download("ann").await.unwrap();
     assert!(matches!(download("bob").await.err(), Some(ApiError::Busy { .. })));

@@ -91,8 +91,8 @@ struct Admission {
     method: &'static MethodAccess,
     credential: Credential,
     origin: Origin,
-    /// Where it is noted that its session is used.
-    uses: Uses,
+    /// Where it is noted that its session is used, unless it is no new use.
+    uses: Option<Uses>,
 }
 
 impl Admission {
@@ -101,8 +101,9 @@ impl Admission {
         let caller = context::authenticate(state, &self.credential)?;
         if let Caller::User(user) = &caller
             && user.use_is_due
+            && let Some(uses) = &self.uses
         {
-            self.uses.note(user.digest, state.now());
+            uses.note(user.digest, state.now());
         }
         authz::check(self.method, &caller)?;
         Ok(Context { caller, origin: self.origin.clone() })
@@ -121,7 +122,7 @@ impl Admission {
 impl Service {
     fn admission(&self, call: &Call) -> Admission {
         let Call { method, credential, origin, .. } = call.clone();
-        Admission { method, credential, origin, uses: self.uses.clone() }
+        Admission { method, credential, origin, uses: Some(self.uses.clone()) }
     }
 
     /// The store, for as long as the call may still take. A little is kept back, so that it is the store that says
@@ -143,7 +144,28 @@ impl Service {
         call: &Call,
         work: impl FnOnce(&mut View<'_>, &Context) -> Result<T, CoreError> + Send + 'static,
     ) -> Result<T, ApiError> {
-        let admission = self.admission(call);
+        self.read_admitted(call, self.admission(call), work).await
+    }
+
+    /// Admits a call again that goes on, which is no use of its session.
+    ///
+    /// # Errors
+    /// As of [`Service::read`].
+    pub(crate) async fn readmit(
+        &self,
+        call: &Call,
+        may: impl FnOnce(&Context) -> Result<(), CoreError> + Send + 'static,
+    ) -> Result<(), ApiError> {
+        let admission = Admission { uses: None, ..self.admission(call) };
+        self.read_admitted(call, admission, move |_, context| may(context)).await
+    }
+
+    async fn read_admitted<T: Send + 'static>(
+        &self,
+        call: &Call,
+        admission: Admission,
+        work: impl FnOnce(&mut View<'_>, &Context) -> Result<T, CoreError> + Send + 'static,
+    ) -> Result<T, ApiError> {
         let store = self.store(call);
         let done = store.read(move |view| {
             let context = admission.admit(view)?;

@@ -31,4 +31,5 @@ mod recordings;
 mod refusals;
 mod restart;
 mod rotation;
+mod streams;
 mod support;

@@ -1,6 +1,6 @@
 //! Backups, streamed while the node serves.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use auth_core::audit::{self, EventType};
 use bytes::{Bytes, BytesMut};
@@ -14,6 +14,7 @@ use crate::{
     error::ApiError,
     outlet::{self, Pace},
     service::Service,
+    standing,
 };
 
 /// Bytes in one message.
@@ -27,7 +28,7 @@ const BUSY: Duration = Duration::from_secs(5);
 
 /// Takes a backup and streams it. It is audited before it is taken, so that it tells of itself.
 pub(crate) async fn save(
-    service: &Service,
+    service: &Arc<Service>,
     call: &Call,
 ) -> Result<Replies<v1::SaveBackupResponse>, ApiError> {
     service.read(call, |_, _| Ok(())).await?;
@@ -54,8 +55,9 @@ pub(crate) async fn save(
         cluster_id: service.settings.cluster_id.clone(),
     };
     let pace = Pace { silence: service.settings.message_timeout, whole: Some(longest(head.length)) };
-    Ok(outlet::open(messages(head, backup.into_reader()), pace, call.origin.request_id.clone(), permit)
-        .boxed())
+    let lost = standing::lost(Arc::clone(service), call.clone(), |_| Ok(()));
+    let request_id = call.origin.request_id.clone();
+    Ok(outlet::open(messages(head, backup.into_reader()), pace, lost, request_id, permit).boxed())
 }
 
 /// The longest that a client may take for so many bytes.
@@ -133,6 +135,70 @@ mod tests {
             assert!(begun.elapsed() < Duration::from_secs(10), "{error}");
             tokio::task::yield_now().await;
         }
+    }
+
+    /// Waits until a backup's place is free, though its client takes nothing.
+    async fn given_up(node: &Node) {
+        let begun = std::time::Instant::now();
+        while node.service.backups.available_permits() == 0 {
+            assert!(begun.elapsed() < Duration::from_secs(10), "it is still held");
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+
+    #[tokio::test]
+    async fn a_backup_ends_when_its_caller_may_not_have_it_any_more() {
+        use auth_core::{context, session, tables};
+        use store_txn::TransactionExt as _;
+
+        let node = Node::start().await;
+        let boss = node.boss().await;
+        // More than waits for a client that takes nothing.
+        for key in 0..=WAITING as u8 {
+            let put = node.service.store.transact(move |tx| {
+                tx.put_raw(vec![0xff, 0xff, key], vec![key; PIECE], None);
+                Ok::<_, TxError>(())
+            });
+            put.await.unwrap();
+        }
+        let call = with(&boss, "SaveBackup");
+        let mut pieces = save(&node.service, &call).await.unwrap();
+        assert!(pieces.next().await.unwrap().is_ok());
+        let credential = call.credential.clone();
+        let ended = node.service.store.transact(move |tx| {
+            let caller = context::authenticate(tx, &credential)?;
+            let context = auth_core::Context { caller, origin: auth_core::Origin::default() };
+            session::logout(tx, &context)
+        });
+        ended.await.map_err(ApiError::from).unwrap();
+        given_up(&node).await;
+        let rest: Vec<_> = pieces.collect().await;
+        let (last, before) = rest.split_last().unwrap();
+        assert_eq!(last.as_ref().unwrap_err().code(), Code::Unauthenticated);
+        assert!(before.len() <= WAITING && before.iter().all(Result::is_ok));
+
+        // A lock does as much, and the audit log has it.
+        let boss = node.boss().await;
+        let call = with(&boss, "SaveBackup");
+        let pieces = save(&node.service, &call).await.unwrap();
+        let locked = node.service.store.transact(|tx| {
+            let id = auth_core::names::LockId::from_random([1; 16]);
+            let row = tables::LockRow {
+                kind: tables::TargetKind::User.into(),
+                name: "boss".into(),
+                ..Default::default()
+            };
+            tx.put(&tables::LockKey(id.clone()), &row);
+            let on = tables::LockTargetKey { kind: tables::TargetKind::User, name: "boss".into(), id };
+            tx.put(&on, &tables::LockTargetRow::default());
+            Ok::<_, TxError>(())
+        });
+        locked.await.unwrap();
+        given_up(&node).await;
+        let taken: Vec<_> = pieces.collect().await;
+        assert_eq!(taken.last().unwrap().as_ref().unwrap_err().code(), Code::PermissionDenied);
+        let denied = node.audited("access.denied").await;
+        assert_eq!(denied.last().unwrap().target, "method:SaveBackup");
     }
 
     #[test]

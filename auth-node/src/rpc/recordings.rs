@@ -3,6 +3,8 @@
 //! An admin, and a role that allows it, sees all of them; any other user its own, and others look as if they
 //! were not there.
 
+use std::sync::Arc;
+
 use auth_core::{
     Caller, Context, CoreError,
     names::{AgentId, UserName},
@@ -14,7 +16,7 @@ use mezite_proto::v1;
 use tonic::{Code, Streaming};
 
 use super::Replies;
-use crate::{authn::Call, error::ApiError, relay::on_behalf, service::Service};
+use crate::{authn::Call, error::ApiError, relay::on_behalf, service::Service, standing};
 
 /// Which recordings a caller sees.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -137,7 +139,7 @@ pub(crate) async fn get(
 }
 
 pub(crate) async fn download(
-    service: &Service,
+    service: &Arc<Service>,
     call: &Call,
     request: v1::DownloadSessionRecordingRequest,
 ) -> Result<Replies<v1::DownloadSessionRecordingResponse>, ApiError> {
@@ -146,7 +148,14 @@ pub(crate) async fn download(
     if scope != Scope::All {
         check_visible(service, ingests.clone(), &scope, &id).await?;
     }
-    let pieces = service.relay.download(ingests, caller, request, &call.origin.request_id).await;
+    let lost = standing::lost(Arc::clone(service), call.clone(), move |context| {
+        let now = Scope::of(context, Verb::Read)?;
+        let sees_as_much = now == scope || now == Scope::All;
+        sees_as_much
+            .then_some(())
+            .ok_or_else(|| CoreError::Denied("you see your own recordings alone".into()))
+    });
+    let pieces = service.relay.download(ingests, caller, request, lost, &call.origin.request_id).await;
     Ok(pieces.map_err(|error| hidden(error, &id))?.boxed())
 }
 
