@@ -177,6 +177,19 @@ fn verify(hash: &PasswordHash, password: &str) -> Result<bool, CoreError> {
 }
 
 #[cfg(test)]
+impl PasswordPool {
+    /// Takes a thread: while all are taken, no password is hashed.
+    pub(crate) async fn take_thread(&self) -> OwnedSemaphorePermit {
+        Arc::clone(&self.threads.free).acquire_owned().await.unwrap()
+    }
+
+    /// How many calls may still be admitted.
+    pub(crate) fn free_places(&self) -> usize {
+        self.places.available_permits()
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
 

@@ -2,8 +2,11 @@
 
 use std::{fs, path::Path, process::Command};
 
-use mezite_e2e::{Cluster, Ctl, PASSWORD, run_on};
+use mezite_daemon::clock;
+use mezite_e2e::{Agent, AgentSpec, Cluster, Ctl, PASSWORD, api, call, run_on};
+use mezite_proto::v1;
 use serde_json::Value;
+use tonic::Code;
 
 use crate::support::{add_user, texts};
 
@@ -107,4 +110,56 @@ fn check_with_ssh_keygen(dir: &Path, key: &str, checkpoint: &str) {
         .arg(signature);
     let said = run_on(&mut command, fs::File::open(statement).unwrap()).ok();
     assert!(said.contains("Good \"audit@mezite\" signature"), "{said}");
+}
+
+/// What an agent tells is told by the agent that its certificate names, through the node that it asked, at the time of the
+/// commit, whatever it writes into the fields; and what only the control plane does, it does not tell.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_tells_its_own_events_as_itself_and_no_others() {
+    let cluster = Cluster::start(1).await;
+    let agent = Agent::join(&cluster, AgentSpec::default());
+    let client = agent.client(&cluster);
+    let lies = [
+        ("actor", "user:root-admin"),
+        ("node_id", "99"),
+        ("time", "1970-01-01T00:00:00Z"),
+        ("request_id", "r"),
+        ("client_address", "192.0.2.1"),
+        ("code", "MZ1000I"),
+    ];
+    let event = |event: &str| v1::EmitAuditEventRequest {
+        event: event.into(),
+        target: "session:1".into(),
+        fields: lies.map(|(name, value)| (name.to_owned(), value.to_owned())).into(),
+    };
+    let before = clock::unix_seconds();
+    call!(client, emit_audit_event, event("session.start")).unwrap();
+    let events = vec!["session.start".to_owned()];
+    let query = v1::QueryAuditEventsRequest { events, ..Default::default() };
+    let told = call!(cluster.admin(), query_audit_events, query).unwrap().events.remove(0);
+    assert_eq!((told.actor, told.target.as_str()), (format!("agent:{}", agent.id), "session:1"));
+    assert_eq!((told.node_id, told.client_address.as_str()), (1, "127.0.0.1"));
+    assert!(told.request_id != "r" && told.code != "MZ1000I", "{}, {}", told.request_id, told.code);
+    let time = told.time.unwrap().seconds;
+    assert!(time + 60 > i64::try_from(before).unwrap(), "{time}");
+    // As what it is, a lie in a field, it is kept.
+    assert_eq!(told.fields["actor"], "user:root-admin");
+
+    let names =
+        ["user.create", "user.login", "role.update", "lock.delete", "cert.user.issue", "access.denied"];
+    let all = v1::QueryAuditEventsRequest { text: "session:1".into(), ..Default::default() };
+    for name in names.into_iter().chain(["session.revoke", "agent.join.denied", "", "session.*", "no.such"]) {
+        let refused = api::refused(call!(client, emit_audit_event, event(name)), Code::InvalidArgument);
+        assert_eq!(refused.violations[0].field, "event", "{name}");
+    }
+    assert_eq!(call!(cluster.admin(), query_audit_events, all).unwrap().events.len(), 1);
+
+    // A user's session tells nothing, unless it is an admin's; and then it is the admin who does.
+    cluster.add_user("alice", &["access"], &[]).await;
+    let alice = cluster.user_at(0, &cluster.session_of("alice").await);
+    api::refused(call!(alice, emit_audit_event, event("session.start")), Code::PermissionDenied);
+    api::refused(
+        call!(cluster.anonymous_at(0), emit_audit_event, event("session.start")),
+        Code::Unauthenticated,
+    );
 }

@@ -31,5 +31,7 @@ mod recordings;
 mod refusals;
 mod restart;
 mod rotation;
+mod secrets;
+mod security;
 mod streams;
 mod support;

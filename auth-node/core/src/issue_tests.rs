@@ -88,6 +88,16 @@ fn requests_are_checked_field_by_field() {
 }
 
 #[test]
+fn a_certificate_offered_as_a_key_is_refused() {
+    let mut world = World::new();
+    let ann = with_role(&mut world, &role(&["root"], &[("*", "*")]));
+    let certs = issue(&mut world, ann, Ask::default()).unwrap();
+    let certificate = SshCa::generate().unwrap().sign_user(&certs.ssh[0]).unwrap();
+    let offered = UserCertRequest::new(&[key(), certificate], vec![], None, vec![], "", || 1);
+    assert_invalid(offered.map(drop), "ssh_public_keys");
+}
+
+#[test]
 fn a_ttl_of_zero_negative_or_above_the_maximum_is_an_error_or_clamped_never_forever() {
     let keys = [key()];
     for bad in [0, 999] {

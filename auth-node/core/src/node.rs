@@ -204,7 +204,8 @@ fn seen(
 /// Replaces the labels that an admin gave a node. Its revision is that of the commit.
 ///
 /// # Errors
-/// [`CoreError::NotFound`], [`CoreError::StaleRevision`], [`CoreError::Invalid`], [`CoreError::Storage`].
+/// [`CoreError::NotFound`], [`CoreError::StaleRevision`], [`CoreError::Invalid`], [`CoreError::Storage`];
+/// [`CoreError::Denied`] for who is no admin and would get a login there that it does not have.
 pub fn update_labels(
     tx: &mut (impl Transaction + ?Sized),
     context: &Context,
@@ -215,12 +216,31 @@ pub fn update_labels(
     labels::check("admin_labels", &admin_labels)?;
     let mut node = get(tx, id)?.ok_or_else(|| not_found(id))?;
     CoreError::check_revision("node", id.as_str(), revision, node.revision)?;
+    let before = node.labels();
     node.row.admin_labels = admin_labels;
+    gains_no_login(&context.caller, &node, &before)?;
     tx.put(&NodeKey(id.clone()), &node.row);
     let shown: Vec<_> = node.row.admin_labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
     let target = join::target(node.row.kind(), id);
     audit::append(tx, context, EventType::NodeUpdate, target, &[("admin_labels", shown.join(","))]);
     Ok(node)
+}
+
+/// Refuses labels by which a caller, who may give them by a rule, would give itself a login on the node: who is no admin
+/// grants nothing that it does not hold.
+fn gains_no_login(caller: &Caller, node: &Node, before: &Labels) -> Result<(), CoreError> {
+    let caller = caller.user()?;
+    if caller.is_admin() {
+        return Ok(());
+    }
+    let access = Access::of(&caller.roles, &caller.user.traits);
+    let had = access.logins_on(node.id.as_str(), before);
+    match access.logins_on(node.id.as_str(), &node.labels()).difference(&had).next() {
+        Some(login) => Err(CoreError::Denied(format!(
+            "with these labels you could log in there as {login}, which you could not before: that needs the role admin"
+        ))),
+        None => Ok(()),
+    }
 }
 
 /// Removes an agent: the one that calls, or, for an admin or whoever has a rule to delete nodes, the one that is named. One whose join was not finished is

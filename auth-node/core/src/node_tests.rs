@@ -3,7 +3,7 @@ use std::time::Duration;
 use super::*;
 use crate::{
     names::TokenName,
-    tables::{ConditionsRow, RoleRow, StringsRow, TokenUseKey},
+    tables::{ConditionsRow, RoleRow, RuleRow, StringsRow, TokenUseKey},
     testing::{assert_invalid, traits},
     token::NewToken,
     world::{Host, World, assert_denied, labels, new_token, report},
@@ -133,6 +133,27 @@ fn updates_of_labels_are_bounded_compared_and_audited() {
     let other = AgentId::from_random([200; 16]);
     let missing = world.admin(|tx, context| update_labels(tx, context, &other, Labels::new(), 0));
     assert!(matches!(missing, Err(CoreError::NotFound { kind: "node", .. })));
+}
+
+#[test]
+fn nobody_gives_itself_a_login_by_labels() {
+    let mut world = world();
+    let rule = RuleRow { resources: vec!["nodes".into()], verbs: vec!["update".into()] };
+    let allow = ConditionsRow { rules: vec![rule], ..ConditionsRow::default() };
+    world.add_role("keeper", &RoleRow { allow: Some(allow), ..RoleRow::default() });
+    let host = world.joined(NodeKind::Ssh, "web1", &[]);
+    world.add_user("ann", crate::testing::grants(&["keeper", "dev"]));
+    let (ann, boss) = (world.log_in("ann"), world.boss);
+    let update = |world: &mut World, by, pairs: &[(&str, &str)]| {
+        world.call(by, |tx, context| update_labels(tx, context, &host.id(), labels(pairs), 0))
+    };
+    update(&mut world, ann, &[("env", "prod")]).unwrap();
+    assert_denied(update(&mut world, ann, &[("env", "dev")]), "log in there as root");
+    assert_eq!(world.node(&host).unwrap().labels(), labels(&[("env", "prod")]));
+    // What it has already, it may keep and give up.
+    update(&mut world, boss, &[("env", "dev")]).unwrap();
+    update(&mut world, ann, &[("env", "dev"), ("rack", "7")]).unwrap();
+    update(&mut world, ann, &[]).unwrap();
 }
 
 #[test]

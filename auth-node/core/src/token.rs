@@ -55,7 +55,8 @@ pub struct NewToken {
 /// Makes a token.
 ///
 /// # Errors
-/// [`CoreError::Invalid`] for what is out of bounds; [`CoreError::AlreadyExists`]; [`CoreError::Storage`].
+/// [`CoreError::Invalid`] for what is out of bounds; [`CoreError::Denied`] for who is no admin and would let an ingest join;
+/// [`CoreError::AlreadyExists`]; [`CoreError::Storage`].
 pub fn create(
     tx: &mut (impl Transaction + ?Sized),
     context: &Context,
@@ -63,6 +64,10 @@ pub fn create(
 ) -> Result<TokenRow, CoreError> {
     let allowed_principals = check(&new)?;
     let ttl = checked_ttl(new.ttl)?;
+    // An ingest reads every recording: a rule for tokens is none for that.
+    if new.kind == NodeKind::Ingest && !context.caller.user()?.is_admin() {
+        return Err(CoreError::Denied("a token that lets an ingest join needs the role admin".into()));
+    }
     let key = TokenKey(new.name);
     if tx.get(&key)?.is_some() {
         return Err(CoreError::AlreadyExists { kind: "token", name: key.0.into() });

@@ -1,6 +1,7 @@
 use super::*;
 use crate::{
-    testing::assert_invalid,
+    tables::{ConditionsRow, RoleRow, RuleRow},
+    testing::{assert_invalid, traits},
     world::{Host, World, assert_denied, new_token, report, secret, token_name},
 };
 
@@ -72,6 +73,57 @@ fn every_bound_of_a_token_is_kept() {
         ..base()
     };
     create(&mut world, full).unwrap();
+}
+
+#[test]
+fn only_an_admin_lets_an_ingest_in() {
+    let mut world = World::new();
+    let rule = RuleRow { resources: vec!["tokens".into()], verbs: vec!["*".into()] };
+    let allow = ConditionsRow { rules: vec![rule], ..ConditionsRow::default() };
+    world.add_role("gate", &RoleRow { allow: Some(allow), ..RoleRow::default() });
+    let ann = world.user_with("ann", "gate", traits(&[]));
+    let mut by_ann = |new| world.call(ann, |tx, context| super::create(tx, context, new));
+    assert_denied(by_ann(new_token("i", NodeKind::Ingest)), "needs the role admin");
+    by_ann(new_token("web", NodeKind::Ssh)).unwrap();
+    assert!(is_accepted(&mut world, "i").is_err());
+    create(&mut world, new_token("i", NodeKind::Ingest)).unwrap();
+    assert!(is_accepted(&mut world, "i").is_ok());
+}
+
+/// A row that a later release wrote, whose hosts attest themselves by something else: its secret, if it has one, and its
+/// name are nothing to any consumer.
+#[test]
+fn a_token_of_another_method_is_accepted_by_no_consumer() {
+    let mut world = World::new();
+    for name in ["begun", "fresh"] {
+        world.add_token(NewToken {
+            max_uses: 9,
+            secret: secret("its-secret"),
+            ..new_token(name, NodeKind::Ssh)
+        });
+        let mut host = Host::new(NodeKind::Ssh);
+        if name == "begun" {
+            world.ask(&mut host, "its-secret", "web1", &[]).unwrap();
+        }
+        let become_iam = |tx: &mut store_txn::memory::MemoryTransaction<'_>, _: &Context| {
+            let key = TokenKey(token_name(name));
+            let row = TokenRow { method: JoinMethod::Iam.into(), ..get(tx, &key.0)?.row };
+            tx.put(&key, &row);
+            Ok(())
+        };
+        world.run(become_iam).unwrap();
+        for text in ["its-secret", name] {
+            let mut other = Host::new(NodeKind::Ssh);
+            assert_denied(is_accepted(&mut world, text), "not accepted");
+            assert_denied(world.ask(&mut other, text, "web2", &[]), "not accepted");
+            if host.id.is_some() {
+                assert_denied(world.ask(&mut host, text, "web1", &[]), "not accepted");
+                assert_denied(world.register(&host, text, &report("web1:22", &[])), "not accepted");
+                assert!(world.node(&host).is_none());
+            }
+        }
+        world.admin(|tx, context| delete(tx, context, &token_name(name))).unwrap();
+    }
 }
 
 #[test]

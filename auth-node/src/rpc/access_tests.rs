@@ -210,6 +210,16 @@ async fn an_ingest_that_is_removed_is_told_no_more() {
 }
 
 #[tokio::test]
+async fn an_ingest_that_is_locked_is_told_no_more() {
+    let node = node().await;
+    let boss = node.boss().await;
+    let listener = Listener::caught_up(&node).await;
+    lock_node(&node, &boss, 99_999_999).await;
+    assert_eq!(listener.end().await.code(), Code::PermissionDenied);
+    assert_eq!(Listener::begin(&node).await.err().unwrap().reason(), "LOCKED");
+}
+
+#[tokio::test]
 async fn an_ingest_whose_certificate_ends_is_told_no_more() {
     let node = node().await;
     let ended = (node.service.clock)() / 1000 - 1;

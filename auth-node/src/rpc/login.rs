@@ -14,11 +14,10 @@ use auth_core::{
     tables::AuthMethod,
     user,
 };
-use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use mezite_proto::v1;
 use zeroize::Zeroizing;
 
-use super::sessions;
+use super::{convert, sessions};
 use crate::{authn::Call, error::ApiError, once::Once, service::Service};
 
 /// Exchanges a username and a password for a session.
@@ -44,7 +43,7 @@ pub(crate) async fn authenticate_local(
     let matches = turn.verify(known.as_ref(), &password).await?;
     drop(turn);
 
-    let id = URL_SAFE_NO_PAD.encode(*Zeroizing::new(rand::random::<[u8; 32]>()));
+    let id = convert::secret();
     let attempt = Attempt {
         slot: Slot::of(name.as_ref().map_or(request.username.as_str(), UserName::as_str)),
         name,
@@ -59,7 +58,7 @@ pub(crate) async fn authenticate_local(
     let session = service.decide(call, move |tx, context| login::conclude(tx, context, &attempt)).await?;
     let last_used_ms = session.created_at_ms;
     let session = sessions::session(Listed { session, last_used_ms });
-    Ok(v1::AuthenticateLocalResponse { session_id: id, session: Some(session) })
+    Ok(v1::AuthenticateLocalResponse { session_id: id.as_str().to_owned(), session: Some(session) })
 }
 
 /// Ends the session that the call is made with.

@@ -1,7 +1,10 @@
+use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
+use mezite_proto::v1::lock_target::Target;
 use tonic::Code;
 
 use super::*;
 use crate::rpc::{
+    locks,
     testing::{BOSS, Node, anonymous, assert_invalid, with},
     users,
 };
@@ -60,6 +63,44 @@ async fn unknown_user_and_wrong_password_give_the_same_answer() {
     assert_eq!(targets, ["user:boss", "user:?", "user:?", "user:?", "user:boss"]);
     assert!(records.iter().all(|record| !record.success && record.actor == "anonymous"));
     assert!(node.audit().await.iter().all(|record| !format!("{record:?}").contains("hunter2")));
+}
+
+/// Whoever is asked for: while no password can be hashed, no answer comes.
+#[tokio::test]
+async fn an_unknown_user_waits_for_a_hash_like_a_known_one() {
+    let node = Node::start().await;
+    let boss = node.boss().await;
+    let user = v1::User { name: "ann".into(), roles: vec!["access".into()], ..Default::default() };
+    let request = v1::CreateUserRequest { user: Some(user), password: "a password of ann".into() };
+    users::create(&node.service, &with(&boss, "CreateUser"), request).await.unwrap();
+    let target = Some(v1::LockTarget { target: Some(Target::User("ann".into())) });
+    let request = v1::CreateLockRequest { target, ..Default::default() };
+    locks::create(&node.service, &with(&boss, "CreateLock"), request).await.unwrap();
+
+    for (name, password) in [
+        ("boss", "not the password"),
+        ("nobody", "not the password"),
+        ("not a name", "not the password"),
+        ("ann", "a password of ann"),
+    ] {
+        let thread = node.service.passwords.take_thread().await;
+        let mut login = Box::pin(node.log_in(name, password));
+        // A login that asks for no hash takes one read and one write.
+        let many_writes = async {
+            for _ in 0..20 {
+                let written = node.service.store.transact(|_| Ok::<_, CoreError>(()));
+                written.await.map_err(ApiError::from).unwrap();
+                node.audit().await;
+            }
+        };
+        tokio::select! {
+            biased;
+            answer = &mut login => panic!("{name} was answered without a hash: {answer:?}"),
+            () = many_writes => (),
+        }
+        drop(thread);
+        assert_eq!(login.await.unwrap_err().code(), Code::Unauthenticated, "{name}");
+    }
 }
 
 #[tokio::test]

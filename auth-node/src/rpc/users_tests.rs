@@ -54,6 +54,62 @@ async fn what_a_change_answers_is_what_is_read() {
     assert_eq!(second.next_page_token, "");
 }
 
+/// What was allowed before the password was hashed is asked again where the user is made.
+#[tokio::test]
+async fn a_role_taken_while_a_password_is_hashed_counts() {
+    let node = Node::start().await;
+    let boss = node.boss().await;
+    let second = v1::User { name: "second".into(), roles: vec!["admin".into()], ..Default::default() };
+    let request = v1::CreateUserRequest { user: Some(second.clone()), password: PASSWORD.into() };
+    create(&node.service, &with(&boss, "CreateUser"), request).await.unwrap();
+    let session = node.log_in("second", PASSWORD).await.unwrap();
+
+    let (thread, places) = (node.service.passwords.take_thread().await, node.service.passwords.free_places());
+    let (service, by_second) = (std::sync::Arc::clone(&node.service), with(&session, "CreateUser"));
+    let making = tokio::spawn(async move {
+        let request = v1::CreateUserRequest { user: Some(ann(&["admin"])), password: PASSWORD.into() };
+        create(&service, &by_second, request).await
+    });
+    while node.service.passwords.free_places() == places {
+        tokio::task::yield_now().await;
+    }
+    let lowered = v1::User { roles: vec!["access".into()], ..second };
+    let request = v1::UpdateUserRequest { user: Some(lowered) };
+    update(&node.service, &with(&boss, "UpdateUser"), request).await.unwrap();
+    drop(thread);
+    assert_eq!(making.await.unwrap().unwrap_err().code(), Code::PermissionDenied);
+    assert_eq!(get_ann(&node, &boss).await.unwrap_err().code(), Code::NotFound);
+}
+
+#[tokio::test]
+async fn every_method_takes_any_spelling_of_a_users_name() {
+    const SPELLINGS: [&str; 3] = ["Ann", "ANN", "\u{ff21}nn"];
+    let node = Node::start().await;
+    let boss = node.boss().await;
+    for (made, other) in SPELLINGS.into_iter().zip(SPELLINGS.into_iter().cycle().skip(1)) {
+        let user = |name: &str| {
+            Some(v1::User { name: name.into(), roles: vec!["ACCESS".into()], ..Default::default() })
+        };
+        let request = v1::CreateUserRequest { user: user(made), password: PASSWORD.into() };
+        create(&node.service, &with(&boss, "CreateUser"), request).await.unwrap();
+        let twice = v1::CreateUserRequest { user: user(other), password: PASSWORD.into() };
+        let twice = create(&node.service, &with(&boss, "CreateUser"), twice).await.unwrap_err();
+        assert_eq!(twice.code(), Code::AlreadyExists);
+        node.log_in(other, PASSWORD).await.unwrap();
+        let request = v1::ListActiveSessionsRequest { user: other.into(), ..Default::default() };
+        let listed =
+            sessions::list(&node.service, &with(&boss, "ListActiveSessions"), request).await.unwrap();
+        assert_eq!(listed.sessions.len(), 1);
+        let request = v1::UpdateUserRequest { user: user(other) };
+        let updated = update(&node.service, &with(&boss, "UpdateUser"), request).await.unwrap();
+        assert_eq!(updated.user.unwrap().name, "ann");
+        let request = v1::ResetUserPasswordRequest { name: other.into(), new_password: PASSWORD.into() };
+        reset_password(&node.service, &with(&boss, "ResetUserPassword"), request).await.unwrap();
+        let request = v1::DeleteUserRequest { name: other.into() };
+        delete(&node.service, &with(&boss, "DeleteUser"), request).await.unwrap();
+    }
+}
+
 #[tokio::test]
 async fn nobody_but_an_admin_has_passwords_hashed() {
     let node = Node::start().await;

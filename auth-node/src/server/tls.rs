@@ -270,7 +270,104 @@ fn unusable(error: impl std::fmt::Display) -> NodeError {
 mod tests {
     use std::sync::atomic::{AtomicU64, Ordering};
 
+    use auth_core::{
+        ca::Kek,
+        tables::{CaKeyRow, CaRow},
+    };
+    use store_txn::TransactionExt as _;
+    use tokio_rustls::{TlsAcceptor, TlsConnector};
+    use zeroize::Zeroizing;
+
     use super::*;
+    use crate::rpc::testing::Node;
+
+    const KEK: [u8; 32] = [3; 32];
+
+    fn authority(now: u64) -> (X509Ca, CaKeyRow) {
+        let ca = X509Ca::generate("test", now - 60, now + 3600).unwrap();
+        let (public, private) = (ca.certificate_pem().to_owned(), ca.private_pem());
+        let kek = Kek::new(Zeroizing::new(KEK));
+        let sealed_private = ca::seal(&kek, CaKind::Tls, &public, private.as_bytes(), [0; 12]).unwrap();
+        (ca, CaKeyRow { public, sealed_private, created_at_ms: 0 })
+    }
+
+    async fn put(store: &Store, row: CaRow) {
+        let written = store.transact(move |tx| {
+            tx.put(&CaKey(CaKind::Tls), &row);
+            Ok::<_, CoreError>(())
+        });
+        written.await.map_err(|_| "not written").unwrap();
+    }
+
+    /// Whether a client that believes one authority, and shows a certificate of another, gets through the handshake.
+    async fn connects(tls: &Tls, believes: &X509Ca, shows: &X509Ca, now: u64) -> bool {
+        let key = KeyPair::generate_p256().unwrap();
+        let spec = LeafSpec {
+            public_key: key.spki_der(),
+            common_name: "agent".into(),
+            identity: Some(Identity::Agent {
+                cluster: "test".into(),
+                id: "6f9619ff-8b86-4011-b42d-00c04fc964ff".into(),
+            }),
+            dns_names: Vec::new(),
+            ip_addresses: Vec::new(),
+            not_before: now - 60,
+            not_after: now + 60,
+            client_auth: true,
+            server_auth: false,
+        };
+        let mut roots = RootCertStore::empty();
+        for certificate in certificates(believes.certificate_pem()).unwrap() {
+            roots.add(certificate).unwrap();
+        }
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let client = ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_root_certificates(roots)
+            .with_client_auth_cert(
+                certificates(&shows.issue(&spec).unwrap()).unwrap(),
+                PrivateKeyDer::from_pem_slice(key.private_pem().as_bytes()).unwrap(),
+            )
+            .unwrap();
+        let (here, there) = tokio::io::duplex(1 << 16);
+        let name = "test.mezite.internal".try_into().unwrap();
+        let (client, server) = tokio::join!(
+            TlsConnector::from(Arc::new(client)).connect(name, here),
+            TlsAcceptor::from(tls.server.load_full()).accept(there),
+        );
+        client.is_ok() && server.is_ok()
+    }
+
+    /// The active key signs, the one that is trusted beside it verifies, and neither takes a restart.
+    #[tokio::test]
+    async fn a_changed_authority_is_taken_over_without_a_restart() {
+        let node = Node::start().await;
+        let (store, clock): (_, Clock) = (node.service.store.clone(), Arc::new(clock::unix_ms));
+        let now = clock() / 1000;
+        let ((old, old_row), (new, new_row)) = (authority(now), authority(now));
+        put(&store, CaRow { active: Some(old_row.clone()), trusted: Vec::new() }).await;
+        let cas = Arc::new(CaKeys::new(Arc::new(Kek::new(Zeroizing::new(KEK)))));
+        let names = Names {
+            cluster: "test".into(),
+            node_id: 1,
+            dns_names: vec!["test.mezite.internal".into()],
+            ip_addresses: Vec::new(),
+        };
+        let (tls, renewal) = begin(&store, &cas, &clock, names).await.unwrap();
+        assert!(connects(&tls, &old, &old, now).await);
+        assert!(!connects(&tls, &new, &old, now).await && !connects(&tls, &old, &new, now).await);
+
+        let running = tokio::spawn(renewal.run(CancellationToken::new()));
+        let before = tls.server.load_full();
+        put(&store, CaRow { active: Some(new_row), trusted: vec![old_row] }).await;
+        while Arc::ptr_eq(&before, &tls.server.load_full()) {
+            tokio::task::yield_now().await;
+        }
+        assert!(connects(&tls, &new, &old, now).await && connects(&tls, &new, &new, now).await);
+        assert!(!connects(&tls, &old, &old, now).await, "what is trusted beside it signs nothing");
+        running.abort();
+    }
 
     #[tokio::test]
     async fn a_certificate_is_due_by_the_wall_clock_and_not_by_the_end_of_a_timer() {

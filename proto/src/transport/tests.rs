@@ -12,11 +12,22 @@ const PATIENCE: Duration = Duration::from_secs(60);
 struct Server {
     listener: TlsListener,
     address: SocketAddr,
+    config: Arc<ArcSwap<ServerConfig>>,
     tls: Arc<ClientConfig>,
 }
 
 impl Server {
     async fn start(limits: ListenerLimits) -> Self {
+        let (config, tls) = Self::tls();
+        let config = Arc::new(ArcSwap::from_pointee(config));
+        let tcp = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = tcp.local_addr().unwrap();
+        let listener = TlsListener::new(tcp, Arc::clone(&config), limits);
+        Self { listener, address, config, tls: Arc::new(tls) }
+    }
+
+    /// A certificate, and who believes it alone.
+    fn tls() -> (ServerConfig, ClientConfig) {
         let own = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
         let certificate = own.cert.der().clone();
         let key = own.signing_key.serialize_der().try_into().unwrap();
@@ -34,16 +45,22 @@ impl Server {
             .unwrap()
             .with_root_certificates(roots)
             .with_no_client_auth();
-        let tcp = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = tcp.local_addr().unwrap();
-        let listener = TlsListener::new(tcp, Arc::new(ArcSwap::from_pointee(config)), limits);
-        Self { listener, address, tls: Arc::new(tls) }
+        (config, tls)
+    }
+
+    async fn try_connect(&self, tls: &Arc<ClientConfig>) -> io::Result<client::TlsStream<TcpStream>> {
+        let tcp = TcpStream::connect(self.address).await?;
+        let name = ServerName::try_from("localhost").unwrap();
+        TlsConnector::from(Arc::clone(tls)).connect(name, tcp).await
     }
 
     async fn connect(&self) -> client::TlsStream<TcpStream> {
-        let tcp = TcpStream::connect(self.address).await.unwrap();
-        let name = ServerName::try_from("localhost").unwrap();
-        TlsConnector::from(Arc::clone(&self.tls)).connect(name, tcp).await.unwrap()
+        self.try_connect(&self.tls).await.unwrap()
+    }
+
+    /// A connection that was taken to be served.
+    async fn taken(&mut self) -> TlsConnection {
+        tokio::time::timeout(PATIENCE, self.listener.next()).await.unwrap().unwrap().unwrap()
     }
 }
 
@@ -137,4 +154,44 @@ async fn the_port_closes_with_the_listener_though_every_place_is_taken() {
     };
     tokio::time::timeout(PATIENCE, closed).await.unwrap();
     assert!(taken.is_some_and(|connection| connection.is_ok()));
+}
+
+#[tokio::test]
+async fn only_so_many_connections_are_taken() {
+    let limits = ListenerLimits { max_connections: 2, ..ListenerLimits::default() };
+    let mut server = Server::start(limits).await;
+    // One is served, and one has a handshake that it does not go on with.
+    let mut served = server.connect().await;
+    served.write_all(PREFACE).await.unwrap();
+    let taken = server.taken().await;
+    let shaking = TcpStream::connect(server.address).await.unwrap();
+    let tls = Arc::clone(&server.tls);
+    let mut third = Box::pin(server.try_connect(&tls));
+    let time = tokio::time::timeout(Duration::from_millis(300), &mut third).await;
+    assert!(time.is_err(), "a third one was shaken hands with");
+    drop(taken);
+    let mut third = third.await.unwrap();
+    third.write_all(PREFACE).await.unwrap();
+    let _third = server.taken().await;
+    drop(shaking);
+}
+
+#[tokio::test]
+async fn a_new_certificate_counts_from_the_next_connection_on() {
+    let mut server = Server::start(ListenerLimits::default()).await;
+    let mut old = server.connect().await;
+    old.write_all(PREFACE).await.unwrap();
+    let mut taken = server.taken().await;
+    taken.read_exact(&mut [0; PREFACE.len()]).await.unwrap();
+
+    let (config, tls) = Server::tls();
+    server.config.store(Arc::new(config));
+    let believed = server.try_connect(&server.tls).await;
+    assert!(believed.is_err(), "the old certificate was shown");
+    let mut new = server.try_connect(&Arc::new(tls)).await.unwrap();
+    new.write_all(PREFACE).await.unwrap();
+    let _new = server.taken().await;
+    // A connection that stands goes on.
+    old.write_all(b"x").await.unwrap();
+    assert_eq!(taken.read_u8().await.unwrap(), b'x');
 }
