@@ -29,6 +29,7 @@ mod proto;
 mod python;
 mod recordings;
 mod refusals;
+mod resources;
 mod restart;
 mod rotation;
 mod secrets;

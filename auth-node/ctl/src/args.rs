@@ -5,6 +5,8 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
+
 /// `8h`, `1h 30m`, `45s`; above zero.
 pub(crate) fn human_duration(text: &str) -> Result<Duration, String> {
     match humantime::parse_duration(text) {
@@ -36,6 +38,29 @@ pub(crate) fn label_map(pairs: &[(String, String)]) -> anyhow::Result<BTreeMap<S
         }
     }
     Ok(map)
+}
+
+/// `8h`, in a file: what [`human_duration`] reads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Human(pub(crate) Duration);
+
+impl Human {
+    /// What the cluster says; `None` for none, and for one that is negative.
+    pub(crate) fn of(duration: Option<prost_types::Duration>) -> Option<Self> {
+        duration.and_then(|duration| Duration::try_from(duration).ok()).map(Self)
+    }
+}
+
+impl Serialize for Human {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&humantime::format_duration(self.0))
+    }
+}
+
+impl<'de> Deserialize<'de> for Human {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        human_duration(&String::deserialize(deserializer)?).map(Self).map_err(D::Error::custom)
+    }
 }
 
 /// To a protobuf duration.

@@ -61,7 +61,7 @@ pub(crate) struct Global {
     #[arg(long, env = "MEZITE_HOME", hide_env_values = true, global = true, value_name = "DIR")]
     pub(crate) home: Option<PathBuf>,
     /// How to print: text is for people, json and yaml for programs
-    #[arg(long, value_enum, default_value_t = Format::Text, global = true)]
+    #[arg(long, short = 'o', value_enum, default_value_t = Format::Text, global = true)]
     pub(crate) format: Format,
     /// First contact: pin of the cluster's TLS CA, as `auth-node init` and `mezctl status` print it
     #[arg(
@@ -102,6 +102,12 @@ pub(crate) enum Command {
     AcceptInvite(cmd::invite::Accept),
     /// Show the cluster, its members, and who you are
     Status,
+    /// Show resources of any kind, as a table or as documents that `create` reads
+    Get(cmd::resources::Get),
+    /// Create resources of any kind from a file of documents
+    Create(cmd::resources::Create),
+    /// Remove resources of any kind
+    Rm(cmd::resources::Rm),
     /// Manage users
     #[command(subcommand)]
     Users(cmd::users::Users),
@@ -144,6 +150,8 @@ pub(crate) enum Command {
     /// Manage the nodes of the auth cluster, and save backups
     #[command(subcommand)]
     Cluster(cmd::cluster::Cluster),
+    /// Print what a shell reads to complete commands and options
+    Completion(cmd::completion::Completion),
 }
 
 #[cfg(test)]

@@ -17,6 +17,16 @@ pub(crate) struct Usage(pub(crate) String);
 #[error("not logged in")]
 pub(crate) struct NotLoggedIn;
 
+/// What is asked for is not there.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct NotFound(pub(crate) String);
+
+/// What is to be made is there already.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct Conflict(pub(crate) String);
+
 /// What a failure amounts to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Outcome {
@@ -52,6 +62,12 @@ fn outcome(error: &anyhow::Error) -> Outcome {
     if error.chain().any(|cause| cause.is::<NotLoggedIn>() || cause.is::<Ended>()) {
         return Outcome::Denied;
     }
+    if error.chain().any(|cause| cause.is::<NotFound>()) {
+        return Outcome::NotFound;
+    }
+    if error.chain().any(|cause| cause.is::<Conflict>()) {
+        return Outcome::Conflict;
+    }
     match client_error(error) {
         Some(ClientError::Config(_)) => Outcome::Usage,
         Some(ClientError::OutcomeUnknown { .. }) => Outcome::Unknown,
@@ -65,6 +81,16 @@ fn outcome(error: &anyhow::Error) -> Outcome {
         },
         None => Outcome::Failed,
     }
+}
+
+/// Whether it failed because something is not there.
+pub(crate) fn is_not_found(error: &anyhow::Error) -> bool {
+    outcome(error) == Outcome::NotFound
+}
+
+/// Whether it failed because something is there already.
+pub(crate) fn is_conflict(error: &anyhow::Error) -> bool {
+    outcome(error) == Outcome::Conflict
 }
 
 fn hint(error: &anyhow::Error) -> Option<String> {
@@ -131,6 +157,9 @@ mod tests {
         assert_eq!(outcome(&UploadError::from(unavailable()).into()), Outcome::Unavailable);
         assert_eq!(outcome(&Usage("x".into()).into()), Outcome::Usage);
         assert_eq!(outcome(&NotLoggedIn.into()), Outcome::Denied);
+        assert_eq!(outcome(&NotFound("x".into()).into()), Outcome::NotFound);
+        let wrapped = Err::<(), _>(Conflict("x".into())).context("document 2").unwrap_err();
+        assert_eq!(outcome(&wrapped), Outcome::Conflict);
         assert_eq!(outcome(&anyhow::anyhow!("x")), Outcome::Failed);
         let untrusted = ClientError::Untrusted { address: "a:1".into(), reason: "x".into() };
         assert_eq!(outcome(&untrusted.into()), Outcome::Failed);

@@ -14,6 +14,7 @@ mod exit;
 mod files;
 mod output;
 mod profile;
+mod resource;
 mod role_file;
 mod secret;
 mod sshd_config;

@@ -20,7 +20,11 @@ pub(crate) trait Report: Serialize {
 
 /// Prints a report on standard output.
 pub(crate) fn print(format: Format, report: &impl Report) -> Result<()> {
-    let text = render(format, report)?;
+    write(&render(format, report)?)
+}
+
+/// Writes a text on standard output, as it is.
+pub(crate) fn write(text: &str) -> Result<()> {
     match io::stdout().lock().write_all(text.as_bytes()) {
         // Whoever read it has seen enough.
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
@@ -112,6 +116,11 @@ pub(crate) trait Row<const N: usize>: Serialize {
     fn row(&self) -> [String; N];
 }
 
+/// The table of a list.
+pub(crate) fn table_of<const N: usize, T: Row<N>>(entries: &[T]) -> String {
+    table(T::HEADER, entries.iter().map(Row::row))
+}
+
 /// Prints a list: its entries for programs, a table for people.
 pub(crate) fn print_list<const N: usize, T: Row<N>>(format: Format, entries: Vec<T>) -> Result<()> {
     #[derive(Serialize)]
@@ -126,7 +135,7 @@ pub(crate) fn print_list<const N: usize, T: Row<N>>(format: Format, entries: Vec
             self.text.clone()
         }
     }
-    let text = table(T::HEADER, entries.iter().map(Row::row));
+    let text = table_of(&entries);
     print(format, &Listing { entries, text })
 }
 

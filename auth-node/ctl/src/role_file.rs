@@ -22,7 +22,7 @@
 //! Field names are those of the API. A field that is not known is an error: a misspelt restriction must not become
 //! no restriction.
 
-use std::{collections::BTreeMap, fmt, time::Duration};
+use std::{collections::BTreeMap, fmt, marker::PhantomData};
 
 use anyhow::Result;
 use mezite_proto::v1::{RequestRules, Role, RoleConditions, RoleOptions, RoleRule, Strings};
@@ -32,7 +32,7 @@ use serde::{
 };
 
 use crate::{
-    args::{human_duration, proto_duration},
+    args::{Human, proto_duration},
     exit::Usage,
 };
 
@@ -55,7 +55,7 @@ enum Kind {
 
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-enum Version {
+pub(crate) enum Version {
     #[default]
     V1,
 }
@@ -90,7 +90,7 @@ struct Spec {
 struct Conditions {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     logins: Vec<String>,
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty", deserialize_with = "label_values")]
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty", deserialize_with = "unique_keys")]
     node_labels: BTreeMap<String, Values>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     rules: Vec<Rule>,
@@ -134,7 +134,7 @@ struct Requests {
 #[serde(deny_unknown_fields)]
 struct Options {
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    max_session_ttl: Option<Ttl>,
+    max_session_ttl: Option<Human>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     permit_pty: Option<bool>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -149,47 +149,38 @@ struct Options {
     require_mfa: bool,
 }
 
-/// `8h`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Ttl(Duration);
-
-impl Serialize for Ttl {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(&humantime::format_duration(self.0))
-    }
-}
-
-impl<'de> Deserialize<'de> for Ttl {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        human_duration(&String::deserialize(deserializer)?).map(Self).map_err(D::Error::custom)
-    }
-}
-
 /// A map in which a key given twice is an error: which of the two would count?
-fn label_values<'de, D: Deserializer<'de>>(deserializer: D) -> Result<BTreeMap<String, Values>, D::Error> {
-    struct Unique;
-    impl<'de> Visitor<'de> for Unique {
-        type Value = BTreeMap<String, Values>;
+pub(crate) fn unique_keys<'de, D: Deserializer<'de>, V: Deserialize<'de>>(
+    deserializer: D,
+) -> Result<BTreeMap<String, V>, D::Error> {
+    struct Unique<V>(PhantomData<V>);
+    impl<'de, V: Deserialize<'de>> Visitor<'de> for Unique<V> {
+        type Value = BTreeMap<String, V>;
 
         fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            f.write_str("a map of labels")
+            f.write_str("a map")
         }
 
         fn visit_map<A: MapAccess<'de>>(self, mut access: A) -> Result<Self::Value, A::Error> {
             let mut map = BTreeMap::new();
-            while let Some((key, values)) = access.next_entry::<String, Values>()? {
+            while let Some((key, value)) = access.next_entry::<String, V>()? {
                 if map.contains_key(&key) {
-                    return Err(A::Error::custom(format_args!("label `{key}` is given twice")));
+                    return Err(A::Error::custom(format_args!("`{key}` is given twice")));
                 }
-                map.insert(key, values);
+                map.insert(key, value);
             }
             Ok(map)
         }
     }
-    deserializer.deserialize_map(Unique)
+    deserializer.deserialize_map(Unique(PhantomData))
 }
 
 impl RoleFile {
+    /// The role's name.
+    pub(crate) fn name(&self) -> &str {
+        &self.metadata.name
+    }
+
     /// Reads a role, YAML or JSON.
     pub(crate) fn parse(text: &str) -> Result<Self> {
         // JSON is read as such: its parser's messages fit it better.
@@ -292,7 +283,7 @@ impl From<Options> for RoleOptions {
 impl From<RoleOptions> for Options {
     fn from(options: RoleOptions) -> Self {
         Self {
-            max_session_ttl: options.max_session_ttl.and_then(|ttl| ttl.try_into().ok()).map(Ttl),
+            max_session_ttl: Human::of(options.max_session_ttl),
             permit_pty: options.permit_pty,
             permit_port_forwarding: options.permit_port_forwarding,
             permit_agent_forwarding: options.permit_agent_forwarding,

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use clap::{Args, Subcommand, ValueEnum};
-use mezite_client::Retry;
+use mezite_client::{Client, Retry};
 use mezite_proto::v1;
 use serde::Serialize;
 
@@ -89,7 +89,7 @@ enum Recording {
 }
 
 #[derive(Serialize)]
-struct ConfigView {
+pub(crate) struct ConfigView {
     second_factor: &'static str,
     session_ttl: String,
     session_idle_timeout: String,
@@ -196,19 +196,27 @@ pub(crate) async fn run(context: &Context, command: Config) -> Result<()> {
     }
 }
 
-async fn show(context: &Context) -> Result<()> {
-    let client = context.user().await?;
+/// The configuration.
+pub(crate) async fn one(client: &Client) -> Result<v1::ClusterConfig> {
     let reply = call!(client, Retry::Idempotent, get_cluster_config, v1::GetClusterConfigRequest {})?;
-    context.print(&ConfigView::from(present(reply.config, "the configuration")?))
+    present(reply.config, "the configuration")
+}
+
+/// Replaces the configuration.
+pub(crate) async fn replace(client: &Client, config: v1::ClusterConfig) -> Result<v1::ClusterConfig> {
+    let request = v1::UpdateClusterConfigRequest { config: Some(config) };
+    let reply = call!(client, Retry::once("see `mezctl config show`"), update_cluster_config, request)?;
+    present(reply.config, "the configuration")
+}
+
+async fn show(context: &Context) -> Result<()> {
+    context.print(&ConfigView::from(one(&context.user().await?).await?))
 }
 
 async fn set(context: &Context, args: &Set) -> Result<()> {
     let client = context.user().await?;
-    let now = call!(client, Retry::Idempotent, get_cluster_config, v1::GetClusterConfigRequest {})?;
-    let config = Some(args.over(present(now.config, "the configuration")?)?);
-    let request = v1::UpdateClusterConfigRequest { config };
-    let reply = call!(client, Retry::once("see `mezctl config show`"), update_cluster_config, request)?;
-    context.print(&ConfigView::from(present(reply.config, "the configuration")?))
+    let config = args.over(one(&client).await?)?;
+    context.print(&ConfigView::from(replace(&client, config).await?))
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use clap::{Args, Subcommand};
-use mezite_client::Retry;
+use mezite_client::{Client, Retry};
 use mezite_proto::v1::{self, lock_target::Target};
 use serde::Serialize;
 use tonic::Code;
@@ -61,7 +61,7 @@ pub(crate) struct Add {
 }
 
 /// What `kind:name` names.
-fn target(text: &str) -> Result<Target> {
+pub(crate) fn target(text: &str) -> Result<Target> {
     let (kind, name) = text.split_once(':').unwrap_or((text, ""));
     let name = name.to_owned();
     Ok(match kind {
@@ -74,13 +74,26 @@ fn target(text: &str) -> Result<Target> {
     })
 }
 
+/// How a target is written.
+pub(crate) fn shown(target: Option<v1::LockTarget>) -> String {
+    match target.and_then(|target| target.target) {
+        Some(Target::User(name)) => format!("user:{name}"),
+        Some(Target::Role(name)) => format!("role:{name}"),
+        Some(Target::Login(name)) => format!("login:{name}"),
+        Some(Target::Node(id)) => format!("node:{id}"),
+        Some(Target::Device(id)) => format!("device:{id}"),
+        Some(Target::AgentIdentity(name)) => format!("agent-identity:{name}"),
+        None => "unknown".into(),
+    }
+}
+
 fn unknown(text: &str) -> anyhow::Error {
     Usage(format!("`{text}` cannot be locked: write user:NAME, role:NAME, login:NAME or node:AGENT-ID"))
         .into()
 }
 
 #[derive(Serialize)]
-struct LockView {
+pub(crate) struct LockView {
     id: String,
     target: String,
     message: String,
@@ -92,17 +105,8 @@ struct LockView {
 
 impl From<v1::Lock> for LockView {
     fn from(lock: v1::Lock) -> Self {
-        let target = match lock.target.and_then(|target| target.target) {
-            Some(Target::User(name)) => format!("user:{name}"),
-            Some(Target::Role(name)) => format!("role:{name}"),
-            Some(Target::Login(name)) => format!("login:{name}"),
-            Some(Target::Node(id)) => format!("node:{id}"),
-            Some(Target::Device(id)) => format!("device:{id}"),
-            Some(Target::AgentIdentity(name)) => format!("agent-identity:{name}"),
-            None => "unknown".into(),
-        };
         Self {
-            target,
+            target: shown(lock.target),
             created_at: output::time(lock.created_at.as_ref()),
             expires_at: output::time(lock.expires_at.as_ref()),
             id: lock.lock_id,
@@ -148,37 +152,52 @@ pub(crate) async fn run(context: &Context, command: Locks) -> Result<()> {
     }
 }
 
+/// Makes a lock.
+pub(crate) async fn make(client: &Client, request: v1::CreateLockRequest) -> Result<v1::Lock> {
+    let reply = call!(client, Retry::once("see `mezctl locks ls`"), create_lock, request)?;
+    present(reply.lock, "the lock")
+}
+
+/// All locks.
+pub(crate) async fn all(client: &Client) -> Result<Vec<v1::Lock>> {
+    Ok(list!(client, list_locks, locks, |page_token| v1::ListLocksRequest {
+        page_size: mezite_client::PAGE_SIZE,
+        page_token
+    })?)
+}
+
+/// A lock.
+pub(crate) async fn one(client: &Client, lock_id: String) -> Result<v1::Lock> {
+    let reply = call!(client, Retry::Idempotent, get_lock, v1::GetLockRequest { lock_id })?;
+    present(reply.lock, "the lock")
+}
+
+/// Removes a lock.
+pub(crate) async fn delete(client: &Client, lock_id: String) -> Result<()> {
+    match call!(client, Retry::Idempotent, delete_lock, v1::DeleteLockRequest { lock_id }) {
+        Ok(v1::DeleteLockResponse {}) => Ok(()),
+        Err(error) if error.repeated_with(Code::NotFound) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
 async fn add(context: &Context, args: Add) -> Result<()> {
     let target = Some(v1::LockTarget { target: Some(target(&args.target)?) });
-    let client = context.user().await?;
     let request = v1::CreateLockRequest { target, message: args.message, ttl: args.ttl.map(proto_duration) };
-    let reply = call!(client, Retry::once("see `mezctl locks ls`"), create_lock, request)?;
-    context.print(&LockView::from(present(reply.lock, "the lock")?))
+    context.print(&LockView::from(make(&context.user().await?, request).await?))
 }
 
 async fn ls(context: &Context) -> Result<()> {
-    let client = context.user().await?;
-    let locks = list!(client, list_locks, locks, |page_token| v1::ListLocksRequest {
-        page_size: mezite_client::PAGE_SIZE,
-        page_token
-    })?;
+    let locks = all(&context.user().await?).await?;
     context.print_list(locks.into_iter().map(LockView::from).collect())
 }
 
 async fn get(context: &Context, lock_id: String) -> Result<()> {
-    let client = context.user().await?;
-    let reply = call!(client, Retry::Idempotent, get_lock, v1::GetLockRequest { lock_id })?;
-    context.print(&LockView::from(present(reply.lock, "the lock")?))
+    context.print(&LockView::from(one(&context.user().await?, lock_id).await?))
 }
 
 async fn rm(context: &Context, lock_id: String) -> Result<()> {
-    let client = context.user().await?;
-    let request = v1::DeleteLockRequest { lock_id: lock_id.clone() };
-    match call!(client, Retry::Idempotent, delete_lock, request) {
-        Ok(v1::DeleteLockResponse {}) => {}
-        Err(error) if error.repeated_with(Code::NotFound) => {}
-        Err(error) => return Err(error.into()),
-    }
+    delete(&context.user().await?, lock_id.clone()).await?;
     context.print(&Done::new(format!("Removed lock {lock_id}.")))
 }
 

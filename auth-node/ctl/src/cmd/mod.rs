@@ -5,6 +5,7 @@ pub(crate) mod audit;
 pub(crate) mod auth;
 pub(crate) mod certs;
 pub(crate) mod cluster;
+pub(crate) mod completion;
 pub(crate) mod config;
 pub(crate) mod invite;
 pub(crate) mod locks;
@@ -12,6 +13,7 @@ pub(crate) mod login;
 pub(crate) mod nodes;
 pub(crate) mod recordings;
 pub(crate) mod requests;
+pub(crate) mod resources;
 pub(crate) mod roles;
 pub(crate) mod sessions;
 pub(crate) mod status;
@@ -30,6 +32,10 @@ pub(crate) async fn run(context: &Context, command: Command) -> Result<()> {
         Command::Passwd(args) => login::passwd(context, args).await,
         Command::AcceptInvite(args) => invite::accept(context, args).await,
         Command::Status => status::status(context).await,
+        Command::Get(args) => resources::get(context, args).await,
+        Command::Create(args) => resources::create(context, args).await,
+        Command::Rm(args) => resources::rm(context, args).await,
+        Command::Completion(args) => completion::completion(&args),
         Command::Users(command) => users::run(context, command).await,
         Command::Roles(command) => roles::run(context, command).await,
         Command::Tokens(command) => tokens::run(context, command).await,

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use anyhow::Result;
 use clap::{Args, Subcommand};
-use mezite_client::Retry;
+use mezite_client::{Client, Retry};
 use mezite_proto::v1;
 use serde::Serialize;
 use tonic::Code;
@@ -146,39 +146,54 @@ pub(crate) async fn run(context: &Context, command: Nodes) -> Result<()> {
     }
 }
 
+/// The SSH nodes that the caller sees, by `request`'s filters.
+pub(crate) async fn all(client: &Client, request: &v1::ListNodesRequest) -> Result<Vec<v1::AccessibleNode>> {
+    Ok(list!(client, list_nodes, nodes, |page_token| v1::ListNodesRequest {
+        page_size: mezite_client::PAGE_SIZE,
+        page_token,
+        ..request.clone()
+    })?)
+}
+
+/// Replaces the labels that an admin gave a node.
+pub(crate) async fn replace(client: &Client, request: v1::UpdateNodeRequest) -> Result<v1::Node> {
+    let check = Retry::once("see the labels with `mezctl nodes ls`");
+    present(call!(client, check, update_node, request)?.node, "the node")
+}
+
+/// Removes a node.
+pub(crate) async fn delete(client: &Client, agent_id: String) -> Result<()> {
+    match call!(client, Retry::Idempotent, deregister_agent, v1::DeregisterAgentRequest { agent_id }) {
+        Ok(v1::DeregisterAgentResponse {}) => Ok(()),
+        // An earlier attempt had removed it.
+        Err(error) if error.repeated_with(Code::NotFound) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// A node as it is shown, with what the caller may do there.
+pub(crate) fn view(accessible: v1::AccessibleNode) -> Option<NodeView> {
+    accessible.node.map(|node| NodeView { logins: Some(accessible.logins), ..node.into() })
+}
+
 async fn ls(context: &Context, args: Ls) -> Result<()> {
-    let labels = &label_map(&args.labels)?;
-    let client = context.user().await?;
-    let nodes = list!(client, list_nodes, nodes, |page_token| v1::ListNodesRequest {
-        labels: labels.clone(),
+    let request = v1::ListNodesRequest {
+        labels: label_map(&args.labels)?,
         online_only: args.online,
         unfinished: args.unfinished,
-        page_size: mezite_client::PAGE_SIZE,
-        page_token
-    })?;
-    let view = |accessible: v1::AccessibleNode| {
-        accessible.node.map(|node| NodeView { logins: Some(accessible.logins), ..node.into() })
+        ..Default::default()
     };
+    let nodes = all(&context.user().await?, &request).await?;
     context.print_list(nodes.into_iter().filter_map(view).collect())
 }
 
 async fn update(context: &Context, args: Update) -> Result<()> {
     let admin_labels = label_map(&args.labels)?;
-    let client = context.user().await?;
     let request = v1::UpdateNodeRequest { agent_id: args.agent_id, admin_labels, revision: args.revision };
-    let check = Retry::once("see the labels with `mezctl nodes ls`");
-    let reply = call!(client, check, update_node, request)?;
-    context.print(&NodeView::from(present(reply.node, "the node")?))
+    context.print(&NodeView::from(replace(&context.user().await?, request).await?))
 }
 
 async fn rm(context: &Context, agent_id: String) -> Result<()> {
-    let client = context.user().await?;
-    let request = v1::DeregisterAgentRequest { agent_id: agent_id.clone() };
-    match call!(client, Retry::Idempotent, deregister_agent, request) {
-        Ok(v1::DeregisterAgentResponse {}) => {}
-        // An earlier attempt had removed it.
-        Err(error) if error.repeated_with(Code::NotFound) => {}
-        Err(error) => return Err(error.into()),
-    }
+    delete(&context.user().await?, agent_id.clone()).await?;
     context.print(&Done::new(format!("Removed {agent_id}.")))
 }

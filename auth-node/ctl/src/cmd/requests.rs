@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use clap::{Args, Subcommand, ValueEnum};
-use mezite_client::Retry;
+use mezite_client::{Client, Retry};
 use mezite_proto::v1;
 use serde::Serialize;
 
@@ -99,7 +99,7 @@ impl From<State> for v1::AccessRequestState {
     }
 }
 
-fn word(state: v1::AccessRequestState) -> &'static str {
+pub(crate) fn word(state: v1::AccessRequestState) -> &'static str {
     match state {
         v1::AccessRequestState::Unspecified => "unknown",
         v1::AccessRequestState::Pending => "pending",
@@ -119,7 +119,7 @@ struct ReviewView {
 }
 
 #[derive(Serialize)]
-struct RequestView {
+pub(crate) struct RequestView {
     id: String,
     user: String,
     roles: Vec<String>,
@@ -218,32 +218,57 @@ fn check(id: &str) -> Retry {
     Retry::once(format!("see `mezctl requests get {id}`"))
 }
 
+/// Makes a request.
+pub(crate) async fn make(
+    client: &Client,
+    request: v1::CreateAccessRequestRequest,
+) -> Result<v1::AccessRequest> {
+    let reply = call!(client, Retry::once("see `mezctl requests ls`"), create_access_request, request)?;
+    present(reply.request, "the request")
+}
+
+/// Requests that concern the caller, in this state or any.
+pub(crate) async fn all(client: &Client, state: v1::AccessRequestState) -> Result<Vec<v1::AccessRequest>> {
+    Ok(list!(client, list_access_requests, requests, |page_token| v1::ListAccessRequestsRequest {
+        state: state.into(),
+        page_size: mezite_client::PAGE_SIZE,
+        page_token
+    })?)
+}
+
+/// A request.
+pub(crate) async fn one(client: &Client, request_id: String) -> Result<v1::AccessRequest> {
+    let request = v1::GetAccessRequestRequest { request_id };
+    let reply = call!(client, Retry::Idempotent, get_access_request, request)?;
+    present(reply.request, "the request")
+}
+
+/// Takes a request back.
+pub(crate) async fn withdraw(client: &Client, request_id: String) -> Result<v1::AccessRequest> {
+    let check = check(&request_id);
+    let request = v1::CancelAccessRequestRequest { request_id };
+    let reply = call!(client, check, cancel_access_request, request)?;
+    present(reply.request, "the request")
+}
+
 async fn create(context: &Context, args: Create) -> Result<()> {
-    let client = context.user().await?;
     let request = v1::CreateAccessRequestRequest {
         roles: args.roles,
         nodes: args.nodes,
         reason: args.reason,
         duration: args.duration.map(proto_duration),
     };
-    let reply = call!(client, Retry::once("see `mezctl requests ls`"), create_access_request, request)?;
-    context.print(&RequestView::from(present(reply.request, "the request")?))
+    context.print(&RequestView::from(make(&context.user().await?, request).await?))
 }
 
 async fn ls(context: &Context, state: Option<State>) -> Result<()> {
-    let client = context.user().await?;
-    let state = state.map_or(v1::AccessRequestState::Unspecified, Into::into).into();
-    let requests = list!(client, list_access_requests, requests, |page_token| {
-        v1::ListAccessRequestsRequest { state, page_size: mezite_client::PAGE_SIZE, page_token }
-    })?;
+    let state = state.map_or(v1::AccessRequestState::Unspecified, Into::into);
+    let requests = all(&context.user().await?, state).await?;
     context.print_list(requests.into_iter().map(RequestView::from).collect())
 }
 
 async fn get(context: &Context, request_id: String) -> Result<()> {
-    let client = context.user().await?;
-    let request = v1::GetAccessRequestRequest { request_id };
-    let reply = call!(client, Retry::Idempotent, get_access_request, request)?;
-    context.print(&RequestView::from(present(reply.request, "the request")?))
+    context.print(&RequestView::from(one(&context.user().await?, request_id).await?))
 }
 
 async fn review(context: &Context, args: Review, approve: bool) -> Result<()> {
@@ -255,9 +280,5 @@ async fn review(context: &Context, args: Review, approve: bool) -> Result<()> {
 }
 
 async fn cancel(context: &Context, request_id: String) -> Result<()> {
-    let client = context.user().await?;
-    let check = check(&request_id);
-    let request = v1::CancelAccessRequestRequest { request_id };
-    let reply = call!(client, check, cancel_access_request, request)?;
-    context.print(&RequestView::from(present(reply.request, "the request")?))
+    context.print(&RequestView::from(withdraw(&context.user().await?, request_id).await?))
 }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::Subcommand;
-use mezite_client::Retry;
+use mezite_client::{Client, Retry};
 use mezite_proto::v1;
 use serde::Serialize;
 use tonic::Code;
@@ -77,7 +77,7 @@ impl Report for RoleReport {
 }
 
 #[derive(Serialize)]
-struct RoleRow {
+pub(crate) struct RoleRow {
     name: String,
     description: String,
     logins: Vec<String>,
@@ -117,50 +117,71 @@ pub(crate) async fn run(context: &Context, command: Roles) -> Result<()> {
     }
 }
 
-async fn create(context: &Context, file: PathBuf) -> Result<()> {
-    let role = RoleFile::parse(&files::read_text(&file)?)?;
-    let client = context.user().await?;
-    // The cluster counts revisions; a file that was printed by `roles get` may carry one.
-    let role = v1::Role { revision: 0, ..role.into() };
-    let check = check(&role);
-    let reply = call!(client, check, create_role, v1::CreateRoleRequest { role: Some(role) })?;
-    context.print(&RoleReport(present(reply.role, "the role")?.into()))
+/// All roles.
+pub(crate) async fn all(client: &Client) -> Result<Vec<v1::Role>> {
+    Ok(list!(client, list_roles, roles, |page_token| v1::ListRolesRequest {
+        page_size: mezite_client::PAGE_SIZE,
+        page_token
+    })?)
 }
 
-async fn update(context: &Context, file: PathBuf) -> Result<()> {
-    let role = v1::Role::from(RoleFile::parse(&files::read_text(&file)?)?);
-    let client = context.user().await?;
-    let check = check(&role);
-    let reply = call!(client, check, update_role, v1::UpdateRoleRequest { role: Some(role) })?;
-    context.print(&RoleReport(present(reply.role, "the role")?.into()))
+/// A role.
+pub(crate) async fn one(client: &Client, name: String) -> Result<v1::Role> {
+    let reply = call!(client, Retry::Idempotent, get_role, v1::GetRoleRequest { name })?;
+    present(reply.role, "the role")
+}
+
+/// Creates a role.
+pub(crate) async fn make(client: &Client, role: v1::Role) -> Result<v1::Role> {
+    // The cluster counts revisions; a file that was printed by `roles get` may carry one.
+    let role = v1::Role { revision: 0, ..role };
+    let reply = call!(client, check(&role), create_role, v1::CreateRoleRequest { role: Some(role) })?;
+    present(reply.role, "the role")
+}
+
+/// Replaces a role.
+pub(crate) async fn replace(client: &Client, role: v1::Role) -> Result<v1::Role> {
+    let reply = call!(client, check(&role), update_role, v1::UpdateRoleRequest { role: Some(role) })?;
+    present(reply.role, "the role")
+}
+
+/// Deletes a role.
+pub(crate) async fn delete(client: &Client, name: String) -> Result<()> {
+    match call!(client, Retry::Idempotent, delete_role, v1::DeleteRoleRequest { name }) {
+        Ok(v1::DeleteRoleResponse {}) => Ok(()),
+        Err(error) if error.repeated_with(Code::NotFound) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
 }
 
 fn check(role: &v1::Role) -> Retry {
     Retry::once(format!("see `mezctl roles get {}`", role.name))
 }
 
+async fn create(context: &Context, file: PathBuf) -> Result<()> {
+    let role = RoleFile::parse(&files::read_text(&file)?)?.into();
+    let made = make(&context.user().await?, role).await?;
+    context.print(&RoleReport(made.into()))
+}
+
+async fn update(context: &Context, file: PathBuf) -> Result<()> {
+    let role = RoleFile::parse(&files::read_text(&file)?)?.into();
+    let replaced = replace(&context.user().await?, role).await?;
+    context.print(&RoleReport(replaced.into()))
+}
+
 async fn ls(context: &Context) -> Result<()> {
-    let client = context.user().await?;
-    let roles = list!(client, list_roles, roles, |page_token| v1::ListRolesRequest {
-        page_size: mezite_client::PAGE_SIZE,
-        page_token
-    })?;
+    let roles = all(&context.user().await?).await?;
     context.print_list(roles.into_iter().map(RoleRow::from).collect())
 }
 
 async fn get(context: &Context, name: String) -> Result<()> {
-    let client = context.user().await?;
-    let reply = call!(client, Retry::Idempotent, get_role, v1::GetRoleRequest { name })?;
-    context.print(&RoleReport(present(reply.role, "the role")?.into()))
+    let role = one(&context.user().await?, name).await?;
+    context.print(&RoleReport(role.into()))
 }
 
 async fn rm(context: &Context, name: String) -> Result<()> {
-    let client = context.user().await?;
-    match call!(client, Retry::Idempotent, delete_role, v1::DeleteRoleRequest { name: name.clone() }) {
-        Ok(v1::DeleteRoleResponse {}) => {}
-        Err(error) if error.repeated_with(Code::NotFound) => {}
-        Err(error) => return Err(error.into()),
-    }
+    delete(&context.user().await?, name.clone()).await?;
     context.print(&Done::new(format!("Deleted role {name}.")))
 }
 

@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use clap::Subcommand;
-use mezite_client::Retry;
+use mezite_client::{Client, Retry};
 use mezite_proto::v1;
 use serde::Serialize;
 use tonic::Code;
@@ -30,7 +30,7 @@ pub(crate) enum Sessions {
 }
 
 #[derive(Serialize)]
-struct SessionView {
+pub(crate) struct SessionView {
     handle: String,
     user: String,
     method: &'static str,
@@ -44,14 +44,7 @@ struct SessionView {
 impl From<v1::Session> for SessionView {
     fn from(session: v1::Session) -> Self {
         Self {
-            method: match session.method() {
-                v1::AuthMethod::Password => "password",
-                v1::AuthMethod::Webauthn => "webauthn",
-                v1::AuthMethod::Sso => "sso",
-                v1::AuthMethod::Spiffe => "spiffe",
-                v1::AuthMethod::AgentIdentity => "agent-identity",
-                v1::AuthMethod::Unspecified => "unknown",
-            },
+            method: word(session.method()),
             created_at: output::time(session.created_at.as_ref()),
             last_used_at: output::time(session.last_used_at.as_ref()),
             expires_at: output::time(session.expires_at.as_ref()),
@@ -59,6 +52,18 @@ impl From<v1::Session> for SessionView {
             user: session.user,
             client_address: session.client_address,
         }
+    }
+}
+
+/// How somebody logged in.
+pub(crate) fn word(method: v1::AuthMethod) -> &'static str {
+    match method {
+        v1::AuthMethod::Password => "password",
+        v1::AuthMethod::Webauthn => "webauthn",
+        v1::AuthMethod::Sso => "sso",
+        v1::AuthMethod::Spiffe => "spiffe",
+        v1::AuthMethod::AgentIdentity => "agent-identity",
+        v1::AuthMethod::Unspecified => "unknown",
     }
 }
 
@@ -85,26 +90,32 @@ pub(crate) async fn run(context: &Context, command: Sessions) -> Result<()> {
     }
 }
 
+/// Active sessions: of `user`, or, if it is empty, all that the caller sees.
+pub(crate) async fn all(client: &Client, user: &str) -> Result<Vec<v1::Session>> {
+    Ok(list!(client, list_active_sessions, sessions, |page_token| v1::ListActiveSessionsRequest {
+        user: user.to_owned(),
+        page_size: mezite_client::PAGE_SIZE,
+        page_token
+    })?)
+}
+
+/// Revokes a session.
+pub(crate) async fn delete(client: &Client, session: String) -> Result<()> {
+    match call!(client, Retry::Idempotent, revoke_session, v1::RevokeSessionRequest { session }) {
+        Ok(v1::RevokeSessionResponse {}) => Ok(()),
+        Err(error) if error.repeated_with(Code::NotFound) => Ok(()),
+        // It was the caller's own, and an earlier attempt had revoked it.
+        Err(error) if error.repeated_with(Code::Unauthenticated) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
 async fn ls(context: &Context, user: &str) -> Result<()> {
-    let client = context.user().await?;
-    let sessions =
-        list!(client, list_active_sessions, sessions, |page_token| v1::ListActiveSessionsRequest {
-            user: user.to_owned(),
-            page_size: mezite_client::PAGE_SIZE,
-            page_token
-        })?;
+    let sessions = all(&context.user().await?, user).await?;
     context.print_list(sessions.into_iter().map(SessionView::from).collect())
 }
 
 async fn revoke(context: &Context, handle: String) -> Result<()> {
-    let client = context.user().await?;
-    let request = v1::RevokeSessionRequest { session: handle.clone() };
-    match call!(client, Retry::Idempotent, revoke_session, request) {
-        Ok(v1::RevokeSessionResponse {}) => {}
-        Err(error) if error.repeated_with(Code::NotFound) => {}
-        // It was the caller's own, and an earlier attempt had revoked it.
-        Err(error) if error.repeated_with(Code::Unauthenticated) => {}
-        Err(error) => return Err(error.into()),
-    }
+    delete(&context.user().await?, handle.clone()).await?;
     context.print(&Done::new(format!("Revoked session {handle}.")))
 }

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 use anyhow::Result;
 use clap::{Args, Subcommand, ValueEnum};
-use mezite_client::Retry;
+use mezite_client::{Client, Retry};
 use mezite_proto::v1;
 use serde::Serialize;
 use tonic::Code;
@@ -92,7 +92,7 @@ impl From<Kind> for v1::TokenKind {
 }
 
 #[derive(Serialize)]
-struct TokenView {
+pub(crate) struct TokenView {
     name: String,
     kind: &'static str,
     method: &'static str,
@@ -199,8 +199,7 @@ async fn add(context: &Context, args: Add) -> Result<()> {
         allowed_principals: args.principals,
         iam_rules: Vec::new(),
     };
-    let check = Retry::once("see `mezctl tokens ls`: a token whose secret nobody has is of no use");
-    let reply = call!(client, check, create_token, request)?;
+    let reply = make(&client, request).await?;
     let mut report = NewToken {
         token: present(reply.token, "the token")?.into(),
         secret: Some(reply.secret),
@@ -213,27 +212,48 @@ async fn add(context: &Context, args: Add) -> Result<()> {
     context.print(&report)
 }
 
-async fn ls(context: &Context) -> Result<()> {
-    let client = context.user().await?;
-    let tokens = list!(client, list_tokens, tokens, |page_token| v1::ListTokensRequest {
+/// Creates a token; its secret is in the reply.
+pub(crate) async fn make(
+    client: &Client,
+    request: v1::CreateTokenRequest,
+) -> Result<v1::CreateTokenResponse> {
+    let check = Retry::once("see `mezctl tokens ls`: a token whose secret nobody has is of no use");
+    Ok(call!(client, check, create_token, request)?)
+}
+
+/// All tokens.
+pub(crate) async fn all(client: &Client) -> Result<Vec<v1::Token>> {
+    Ok(list!(client, list_tokens, tokens, |page_token| v1::ListTokensRequest {
         page_size: mezite_client::PAGE_SIZE,
         page_token
-    })?;
+    })?)
+}
+
+/// A token.
+pub(crate) async fn one(client: &Client, name: String) -> Result<v1::Token> {
+    let reply = call!(client, Retry::Idempotent, get_token, v1::GetTokenRequest { name })?;
+    present(reply.token, "the token")
+}
+
+/// Deletes a token.
+pub(crate) async fn delete(client: &Client, name: String) -> Result<()> {
+    match call!(client, Retry::Idempotent, delete_token, v1::DeleteTokenRequest { name }) {
+        Ok(v1::DeleteTokenResponse {}) => Ok(()),
+        Err(error) if error.repeated_with(Code::NotFound) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+async fn ls(context: &Context) -> Result<()> {
+    let tokens = all(&context.user().await?).await?;
     context.print_list(tokens.into_iter().map(TokenView::from).collect())
 }
 
 async fn get(context: &Context, name: String) -> Result<()> {
-    let client = context.user().await?;
-    let reply = call!(client, Retry::Idempotent, get_token, v1::GetTokenRequest { name })?;
-    context.print(&TokenView::from(present(reply.token, "the token")?))
+    context.print(&TokenView::from(one(&context.user().await?, name).await?))
 }
 
 async fn rm(context: &Context, name: String) -> Result<()> {
-    let client = context.user().await?;
-    match call!(client, Retry::Idempotent, delete_token, v1::DeleteTokenRequest { name: name.clone() }) {
-        Ok(v1::DeleteTokenResponse {}) => {}
-        Err(error) if error.repeated_with(Code::NotFound) => {}
-        Err(error) => return Err(error.into()),
-    }
+    delete(&context.user().await?, name.clone()).await?;
     context.print(&Done::new(format!("Deleted token {name}.")))
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use anyhow::Result;
 use clap::{Args, Subcommand};
-use mezite_client::Retry;
+use mezite_client::{Client, Retry};
 use mezite_proto::v1;
 use serde::Serialize;
 use tonic::Code;
@@ -128,7 +128,7 @@ impl TraitArgs {
 }
 
 #[derive(Serialize)]
-struct UserView {
+pub(crate) struct UserView {
     name: String,
     roles: Vec<String>,
     traits: BTreeMap<String, Vec<String>>,
@@ -282,8 +282,7 @@ async fn add(context: &Context, args: Add) -> Result<()> {
         password: proof.password.as_str().to_owned(),
         invite_ttl: proof.invite_ttl,
     };
-    let check = Retry::once(format!("see `mezctl users get {}`", args.name));
-    let reply = call!(client, check, create_user, request)?;
+    let reply = make(&client, request).await?;
     let invite = InviteView::new(context, proof, reply.invite_secret, reply.invite_expires_at).await?;
     context.print(&NewUser { user: present(reply.user, "the user")?.into(), invite })
 }
@@ -302,45 +301,69 @@ async fn reset(context: &Context, args: Reset) -> Result<()> {
     context.print(&ResetUser { user: args.name, sessions_ended: reply.sessions_ended, invite })
 }
 
-async fn ls(context: &Context) -> Result<()> {
-    let client = context.user().await?;
-    let users = list!(client, list_users, users, |page_token| v1::ListUsersRequest {
+/// All users.
+pub(crate) async fn all(client: &Client) -> Result<Vec<v1::User>> {
+    Ok(list!(client, list_users, users, |page_token| v1::ListUsersRequest {
         page_size: mezite_client::PAGE_SIZE,
         page_token
-    })?;
+    })?)
+}
+
+/// A user.
+pub(crate) async fn one(client: &Client, name: String) -> Result<v1::User> {
+    let reply = call!(client, Retry::Idempotent, get_user, v1::GetUserRequest { name })?;
+    present(reply.user, "the user")
+}
+
+/// Replaces a user.
+pub(crate) async fn replace(client: &Client, user: v1::User) -> Result<v1::User> {
+    let check = Retry::once(format!("see `mezctl users get {}`", user.name));
+    let reply = call!(client, check, update_user, v1::UpdateUserRequest { user: Some(user) })?;
+    present(reply.user, "the user")
+}
+
+/// Creates a user.
+pub(crate) async fn make(client: &Client, request: v1::CreateUserRequest) -> Result<v1::CreateUserResponse> {
+    let name = request.user.as_ref().map(|user| user.name.clone()).unwrap_or_default();
+    let check = Retry::once(format!("see `mezctl users get {name}`"));
+    Ok(call!(client, check, create_user, request)?)
+}
+
+/// Deletes a user; answers how many sessions that ended, if it is known.
+pub(crate) async fn delete(client: &Client, name: String) -> Result<Option<u32>> {
+    match call!(client, Retry::Idempotent, delete_user, v1::DeleteUserRequest { name }) {
+        Ok(reply) => Ok(Some(reply.sessions_ended)),
+        Err(error) if error.repeated_with(Code::NotFound) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+async fn ls(context: &Context) -> Result<()> {
+    let users = all(&context.user().await?).await?;
     context.print_list(users.into_iter().map(UserView::from).collect())
 }
 
 async fn get(context: &Context, name: String) -> Result<()> {
-    let client = context.user().await?;
-    let reply = call!(client, Retry::Idempotent, get_user, v1::GetUserRequest { name })?;
-    context.print(&UserView::from(present(reply.user, "the user")?))
+    context.print(&UserView::from(one(&context.user().await?, name).await?))
 }
 
 async fn update(context: &Context, args: Update) -> Result<()> {
     let client = context.user().await?;
-    let request = v1::GetUserRequest { name: args.name.clone() };
-    let mut user = present(call!(client, Retry::Idempotent, get_user, request)?.user, "the user")?;
+    let mut user = one(&client, args.name).await?;
     if let Some(roles) = args.roles {
         user.roles = roles.into_iter().filter(|role| !role.is_empty()).collect();
     }
     args.traits.apply(&mut user.traits)?;
     // With the revision that was read: what somebody else changes meanwhile is not undone.
-    let check = Retry::once(format!("see `mezctl users get {}`", args.name));
-    let reply = call!(client, check, update_user, v1::UpdateUserRequest { user: Some(user) })?;
-    context.print(&UserView::from(present(reply.user, "the user")?))
+    context.print(&UserView::from(replace(&client, user).await?))
 }
 
 async fn rm(context: &Context, name: String) -> Result<()> {
-    let client = context.user().await?;
-    match call!(client, Retry::Idempotent, delete_user, v1::DeleteUserRequest { name: name.clone() }) {
-        Ok(reply) => context
-            .print(&Done::new(format!("Deleted user {name}; {} sessions ended.", reply.sessions_ended))),
-        Err(error) if error.repeated_with(Code::NotFound) => {
-            context.print(&Done::new(format!("Deleted user {name}.")))
-        }
-        Err(error) => Err(error.into()),
-    }
+    let done = match delete(&context.user().await?, name.clone()).await? {
+        Some(ended) => format!("Deleted user {name}; {ended} sessions ended."),
+        None => format!("Deleted user {name}."),
+    };
+    context.print(&Done::new(done))
 }
 
 async fn clear_lockout(context: &Context, name: String) -> Result<()> {

@@ -1,0 +1,176 @@
+//! `get`, `create` and `rm`: resources of every kind, from and to documents.
+
+use std::path::PathBuf;
+
+use anyhow::{Context as _, Result};
+use clap::Args;
+use serde::Serialize;
+
+use crate::{
+    cli::Format,
+    context::Context,
+    exit::{Usage, is_conflict},
+    files,
+    output::{self, Done, Report},
+    resource::{self, AnyKind, Applied, Options, Reference},
+    secret,
+};
+
+const KINDS: &str = "\
+Kinds: user, role, token, lock, node, session, access_request, cluster_config";
+
+const GET_EXAMPLES: &str = "\
+Examples:
+  mezctl get users
+  mezctl get role/developer -o yaml > developer.yaml
+  mezctl get users,roles,user/alice -o yaml";
+
+/// Arguments of `get`.
+#[derive(Debug, Args)]
+#[command(after_help = format!("{KINDS}\n\n{GET_EXAMPLES}"))]
+pub(crate) struct Get {
+    /// What to show: all of a kind, or one by its name
+    #[arg(required = true, value_name = "KIND[/NAME],…")]
+    what: Vec<String>,
+}
+
+const CREATE_HELP: &str = "\
+A file holds documents as `mezctl get -o yaml` prints them, with `---` between them:
+
+kind: user
+metadata:
+  name: alice
+spec:
+  roles: [developer]
+  traits:
+    logins: [alice, deploy]
+---
+kind: lock
+spec:
+  target: role:contractor
+  message: call 1234
+  ttl: 8h
+
+All of them are read before the first is made; what follows one that is refused is not. A field that is not known is an
+error. `status` is what the cluster said when it was printed, and is ignored. What is shown as a secret is shown once.";
+
+/// Arguments of `create`.
+#[derive(Debug, Args)]
+#[command(after_help = format!("{KINDS}\n\n{CREATE_HELP}"))]
+pub(crate) struct Create {
+    /// File of documents, YAML or JSON; `-` reads standard input
+    file: PathBuf,
+    /// Replace what is there; with `metadata.revision` only if it is still that one
+    #[arg(long, short = 'f')]
+    force: bool,
+    /// Password of users that are made, mode 0600 [default: each gets one, which is shown once]
+    #[arg(long, value_name = "FILE")]
+    password_file: Option<PathBuf>,
+}
+
+/// Arguments of `rm`.
+#[derive(Debug, Args)]
+#[command(after_help = KINDS)]
+pub(crate) struct Rm {
+    /// What to remove
+    #[arg(required = true, value_name = "KIND/NAME,…")]
+    what: Vec<String>,
+}
+
+pub(crate) async fn get(context: &Context, args: Get) -> Result<()> {
+    let references = resource::references(&args.what)?;
+    let client = context.user().await?;
+    let mut texts = Vec::new();
+    for Reference { kind, name } in &references {
+        texts.extend(kind.show(&client, name.as_deref(), context.format).await?);
+    }
+    // A script that asks for one gets one, and of a kind a list, however many there are.
+    let single = matches!(references.as_slice(), [Reference { name: Some(_), .. }]);
+    let text = match context.format {
+        Format::Text => texts.join("\n"),
+        Format::Yaml => texts.join("---\n"),
+        Format::Json if single => texts.concat(),
+        Format::Json => format!("[\n{}]\n", texts.join(",\n")),
+    };
+    output::write(&text)
+}
+
+/// What `create` did, document by document.
+#[derive(Serialize)]
+#[serde(transparent)]
+struct AppliedReport<'a>(&'a [Applied]);
+
+impl Report for AppliedReport<'_> {
+    fn text(&self) -> String {
+        let line = |Applied { kind, name, action, secret_of, secret }: &Applied| {
+            let done = format!("{action} {kind}/{name}\n");
+            match (secret_of, secret) {
+                (Some(what), Some(secret)) => format!("{done}  {what}: {}\n", secret.as_str()),
+                _ => done,
+            }
+        };
+        self.0.iter().map(line).collect()
+    }
+}
+
+pub(crate) async fn create(context: &Context, args: Create) -> Result<()> {
+    let text = files::read_text(&args.file)?;
+    let plans = plans(&text).with_context(|| args.file.display().to_string())?;
+    let password = args.password_file.as_deref().map(secret::line).transpose()?;
+    let options = Options { force: args.force, password };
+    let client = context.user().await?;
+    let (count, mut done, mut failed) = (plans.len(), Vec::new(), None);
+    for (title, plan) in plans {
+        match plan.apply(&client, &options).await {
+            Ok(applied) => done.push(applied),
+            Err(error) => {
+                let force =
+                    if is_conflict(&error) && !args.force { " (--force replaces what is there)" } else { "" };
+                let (before, after) = (done.len(), count - done.len() - 1);
+                let rest =
+                    format!("{title}{force}; of the others, {before} were done and {after} were not tried");
+                failed = Some(error.context(if count > 1 { rest } else { format!("{title}{force}") }));
+                break;
+            }
+        }
+    }
+    // Also when one failed: a secret among them comes once.
+    if !done.is_empty() {
+        context.print(&AppliedReport(&done))?;
+    }
+    failed.map_or(Ok(()), Err)
+}
+
+/// The documents of a file, all read.
+fn plans(text: &str) -> Result<Vec<(String, Box<dyn resource::Plan>)>> {
+    let sources = resource::read(text)?;
+    let plan = |source: resource::Source<'_>| {
+        let title = source.title();
+        let kind = resource::kind(&source.kind).with_context(|| title.clone())?;
+        Ok((title, kind.plan(source)?))
+    };
+    sources.into_iter().map(plan).collect()
+}
+
+pub(crate) async fn rm(context: &Context, args: Rm) -> Result<()> {
+    let named = |Reference { kind, name }: Reference| match name {
+        Some(name) => Ok((kind, name)),
+        None => Err(Usage(format!("say which {} to remove: {}/NAME", kind.name(), kind.name()))),
+    };
+    let references = resource::references(&args.what)?;
+    let references: Vec<(&dyn AnyKind, String)> =
+        references.into_iter().map(named).collect::<Result<_, _>>()?;
+    let client = context.user().await?;
+    let mut done: Vec<String> = Vec::new();
+    for (kind, name) in &references {
+        let title = format!("{}/{name}", kind.name());
+        if let Err(error) = kind.remove(&client, name).await {
+            if !done.is_empty() {
+                context.print(&Done::new(format!("Removed {}.", done.join(", "))))?;
+            }
+            return Err(error.context(title));
+        }
+        done.push(title);
+    }
+    context.print(&Done::new(format!("Removed {}.", done.join(", "))))
+}

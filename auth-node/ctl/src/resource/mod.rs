@@ -1,0 +1,265 @@
+//! Resources: what `mezctl get`, `create` and `rm` work on, each kind by the same few steps.
+//!
+//! A kind is a file here: its document, which is what `get` prints and `create` reads, and a [`Kind`] that says how it is
+//! listed, made, replaced and removed. To add one: the file, and a line in [`KINDS`].
+
+mod access_request;
+mod cluster_config;
+mod document;
+mod lock;
+mod node;
+mod role;
+mod session;
+mod token;
+mod user;
+
+use std::marker::PhantomData;
+
+use anyhow::Result;
+use futures::{FutureExt as _, future::LocalBoxFuture};
+use mezite_client::Client;
+use serde::{Serialize, de::DeserializeOwned};
+use zeroize::Zeroizing;
+
+use crate::{
+    cli::Format,
+    exit::{Usage, is_not_found},
+};
+
+pub(crate) use document::{Source, read};
+
+/// Every kind, in the order in which they are told.
+pub(crate) const KINDS: &[&dyn AnyKind] = &[
+    &Of::<user::User>(PhantomData),
+    &Of::<role::Role>(PhantomData),
+    &Of::<token::Token>(PhantomData),
+    &Of::<lock::Lock>(PhantomData),
+    &Of::<node::Node>(PhantomData),
+    &Of::<session::Session>(PhantomData),
+    &Of::<access_request::AccessRequest>(PhantomData),
+    &Of::<cluster_config::ClusterConfig>(PhantomData),
+];
+
+/// What is the same for all documents of a `create`.
+#[derive(Default)]
+pub(crate) struct Options {
+    /// Whether what is there is replaced.
+    pub(crate) force: bool,
+    /// Password of users that are made; `None`: each gets one of its own, which is shown once.
+    pub(crate) password: Option<Zeroizing<String>>,
+}
+
+/// What was made.
+pub(crate) struct Made {
+    /// Name, or the id that the cluster gave it.
+    pub(crate) name: String,
+    /// What nobody can be told again: what it is, and the secret.
+    pub(crate) secret: Option<(&'static str, Zeroizing<String>)>,
+}
+
+impl Made {
+    /// Without a secret.
+    pub(crate) fn plain(name: String) -> Self {
+        Self { name, secret: None }
+    }
+}
+
+/// A kind of resources.
+pub(crate) trait Kind: 'static {
+    /// As documents name it.
+    const NAME: &'static str;
+    /// Several of it.
+    const PLURAL: &'static str;
+    /// What the cluster answers.
+    type Item;
+    /// What is printed and read. Its `status`, if it has one, and `metadata.revision` say nothing of what is wanted.
+    type Document: Serialize + DeserializeOwned + From<Self::Item> + 'static;
+
+    /// The name in a document. `None`: the cluster gives one.
+    fn name(document: &Self::Document) -> Option<&str>;
+
+    /// For people.
+    fn table(items: Vec<Self::Item>) -> String;
+
+    /// All of them that the caller sees.
+    async fn all(client: &Client) -> Result<Vec<Self::Item>>;
+
+    /// One of them; an error of the outcome "not found" when there is none.
+    async fn one(client: &Client, name: &str) -> Result<Self::Item>;
+
+    /// Makes one; an error of the outcome "conflict" when it is there.
+    async fn create(client: &Client, document: Self::Document, options: &Options) -> Result<Made>;
+
+    /// Replaces the one of this name, under the document's revision if it has one.
+    async fn replace(client: &Client, document: Self::Document) -> Result<()>;
+
+    /// Removes one.
+    async fn remove(client: &Client, name: &str) -> Result<()>;
+}
+
+/// What `create` did with a document.
+#[derive(Serialize)]
+pub(crate) struct Applied {
+    pub(crate) kind: &'static str,
+    pub(crate) name: String,
+    /// `created`, `updated` or `unchanged`.
+    pub(crate) action: &'static str,
+    /// What the secret is: a password, a token's secret.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) secret_of: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) secret: Option<Zeroizing<String>>,
+}
+
+/// A document that was read, and is to be applied.
+pub(crate) trait Plan {
+    /// Makes what it says, or, if that is wanted, replaces what is there.
+    fn apply<'a>(
+        self: Box<Self>,
+        client: &'a Client,
+        options: &'a Options,
+    ) -> LocalBoxFuture<'a, Result<Applied>>;
+}
+
+/// A [`Kind`] that is not known by its type.
+pub(crate) trait AnyKind: Sync {
+    /// As documents name it.
+    fn name(&self) -> &'static str;
+
+    /// Several of it.
+    fn plural(&self) -> &'static str;
+
+    /// One of them, or all, as they are printed: one text a document, and a table for people.
+    fn show<'a>(
+        &self,
+        client: &'a Client,
+        name: Option<&'a str>,
+        format: Format,
+    ) -> LocalBoxFuture<'a, Result<Vec<String>>>;
+
+    /// Reads a document.
+    ///
+    /// # Errors
+    /// What is wrong with it, and in which line.
+    fn plan(&self, source: Source<'_>) -> Result<Box<dyn Plan>>;
+
+    /// Removes one.
+    fn remove<'a>(&self, client: &'a Client, name: &'a str) -> LocalBoxFuture<'a, Result<()>>;
+}
+
+struct Of<K>(PhantomData<fn() -> K>);
+
+struct Planned<K: Kind>(K::Document);
+
+impl<K: Kind> AnyKind for Of<K> {
+    fn name(&self) -> &'static str {
+        K::NAME
+    }
+
+    fn plural(&self) -> &'static str {
+        K::PLURAL
+    }
+
+    fn show<'a>(
+        &self,
+        client: &'a Client,
+        name: Option<&'a str>,
+        format: Format,
+    ) -> LocalBoxFuture<'a, Result<Vec<String>>> {
+        show::<K>(client, name, format).boxed_local()
+    }
+
+    fn plan(&self, source: Source<'_>) -> Result<Box<dyn Plan>> {
+        Ok(Box::new(Planned::<K>(source.parse()?)))
+    }
+
+    fn remove<'a>(&self, client: &'a Client, name: &'a str) -> LocalBoxFuture<'a, Result<()>> {
+        K::remove(client, name).boxed_local()
+    }
+}
+
+impl<K: Kind> Plan for Planned<K> {
+    fn apply<'a>(
+        self: Box<Self>,
+        client: &'a Client,
+        options: &'a Options,
+    ) -> LocalBoxFuture<'a, Result<Applied>> {
+        apply::<K>(client, self.0, options).boxed_local()
+    }
+}
+
+async fn show<K: Kind>(client: &Client, name: Option<&str>, format: Format) -> Result<Vec<String>> {
+    let items = match name {
+        Some(name) => vec![K::one(client, name).await?],
+        None => K::all(client).await?,
+    };
+    if format == Format::Text {
+        return Ok(vec![K::table(items)]);
+    }
+    let print = |item: K::Item| -> Result<String> {
+        let document = K::Document::from(item);
+        Ok(match format {
+            Format::Json => serde_json::to_string_pretty(&document)? + "\n",
+            Format::Yaml | Format::Text => serde_norway::to_string(&document)?,
+        })
+    };
+    items.into_iter().map(print).collect()
+}
+
+async fn apply<K: Kind>(client: &Client, document: K::Document, options: &Options) -> Result<Applied> {
+    let done = |name, action| Applied { kind: K::NAME, name, action, secret_of: None, secret: None };
+    if options.force
+        && let Some(name) = K::name(&document).map(str::to_owned)
+        && let Some(current) = existing::<K>(client, &name).await?
+    {
+        if document::says_the_same(&K::Document::from(current), &document)? {
+            return Ok(done(name, "unchanged"));
+        }
+        K::replace(client, document).await?;
+        return Ok(done(name, "updated"));
+    }
+    let Made { name, secret } = K::create(client, document, options).await?;
+    let (secret_of, secret) = secret.unzip();
+    Ok(Applied { secret_of, secret, ..done(name, "created") })
+}
+
+async fn existing<K: Kind>(client: &Client, name: &str) -> Result<Option<K::Item>> {
+    match K::one(client, name).await {
+        Ok(item) => Ok(Some(item)),
+        Err(error) if is_not_found(&error) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// A kind by its name, or that of several.
+pub(crate) fn kind(text: &str) -> Result<&'static dyn AnyKind> {
+    let found = KINDS.iter().find(|kind| kind.name() == text || kind.plural() == text);
+    found.copied().ok_or_else(|| Usage(format!("there is no kind `{text}`: kinds are {}", names())).into())
+}
+
+/// All kinds, for people.
+pub(crate) fn names() -> String {
+    KINDS.iter().map(|kind| kind.name()).collect::<Vec<_>>().join(", ")
+}
+
+/// What a command line names: a kind, and one of it or all.
+pub(crate) struct Reference {
+    pub(crate) kind: &'static dyn AnyKind,
+    pub(crate) name: Option<String>,
+}
+
+/// Reads `users`, `user/alice`, `role/dev,lock/…`.
+pub(crate) fn references(texts: &[String]) -> Result<Vec<Reference>> {
+    let each = texts.iter().flat_map(|text| text.split(','));
+    each.map(|text| {
+        let (kind_name, name) = text.split_once('/').map_or((text, None), |(kind, name)| (kind, Some(name)));
+        if name.is_some_and(|name| name.is_empty() || name.contains('/')) {
+            return Err(Usage(format!("`{text}` names nothing: write KIND or KIND/NAME")).into());
+        }
+        Ok(Reference { kind: kind(kind_name)?, name: name.map(str::to_owned) })
+    })
+    .collect()
+}
+
+#[cfg(test)]
+mod tests;

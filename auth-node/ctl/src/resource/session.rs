@@ -1,0 +1,84 @@
+//! `session`: a login that is active, by its public handle. It is seen and ended, and made by nobody but who logs in.
+
+use anyhow::Result;
+use mezite_client::Client;
+use mezite_proto::v1;
+use serde::{Deserialize, Serialize};
+
+use super::{
+    Kind, Made, Options,
+    document::{Document, refuse_existing},
+};
+use crate::{
+    cmd::sessions::{self, SessionView},
+    exit::{NotFound, Usage},
+    output,
+};
+
+pub(super) struct Session;
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Spec {
+    user: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Status {
+    method: String,
+    client_address: String,
+    created_at: Option<String>,
+    expires_at: Option<String>,
+}
+
+type SessionDocument = Document<Spec, Status>;
+
+impl From<v1::Session> for SessionDocument {
+    fn from(session: v1::Session) -> Self {
+        let status = Status {
+            method: sessions::word(session.method()).to_owned(),
+            client_address: session.client_address,
+            created_at: output::time(session.created_at.as_ref()),
+            expires_at: output::time(session.expires_at.as_ref()),
+        };
+        Self::new(Session::NAME, session.handle, None, Spec { user: session.user }, status)
+    }
+}
+
+impl Kind for Session {
+    const NAME: &'static str = "session";
+    const PLURAL: &'static str = "sessions";
+    type Item = v1::Session;
+    type Document = SessionDocument;
+
+    fn name(document: &SessionDocument) -> Option<&str> {
+        document.name()
+    }
+
+    fn table(sessions: Vec<v1::Session>) -> String {
+        output::table_of(&sessions.into_iter().map(SessionView::from).collect::<Vec<_>>())
+    }
+
+    async fn all(client: &Client) -> Result<Vec<v1::Session>> {
+        sessions::all(client, "").await
+    }
+
+    async fn one(client: &Client, name: &str) -> Result<v1::Session> {
+        let found = Self::all(client).await?.into_iter().find(|session| session.handle == name);
+        found.ok_or_else(|| NotFound(format!("you see no active session {name}")).into())
+    }
+
+    async fn create(client: &Client, document: SessionDocument, _: &Options) -> Result<Made> {
+        refuse_existing::<Self>(client, document.name()).await?;
+        Err(Usage("a session is made by logging in, with `mezctl login`".into()).into())
+    }
+
+    async fn replace(_: &Client, _: SessionDocument) -> Result<()> {
+        Err(Usage("a session cannot be changed".into()).into())
+    }
+
+    async fn remove(client: &Client, name: &str) -> Result<()> {
+        sessions::delete(client, name.to_owned()).await
+    }
+}
