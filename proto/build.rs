@@ -108,6 +108,7 @@ fn classes(rule: &DynamicMessage) -> BuildResult<String> {
             3 => Ok("AccessClass::Admin"),
             4 => Ok("AccessClass::Agent"),
             5 => Ok("AccessClass::Service"),
+            6 => Ok("AccessClass::RemoteUser"),
             other => Err(format!("unknown access class {other}")),
         })
         .collect::<Result<_, _>>()?;

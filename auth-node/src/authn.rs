@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use auth_core::{
     CoreError, Credential, Origin,
-    names::AgentId,
+    names::{AgentId, ClusterName, UserName},
+    remote::RemoteCredential,
     repeat::{self, IdempotencyKey},
     secret::{SecretDigest, SecretKind},
 };
@@ -96,9 +97,9 @@ fn certificate(extensions: &Extensions, here: Here<'_>) -> Result<Credential, Co
     if here.now < info.not_before || here.now > info.not_after {
         return Err(CoreError::Unauthenticated("the client certificate is past its time, or before it"));
     }
-    let identity = info.identity.ok_or_else(|| unreadable.clone())?;
+    let identity = info.identity.clone().ok_or_else(|| unreadable.clone())?;
     if identity.cluster() != here.cluster {
-        return Err(CoreError::Unauthenticated("the client certificate is of another cluster"));
+        return remote(&identity, &info, leaf);
     }
     let parse = |id: &str| AgentId::parse("client certificate", id).map_err(|_| unreadable.clone());
     let key_digest = || digest_of(&info.spki_pin).ok_or_else(|| unreadable.clone());
@@ -108,6 +109,21 @@ fn certificate(extensions: &Extensions, here: Here<'_>) -> Result<Credential, Co
         // A user calls with a session, and auth nodes speak to each other elsewhere.
         Identity::User { .. } | Identity::Auth { .. } => Ok(Credential::None),
     }
+}
+
+/// Of another cluster users alone are anybody here. Whether it is trusted, and signed this, is for the state to say.
+fn remote(identity: &Identity, info: &CertificateInfo, leaf: &[u8]) -> Result<Credential, CoreError> {
+    let Identity::User { cluster, name } = identity else {
+        return Err(CoreError::Unauthenticated("the client certificate is of another cluster"));
+    };
+    let unreadable = |_| CoreError::Unauthenticated("the client certificate names no holder");
+    Ok(Credential::Remote(Box::new(RemoteCredential {
+        cluster: ClusterName::parse("client certificate", cluster).map_err(unreadable)?,
+        name: UserName::parse("client certificate", name).map_err(unreadable)?,
+        roles: info.roles.clone(),
+        certificate: leaf.to_vec(),
+        ends_at_ms: info.not_after.saturating_add(1).saturating_mul(1000),
+    })))
 }
 
 /// Last second in which the client certificate of a call is good, Unix time; 0 without one.
@@ -264,6 +280,26 @@ mod tests {
         for identity in [user, Identity::Auth { cluster: "c".into(), node_id: 1 }] {
             let (extensions, _) = shown(identity, LIFE);
             assert_eq!(credential(&MetadataMap::new(), &extensions, HERE), Ok(Credential::None));
+        }
+    }
+
+    #[test]
+    fn of_another_cluster_a_user_is_somebody_and_nobody_else() {
+        let none = MetadataMap::new();
+        let user = Identity::User { cluster: "d".into(), name: "ann".into() };
+        let (extensions, _) = shown(user, LIFE);
+        let found = credential(&none, &extensions, HERE).unwrap();
+        let Credential::Remote(found) = found else { panic!("{found:?}") };
+        assert_eq!((found.cluster.as_str(), found.name.as_str()), ("d", "ann"));
+        assert_eq!((found.ends_at_ms, found.roles.len()), ((LIFE.1 + 1) * 1000, 0));
+        for identity in [
+            agent("d"),
+            Identity::Ingest { cluster: "d".into(), id: ID.into() },
+            Identity::Auth { cluster: "d".into(), node_id: 1 },
+        ] {
+            let (extensions, _) = shown(identity, LIFE);
+            let refused = credential(&none, &extensions, HERE);
+            assert!(matches!(refused, Err(CoreError::Unauthenticated(_))), "{refused:?}");
         }
     }
 

@@ -30,6 +30,11 @@ pub(crate) fn check(rule: &MethodAccess, caller: &Caller) -> Result<(), CoreErro
             Err(CoreError::Denied(format!("{method} needs the role admin{}", or.unwrap_or_default())))
         }
         Caller::User(_) => Err(CoreError::Denied(format!("{method} is not for users"))),
+        Caller::Remote(_) if rule.classes.contains(&AccessClass::RemoteUser) => {
+            let reason = "none of your roles in your cluster is mapped to a role of this one";
+            Err(CoreError::Denied(reason.into()))
+        }
+        Caller::Remote(_) => Err(CoreError::Denied(format!("{method} is not for users of other clusters"))),
         Caller::Agent { .. } | Caller::Ingest { .. } => {
             Err(CoreError::Denied(format!("{method} is not for the holder of this client certificate")))
         }
@@ -44,6 +49,8 @@ fn admits(class: AccessClass, caller: &Caller) -> bool {
         AccessClass::Admin => matches!(caller, Caller::User(user) if user.is_admin()),
         AccessClass::Agent => matches!(caller, Caller::Agent { .. }),
         AccessClass::Service => matches!(caller, Caller::Ingest { .. }),
+        // Not even an admin's role opens more to it.
+        AccessClass::RemoteUser => matches!(caller, Caller::Remote(user) if !user.roles.is_empty()),
     }
 }
 
@@ -60,7 +67,8 @@ mod tests {
 
     use auth_core::{
         context::{Role, UserCaller},
-        names::{AgentId, RoleName, UserName},
+        names::{AgentId, ClusterName, RoleName, UserName},
+        remote::RemoteCaller,
         secret::SecretDigest,
         tables::{ConditionsRow, NodeKind, RoleRow, RuleRow, SessionRow, UserRow},
     };
@@ -80,8 +88,18 @@ mod tests {
         }))
     }
 
+    fn remote(roles: &[&str]) -> Caller {
+        let role = |name: &&str| Role { name: RoleName::parse("", name).unwrap(), row: RoleRow::default() };
+        Caller::Remote(Box::new(RemoteCaller {
+            name: UserName::parse("", "ann@other").unwrap(),
+            cluster: ClusterName::parse("", "other").unwrap(),
+            roles: roles.iter().map(role).collect(),
+            ends_at_ms: 0,
+        }))
+    }
+
     /// Every kind of caller, with the letter that the reference below has for it.
-    fn callers() -> [(char, Caller); 7] {
+    fn callers() -> [(char, Caller); 9] {
         let id = || AgentId::from_random([1; 16]);
         let unregistered = |kind| Caller::Unregistered { id: id(), kind, key_digest: [0; 32] };
         [
@@ -92,20 +110,24 @@ mod tests {
             ('a', user(&["access", "admin"])),
             ('n', Caller::Agent { id: id(), node: Box::default() }),
             ('i', Caller::Ingest { id: id(), node: Box::default() }),
+            ('r', remote(&["admin"])),
+            // Mapped to no role.
+            ('x', remote(&[])),
         ]
     }
 
-    /// Who may call what, by family: `*` everybody, `u` users, `a` admins, `n` agents, `i` ingests.
+    /// Who may call what, by family: `*` everybody, `u` users, `a` admins, `n` agents, `i` ingests, `r` users of trusted
+    /// clusters.
     const REFERENCE: &[(&str, &[&str])] = &[
         ("*", &["Ping", "AuthenticateLocal", "BeginWebAuthnLogin", "FinishWebAuthnLogin"]),
         ("*", &["AcceptInvite"]),
         ("ua", &["ChangePassword", "Logout", "BeginWebAuthnRegistration", "FinishWebAuthnRegistration"]),
         ("ua", &["ListWebAuthnDevices", "DeleteWebAuthnDevice"]),
-        ("ua", &["IssueUserCerts"]),
+        ("uar", &["IssueUserCerts"]),
         ("*", &["GetTrustBundle", "GetRevocationList", "GenerateHostCerts"]),
         ("*", &["ValidateJoinToken", "RegisterAgent", "RegisterUsingIAMMethod"]),
         ("*", &["AgentHeartbeat", "DeregisterAgent"]),
-        ("ua", &["ListNodes"]),
+        ("uar", &["ListNodes"]),
         ("a", &["UpdateNode"]),
         ("ni", &["WatchAccess"]),
         ("a", &["CreateAgentIdentity", "UpdateAgentIdentity", "DeleteAgentIdentity"]),
@@ -120,6 +142,7 @@ mod tests {
         ("a", &["CreateConnector", "GetConnector", "ListConnectors", "UpdateConnector", "DeleteConnector"]),
         ("a", &["CreateTrustedCluster", "GetTrustedCluster", "ListTrustedClusters"]),
         ("a", &["UpdateTrustedCluster", "DeleteTrustedCluster"]),
+        ("*", &["ExchangeTrust"]),
         ("ua", &["GetClusterConfig"]),
         ("a", &["UpdateClusterConfig", "RotateCA", "GetCARotation"]),
         ("ua", &["ListActiveSessions"]),

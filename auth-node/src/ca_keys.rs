@@ -33,6 +33,11 @@ impl CaKeys {
         Self { kek, ssh: Opened::new(), x509: Opened::new() }
     }
 
+    /// What the cluster's secrets are sealed under.
+    pub(crate) fn kek(&self) -> &Kek {
+        &self.kek
+    }
+
     /// An SSH authority that signs now: of users, of hosts, or of the audit log.
     ///
     /// # Errors
@@ -63,10 +68,23 @@ impl CaKeys {
     ///
     /// # Errors
     /// As [`CaKeys::ssh`]; [`CoreError::Internal`] for a specification that cannot be signed.
-    pub(crate) fn leaf(&self, active: &ActiveCa, mut spec: LeafSpec) -> Result<(String, u64), CoreError> {
+    pub(crate) fn leaf(&self, active: &ActiveCa, spec: LeafSpec) -> Result<(String, u64), CoreError> {
+        self.user_leaf(active, spec, &[])
+    }
+
+    /// As [`CaKeys::leaf`], for a user with these roles.
+    ///
+    /// # Errors
+    /// As [`CaKeys::leaf`].
+    pub(crate) fn user_leaf(
+        &self,
+        active: &ActiveCa,
+        mut spec: LeafSpec,
+        roles: &[String],
+    ) -> Result<(String, u64), CoreError> {
         let authority = self.x509(active)?;
         spec.not_after = spec.not_after.min(authority.info().not_after);
-        let pem = authority.issue(&spec).map_err(unusable(active))?;
+        let pem = authority.issue_to_user(&spec, roles).map_err(unusable(active))?;
         Ok((pem, spec.not_after.saturating_add(1)))
     }
 

@@ -18,6 +18,7 @@ mod ca_rotation;
 pub mod config;
 mod error;
 mod fault;
+mod foreign;
 mod inspect;
 mod metrics;
 mod new_ca;
@@ -37,6 +38,7 @@ mod server;
 mod service;
 mod standing;
 mod start;
+mod trust_refresh;
 mod uses;
 
 pub use bootstrap::{

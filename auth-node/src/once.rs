@@ -104,6 +104,10 @@ with_object!(
     CreateAccessRequestResponse: request,
     ReviewAccessRequestResponse: request,
     CancelAccessRequestResponse: request,
+    CreateConnectorResponse: connector,
+    UpdateConnectorResponse: connector,
+    CreateTrustedClusterResponse: trusted_cluster,
+    UpdateTrustedClusterResponse: trusted_cluster,
 );
 without_object!(
     ChangePasswordResponse,

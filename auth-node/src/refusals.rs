@@ -48,7 +48,10 @@ impl Refusals {
         let bucket = match credential {
             Credential::Session(_) => &self.users,
             // A certificate counts as long as it lives, also when its holder was removed.
-            Credential::None | Credential::Agent { .. } | Credential::Ingest { .. } => &self.strangers,
+            Credential::None
+            | Credential::Agent { .. }
+            | Credential::Ingest { .. }
+            | Credential::Remote(_) => &self.strangers,
         };
         bucket.reserve(Instant::now())
     }

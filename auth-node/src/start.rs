@@ -40,9 +40,11 @@ use crate::{
     rpc::RevocationList,
     server::{
         self,
+        guests::Guests,
         tls::{self, Names, Tls},
     },
     service::{Service, Settings},
+    trust_refresh,
     uses::Uses,
 };
 
@@ -171,12 +173,15 @@ impl Node {
         let (store, clock) = (self.store.clone(), Arc::clone(&self.clock));
         let cas = Arc::clone(&self.cas);
         let names = Names::new(config, &self.cluster.name, self.node_id);
-        let (tls, renewal) = tls::begin(&store, &cas, &clock, names, &self.followed).await?;
+        let guests = Arc::new(Guests::new(&self.cluster.name));
+        let (tls, renewal) = tls::begin(&store, &cas, &clock, names, &self.followed, &guests).await?;
         beside.spawn(renewal.run(stop.clone()));
         beside.spawn(Arc::clone(&self.followed).report(store.clone(), self.node_id, stop.clone()));
         let ttl = PresenceTtl(config.presence.ttl);
         beside.spawn(ca_rotation::drive(store.clone(), self.node_id, ttl, stop.clone()));
         beside.spawn(audit_retention::keep(store.clone(), self.node_id, stop.clone()));
+        beside.spawn(guests.follow(store.clone(), stop.clone()));
+        beside.spawn(trust_refresh::keep(store.clone(), self.node_id, stop.clone()));
         let refusals = Arc::new(Refusals::default());
         store.set_join_handler(Arc::new(Joiner {
             store: store.clone(),

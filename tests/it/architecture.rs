@@ -22,7 +22,18 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
     ("raft-store", &["mezite-proto", "store-txn"]),
     ("auth-core", &["mezite-pki", "store-txn"]),
     ("mezite-client", &["mezite-pki", "mezite-proto", "recording-format"]),
-    ("auth-node", &["auth-core", "mezite-daemon", "mezite-pki", "mezite-proto", "raft-store", "store-txn"]),
+    (
+        "auth-node",
+        &[
+            "auth-core",
+            "mezite-client",
+            "mezite-daemon",
+            "mezite-pki",
+            "mezite-proto",
+            "raft-store",
+            "store-txn",
+        ],
+    ),
     ("mezctl", &["mezite-client", "mezite-daemon", "mezite-pki", "mezite-proto", "recording-format"]),
     (
         "recording-ingest",

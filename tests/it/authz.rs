@@ -36,24 +36,24 @@ const RESERVED: [&str; 9] = [
 ];
 
 /// Who calls.
-struct Caller {
-    name: &'static str,
-    session: Option<SessionSecret>,
+pub(crate) struct Caller {
+    pub(crate) name: &'static str,
+    pub(crate) session: Option<SessionSecret>,
     /// Certificate and key, PEM.
-    identity: Option<(String, String)>,
+    pub(crate) identity: Option<(String, String)>,
     /// Whether it may call a method.
-    may: fn(&MethodAccess) -> bool,
+    pub(crate) may: fn(&MethodAccess) -> bool,
     /// What it is refused with.
-    refusal: Code,
-    reason: &'static str,
+    pub(crate) refusal: Code,
+    pub(crate) reason: &'static str,
 }
 
-fn has(rule: &MethodAccess, class: AccessClass) -> bool {
+pub(crate) fn has(rule: &MethodAccess, class: AccessClass) -> bool {
     rule.classes.contains(&class)
 }
 
 /// A connection with a certificate, or none.
-fn channel(cluster: &Cluster, identity: Option<&(String, String)>) -> Channel {
+pub(crate) fn channel(cluster: &Cluster, identity: Option<&(String, String)>) -> Channel {
     let identity = identity.map(|(certificate, key)| (certificate.as_str(), key.as_str()));
     let name = ServerName::try_from(format!("{}.mezite.internal", cluster.trust().cluster_name())).unwrap();
     let tls = api::tls(cluster.trust(), true, identity);
@@ -61,7 +61,7 @@ fn channel(cluster: &Cluster, identity: Option<&(String, String)>) -> Channel {
 }
 
 /// Calls a method with an empty message; answers the code, and the reason of an error.
-async fn ask(channel: &Channel, session: Option<&SessionSecret>, method: &str) -> (Code, String) {
+pub(crate) async fn ask(channel: &Channel, session: Option<&SessionSecret>, method: &str) -> (Code, String) {
     let mut request = Request::new(tokio_stream::once(()));
     request.set_timeout(Duration::from_secs(20));
     if let Some(session) = session {
@@ -91,7 +91,7 @@ fn methods() -> Vec<&'static MethodAccess> {
 }
 
 /// Calls everything that is not for everybody, and compares.
-async fn check(cluster: &Cluster, caller: &Caller) {
+pub(crate) async fn check(cluster: &Cluster, caller: &Caller) {
     let channel = channel(cluster, caller.identity.as_ref());
     let mut wrong = BTreeMap::new();
     for rule in methods().into_iter().filter(|rule| !has(rule, AccessClass::Public)) {

@@ -25,7 +25,7 @@ const EVERYWHERE: &str = r#"
 "#;
 
 /// A host with an sshd and the service that keeps its files.
-async fn host(cluster: &Cluster) -> (Agent, Sshd, Process) {
+pub(crate) async fn host(cluster: &Cluster) -> (Agent, Sshd, Process) {
     let port = Port::lease();
     let agent = Agent::join(cluster, AgentSpec { address: &port.address(), ..AgentSpec::default() });
     let sshd = Sshd::start(&agent, port).await;
@@ -48,7 +48,7 @@ fn is_revoked(list: &Path, certificate: &Path) -> bool {
 }
 
 /// Waits until a login is refused because its certificate is revoked; answers how long that took.
-async fn refused(ssh: &Ssh, sshd: &Sshd, since: Instant) -> Duration {
+pub(crate) async fn refused(ssh: &Ssh, sshd: &Sshd, since: Instant) -> Duration {
     let login = account();
     let output = eventually("the certificate is refused", PATIENCE, async || {
         let output = ssh.run(&login, "echo in");

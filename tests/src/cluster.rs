@@ -11,7 +11,7 @@ use mezite_proto::v1;
 
 use crate::{Ctl, Port, Program, Scratch, api, call, eventually, program::READY, secret_file};
 
-/// Name of every cluster here.
+/// Name of every cluster here that has no other.
 pub const CLUSTER: &str = "e2e";
 /// Name of its first admin.
 pub const ADMIN: &str = "root-admin";
@@ -21,6 +21,8 @@ pub const PASSWORD: &str = "correct horse battery staple";
 /// How a cluster is made.
 #[derive(Debug, Clone)]
 pub struct Setup {
+    /// Name of the cluster.
+    pub name: String,
     /// How many auth nodes.
     pub nodes: usize,
     /// `--set` options of every node.
@@ -31,7 +33,7 @@ pub struct Setup {
 
 impl Default for Setup {
     fn default() -> Self {
-        Self { nodes: 1, set: Vec::new(), env: Vec::new() }
+        Self { name: CLUSTER.into(), nodes: 1, set: Vec::new(), env: Vec::new() }
     }
 }
 
@@ -106,7 +108,7 @@ impl Cluster {
     pub async fn start_with(setup: &Setup) -> Self {
         let scratch = Scratch::new();
         let mut first = AuthNode::configure("auth-1", scratch.path(), setup);
-        let ca_pin = init(&first, scratch.path());
+        let ca_pin = init(&first, &setup.name, scratch.path());
         first.start();
         first.ready().await;
         let contact = FirstContact::Pin(ca_pin.parse().unwrap());
@@ -325,11 +327,11 @@ impl Cluster {
 }
 
 /// `auth-node init`: the pin of the TLS CA that it prints.
-fn init(node: &AuthNode, dir: &Path) -> String {
+fn init(node: &AuthNode, name: &str, dir: &Path) -> String {
     let password = dir.join("admin.password");
     secret_file(&password, PASSWORD);
     let password = password.to_str().unwrap();
-    let args = ["--cluster-name", CLUSTER, "--admin-user", ADMIN, "--admin-password-file", password];
+    let args = ["--cluster-name", name, "--admin-user", ADMIN, "--admin-password-file", password];
     let printed = node.run("init", &args).ok();
     pin(&printed).unwrap_or_else(|| panic!("no pin: {printed}"))
 }

@@ -113,6 +113,24 @@ events! {
     RequestDeny = "access_request.deny", "MZ1053I";
     /// A user took a request for access back.
     RequestCancel = "access_request.cancel", "MZ1054I";
+    /// A single sign-on connector was created.
+    ConnectorCreate = "connector.create", "MZ1060I";
+    /// A single sign-on connector was changed.
+    ConnectorUpdate = "connector.update", "MZ1061I";
+    /// A single sign-on connector was deleted.
+    ConnectorDelete = "connector.delete", "MZ1062I";
+    /// Another cluster is trusted: its users are let in.
+    TrustedClusterCreate = "trusted_cluster.create", "MZ1070I";
+    /// What a trusted cluster's users may do was changed, or where it is.
+    TrustedClusterUpdate = "trusted_cluster.update", "MZ1071I";
+    /// A cluster is not trusted any more.
+    TrustedClusterDelete = "trusted_cluster.delete", "MZ1072I";
+    /// A trusted cluster has other authorities than before.
+    TrustedClusterRefresh = "trusted_cluster.refresh", "MZ1073I";
+    /// Another cluster got this one's authorities, to let its users in.
+    TrustExchange = "trust.exchange", "MZ1074I";
+    /// Another cluster did not get this one's authorities.
+    TrustExchangeDenied = "trust.exchange.denied", "MZ1075W";
     /// A user got certificates.
     UserCertIssue = "cert.user.issue", "MZ2000I";
     /// An agent got certificates.

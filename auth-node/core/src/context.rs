@@ -9,6 +9,7 @@ use crate::{
     evaluate::Access,
     lock,
     names::{AgentId, RoleName, SessionHandle, UserName},
+    remote::{RemoteCaller, RemoteCredential},
     rules::{Resource, Verb},
     secret::SecretDigest,
     session,
@@ -16,6 +17,7 @@ use crate::{
         AuthMethod, ClusterKey, NodeKey, NodeKind, NodeRow, RoleKey, RoleRow, SessionKey, SessionRow,
         TargetKind, UserKey, UserRow,
     },
+    trusted_cluster,
 };
 
 /// What a call brings to prove who makes it. TLS has verified certificates, and their time, before.
@@ -39,6 +41,8 @@ pub enum Credential {
         /// SHA-256 of the certificate's public key (SubjectPublicKeyInfo).
         key_digest: [u8; 32],
     },
+    /// The client certificate of a user of another cluster.
+    Remote(Box<RemoteCredential>),
 }
 
 /// A caller, as the state knows it.
@@ -52,6 +56,8 @@ pub enum Caller {
     Cluster,
     /// A user with a valid session.
     User(Box<UserCaller>),
+    /// A user of a trusted cluster.
+    Remote(Box<RemoteCaller>),
     /// A registered SSH node.
     Agent {
         /// Its id.
@@ -127,13 +133,14 @@ impl UserCaller {
 }
 
 impl Caller {
-    /// As the audit log names it: `user:ann`, `agent:<id>`, `ingest:<id>`, `anonymous`, `init`, `cluster`.
+    /// As the audit log names it: `user:ann`, `user:ann@other`, `agent:<id>`, `ingest:<id>`, `anonymous`, `init`, `cluster`.
     pub fn actor(&self) -> String {
         match self {
             Self::Anonymous => "anonymous".into(),
             Self::Init => "init".into(),
             Self::Cluster => "cluster".into(),
             Self::User(user) => format!("user:{}", user.name),
+            Self::Remote(user) => format!("user:{}", user.name),
             Self::Agent { id, .. }
             | Self::Unregistered { id, kind: NodeKind::Ssh | NodeKind::Unspecified, .. } => {
                 format!("agent:{id}")
@@ -156,7 +163,8 @@ impl Caller {
     }
 }
 
-const NO_SESSION: CoreError = CoreError::Unauthenticated("this call needs a session: log in first");
+pub(crate) const NO_SESSION: CoreError =
+    CoreError::Unauthenticated("this call needs a session: log in first");
 const NO_SUCH_SESSION: CoreError =
     CoreError::Unauthenticated("the session is not valid, or not any more: log in again");
 
@@ -210,6 +218,7 @@ pub fn authenticate(state: &mut (impl Read + ?Sized), credential: &Credential) -
     match &caller {
         Caller::Anonymous | Caller::Init | Caller::Cluster => {}
         Caller::User(user) => lock::check_user(state, &user.name, &user.roles)?,
+        Caller::Remote(user) => lock::check_user(state, &user.name, &user.roles)?,
         Caller::Agent { id, .. } | Caller::Ingest { id, .. } | Caller::Unregistered { id, .. } => {
             lock::check(state, TargetKind::Node, id.as_str())?;
         }
@@ -220,14 +229,17 @@ pub fn authenticate(state: &mut (impl Read + ?Sized), credential: &Credential) -
 /// Tells who calls, locked out or not: for the record of what was refused.
 ///
 /// # Errors
-/// [`CoreError::Unauthenticated`] for a session that is not valid, or unused for too long, or whose user is gone; for a certificate whose key
-/// is not the registered agent's. [`CoreError::Storage`].
+/// [`CoreError::Unauthenticated`] for a session that is not valid, or unused for too long, or whose user is gone; for a
+/// certificate whose key is not the registered agent's; for one of a cluster that is not trusted. [`CoreError::Storage`].
 pub fn identify(state: &mut (impl Read + ?Sized), credential: &Credential) -> Result<Caller, CoreError> {
     match credential {
         Credential::None => Ok(Caller::Anonymous),
         Credential::Session(digest) => holder(state, *digest).map(|user| Caller::User(Box::new(user))),
         Credential::Agent { id, key_digest } => agent(state, id, key_digest, NodeKind::Ssh),
         Credential::Ingest { id, key_digest } => agent(state, id, key_digest, NodeKind::Ingest),
+        Credential::Remote(shown) => {
+            trusted_cluster::admit(state, shown).map(|it| Caller::Remote(Box::new(it)))
+        }
     }
 }
 

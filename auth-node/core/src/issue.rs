@@ -20,7 +20,6 @@ use crate::{
     Context, CoreError, access_request,
     audit::{self, EventType},
     ca::{self, ActiveCa},
-    context::UserCaller,
     evaluate::{Access, Options},
     host_login::is_login,
     join::BACKDATE_SECONDS,
@@ -28,8 +27,9 @@ use crate::{
     names::{AgentId, RequestId},
     node,
     principal::Principal,
+    remote::Subject,
     revocation,
-    tables::{AuthMethod, CaKind, IssuedRow, NodeKey, NodeKind, NodeRow, PrincipalKey, TargetKind},
+    tables::{CaKind, IssuedRow, NodeKey, NodeKind, NodeRow, PrincipalKey, TargetKind},
     trust::{self, TrustBundle},
 };
 
@@ -62,7 +62,7 @@ enum Wanted {
 }
 
 impl UserCertRequest {
-    /// Reads a request: 1 to 4 OpenSSH public key lines; a DER SubjectPublicKeyInfo (empty: none); the lifetime wanted,
+    /// Reads a request: 1 to 4 OpenSSH public key lines, or none beside a TLS key; a DER SubjectPublicKeyInfo (empty: none); the lifetime wanted,
     /// at least one second (`None`: the longest); logins wanted (none: all); agent id or hostname of the one node that
     /// it is for (empty: none). `random` gives one serial number a call.
     ///
@@ -76,8 +76,12 @@ impl UserCertRequest {
         node: &str,
         mut random: impl FnMut() -> u64,
     ) -> Result<Self, CoreError> {
-        if !(1..=MAX_KEYS).contains(&ssh_public_keys.len()) {
-            return Err(CoreError::invalid("ssh_public_keys", format!("1 to {MAX_KEYS}")));
+        let least = usize::from(tls_public_key.is_empty());
+        if !(least..=MAX_KEYS).contains(&ssh_public_keys.len()) {
+            return Err(CoreError::invalid(
+                "ssh_public_keys",
+                format!("1 to {MAX_KEYS}; none with a TLS key alone"),
+            ));
         }
         let key = |line: &String| SshPublicKey::parse(line).map_err(CoreError::pki("ssh_public_keys"));
         let ssh_public_keys = ssh_public_keys.iter().map(key).collect::<Result<Vec<_>, _>>()?;
@@ -155,6 +159,8 @@ pub struct UserCerts {
     pub ssh: Vec<UserCertSpec>,
     /// X.509 client certificate.
     pub tls: Option<LeafSpec>,
+    /// Roles that it names, for clusters that trust this one.
+    pub tls_roles: Vec<String>,
     /// Signs the SSH certificates.
     pub user_ca: ActiveCa,
     /// Signs the X.509 certificate.
@@ -180,9 +186,9 @@ pub fn candidates(
     context: &Context,
     request: &UserCertRequest,
 ) -> Result<Candidates, CoreError> {
-    let allowed = Allowed::to(state, context.caller.user()?, request)?;
+    let allowed = Allowed::to(state, &context.caller.subject()?, request)?;
     let mut candidates = Candidates::default();
-    if request.node.is_some() {
+    if request.node.is_some() || request.ssh_public_keys.is_empty() {
         return Ok(candidates);
     }
     let (everywhere, somewhere) = request.wanted_logins(&allowed.access);
@@ -216,11 +222,14 @@ pub fn user_certs(
     request: &UserCertRequest,
     candidates: &Candidates,
 ) -> Result<UserCerts, CoreError> {
-    let caller = context.caller.user()?;
-    let allowed = Allowed::to(tx, caller, request)?;
+    let caller = context.caller.subject()?;
+    let allowed = Allowed::to(tx, &caller, request)?;
     let options = allowed.access.options();
-    let grant = grant(tx, &allowed, request, candidates)?;
-    let latest = allowed.ends_at_ms.min(caller.session.expires_at_ms);
+    let grant = match request.ssh_public_keys.as_slice() {
+        [] => Grant::default(),
+        _ => grant(tx, &allowed, request, candidates)?,
+    };
+    let latest = allowed.ends_at_ms.min(caller.ends_at_ms);
     let lifetime = lifetime(tx.now(), latest, options, request.ttl)?;
     let source_addresses = options.source_addresses.entries()?;
     let expires_at_ms = lifetime.end.saturating_mul(1000);
@@ -241,13 +250,14 @@ pub fn user_certs(
         roles: allowed.roles.iter().cloned().collect(),
         logins: grant.logins.iter().cloned().collect(),
         nodes: grant.nodes.iter().map(AgentId::to_string).collect(),
-        session: caller.session.handle.clone(),
+        session: caller.session.to_owned(),
         device: String::new(),
         expires_at_ms,
+        cluster: caller.cluster.to_owned(),
     };
     ssh.iter().for_each(|spec| revocation::note(tx, spec.serial, &issued));
     let requests: Vec<_> = request.requests.iter().map(RequestId::to_string).collect();
-    record(tx, context, caller, &ssh, &grant, (expires_at_ms, requests.join(",")));
+    record(tx, context, &caller, &ssh, &grant, (expires_at_ms, requests.join(",")));
 
     let trust = trust::bundle(tx)?;
     let tls = request.tls_public_key.as_ref().map(|public_key| LeafSpec {
@@ -262,8 +272,9 @@ pub fn user_certs(
         client_auth: true,
         server_auth: false,
     });
+    let tls_roles = caller.roles.iter().map(|role| role.name.to_string()).collect();
     let (user_ca, tls_ca) = (ca::for_clients(tx, CaKind::User)?, ca::for_clients(tx, CaKind::Tls)?);
-    Ok(UserCerts { ssh, tls, user_ca, tls_ca, trust, expires_at_ms, logins: grant.logins })
+    Ok(UserCerts { ssh, tls, tls_roles, user_ca, tls_ca, trust, expires_at_ms, logins: grant.logins })
 }
 
 /// What a caller may have certificates for.
@@ -282,18 +293,26 @@ impl Allowed {
     /// What the caller's roles allow, and those of its access requests, if its session may have certificates.
     fn to(
         state: &mut (impl Read + ?Sized),
-        caller: &UserCaller,
+        caller: &Subject<'_>,
         request: &UserCertRequest,
     ) -> Result<Self, CoreError> {
+        if caller.local.is_none() && request.tls_public_key.is_some() {
+            // Else whoever is trusted would be trusted with whom it trusts.
+            return Err(CoreError::Denied(
+                "a user of another cluster gets certificates for ssh alone".into(),
+            ));
+        }
         let mut granted = Vec::with_capacity(request.requests.len());
         for id in &request.requests {
-            granted.push(access_request::granted(state, caller, id)?);
+            let Some(user) = caller.local else {
+                return Err(CoreError::Denied("access requests are for users of this cluster".into()));
+            };
+            granted.push(access_request::granted(state, user, id)?);
         }
         let beside: Vec<_> =
             granted.iter().map(|granted| (granted.roles.as_slice(), &granted.nodes)).collect();
-        let access = Access::with_granted(&caller.roles, &caller.user.traits, &beside);
-        let weak = matches!(caller.method(), AuthMethod::Password | AuthMethod::Unspecified);
-        if access.options().require_mfa && weak {
+        let access = Access::with_granted(caller.roles, caller.traits, &beside);
+        if access.options().require_mfa && caller.weak {
             let reason =
                 "your roles ask for a second factor, and this session was made with a password alone";
             return Err(CoreError::Denied(reason.into()));
@@ -447,14 +466,14 @@ fn find_node(
 fn record(
     tx: &mut (impl Transaction + ?Sized),
     context: &Context,
-    caller: &UserCaller,
+    caller: &Subject<'_>,
     certificates: &[UserCertSpec],
     grant: &Grant,
     (expires_at_ms, requests): (UnixMillis, String),
 ) {
     let joined = |parts: &mut dyn Iterator<Item = String>| parts.collect::<Vec<_>>().join(",");
     let fields = [
-        ("session", caller.session.handle.clone()),
+        ("session", caller.session.to_owned()),
         ("logins", joined(&mut grant.logins.iter().cloned())),
         ("principals", joined(&mut grant.principals.iter().cloned())),
         ("serials", joined(&mut certificates.iter().map(|spec| spec.serial.to_string()))),

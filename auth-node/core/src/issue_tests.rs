@@ -493,3 +493,18 @@ fn a_node_whose_labels_changed_in_between_is_not_granted() {
     world.admin(|tx, context| node::update_labels(tx, context, &hosts[2].id(), prod, 0)).unwrap();
     assert_denied(issued(&mut world), "allow no login on any node");
 }
+
+#[test]
+fn an_x509_certificate_alone_needs_no_login_and_tells_the_roles() {
+    let mut world = World::new();
+    world.add_role("nothing", &RoleRow::default());
+    let ann = world.user_with("ann", "nothing", traits(&[]));
+    assert_denied(issue(&mut world, ann, Ask::default()), "no login");
+    let spki = KeyPair::generate_p256().unwrap().spki_der();
+    let request = UserCertRequest::new(&[], spki, None, Vec::new(), "", || 5).unwrap();
+    let certs = issue_for(&mut world, ann, &request).unwrap();
+    assert!(certs.ssh.is_empty() && certs.logins.is_empty());
+    assert_eq!((certs.tls_roles.as_slice(), certs.tls.is_some()), (&["nothing".to_owned()][..], true));
+    let neither = UserCertRequest::new(&[], Vec::new(), None, Vec::new(), "", || 5);
+    assert_invalid(neither, "ssh_public_keys");
+}

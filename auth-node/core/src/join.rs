@@ -144,6 +144,7 @@ pub fn certify(
             | Caller::Init
             | Caller::Cluster
             | Caller::User(_)
+            | Caller::Remote(_)
             | Caller::Unregistered { .. },
         ) => {
             let reason = "give a join token, or show the client certificate of an agent that has registered";

@@ -19,6 +19,7 @@ use crate::{
     tables::{
         LockKey, LockRow, LockTargetKey, LockTargetRow, NodeKey, RoleKey, RoleMemberKey, TargetKind, UserKey,
     },
+    trusted_cluster,
 };
 
 const KIND: &str = "lock";
@@ -34,7 +35,7 @@ const STEP: usize = 256;
 /// What is locked.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Target {
-    /// A user: it can do nothing.
+    /// A user, of this cluster or of a trusted one: it can do nothing.
     User(UserName),
     /// A role: who holds it can do nothing.
     Role(RoleName),
@@ -89,6 +90,7 @@ impl TargetKind {
             Self::Device => "device",
             Self::AgentIdentity => "agent identity",
             Self::Session => "session",
+            Self::TrustedCluster => "trusted cluster",
         }
     }
 }
@@ -193,7 +195,9 @@ fn on_target(kind: TargetKind, name: &str) -> String {
 
 fn exists(tx: &mut (impl Transaction + ?Sized), target: &Target) -> Result<(), CoreError> {
     let there = match target {
-        Target::User(name) => tx.get(&UserKey(name.clone()))?.is_some(),
+        Target::User(name) => {
+            tx.get(&UserKey(name.clone()))?.is_some() || trusted_cluster::cluster_of(tx, name)?.is_some()
+        }
         Target::Role(name) => tx.get(&RoleKey(name.clone()))?.is_some(),
         Target::Login(_) => true,
         Target::Node(id) => tx.get(&NodeKey(id.clone()))?.is_some() || join::unfinished(tx, id)?.is_some(),

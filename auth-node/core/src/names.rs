@@ -48,6 +48,10 @@ name_type!(
     RoleName
 );
 name_type!(
+    /// The canonical name of a connector: as a user's.
+    ConnectorName
+);
+name_type!(
     /// The name of a cluster: 1 to 63 bytes of `[a-z0-9.-]`, and a front of DNS names.
     ClusterName
 );
@@ -113,6 +117,11 @@ impl UserName {
     pub fn parse(field: &str, spelling: &str) -> Result<Self, CoreError> {
         canonical(spelling).map(Self).ok_or_else(|| named(field))
     }
+
+    /// The name here of this user of another cluster: `ann@other`. `None`: it is longer than a name can be.
+    pub fn at(&self, cluster: &ClusterName) -> Option<Self> {
+        canonical(&format!("{self}@{cluster}")).map(Self)
+    }
 }
 
 impl RoleName {
@@ -149,6 +158,16 @@ impl RoleName {
     /// Whether it is the role of administrators.
     pub fn is_admin(&self) -> bool {
         self.0 == Self::ADMIN
+    }
+}
+
+impl ConnectorName {
+    /// Reads any spelling of a connector's name.
+    ///
+    /// # Errors
+    /// [`CoreError::Invalid`] for `field` when it has no canonical form.
+    pub fn parse(field: &str, spelling: &str) -> Result<Self, CoreError> {
+        canonical(spelling).map(Self).ok_or_else(|| named(field))
     }
 }
 

@@ -54,6 +54,16 @@ impl IdempotencyKey {
     }
 }
 
+impl IdempotencyKey {
+    /// Another random value, which is the same for all attempts of the call: for what a call asks of another cluster.
+    pub fn derived(&self, domain: &[u8]) -> [u8; 32] {
+        let mut hasher = Sha256::new();
+        hasher.update(domain);
+        hasher.update(self.0.as_slice());
+        hasher.finalize().into()
+    }
+}
+
 impl fmt::Debug for IdempotencyKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("IdempotencyKey")
@@ -147,7 +157,7 @@ impl OnceCall {
         let caller = match &context.caller {
             Caller::User(user) => user.name.to_string(),
             // With its kind in front, which no name of a user can have.
-            Caller::Agent { .. } | Caller::Ingest { .. } => context.caller.actor(),
+            Caller::Agent { .. } | Caller::Ingest { .. } | Caller::Remote(_) => context.caller.actor(),
             Caller::Anonymous | Caller::Init | Caller::Cluster | Caller::Unregistered { .. } => {
                 let reason = "this call takes effect once for a session or a registered client certificate";
                 return Err(CoreError::Unauthenticated(reason));

@@ -78,6 +78,7 @@ impl Revocations {
         is_later(issued.kind(), &issued.holder)
             || is_later(TargetKind::Session, &issued.session)
             || is_later(TargetKind::Device, &issued.device)
+            || is_later(TargetKind::TrustedCluster, &issued.cluster)
             || any(TargetKind::Role, &issued.roles)
             || any(TargetKind::Login, &issued.logins)
             || any(TargetKind::Node, &issued.nodes)

@@ -10,6 +10,7 @@ use crate::{
     evaluate::ANY,
     host_login::HostLogin,
     labels::{self, Labels},
+    mapped,
     names::RoleName,
     network::{MAX_NETWORKS, Network},
     page::{Page, PageRequest},
@@ -163,10 +164,11 @@ pub fn update(
     Ok(row)
 }
 
-/// Deletes a role that nobody holds, and revokes what was issued by it.
+/// Deletes a role that nobody holds and nothing maps to, and revokes what was issued by it.
 ///
 /// # Errors
-/// [`CoreError::NotFound`]; [`CoreError::Precondition`] for a built-in role, or when a user holds it;
+/// [`CoreError::NotFound`]; [`CoreError::Precondition`] for a built-in role, or when a user holds it, or a connector or
+/// trusted cluster maps to it;
 /// [`CoreError::Storage`].
 pub fn delete(
     tx: &mut (impl Transaction + ?Sized),
@@ -182,6 +184,7 @@ pub fn delete(
         let reason = format!("role {name} is held by {}{more}: take it from them first", named.join(", "));
         return Err(CoreError::Precondition(reason));
     }
+    mapped::refuse_if_mapped(tx, name)?;
     tx.delete(&RoleKey(name.clone()));
     // Access requests give roles to those who do not hold them.
     revocation::revoke(tx, TargetKind::Role, name.as_str());

@@ -88,8 +88,12 @@ pub fn create(
     let secret = TokenSecretRow { token: key.0.as_str().to_owned(), expires_at_ms: row.expires_at_ms };
     tx.put(&TokenSecretKey(new.secret), &secret);
     tx.put(&key, &row);
+    let kind = match row.method() {
+        JoinMethod::Exchange => "trusted_cluster",
+        JoinMethod::Token | JoinMethod::Iam | JoinMethod::Unspecified => row.kind().name(),
+    };
     let fields = [
-        ("kind", row.kind().name().to_owned()),
+        ("kind", kind.to_owned()),
         ("max_uses", row.max_uses.to_string()),
         ("expires_at_ms", row.expires_at_ms.to_string()),
         ("allowed_principals", row.allowed_principals.join(",")),
@@ -100,11 +104,15 @@ pub fn create(
 
 /// Checks all but the lifetime; returns the patterns in canonical form.
 fn check(new: &NewToken) -> Result<Vec<String>, CoreError> {
+    match new.method {
+        JoinMethod::Exchange => return check_exchange(new).map(|()| Vec::new()),
+        JoinMethod::Token | JoinMethod::Iam | JoinMethod::Unspecified => {}
+    }
     if new.kind == NodeKind::Unspecified {
         return Err(CoreError::invalid("kind", "say what the token lets join: a node or an ingest"));
     }
     match new.method {
-        JoinMethod::Token => {}
+        JoinMethod::Token | JoinMethod::Exchange => {}
         JoinMethod::Iam | JoinMethod::Unspecified => {
             return Err(CoreError::invalid("method", "this release has JOIN_METHOD_TOKEN alone"));
         }
@@ -121,6 +129,21 @@ fn check(new: &NewToken) -> Result<Vec<String>, CoreError> {
             .map(|pattern| pattern.to_string())
     };
     new.allowed_principals.iter().enumerate().map(canonical).collect()
+}
+
+/// With a token for the exchange with another cluster nobody joins, and it is for one exchange.
+fn check_exchange(new: &NewToken) -> Result<(), CoreError> {
+    let reason = "a token for another cluster has none: nobody joins with it";
+    if !new.labels.is_empty() {
+        return Err(CoreError::invalid("labels", reason));
+    }
+    if !new.allowed_principals.is_empty() {
+        return Err(CoreError::invalid("allowed_principals", reason));
+    }
+    if new.max_uses > 1 {
+        return Err(CoreError::invalid("max_uses", "a token for another cluster is for one use"));
+    }
+    Ok(())
 }
 
 fn checked_ttl(ttl: Option<Duration>) -> Result<UnixMillis, CoreError> {
@@ -192,11 +215,20 @@ pub(crate) fn find(
     state: &mut (impl Read + ?Sized),
     secret: SecretDigest,
 ) -> Result<(TokenName, TokenRow), Stop> {
+    find_for(state, secret, JoinMethod::Token)
+}
+
+/// As [`find`], of a token of another method with a secret.
+pub(crate) fn find_for(
+    state: &mut (impl Read + ?Sized),
+    secret: SecretDigest,
+    method: JoinMethod,
+) -> Result<(TokenName, TokenRow), Stop> {
     let unknown = || refused("join", "the token is unknown, deleted, or past its end");
     let name = state.get(&TokenSecretKey(secret))?.ok_or_else(unknown)?.row.token;
     let name = TokenName::parse("token", &name)?;
     let row = state.get(&TokenKey(name.clone()))?.ok_or_else(unknown)?.row;
-    if row.method() != JoinMethod::Token || row.secret_digest != secret.0 {
+    if row.method() != method || row.secret_digest != secret.0 {
         return Err(refused(format!("token:{name}"), "the token has no such secret"));
     }
     Ok((name, row))

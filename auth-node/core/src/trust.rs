@@ -1,10 +1,10 @@
 //! What the members of a cluster trust: the public sides of its certificate authorities. Nothing in it is secret.
 
-use mezite_pki::ssh::known_hosts_line;
+use mezite_pki::{ssh::known_hosts_line, x509::CertificateInfo};
 use store_txn::{Read, ReadExt};
 
 use crate::{
-    CoreError, cluster,
+    CoreError, ca, cluster,
     tables::{CaKey, CaKeyRow, CaKind, CaRow, RotationPhase},
 };
 
@@ -75,6 +75,16 @@ pub fn bundle(state: &mut (impl Read + ?Sized)) -> Result<TrustBundle, CoreError
         }
     }
     Ok(bundle)
+}
+
+/// Pin of the TLS CA that signs: `sha256:` and hexadecimal digits.
+///
+/// # Errors
+/// [`CoreError::Precondition`] before the cluster was made; [`CoreError::Internal`]; [`CoreError::Storage`].
+pub fn tls_pin(state: &mut (impl Read + ?Sized)) -> Result<String, CoreError> {
+    let certificate = ca::active(state, CaKind::Tls)?.key.public;
+    let read = CertificateInfo::from_pem(&certificate);
+    read.map(|info| info.spki_pin).map_err(|error| CoreError::Internal(format!("the TLS CA: {error}")))
 }
 
 /// Revision of the trust bundle.

@@ -19,6 +19,7 @@ use crate::{
     secret::PasswordHash,
     session,
     tables::{MarkRow, RoleKey, RoleMemberKey, StringsRow, TargetKind, UserKey, UserRow},
+    trusted_cluster,
 };
 
 const KIND: &str = "user";
@@ -176,6 +177,11 @@ fn insert(tx: &mut (impl Transaction + ?Sized), context: &Context, new: &NewUser
     let key = UserKey(new.name.clone());
     if tx.get(&key)?.is_some() {
         return Err(CoreError::AlreadyExists { kind: KIND, name: new.name.to_string() });
+    }
+    if let Some(cluster) = trusted_cluster::cluster_of(tx, &new.name)? {
+        let reason =
+            format!("names that end with @{cluster} are those of users of the trusted cluster {cluster}");
+        return Err(CoreError::invalid("user.name", reason));
     }
     let row = UserRow {
         roles: texts(&new.grants.roles),

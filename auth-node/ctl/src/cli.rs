@@ -147,6 +147,12 @@ pub(crate) enum Command {
     /// Keep users, roles, logins and nodes out
     #[command(subcommand)]
     Locks(cmd::locks::Locks),
+    /// Manage single sign-on providers
+    #[command(subcommand)]
+    Connectors(cmd::connectors::Connectors),
+    /// Let users of other clusters in
+    #[command(subcommand)]
+    TrustedClusters(cmd::trusted_clusters::TrustedClusters),
     /// Manage the nodes of the auth cluster, and save backups
     #[command(subcommand)]
     Cluster(cmd::cluster::Cluster),

@@ -9,6 +9,7 @@ mod args;
 mod audit_proof;
 mod cli;
 mod cmd;
+mod connector_file;
 mod context;
 mod exit;
 mod files;

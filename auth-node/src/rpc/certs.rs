@@ -57,7 +57,7 @@ fn sign(service: &Service, certs: UserCerts) -> Result<v1::IssueUserCertsRespons
     let ssh_certificates =
         certs.ssh.iter().map(|spec| authority.sign_user(spec)).collect::<Result<_, _>>()?;
     let (tls_certificate, end) = match certs.tls {
-        Some(spec) => service.cas.leaf(&certs.tls_ca, spec)?,
+        Some(spec) => service.cas.user_leaf(&certs.tls_ca, spec, &certs.tls_roles)?,
         None => (String::new(), u64::MAX),
     };
     Ok(v1::IssueUserCertsResponse {

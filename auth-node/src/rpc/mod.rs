@@ -12,6 +12,7 @@ mod backup;
 mod certs;
 mod cluster;
 mod cluster_config;
+mod connectors;
 mod convert;
 mod joining;
 mod locks;
@@ -31,6 +32,7 @@ mod sessions;
 pub(crate) mod testing;
 mod tokens;
 mod trust;
+mod trusted_clusters;
 mod users;
 
 pub(crate) use revocations::RevocationList;
@@ -70,16 +72,6 @@ pub const NOT_YET: &[&str] = &[
     "BootstrapAgentIdentity",
     "RenewAgentIdentity",
     "AuthenticateSPIFFE",
-    "CreateConnector",
-    "GetConnector",
-    "ListConnectors",
-    "UpdateConnector",
-    "DeleteConnector",
-    "CreateTrustedCluster",
-    "GetTrustedCluster",
-    "ListTrustedClusters",
-    "UpdateTrustedCluster",
-    "DeleteTrustedCluster",
 ];
 
 /// Methods that are declared and stay without an effect. They are authorised, and then UNIMPLEMENTED.
@@ -357,22 +349,24 @@ api! {
         DeleteLock: delete_lock(DeleteLockRequest) -> DeleteLockResponse = locks::delete;
 
         // Connectors: single sign-on providers.
-        CreateConnector: create_connector(CreateConnectorRequest) -> CreateConnectorResponse = later;
-        GetConnector: get_connector(GetConnectorRequest) -> GetConnectorResponse = later;
-        ListConnectors: list_connectors(ListConnectorsRequest) -> ListConnectorsResponse = later;
-        UpdateConnector: update_connector(UpdateConnectorRequest) -> UpdateConnectorResponse = later;
-        DeleteConnector: delete_connector(DeleteConnectorRequest) -> DeleteConnectorResponse = later;
+        CreateConnector: create_connector(CreateConnectorRequest) -> CreateConnectorResponse = connectors::create;
+        GetConnector: get_connector(GetConnectorRequest) -> GetConnectorResponse = connectors::get;
+        ListConnectors: list_connectors(ListConnectorsRequest) -> ListConnectorsResponse = connectors::list;
+        UpdateConnector: update_connector(UpdateConnectorRequest) -> UpdateConnectorResponse = connectors::update;
+        DeleteConnector: delete_connector(DeleteConnectorRequest) -> DeleteConnectorResponse = connectors::delete;
 
         // Trusted clusters.
         CreateTrustedCluster:
-            create_trusted_cluster(CreateTrustedClusterRequest) -> CreateTrustedClusterResponse = later;
-        GetTrustedCluster: get_trusted_cluster(GetTrustedClusterRequest) -> GetTrustedClusterResponse = later;
+            create_trusted_cluster(CreateTrustedClusterRequest) -> CreateTrustedClusterResponse = trusted_clusters::create;
+        GetTrustedCluster:
+            get_trusted_cluster(GetTrustedClusterRequest) -> GetTrustedClusterResponse = trusted_clusters::get;
         ListTrustedClusters:
-            list_trusted_clusters(ListTrustedClustersRequest) -> ListTrustedClustersResponse = later;
+            list_trusted_clusters(ListTrustedClustersRequest) -> ListTrustedClustersResponse = trusted_clusters::list;
         UpdateTrustedCluster:
-            update_trusted_cluster(UpdateTrustedClusterRequest) -> UpdateTrustedClusterResponse = later;
+            update_trusted_cluster(UpdateTrustedClusterRequest) -> UpdateTrustedClusterResponse = trusted_clusters::update;
         DeleteTrustedCluster:
-            delete_trusted_cluster(DeleteTrustedClusterRequest) -> DeleteTrustedClusterResponse = later;
+            delete_trusted_cluster(DeleteTrustedClusterRequest) -> DeleteTrustedClusterResponse = trusted_clusters::delete;
+        ExchangeTrust: exchange_trust(ExchangeTrustRequest) -> ExchangeTrustResponse = trusted_clusters::exchange;
 
         // Cluster configuration.
         GetClusterConfig: get_cluster_config(GetClusterConfigRequest) -> GetClusterConfigResponse = cluster_config::get;

@@ -1,15 +1,16 @@
 //! Each method that takes effect once, called as a client calls it that has lost the answer.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, sync::OnceLock};
 
 use auth_core::{
     ca,
     ca::Kek,
-    names::{AgentId, RequestId, RoleName, UserName},
+    names::{AgentId, ClusterName, RequestId, RoleName, UserName},
     repeat,
     tables::{
         AnswerKey, AuthJoinTokenKey, CaKey, CaKeyRow, CaKind, CaRow, ConditionsRow, NodeKey, NodeKind,
-        NodeRow, RequestKey, RequestRow, RequestRulesRow, RequestState, RoleKey, RoleRow, UserKey,
+        NodeRow, RequestKey, RequestRow, RequestRulesRow, RequestState, RoleKey, RoleRow, TrustedClusterKey,
+        TrustedClusterRow, UserKey,
     },
 };
 use futures::{FutureExt as _, future::BoxFuture};
@@ -23,7 +24,7 @@ use zeroize::Zeroizing;
 
 use super::{
     Api, UNARY,
-    testing::{BOSS, Node},
+    testing::{BOSS, Node, Other},
     *,
 };
 
@@ -69,6 +70,7 @@ struct Revisions {
     ann: u64,
     dev: u64,
     node: u64,
+    connector: u64,
 }
 
 impl Credentials {
@@ -102,6 +104,22 @@ macro_rules! case {
             secret: $secret,
         }
     };
+}
+
+/// Another cluster, for as long as the tests run.
+fn other() -> &'static Other {
+    static OTHER: OnceLock<Other> = OnceLock::new();
+    OTHER.get_or_init(Other::start)
+}
+
+fn github(name: &str, client_secret: &str) -> v1::Connector {
+    let github = v1::GithubConnector {
+        client_id: "Iv1".into(),
+        client_secret: client_secret.into(),
+        organizations: vec!["mezite-io".into()],
+    };
+    let provider = Some(v1::connector::Provider::Github(github));
+    v1::Connector { name: name.into(), provider, ..Default::default() }
 }
 
 fn pick<T>(asked: Asked, this: T, other: T) -> T {
@@ -227,6 +245,39 @@ fn cases() -> Vec<Case> {
             let target = pick(asked, "session:1", "session:2").to_owned();
             v1::EmitAuditEventRequest { event: "session.start".into(), target, ..Default::default() }
         }),
+        case!("CreateConnector", "connector.create", create_connector, no_secret, |asked, _at| {
+            // Other in nothing but the secret.
+            let connector = github("new", pick(asked, "this", "other"));
+            v1::CreateConnectorRequest { connector: Some(connector) }
+        }),
+        case!("UpdateConnector", "connector.update", update_connector, no_secret, |asked, at| {
+            let connector = github("known", pick(asked, "this", "other"));
+            let connector = v1::Connector { revision: at.connector, ..connector };
+            v1::UpdateConnectorRequest { connector: Some(connector) }
+        }),
+        case!(
+            "CreateTrustedCluster",
+            "trusted_cluster.create",
+            create_trusted_cluster,
+            no_secret,
+            |asked, _at| {
+                let disabled = pick(asked, false, true);
+                let cluster = v1::TrustedCluster { disabled, ..other().trusted() };
+                let token = other().token(Other::FOR_MANY);
+                v1::CreateTrustedClusterRequest { trusted_cluster: Some(cluster), token }
+            }
+        ),
+        case!(
+            "UpdateTrustedCluster",
+            "trusted_cluster.update",
+            update_trusted_cluster,
+            no_secret,
+            |asked, _at| {
+                let addresses = vec![pick(asked, "a.example:1", "b.example:1").to_owned()];
+                let cluster = v1::TrustedCluster { name: "known".into(), addresses, ..Default::default() };
+                v1::UpdateTrustedClusterRequest { trusted_cluster: Some(cluster) }
+            }
+        ),
         case!(
             "CreateAuthJoinToken",
             "auth_node.token.create",
@@ -263,6 +314,10 @@ const REPEATABLE: &[&str] = &[
     "RevokeSession",
     // What is forgotten is forgotten.
     "ClearUserLockout",
+    "DeleteConnector",
+    "DeleteTrustedCluster",
+    // The same token with the same id is the same exchange.
+    "ExchangeTrust",
     // A change of the members is asked for until it is so.
     "AddMember",
     "RemoveMember",
@@ -306,12 +361,21 @@ impl World {
     async fn start() -> Self {
         let node = Node::start().await;
         let peer_ca = X509Ca::generate("peer CA", 1_700_000_000, 4_000_000_000).unwrap();
+        let tls_ca = X509Ca::generate("TLS CA", 1_700_000_000, 4_000_000_000).unwrap();
         let committed = node.service.store.transact(move |tx| {
             let public = peer_ca.certificate_pem().to_owned();
             let kek = Kek::new(Zeroizing::new([7; 32]));
             let sealed_private = ca::seal(&kek, CaKind::Peer, &public, b"not used here", [0; 12])?;
             let key = CaKeyRow { public, sealed_private, created_at_ms: 0 };
             tx.put(&CaKey(CaKind::Peer), &CaRow::new(key));
+            let public = tls_ca.certificate_pem().to_owned();
+            let key = CaKeyRow { public, ..CaKeyRow::default() };
+            tx.put(&CaKey(CaKind::Tls), &CaRow::new(key));
+            let known = TrustedClusterKey(ClusterName::parse("", "known")?);
+            tx.put(
+                &known,
+                &TrustedClusterRow { addresses: vec!["c.example:1".into()], ..Default::default() },
+            );
             let agent = NodeRow { kind: NodeKind::Ssh.into(), expires_at_ms: u64::MAX, ..NodeRow::default() };
             tx.put(&NodeKey(AgentId::parse("", AGENT)?), &agent);
             with_requests(tx)?;
@@ -324,11 +388,14 @@ impl World {
         let role = v1::Role { name: "dev".into(), ..Default::default() };
         let dev = api.create_role(plain.request(v1::CreateRoleRequest { role: Some(role) }));
         let dev = dev.await.unwrap().into_inner().role.unwrap();
+        let connector = v1::CreateConnectorRequest { connector: Some(github("known", "secret")) };
+        let connector = api.create_connector(plain.request(connector)).await.unwrap().into_inner();
+        let connector = connector.connector.unwrap().revision;
         let user = v1::User { name: "ann".into(), roles: vec!["admin".into()], ..Default::default() };
         let request =
             v1::CreateUserRequest { user: Some(user), password: PASSWORD.into(), ..Default::default() };
         let ann = api.create_user(plain.request(request)).await.unwrap().into_inner().user.unwrap();
-        let at = Revisions { ann: ann.revision, dev: dev.revision, node: node_revision };
+        let at = Revisions { ann: ann.revision, dev: dev.revision, node: node_revision, connector };
         Self { node, boss, at }
     }
 

@@ -37,6 +37,7 @@ impl Scope {
             Caller::Anonymous
             | Caller::Init
             | Caller::Cluster
+            | Caller::Remote(_)
             | Caller::Agent { .. }
             | Caller::Unregistered { .. } => Err(CoreError::Denied("recordings are read by users".into())),
         }

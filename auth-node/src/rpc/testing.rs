@@ -1,7 +1,12 @@
 //! What handlers work with, for their tests: a node's service over a real store, of one member, and calls to it. The
 //! cluster has the built-in roles and one admin, `boss`; it has no certificate authorities.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use arc_swap::ArcSwap;
 use auth_core::{
@@ -15,14 +20,20 @@ use auth_core::{
     tables::{ClusterKey, ClusterRow, RoleKey},
     user,
 };
+use mezite_client::testing::{FakeServer, TestCa};
 use mezite_daemon::clock;
-use mezite_pki::x509::{KeyPair, LeafSpec, X509Ca};
+use mezite_pki::{
+    ssh::SshCa,
+    x509::{KeyPair, LeafSpec, X509Ca},
+};
 use mezite_proto::{access, v1};
+use prost::Message as _;
 use raft_store::{Clock, Fatal, Limits, PeerIdentity, Store, StoreConfig, Timing, peer_dns_name};
 use rustls::{ClientConfig, RootCertStore};
 use store_txn::TransactionExt as _;
 use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
+use tonic::Status;
 use zeroize::Zeroizing;
 
 use super::{RevocationList, login};
@@ -137,6 +148,64 @@ impl Node {
     /// The audit records of one event.
     pub(super) async fn audited(&self, event: &str) -> Vec<AuditRow> {
         self.audit().await.into_iter().filter(|row| row.event == event).collect()
+    }
+}
+
+/// Another cluster, `test`: one auth node of it, which answers an exchange once for each token, whatever that is.
+pub(super) struct Other {
+    pub(super) server: FakeServer,
+    pub(super) ca: TestCa,
+}
+
+impl Other {
+    /// A token of it that is never spent.
+    pub(super) const FOR_MANY: &str = "for-many";
+
+    pub(super) fn start() -> Self {
+        let ca = TestCa::new();
+        let mut bundle = ca.bundle(&[]);
+        for kind in [v1::CaKind::User, v1::CaKind::Host] {
+            let ssh_public_keys = vec![SshCa::generate().unwrap().public_line()];
+            bundle.authorities.push(v1::TrustedCa {
+                kind: kind.into(),
+                ssh_public_keys,
+                ..Default::default()
+            });
+        }
+        let used = Mutex::new(BTreeMap::new());
+        let server = FakeServer::start(&ca.auth_node(), &ca, move |call| {
+            let reply = match call.method.as_str() {
+                "GetTrustBundle" => Ok(bundle.encode_to_vec()),
+                "ExchangeTrust" => {
+                    let v1::ExchangeTrustRequest { token, exchange_id, .. } = call.request();
+                    let for_many = token == Self::FOR_MANY;
+                    let first =
+                        used.lock().unwrap().entry(token).or_insert_with(|| exchange_id.clone()).clone();
+                    let told = v1::ExchangeTrustResponse { trust_bundle: Some(bundle.clone()) };
+                    match for_many || first == exchange_id {
+                        true => Ok(told.encode_to_vec()),
+                        false => Err(Status::permission_denied("the token is spent")),
+                    }
+                }
+                other => Err(Status::unimplemented(other.to_owned())),
+            };
+            async move { reply }
+        });
+        Self { server, ca }
+    }
+
+    /// A token of it, as its CreateToken would answer it.
+    pub(super) fn token(&self, secret: &str) -> String {
+        format!("{secret}.{}", self.ca.pin())
+    }
+
+    /// How it is trusted.
+    pub(super) fn trusted(&self) -> v1::TrustedCluster {
+        v1::TrustedCluster {
+            name: "test".into(),
+            addresses: vec![self.server.address()],
+            ..v1::TrustedCluster::default()
+        }
     }
 }
 

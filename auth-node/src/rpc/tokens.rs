@@ -6,6 +6,7 @@ use auth_core::{
     secret::{SecretDigest, SecretKind},
     tables::{JoinMethod, NodeKind, TokenRow},
     token::{self, NewToken},
+    trust,
 };
 use mezite_proto::v1;
 use store_txn::Versioned;
@@ -26,8 +27,13 @@ pub(crate) async fn create(
         let new = new.clone()?;
         let name = new.name.clone();
         let row = token::create(tx, context, new)?;
+        let secret = match row.method() {
+            // The other cluster must know this one before it shows the token.
+            JoinMethod::Exchange => format!("{}.{}", secret.as_str(), trust::tls_pin(tx)?),
+            JoinMethod::Token | JoinMethod::Iam | JoinMethod::Unspecified => secret.as_str().to_owned(),
+        };
         let token = reply((name, Versioned { revision: 0, row }));
-        Ok(v1::CreateTokenResponse { token: Some(token), secret: secret.as_str().to_owned() })
+        Ok(v1::CreateTokenResponse { token: Some(token), secret })
     });
     create.await
 }
@@ -82,14 +88,16 @@ fn parse(request: v1::CreateTokenRequest, secret: SecretDigest) -> Result<NewTok
         "" => format!("token-{}", hex::encode(rand::random::<[u8; 6]>())),
         given => given.to_owned(),
     };
+    let is_exchange = request.kind() == v1::TokenKind::TrustedCluster;
     Ok(NewToken {
         name: TokenName::parse("name", &name)?,
         kind: match v1::TokenKind::try_from(request.kind) {
             Ok(v1::TokenKind::Node) => NodeKind::Ssh,
             Ok(v1::TokenKind::Ingest) => NodeKind::Ingest,
-            Ok(v1::TokenKind::Unspecified) | Err(_) => NodeKind::Unspecified,
+            Ok(v1::TokenKind::Unspecified | v1::TokenKind::TrustedCluster) | Err(_) => NodeKind::Unspecified,
         },
         method: match v1::JoinMethod::try_from(request.method) {
+            Ok(v1::JoinMethod::Unspecified | v1::JoinMethod::Token) if is_exchange => JoinMethod::Exchange,
             Ok(v1::JoinMethod::Unspecified | v1::JoinMethod::Token) => JoinMethod::Token,
             Ok(v1::JoinMethod::Iam) => JoinMethod::Iam,
             Err(_) => JoinMethod::Unspecified,
@@ -105,6 +113,7 @@ fn parse(request: v1::CreateTokenRequest, secret: SecretDigest) -> Result<NewTok
 /// What a token lets join, as it is told.
 pub(super) fn kind(row: &TokenRow) -> v1::TokenKind {
     match row.kind() {
+        _ if row.method() == JoinMethod::Exchange => v1::TokenKind::TrustedCluster,
         NodeKind::Unspecified => v1::TokenKind::Unspecified,
         NodeKind::Ssh => v1::TokenKind::Node,
         NodeKind::Ingest => v1::TokenKind::Ingest,
@@ -115,7 +124,7 @@ fn reply((name, stored): (TokenName, Versioned<TokenRow>)) -> v1::Token {
     let Versioned { revision, row } = stored;
     let method = match row.method() {
         JoinMethod::Unspecified => v1::JoinMethod::Unspecified,
-        JoinMethod::Token => v1::JoinMethod::Token,
+        JoinMethod::Token | JoinMethod::Exchange => v1::JoinMethod::Token,
         JoinMethod::Iam => v1::JoinMethod::Iam,
     };
     v1::Token {

@@ -31,7 +31,8 @@ pub(super) fn reply(bundle: TrustBundle) -> Result<v1::GetTrustBundleResponse, C
     })
 }
 
-fn authority(authority: Authority) -> v1::TrustedCa {
+/// The public side of an authority, as it is told.
+pub(super) fn authority(authority: Authority) -> v1::TrustedCa {
     let (ssh_public_keys, certificates) = match authority.kind {
         CaKind::User | CaKind::Host | CaKind::Audit => (authority.keys, Vec::new()),
         CaKind::Tls | CaKind::Peer => (Vec::new(), authority.keys),

@@ -1,5 +1,6 @@
 //! How calls come in: the TLS port with the API, the health service and reflection.
 
+pub(crate) mod guests;
 pub(crate) mod tls;
 
 use std::{convert::Infallible, sync::Arc, time::Duration};

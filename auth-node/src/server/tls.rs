@@ -31,6 +31,7 @@ use crate::{
     ca_rotation::Followed,
     config::{Config, host_of},
     fault::NodeError,
+    server::guests::Guests,
 };
 
 /// Life of the node's certificate.
@@ -104,6 +105,7 @@ pub(crate) struct Renewal {
     clock: Clock,
     names: Names,
     followed: Arc<Followed>,
+    guests: Arc<Guests>,
     watcher: Watcher,
     tls: Tls,
     /// Unix seconds.
@@ -129,11 +131,12 @@ pub(crate) async fn begin(
     clock: &Clock,
     names: Names,
     followed: &Arc<Followed>,
+    guests: &Arc<Guests>,
 ) -> Result<(Tls, Renewal), NodeError> {
     let range = KeyRange::table(CaKey::TABLE);
     // Before the rows are read, so that no change is missed.
     let watcher = store.watch(range, store.status().revision);
-    let made = make(store, cas, clock, &names).await?;
+    let made = make(store, cas, clock, &names, guests).await?;
     followed.tls(made.revision);
     let tls = Tls {
         server: Arc::new(ArcSwap::from_pointee(made.server)),
@@ -145,6 +148,7 @@ pub(crate) async fn begin(
         clock: Arc::clone(clock),
         names,
         followed: Arc::clone(followed),
+        guests: Arc::clone(guests),
         watcher,
         tls: tls.clone(),
         due: made.due,
@@ -164,7 +168,7 @@ impl Renewal {
                     None => return,
                 },
             }
-            match make(&self.store, &self.cas, &self.clock, &self.names).await {
+            match make(&self.store, &self.cas, &self.clock, &self.names, &self.guests).await {
                 Ok(made) => {
                     self.tls.server.store(Arc::new(made.server));
                     self.tls.client.store(Arc::new(made.client));
@@ -192,7 +196,13 @@ async fn due(clock: &Clock, second: u64) {
     }
 }
 
-async fn make(store: &Store, cas: &Arc<CaKeys>, clock: &Clock, names: &Names) -> Result<Made, NodeError> {
+async fn make(
+    store: &Store,
+    cas: &Arc<CaKeys>,
+    clock: &Clock,
+    names: &Names,
+    guests: &Arc<Guests>,
+) -> Result<Made, NodeError> {
     let authorities = store.read_local(|view| {
         let active = ca::active(view, CaKind::Tls)?;
         let row = view.get(&CaKey(CaKind::Tls))?.map(|stored| stored.row);
@@ -206,13 +216,18 @@ async fn make(store: &Store, cas: &Arc<CaKeys>, clock: &Clock, names: &Names) ->
     let now = clock() / 1000;
     let leaf = authority.issue(&names.spec(key.spki_der(), &authority, now))?;
     let life = CertificateInfo::from_pem(&leaf)?.not_after.saturating_sub(now);
-    let (server, client) = configs(&leaf, &key, &authorities.trusted)?;
+    let (server, client) = configs(&leaf, &key, &authorities.trusted, guests)?;
     Ok(Made { server, client, due: now + life * 2 / 3, revision: authorities.active.revision })
 }
 
 /// TLS for both sides. What is shown holds the CA's certificate too: a client that knows the cluster by a pin
 /// alone finds it there.
-fn configs(leaf: &str, key: &KeyPair, trusted: &[String]) -> Result<(ServerConfig, ClientConfig), NodeError> {
+fn configs(
+    leaf: &str,
+    key: &KeyPair,
+    trusted: &[String],
+    guests: &Arc<Guests>,
+) -> Result<(ServerConfig, ClientConfig), NodeError> {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let mut roots = RootCertStore::empty();
     let mut chain = certificates(leaf)?;
@@ -227,8 +242,9 @@ fn configs(leaf: &str, key: &KeyPair, trusted: &[String]) -> Result<(ServerConfi
     let key = key.private_pem();
     let key = || PrivateKeyDer::from_pem_slice(key.as_bytes()).map_err(unusable);
     let roots = Arc::new(roots);
-    let mut server =
-        server_builder(&provider, &roots)?.with_single_cert(chain.clone(), key()?).map_err(unusable)?;
+    let mut server = server_builder(&provider, &roots, guests)?
+        .with_single_cert(chain.clone(), key()?)
+        .map_err(unusable)?;
     server.alpn_protocols = vec![ALPN_H2.to_vec()];
     let mut client = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
@@ -243,10 +259,11 @@ fn configs(leaf: &str, key: &KeyPair, trusted: &[String]) -> Result<(ServerConfi
 type ServerBuilder = rustls::ConfigBuilder<ServerConfig, rustls::server::WantsServerCert>;
 
 /// A caller may come without a certificate, with a session or to log in; one that shows a certificate shows
-/// one of the cluster.
+/// one of the cluster, or of a user of a cluster that it trusts.
 fn server_builder(
     provider: &Arc<CryptoProvider>,
     roots: &Arc<RootCertStore>,
+    guests: &Arc<Guests>,
 ) -> Result<ServerBuilder, NodeError> {
     let verifier = WebPkiClientVerifier::builder_with_provider(Arc::clone(roots), Arc::clone(provider))
         .allow_unauthenticated()
@@ -255,7 +272,7 @@ fn server_builder(
     Ok(ServerConfig::builder_with_provider(Arc::clone(provider))
         .with_safe_default_protocol_versions()
         .map_err(unusable)?
-        .with_client_cert_verifier(verifier))
+        .with_client_cert_verifier(guests.beside(verifier)))
 }
 
 fn certificates(pem: &str) -> Result<Vec<CertificateDer<'static>>, NodeError> {

@@ -96,5 +96,8 @@ pub struct IssuedRow {
     /// WebAuthn device of that session; empty without one.
     #[prost(string, tag = "8")]
     pub device: String,
+    /// Trusted cluster that the user is of; empty for a user of this one.
+    #[prost(string, tag = "9")]
+    pub cluster: String,
 }
 ending_rows!(IssuedRow);

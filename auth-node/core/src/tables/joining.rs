@@ -25,6 +25,9 @@ pub enum JoinMethod {
     Token = 1,
     /// It signs an AWS STS request.
     Iam = 2,
+    /// Nobody joins with it: another cluster knows the secret, and gets this one's authorities. The releases before it take
+    /// it for no method at all, and so for no token to join with.
+    Exchange = 3,
 }
 
 /// A join token.

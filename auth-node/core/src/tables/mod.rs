@@ -88,6 +88,7 @@ mod access;
 mod calls;
 mod certificates;
 mod cluster;
+mod connectors;
 mod invites;
 mod joining;
 mod logins;
@@ -97,6 +98,7 @@ mod requests;
 mod sessions;
 #[cfg(test)]
 mod tests;
+mod trusted;
 
 pub use access::{
     ConditionsRow, RequestRulesRow, RoleKey, RoleMemberKey, RoleOptionsRow, RoleRow, RuleRow, StringsRow,
@@ -107,6 +109,10 @@ pub use certificates::{IssuedKey, IssuedRow, RevocationHeadKey, RevocationKey, R
 pub use cluster::{
     AuthJoinTokenKey, AuthJoinTokenRow, CaKey, CaKeyRow, CaKind, CaRow, ClusterKey, ClusterRow, FollowedKey,
     FollowedRow, RotationPhase, RotationRow,
+};
+pub use connectors::{
+    ClaimMappingRow, ConnectorKey, ConnectorRow, GithubRow, MappedRoleKey, MapperKind, OidcRow, ProviderRow,
+    SamlRow,
 };
 pub use invites::{InviteKey, InviteRow, InviteSecretKey, InviteSecretRow};
 pub use joining::{
@@ -126,6 +132,9 @@ pub use requests::{RequestKey, RequestRow, RequestState, ReviewRow, UserRequestK
 pub use sessions::{
     AuthMethod, SessionHandleKey, SessionKey, SessionRefRow, SessionRow, SessionUseKey, SessionUseRow,
     UserSessionKey,
+};
+pub use trusted::{
+    ForeignCaRow, RefreshKey, RefreshRow, RoleMappingRow, TrustedClusterKey, TrustedClusterRow,
 };
 
 /// Nothing but the key counts.

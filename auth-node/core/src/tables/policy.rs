@@ -105,6 +105,8 @@ pub enum TargetKind {
     AgentIdentity = 6,
     /// A session, by its handle. It can be revoked, and not locked.
     Session = 7,
+    /// A trusted cluster. It can be revoked, and not locked.
+    TrustedCluster = 8,
 }
 
 /// A lock.

@@ -2,7 +2,7 @@ use store_txn::{Key as _, Row as _};
 
 use super::*;
 use crate::{
-    names::{AgentId, RoleName, TokenName, UserName},
+    names::{AgentId, ClusterName, ConnectorName, RoleName, TokenName, UserName},
     secret::SecretDigest,
 };
 
@@ -199,6 +199,67 @@ fn golden_bytes_of_logins() {
     };
     assert_eq!(hex::encode(logins.encode_row()), "0a070a016e1001180212050a016d1003180420052806");
     assert_eq!(logins.expires_at(), Some(6));
+}
+
+#[test]
+fn golden_keys_and_rows_of_connectors_and_trusted_clusters() {
+    let mapped = |kind| MappedRoleKey { role: RoleName::parse("", "dev").unwrap(), kind, name: "c".into() };
+    let cluster = || ClusterName::parse("", "b").unwrap();
+    let keys = [
+        (ConnectorKey(ConnectorName::parse("", "c").unwrap()).encode(), "0046630001"),
+        (mapped(MapperKind::Connector).encode(), "0047646576000100000000000000016300 01"),
+        (mapped(MapperKind::TrustedCluster).encode(), "0047646576000100000000000000026300 01"),
+        (TrustedClusterKey(cluster()).encode(), "0048620001"),
+        (RefreshKey(cluster()).encode(), "0049620001"),
+    ];
+    for (bytes, hex) in keys {
+        assert_eq!(hex::encode(bytes), hex.replace(' ', ""));
+    }
+    let mapping = ClaimMappingRow { claim: "g".into(), value: "*".into(), roles: vec!["r".into()] };
+    let connector = |provider| ConnectorRow {
+        display_name: "d".into(),
+        mappings: vec![mapping.clone()],
+        provider: Some(provider),
+        sealed_secret: vec![1],
+        created_at_ms: 2,
+        created_by: "u".into(),
+    };
+    let oidc = OidcRow {
+        issuer_url: "i".into(),
+        client_id: "c".into(),
+        username_claim: "n".into(),
+        scopes: vec!["s".into()],
+    };
+    let github = GithubRow { client_id: "c".into(), organizations: vec!["o".into()] };
+    let saml = SamlRow { entity_id: "e".into(), sso_url: "u".into(), certificates: vec!["p".into()] };
+    let front = "0a016412090a016712012a1a0172";
+    let back = "3201013802420175";
+    let trusted = TrustedClusterRow {
+        addresses: vec!["a:1".into()],
+        mappings: vec![RoleMappingRow { remote: "r".into(), local: vec!["l".into()] }],
+        disabled: true,
+        authorities: vec![ForeignCaRow { kind: CaKind::Tls.into(), keys: vec!["k".into()] }],
+        bundle_revision: 5,
+        created_at_ms: 6,
+        created_by: "u".into(),
+    };
+    let rows = [
+        (
+            connector(ProviderRow::Oidc(oidc)).encode_row(),
+            format!("{front}1a0c0a01691201631a016e220173{back}"),
+        ),
+        (connector(ProviderRow::Github(github)).encode_row(), format!("{front}22060a016312016f{back}")),
+        (connector(ProviderRow::Saml(saml)).encode_row(), format!("{front}2a090a01651201751a0170{back}")),
+        (
+            trusted.encode_row(),
+            "0a03613a3112060a01721201 6c1801220508031201 6b280530063a0175".replace(' ', ""),
+        ),
+        (RefreshRow { refreshed_at_ms: 1, error: "e".into() }.encode_row(), "0801120165".into()),
+        (IssuedRow { cluster: "b".into(), ..IssuedRow::default() }.encode_row(), "4a0162".into()),
+    ];
+    for (bytes, hex) in rows {
+        assert_eq!(hex::encode(bytes), hex);
+    }
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use clap::{Args, Subcommand};
-use mezite_client::Retry;
+use mezite_client::{Client, ClientConfig, ClientIdentity, FirstContact, Retry};
 use mezite_pki::{
     ssh::{SshKeyPair, SshPublicKey, parse_certificate},
     x509::KeyPair,
@@ -35,6 +35,7 @@ const ISSUE_EXAMPLES: &str = "\
 Examples:
   mezctl certs issue --out ~/.ssh/mezite
   mezctl certs issue --out ~/.ssh --public-key ~/.ssh/id_ed25519.pub --ttl 1h
+  mezctl certs issue --out ~/.ssh/other --at a.other.example:3025 --at-ca-pin sha256:…
 
 In ~/.ssh/config, for good:
   Host *.example.org
@@ -69,6 +70,18 @@ pub(crate) struct Issue {
     /// Also get an X.509 client certificate: tls.key, tls.crt and ca.pem
     #[arg(long)]
     tls: bool,
+    /// Certificates of another cluster, which trusts this one: addresses of its auth nodes
+    #[arg(
+        long,
+        value_delimiter = ',',
+        value_name = "HOST:PORT,…",
+        requires = "at_ca_pin",
+        conflicts_with_all = ["requests", "tls"]
+    )]
+    at: Vec<String>,
+    /// Pin of the TLS CA of that cluster, as its `mezctl status` prints it
+    #[arg(long, value_name = "sha256:HEX", requires = "at")]
+    at_ca_pin: Option<String>,
 }
 
 #[derive(Serialize)]
@@ -126,7 +139,11 @@ pub(crate) async fn run(context: &Context, command: Certs) -> Result<()> {
 }
 
 async fn issue(context: &Context, args: Issue) -> Result<()> {
-    let client = context.user().await?;
+    let home = context.user().await?;
+    let client = match &args.at_ca_pin {
+        Some(pin) => guest(context, &home, &args, pin).await?,
+        None => home,
+    };
     let comment = context.login()?.map(|login| login.user).unwrap_or_default();
     let subject = subject(args.public_key.as_deref(), &comment)?;
     create_dir(&args.out)?;
@@ -143,6 +160,21 @@ async fn issue(context: &Context, args: Issue) -> Result<()> {
     let reply = call!(client, Retry::Idempotent, issue_user_certs, request)?;
     context.keep_trust(&client.trust_bundle().await?)?;
     context.print(&write(&args.out, &subject, tls.as_ref(), reply)?)
+}
+
+/// A client of another cluster, which knows the user by a certificate of this one.
+async fn guest(context: &Context, home: &Client, args: &Issue, pin: &str) -> Result<Client> {
+    let there = FirstContact::Pin(pin.parse()?).establish(&args.at, context.policy).await?;
+    let key = KeyPair::generate_p256()?;
+    let request = v1::IssueUserCertsRequest {
+        tls_public_key: key.spki_der().into(),
+        ttl: args.ttl.map(proto_duration),
+        ..v1::IssueUserCertsRequest::default()
+    };
+    let reply = call!(home, Retry::Idempotent, issue_user_certs, request)?;
+    let identity = ClientIdentity::from_pem(&reply.tls_certificate, &key.private_pem())?;
+    let config = ClientConfig::new(args.at.clone(), there.trust);
+    Ok(Client::new(ClientConfig { identity: Some(identity), policy: context.policy, ..config })?)
 }
 
 fn subject(public_key: Option<&Path>, comment: &str) -> Result<Subject> {

@@ -7,6 +7,7 @@ pub(crate) mod certs;
 pub(crate) mod cluster;
 pub(crate) mod completion;
 pub(crate) mod config;
+pub(crate) mod connectors;
 pub(crate) mod invite;
 pub(crate) mod locks;
 pub(crate) mod login;
@@ -18,6 +19,7 @@ pub(crate) mod roles;
 pub(crate) mod sessions;
 pub(crate) mod status;
 pub(crate) mod tokens;
+pub(crate) mod trusted_clusters;
 pub(crate) mod users;
 
 use anyhow::Result;
@@ -49,6 +51,8 @@ pub(crate) async fn run(context: &Context, command: Command) -> Result<()> {
         Command::Auth(command) => auth::run(context, command).await,
         Command::Config(command) => config::run(context, command).await,
         Command::Locks(command) => locks::run(context, command).await,
+        Command::Connectors(command) => connectors::run(context, command).await,
+        Command::TrustedClusters(command) => trusted_clusters::run(context, command).await,
         Command::Cluster(command) => cluster::run(context, command).await,
     }
 }

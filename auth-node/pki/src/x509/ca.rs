@@ -8,7 +8,7 @@ use rustls_pki_types::CertificateDer;
 use x509_parser::prelude::{FromDer, X509Certificate};
 use zeroize::Zeroizing;
 
-use super::{CertificateInfo, KeyPair, LeafSpec, leaf, pem, spki};
+use super::{CertificateInfo, KeyPair, LeafSpec, leaf, pem, roles, spki};
 use crate::PkiError;
 
 /// A certificate authority with an ECDSA P-256 key.
@@ -80,8 +80,18 @@ impl X509Ca {
     /// [`PkiError::InvalidLifetime`], [`PkiError::OutlivesAuthority`], [`PkiError::Incomplete`] without a use or
     /// without an identity or name, [`PkiError::TooMany`] above 128 names, and [`PkiError::Randomness`].
     pub fn issue(&self, spec: &LeafSpec) -> Result<String, PkiError> {
+        self.issue_to_user(spec, &[])
+    }
+
+    /// As [`X509Ca::issue`], for a user with these roles, at most 64: the certificate names them for other clusters, in an
+    /// extension of its own that readers who do not know it pass over. Without roles there is none.
+    ///
+    /// # Errors
+    /// As of [`X509Ca::issue`]; [`PkiError::InvalidName`] for a role.
+    pub fn issue_to_user(&self, spec: &LeafSpec, roles: &[String]) -> Result<String, PkiError> {
         let public_key = spki::parse(&spec.public_key)?;
-        let params = spec.params()?;
+        let mut params = spec.params()?;
+        params.custom_extensions.extend(roles::extension(roles)?);
         if spec.not_after > self.info.not_after {
             return Err(PkiError::OutlivesAuthority);
         }
@@ -101,7 +111,7 @@ impl fmt::Debug for X509Ca {
 }
 
 /// Checks that a certificate may sign leaves.
-fn check_authority(der: &[u8]) -> Result<(), PkiError> {
+pub(super) fn check_authority(der: &[u8]) -> Result<(), PkiError> {
     let malformed = |_| PkiError::Malformed { expected: "a certificate" };
     let (_, certificate) = X509Certificate::from_der(der).map_err(malformed)?;
     let constraints =

@@ -10,7 +10,7 @@ use x509_parser::{
     x509::X509Version,
 };
 
-use super::{pem, spki};
+use super::{pem, roles, spki};
 use crate::{PkiError, identity::Identity};
 
 /// Longest certificate that is read, in bytes.
@@ -39,6 +39,8 @@ pub struct CertificateInfo {
     pub key_id: Vec<u8>,
     /// Identifier of the key that signed it (RFC 5280, 4.2.1.1); empty without one.
     pub authority_key_id: Vec<u8>,
+    /// Roles that its issuer says a user has; none where it says nothing.
+    pub roles: Vec<String>,
 }
 
 impl CertificateInfo {
@@ -66,6 +68,7 @@ impl CertificateInfo {
             is_ca,
             key_id: key_id(&certificate),
             authority_key_id: authority_key_id(&certificate),
+            roles: roles::read(&certificate)?,
         })
     }
 
@@ -122,7 +125,7 @@ impl Names {
     }
 }
 
-fn parse(der: &[u8]) -> Result<X509Certificate<'_>, PkiError> {
+pub(super) fn parse(der: &[u8]) -> Result<X509Certificate<'_>, PkiError> {
     if der.len() > MAX_LENGTH {
         return Err(PkiError::TooLong { what: "a certificate", limit: MAX_LENGTH });
     }

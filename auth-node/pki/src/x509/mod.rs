@@ -2,15 +2,19 @@
 //! says. Chains are verified by rustls where connections are made, not here.
 
 mod ca;
+mod foreign;
 mod info;
 mod key;
 mod leaf;
 mod name;
 mod pem;
+mod roles;
 mod spki;
 
 pub use ca::X509Ca;
+pub use foreign::{authority_certificate, is_signed_by, signing_certificate};
 pub use info::{CertificateInfo, spki_pin};
 pub use key::KeyPair;
 pub use leaf::LeafSpec;
+pub use pem::certificate_der;
 pub use spki::check_public_key;

@@ -57,6 +57,28 @@ pub(super) fn read_certificate(text: &str) -> Result<CertificateDer<'static>, Pk
         .map_err(|_| PkiError::Malformed { expected: "a certificate in PEM" })
 }
 
+/// The first certificate of a PEM text, in DER.
+///
+/// # Errors
+/// [`PkiError::TooLong`] above 256 KiB, [`PkiError::Malformed`].
+pub fn certificate_der(text: &str) -> Result<Vec<u8>, PkiError> {
+    read_certificate(text).map(|certificate| certificate.to_vec())
+}
+
+/// The certificate of a text that has one and no other, in DER.
+///
+/// # Errors
+/// As [`read_certificate`].
+pub(super) fn read_single(text: &str) -> Result<CertificateDer<'static>, PkiError> {
+    check_length(text)?;
+    let expected = PkiError::Malformed { expected: "one certificate in PEM" };
+    let mut all = CertificateDer::pem_slice_iter(text.as_bytes());
+    match (all.next(), all.next()) {
+        (Some(Ok(certificate)), None) => Ok(certificate),
+        _ => Err(expected),
+    }
+}
+
 /// The first PKCS#8 private key of a text, in DER.
 ///
 /// # Errors

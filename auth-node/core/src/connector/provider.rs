@@ -1,0 +1,124 @@
+//! What a connector says of its provider, field by field.
+
+use mezite_pki::x509::signing_certificate;
+
+use crate::{
+    CoreError,
+    tables::{GithubRow, OidcRow, ProviderRow, SamlRow},
+    web,
+};
+
+/// Longest client id, in bytes.
+const MAX_CLIENT_ID: usize = 256;
+/// Longest name of a claim, in bytes.
+const MAX_CLAIM: usize = 256;
+/// Most scopes, and the longest of them, in bytes.
+const MAX_SCOPES: usize = 32;
+const MAX_SCOPE: usize = 128;
+/// Most organisations, and the longest name of one (GitHub's bound).
+const MAX_ORGANIZATIONS: usize = 64;
+const MAX_ORGANIZATION: usize = 39;
+/// Longest entity id, in bytes (SAML core, section 8.3.6).
+const MAX_ENTITY_ID: usize = 1024;
+/// Most certificates.
+const MAX_CERTIFICATES: usize = 8;
+
+/// Name of the kind of provider, as the API has it.
+pub(super) fn word(provider: &ProviderRow) -> &'static str {
+    match provider {
+        ProviderRow::Oidc(_) => "oidc",
+        ProviderRow::Github(_) => "github",
+        ProviderRow::Saml(_) => "saml",
+    }
+}
+
+/// The provider in the form in which it is stored, if it is within all bounds.
+pub(super) fn checked(provider: ProviderRow) -> Result<ProviderRow, CoreError> {
+    match provider {
+        ProviderRow::Oidc(oidc) => check_oidc(&oidc).map(|()| ProviderRow::Oidc(oidc)),
+        ProviderRow::Github(github) => check_github(&github).map(|()| ProviderRow::Github(github)),
+        ProviderRow::Saml(saml) => checked_saml(saml).map(ProviderRow::Saml),
+    }
+}
+
+fn check_oidc(oidc: &OidcRow) -> Result<(), CoreError> {
+    const ISSUER: &str = "connector.oidc.issuer_url";
+    web::check_https_url(ISSUER, &oidc.issuer_url)?;
+    // OpenID Connect Discovery, section 2.
+    if oidc.issuer_url.contains('?') {
+        return Err(CoreError::invalid(ISSUER, "an issuer has no query"));
+    }
+    web::check_visible("connector.oidc.client_id", &oidc.client_id, MAX_CLIENT_ID)?;
+    web::check_text("connector.oidc.username_claim", &oidc.username_claim, 0..=MAX_CLAIM)?;
+    bounded("connector.oidc.scopes", "scopes", oidc.scopes.len(), 0..=MAX_SCOPES)?;
+    for (index, scope) in oidc.scopes.iter().enumerate() {
+        let field = format!("connector.oidc.scopes[{index}]");
+        // RFC 6749, section 3.3.
+        let good = (1..=MAX_SCOPE).contains(&scope.len())
+            && scope.bytes().all(|byte| byte.is_ascii_graphic() && !b"\"\\".contains(&byte));
+        if !good {
+            return Err(CoreError::invalid(
+                field,
+                format!("1 to {MAX_SCOPE} visible ASCII characters, no \" or \\"),
+            ));
+        }
+        if scope == "openid" {
+            return Err(CoreError::invalid(field, "openid is always asked for: leave it out"));
+        }
+        if oidc.scopes.iter().take(index).any(|before| before == scope) {
+            return Err(CoreError::invalid(field, format!("scope {scope} is there twice")));
+        }
+    }
+    Ok(())
+}
+
+fn check_github(github: &GithubRow) -> Result<(), CoreError> {
+    const FIELD: &str = "connector.github.organizations";
+    web::check_visible("connector.github.client_id", &github.client_id, MAX_CLIENT_ID)?;
+    bounded(FIELD, "organisations", github.organizations.len(), 1..=MAX_ORGANIZATIONS)?;
+    for (index, name) in github.organizations.iter().enumerate() {
+        let field = format!("{FIELD}[{index}]");
+        let part = |part: &str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_alphanumeric());
+        if name.len() > MAX_ORGANIZATION || !name.split('-').all(part) {
+            let reason =
+                format!("1 to {MAX_ORGANIZATION} letters and digits, with single hyphens between them");
+            return Err(CoreError::invalid(field, reason));
+        }
+        // GitHub's names are the same in any case.
+        if github.organizations.iter().take(index).any(|before| before.eq_ignore_ascii_case(name)) {
+            return Err(CoreError::invalid(field, format!("organisation {name} is there twice")));
+        }
+    }
+    Ok(())
+}
+
+fn checked_saml(mut saml: SamlRow) -> Result<SamlRow, CoreError> {
+    const FIELD: &str = "connector.saml.certificates";
+    web::check_visible("connector.saml.entity_id", &saml.entity_id, MAX_ENTITY_ID)?;
+    web::check_https_url("connector.saml.sso_url", &saml.sso_url)?;
+    bounded(FIELD, "certificates", saml.certificates.len(), 1..=MAX_CERTIFICATES)?;
+    let mut certificates: Vec<String> = Vec::with_capacity(saml.certificates.len());
+    for (index, pem) in saml.certificates.iter().enumerate() {
+        let field = format!("{FIELD}[{index}]");
+        let refused = |error: mezite_pki::PkiError| CoreError::invalid(field.as_str(), error.to_string());
+        let certificate = signing_certificate(pem).map_err(refused)?;
+        if certificates.contains(&certificate) {
+            return Err(CoreError::invalid(field, "this certificate is there twice"));
+        }
+        certificates.push(certificate);
+    }
+    saml.certificates = certificates;
+    Ok(saml)
+}
+
+fn bounded(
+    field: &str,
+    what: &str,
+    count: usize,
+    allowed: std::ops::RangeInclusive<usize>,
+) -> Result<(), CoreError> {
+    if allowed.contains(&count) {
+        return Ok(());
+    }
+    Err(CoreError::invalid(field, format!("{} to {} {what}", allowed.start(), allowed.end())))
+}

@@ -1,0 +1,104 @@
+//! Users of other clusters, who are let in: what their certificate says, what they are here, and what they have in common
+//! with users of this one. Whether one is let in is decided by `trusted_cluster`.
+
+use std::collections::BTreeMap;
+
+use store_txn::UnixMillis;
+
+use crate::{
+    Caller, CoreError,
+    context::{NO_SESSION, Role, UserCaller},
+    evaluate::Traits,
+    names::{ClusterName, UserName},
+    tables::AuthMethod,
+};
+
+/// The client certificate of a user of another cluster. TLS has verified its time; who signed it is looked at where it is
+/// believed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RemoteCredential {
+    /// The cluster that the certificate says it is of.
+    pub cluster: ClusterName,
+    /// The user's name there.
+    pub name: UserName,
+    /// The user's roles there.
+    pub roles: Vec<String>,
+    /// The certificate, DER.
+    pub certificate: Vec<u8>,
+    /// When it ends.
+    pub ends_at_ms: UnixMillis,
+}
+
+/// A user of another cluster.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RemoteCaller {
+    /// Its name here: `ann@other`. No local user has such a name.
+    pub name: UserName,
+    /// The cluster that it is of.
+    pub cluster: ClusterName,
+    /// The roles here that its roles there are mapped to, ascending by name; none: it may do nothing.
+    pub roles: Vec<Role>,
+    /// When its certificate ends.
+    pub ends_at_ms: UnixMillis,
+}
+
+/// What another cluster says of its users' logins does not count here.
+static NO_TRAITS: Traits = BTreeMap::new();
+
+/// Somebody who gets certificates for nodes, and sees nodes: a user of this cluster or of another.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Subject<'a> {
+    /// Name here.
+    pub(crate) name: &'a UserName,
+    /// Roles here.
+    pub(crate) roles: &'a [Role],
+    /// For templates in roles.
+    pub(crate) traits: &'a Traits,
+    /// When what proves who it is ends.
+    pub(crate) ends_at_ms: UnixMillis,
+    /// Handle of its session; empty without one.
+    pub(crate) session: &'a str,
+    /// Whether it has proved a password alone, for all that is known.
+    pub(crate) weak: bool,
+    /// The cluster that it is of; empty: this one.
+    pub(crate) cluster: &'a str,
+    /// As a user of this cluster.
+    pub(crate) local: Option<&'a UserCaller>,
+}
+
+impl Caller {
+    /// The user behind the call, of this cluster or of another.
+    ///
+    /// # Errors
+    /// [`CoreError::Unauthenticated`] when it is not a user.
+    pub(crate) fn subject(&self) -> Result<Subject<'_>, CoreError> {
+        match self {
+            Self::User(user) => Ok(Subject {
+                name: &user.name,
+                roles: &user.roles,
+                traits: &user.user.traits,
+                ends_at_ms: user.session.expires_at_ms,
+                session: &user.session.handle,
+                weak: matches!(user.method(), AuthMethod::Password | AuthMethod::Unspecified),
+                cluster: "",
+                local: Some(user),
+            }),
+            Self::Remote(user) => Ok(Subject {
+                name: &user.name,
+                roles: &user.roles,
+                traits: &NO_TRAITS,
+                ends_at_ms: user.ends_at_ms,
+                session: "",
+                weak: true,
+                cluster: user.cluster.as_str(),
+                local: None,
+            }),
+            Self::Anonymous
+            | Self::Init
+            | Self::Cluster
+            | Self::Agent { .. }
+            | Self::Ingest { .. }
+            | Self::Unregistered { .. } => Err(NO_SESSION),
+        }
+    }
+}
