@@ -48,6 +48,12 @@ pub(crate) fn trusted_clusters_unrefreshed(count: usize) {
         .set(f64::from(u32::try_from(count).unwrap_or(u32::MAX)));
 }
 
+/// So many heartbeats were written in one transaction. The metric's count is that of transactions, its sum that of heartbeats.
+pub(crate) fn heartbeats(count: usize) {
+    metrics::histogram!("mezite_auth_heartbeat_batch")
+        .record(f64::from(u32::try_from(count).unwrap_or(u32::MAX)));
+}
+
 /// Recordings that are being downloaded.
 pub(crate) fn downloads(count: usize) {
     metrics::gauge!("mezite_auth_downloads").set(f64::from(u32::try_from(count).unwrap_or(u32::MAX)));

@@ -16,7 +16,7 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
-use crate::error::ApiError;
+use crate::{error::ApiError, metrics};
 
 /// Least time between two transactions, unless reports pile up.
 const INTERVAL: Duration = Duration::from_secs(1);
@@ -169,13 +169,10 @@ impl Writer {
         &self,
         reports: Vec<(Credential, Report)>,
     ) -> Result<(Vec<Result<(), CoreError>>, Arc<News>), TransactError<CoreError>> {
-        let written = self.store.transact(move |tx| {
-            let record = |(credential, report): &(Credential, Report)| {
-                presence::record(tx, credential, report).map(drop)
-            };
-            Ok::<_, CoreError>(reports.iter().map(record).collect())
-        });
-        let results = written.await?.value;
+        let count = reports.len();
+        let written = self.store.transact(move |tx| presence::record(tx, &reports)).await?;
+        metrics::heartbeats(count);
+        let results = written.value.into_iter().map(|result| result.map(drop)).collect();
         // What is told need not be newer than this, and reading it in the transaction would make all of them conflict.
         let ttl = self.ttl;
         let news = self.store.read_local(move |view| {

@@ -3,7 +3,10 @@
 //!
 //! Nobody locks itself out, and only an admin an admin: so whoever can lift a lock is always left.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use store_txn::{Read, ReadExt, Transaction, TransactionExt, Versioned};
 
@@ -31,6 +34,8 @@ const TTL: std::ops::RangeInclusive<Duration> =
     Duration::from_secs(1)..=Duration::from_secs(10 * 366 * 24 * 3600);
 /// Rows that are looked at in one step.
 const STEP: usize = 256;
+/// Most locks of a kind that are looked up at once; where there are more, each thing is looked up by itself.
+const MOST_AT_ONCE: usize = 1024;
 
 /// What is locked.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -252,6 +257,35 @@ pub(crate) fn check(state: &mut (impl Read + ?Sized), kind: TargetKind, name: &s
     match on(state, kind, name)? {
         Some(lock) => Err(refusal(&lock)),
         None => Ok(()),
+    }
+}
+
+/// The locks on things of a kind, looked up at once for many of them.
+pub(crate) struct Known {
+    kind: TargetKind,
+    /// By name, a lock on each. `None`: there are too many to look up at once.
+    on: Option<BTreeMap<String, LockId>>,
+}
+
+impl Known {
+    /// # Errors
+    /// [`CoreError::Storage`].
+    pub(crate) fn read(state: &mut (impl Read + ?Sized), kind: TargetKind) -> Result<Self, CoreError> {
+        let front = LockTargetKey::kind_front(kind);
+        let rows = state.scan_under::<LockTargetKey>(front, None, MOST_AT_ONCE + 1)?;
+        let few = rows.len() <= MOST_AT_ONCE;
+        let on = few.then(|| rows.into_iter().map(|(key, _)| (key.name, key.id)).collect());
+        Ok(Self { kind, on })
+    }
+
+    /// As [`check`].
+    ///
+    /// # Errors
+    /// [`CoreError::Locked`], [`CoreError::Storage`].
+    pub(crate) fn check(&self, state: &mut (impl Read + ?Sized), name: &str) -> Result<(), CoreError> {
+        let Some(on) = &self.on else { return check(state, self.kind, name) };
+        let Some(id) = on.get(name) else { return Ok(()) };
+        state.get(&LockKey(id.clone()))?.map_or(Ok(()), |lock| Err(refusal(&lock.row)))
     }
 }
 

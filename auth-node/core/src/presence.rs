@@ -8,9 +8,10 @@ use store_txn::{Read, ReadExt, Transaction, TransactionExt};
 use crate::{
     Caller, CoreError, Credential, context,
     labels::{self, Labels},
+    lock,
     names::AgentId,
     principal,
-    tables::{AgentLabelsKey, AgentLabelsRow, NodeRow, PresenceKey, PresenceRow},
+    tables::{AgentLabelsKey, AgentLabelsRow, NodeRow, PresenceKey, PresenceRow, TargetKind},
 };
 
 /// Longest version of an agent, in bytes.
@@ -68,22 +69,34 @@ impl PresenceTtl {
     }
 }
 
-/// Takes down a report of the agent that shows this credential.
+/// Takes down reports of the agents that show these credentials, in this order; answers what came of each. Whether any of
+/// them is locked is read once for all.
 ///
 /// # Errors
-/// [`CoreError::Denied`] for an agent that is not in the registry; [`CoreError::Unauthenticated`] for somebody else;
-/// [`CoreError::Storage`].
+/// [`CoreError::Storage`]. Of one report: [`CoreError::Denied`] for an agent that is not in the registry;
+/// [`CoreError::Locked`]; [`CoreError::Unauthenticated`] for somebody else; [`CoreError::Storage`].
 pub fn record(
     tx: &mut (impl Transaction + ?Sized),
+    reports: &[(Credential, Report)],
+) -> Result<Vec<Result<AgentId, CoreError>>, CoreError> {
+    let locks = lock::Known::read(tx, TargetKind::Node)?;
+    Ok(reports.iter().map(|(credential, report)| record_one(tx, &locks, credential, report)).collect())
+}
+
+fn record_one(
+    tx: &mut (impl Transaction + ?Sized),
+    locks: &lock::Known,
     credential: &Credential,
     report: &Report,
 ) -> Result<AgentId, CoreError> {
-    match context::authenticate(tx, credential)? {
+    match context::identify(tx, credential)? {
         Caller::Agent { id, node } | Caller::Ingest { id, node } => {
+            locks.check(tx, id.as_str())?;
             put(tx, &id, &node, report)?;
             Ok(id)
         }
-        Caller::Unregistered { .. } => {
+        Caller::Unregistered { id, .. } => {
+            locks.check(tx, id.as_str())?;
             let reason = "this agent is not registered, or not any more: join the cluster with a new token";
             Err(CoreError::Denied(reason.into()))
         }

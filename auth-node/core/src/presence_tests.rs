@@ -70,12 +70,138 @@ fn only_registered_agents_report() {
     assert!(matches!(world.beat(&as_ingest, &report("", &[])), Err(CoreError::Unauthenticated(_))));
     let boss = Credential::Session(world.boss);
     for credential in [Credential::None, boss] {
-        let refused = world.run(|tx, _| record(tx, &credential, &report("", &[])));
+        let refused = world.report(&credential, &report("", &[]));
         assert!(matches!(refused, Err(CoreError::Unauthenticated(_))));
     }
     let host = Host { kind: NodeKind::Ssh, ..as_ingest };
     world.with(&host.credential(), |tx, context| crate::node::remove(tx, context, None)).unwrap();
     assert_denied(world.beat(&host, &report("", &[])), "not registered");
+}
+
+fn lock(world: &mut World, number: u16, host: &Host) {
+    let mut random = [0; 16];
+    random[..2].copy_from_slice(&number.to_be_bytes());
+    let target = crate::lock::Target::Node(host.id());
+    let id = crate::names::LockId::from_random(random);
+    let new = crate::lock::NewLock { id, target, message: String::new(), ttl: None };
+    world.admin(|tx, context| crate::lock::create(tx, context, new)).unwrap();
+}
+
+#[test]
+fn each_report_of_a_batch_stands_or_falls_by_itself() {
+    let mut world = World::new();
+    let [good, locked, gone] = ["web1", "web2", "web3"].map(|name| world.joined(NodeKind::Ssh, name, &[]));
+    let ingest = world.joined(NodeKind::Ingest, "ingest1", &[]);
+    lock(&mut world, 1, &locked);
+    world.with(&gone.credential(), |tx, context| crate::node::remove(tx, context, None)).unwrap();
+    world.now += 5000;
+    let stranger = Credential::None;
+    let of = |host: &Host| (host.credential(), report("", &[]));
+    let reports = [of(&good), of(&locked), of(&gone), (stranger, report("", &[])), of(&ingest), of(&good)];
+    let results = world.run(|tx, _| record(tx, &reports)).unwrap();
+    assert!(
+        matches!(
+            results.as_slice(),
+            [
+                Ok(_),
+                Err(CoreError::Locked(_)),
+                Err(CoreError::Denied(_)),
+                Err(CoreError::Unauthenticated(_)),
+                Ok(_),
+                Ok(_)
+            ]
+        ),
+        "{results:?}"
+    );
+    let now = world.now;
+    let mut seen =
+        |host: &Host| world.node(host).and_then(|node| node.presence).map(|last| last.last_seen_ms);
+    assert_eq!([seen(&good), seen(&locked), seen(&gone)], [Some(now), Some(now - 5000), None]);
+    assert_eq!(seen(&ingest), Some(now));
+}
+
+/// Counts the ranges and keys that are read.
+struct Counted<'a, T> {
+    tx: &'a mut T,
+    ranges: usize,
+    keys: usize,
+}
+
+impl<T: Transaction> Read for Counted<'_, T> {
+    fn now(&self) -> store_txn::UnixMillis {
+        self.tx.now()
+    }
+
+    fn get_raw(&mut self, key: &[u8]) -> Result<Option<store_txn::RawRow>, store_txn::TxError> {
+        self.keys += 1;
+        self.tx.get_raw(key)
+    }
+
+    fn scan_raw(
+        &mut self,
+        range: &store_txn::KeyRange,
+        limit: usize,
+    ) -> Result<Vec<(Vec<u8>, store_txn::RawRow)>, store_txn::TxError> {
+        self.ranges += 1;
+        self.tx.scan_raw(range, limit)
+    }
+
+    fn log_records(
+        &mut self,
+        log: &str,
+        from: u64,
+        limit: usize,
+    ) -> Result<Vec<store_txn::LogRecord>, store_txn::TxError> {
+        self.tx.log_records(log, from, limit)
+    }
+
+    fn log_bounds(&mut self, log: &str) -> Result<store_txn::LogBounds, store_txn::TxError> {
+        self.tx.log_bounds(log)
+    }
+}
+
+impl<T: Transaction> Transaction for Counted<'_, T> {
+    fn put_raw(&mut self, key: Vec<u8>, value: Vec<u8>, expires_at: Option<store_txn::UnixMillis>) {
+        self.tx.put_raw(key, value, expires_at);
+    }
+
+    fn delete_raw(&mut self, key: Vec<u8>) {
+        self.tx.delete_raw(key);
+    }
+
+    fn append(&mut self, log: &'static str, record: Vec<u8>) {
+        self.tx.append(log, record);
+    }
+
+    fn trim(&mut self, log: &'static str, before: u64) {
+        self.tx.trim(log, before);
+    }
+}
+
+/// What a batch reads is checked again on every node: two keys a report, and one range for all.
+#[test]
+fn a_batch_reads_the_locks_once_unless_there_are_very_many() {
+    let mut world = World::new();
+    let hosts: Vec<_> =
+        (0..10).map(|number| world.joined(NodeKind::Ssh, &format!("web{number}"), &[])).collect();
+    let reports: Vec<_> = hosts.iter().map(|host| (host.credential(), report("web:22", &[]))).collect();
+    let read = |world: &mut World| {
+        let counted = world.run(|tx, _| {
+            let mut counted = Counted { tx, ranges: 0, keys: 0 };
+            let results = record(&mut counted, &reports)?;
+            let refused = results.iter().filter(|result| result.is_err()).count();
+            Ok((counted.ranges, counted.keys, refused))
+        });
+        counted.unwrap()
+    };
+    assert_eq!(read(&mut world), (1, 20, 0));
+    lock(&mut world, 0, &hosts[3]);
+    assert_eq!(read(&mut world), (1, 20, 1));
+    for number in 1..=1024 {
+        lock(&mut world, number, &hosts[3]);
+    }
+    let (ranges, _, refused) = read(&mut world);
+    assert_eq!((ranges, refused), (11, 1));
 }
 
 #[test]

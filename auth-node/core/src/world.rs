@@ -252,7 +252,13 @@ impl World {
     }
 
     pub(crate) fn beat(&mut self, host: &Host, report: &Report) -> Result<AgentId, CoreError> {
-        self.cluster.run(|tx| presence::record(tx, &host.credential(), report))
+        self.report(&host.credential(), report)
+    }
+
+    /// Reports as the holder of a credential does.
+    pub(crate) fn report(&mut self, credential: &Credential, report: &Report) -> Result<AgentId, CoreError> {
+        let reports = [(credential.clone(), report.clone())];
+        self.cluster.run(|tx| presence::record(tx, &reports))?.remove(0)
     }
 
     pub(crate) fn node(&mut self, host: &Host) -> Option<node::Node> {

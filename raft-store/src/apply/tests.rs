@@ -34,18 +34,29 @@ impl StateView for BTreeMap<Vec<u8>, Vec<u8>> {
 
 impl Memory {
     fn apply(&mut self, batch: &peer::Batch) -> Effects {
+        self.apply_and_tell(batch).0
+    }
+
+    /// Keys that a batch writes or deletes.
+    fn written(&mut self, batch: &peer::Batch) -> Vec<Vec<u8>> {
+        self.apply_and_tell(batch).1
+    }
+
+    fn apply_and_tell(&mut self, batch: &peer::Batch) -> (Effects, Vec<Vec<u8>>) {
         self.log_index += 1;
         let base = self.rows.clone();
         let mut overlay = Overlay::new(&base);
         let effects =
             apply_batch(&mut overlay, &mut self.counters, &mut self.window, self.log_index, batch).unwrap();
-        for (key, write) in overlay.into_writes() {
+        let writes = overlay.into_writes();
+        let written = writes.keys().cloned().collect();
+        for (key, write) in writes {
             match write {
                 Some(value) => self.rows.insert(key, value),
                 None => self.rows.remove(&key),
             };
         }
-        effects
+        (effects, written)
     }
 
     fn one(&mut self, stamp_ms: u64, transaction: peer::Transaction) -> (Kind, u64) {
@@ -263,6 +274,25 @@ fn the_sweep_takes_what_is_over_and_nothing_else() {
 }
 
 #[test]
+fn a_row_that_goes_on_to_end_when_it_did_is_one_write() {
+    let mut state = Memory::default();
+    let ending = |id, expires_at_ms| {
+        let mut write = put(txn(id), b"a", &[id]);
+        write.writes[0].expires_at_ms = expires_at_ms;
+        peer::Batch { stamp_ms: 1, transactions: vec![write], sweep_limit: 0 }
+    };
+    let written = |state: &mut Memory, batch: &peer::Batch| {
+        let spaces = [Space::Rows as u8, Space::Expiry as u8];
+        let written = state.written(batch);
+        spaces.map(|space| written.iter().filter(|key| key[0] == space).count())
+    };
+    assert_eq!(written(&mut state, &ending(1, 10)), [1, 1]);
+    assert_eq!(written(&mut state, &ending(2, 10)), [1, 0]);
+    assert_eq!(written(&mut state, &ending(3, 20)), [1, 2]);
+    assert_eq!(state.row(b"a"), Some((3, vec![3])));
+}
+
+#[test]
 fn time_never_goes_back() {
     let mut state = Memory::default();
     state.apply(&peer::Batch { stamp_ms: 50, ..Default::default() });
@@ -325,6 +355,32 @@ proptest! {
             let unchanged = plan.observes(&old) == plan.observes(&state);
             let (kind, _) = state.one(1, plan.build(100 + i as u8, &old));
             prop_assert_eq!(kind == Kind::Committed, unchanged);
+        }
+    }
+
+    /// Every row that ends has its place in the index, and nothing else has.
+    #[test]
+    fn the_index_of_ends_is_that_of_the_rows(
+        writes in proptest::collection::vec((0..3u8, any::<bool>(), 0..4u64), 1..12),
+        together in any::<bool>(),
+    ) {
+        let write = |(id, (key, stays, expires_at_ms)): (usize, &(u8, bool, u64))| {
+            let mut out = put(txn(id as u8), &[*key], b"x");
+            out.writes[0].value = out.writes[0].value.take().filter(|_| *stays);
+            out.writes[0].expires_at_ms = expires_at_ms * 100;
+            out
+        };
+        let transactions: Vec<_> = writes.iter().enumerate().map(write).collect();
+        let mut state = Memory::default();
+        for transactions in transactions.chunks(if together { transactions.len() } else { 1 }) {
+            state.apply(&peer::Batch { stamp_ms: 1, transactions: transactions.to_vec(), sweep_limit: 0 });
+            let in_space = |space: Space| state.rows.iter().filter(move |(key, _)| key[0] == space as u8);
+            let ends = in_space(Space::Rows).map(|(key, row)| (key, StoredRow::decode(row).unwrap().expires_at_ms));
+            let mut wanted: Vec<_> =
+                ends.filter(|(_, end)| *end != 0).map(|(key, end)| expiry_key(end, &key[1..])).collect();
+            wanted.sort();
+            let found: Vec<_> = in_space(Space::Expiry).map(|(key, _)| key.clone()).collect();
+            prop_assert_eq!(found, wanted);
         }
     }
 
