@@ -260,18 +260,15 @@ pub fn list(
     page: &PageRequest,
 ) -> Result<Page<Request>, CoreError> {
     let caller = context.caller.user()?;
-    let parse = |text: &str| RequestId::parse(text);
-    look_through(
-        state,
-        page,
-        parse,
-        RequestKey,
-        |key| key.0,
-        |state, id, stored| {
-            let is_wanted = wanted.is_none_or(|wanted| stored.row.state_at(state.now()) == wanted);
-            Ok((is_wanted && concerns(caller, &stored.row, Verb::List)).then_some((id, stored)))
-        },
-    )
+    let now = state.now();
+    let read = |after: Option<&RequestId>, most| {
+        let rows = state.scan(after.cloned().map(RequestKey).as_ref(), most)?;
+        Ok(rows.into_iter().map(|(key, stored)| (key.0, stored)).collect())
+    };
+    look_through(page, RequestId::parse, read, |id, stored| {
+        let is_wanted = wanted.is_none_or(|wanted| stored.row.state_at(now) == wanted);
+        (is_wanted && concerns(caller, &stored.row, Verb::List)).then_some((id, stored))
+    })
 }
 
 fn concerns(caller: &UserCaller, row: &RequestRow, verb: Verb) -> bool {

@@ -3,7 +3,7 @@ use std::time::Duration;
 use super::*;
 use crate::{
     names::TokenName,
-    tables::{ConditionsRow, RoleRow, RuleRow, StringsRow, TokenUseKey},
+    tables::{AgentLabelsRow, ConditionsRow, RoleRow, RuleRow, StringsRow, TokenUseKey},
     testing::{assert_invalid, traits},
     token::NewToken,
     world::{Host, World, assert_denied, labels, new_token, report},
@@ -112,6 +112,55 @@ fn paging_ends_and_misses_nothing_however_few_match() {
     for size in [1, 2, 3, 4, 100] {
         assert_eq!(page(&mut world, dev, &Filter::default(), size), expected, "pages of {size}");
     }
+}
+
+/// The tables are read side by side: what one lacks, or has beside, must not shift the others.
+#[test]
+fn a_list_says_of_each_node_what_is_said_of_it_alone() {
+    let mut world = world();
+    let boss = world.boss;
+    let id = |number: u8| AgentId::from_random([number; 16]);
+    world
+        .run(|tx, _| {
+            for number in 0..200 {
+                let (row, expires_at_ms) = (id(number), u64::MAX);
+                if number % 2 == 0 {
+                    let node = NodeRow { kind: NodeKind::Ssh.into(), expires_at_ms, ..NodeRow::default() };
+                    tx.put(&NodeKey(row.clone()), &node);
+                }
+                if number % 3 == 0 {
+                    let labels = labels(&[("n", &number.to_string())]);
+                    tx.put(&AgentLabelsKey(row.clone()), &AgentLabelsRow { labels, expires_at_ms });
+                }
+                if number % 5 == 0 {
+                    let last = PresenceRow { load: number.into(), expires_at_ms, ..PresenceRow::default() };
+                    tx.put(&PresenceKey(row), &last);
+                }
+            }
+            Ok(())
+        })
+        .unwrap();
+    for size in [7, 1000] {
+        let (mut found, mut after) = (Vec::new(), None);
+        loop {
+            let request = PageRequest { size, after };
+            let all = Filter::default();
+            let page = world.call(boss, |tx, context| list(tx, context, &all, &request, TTL)).unwrap();
+            found.extend(page.items.into_iter().map(|item| item.node));
+            after = page.next;
+            if after.is_none() {
+                break;
+            }
+        }
+        let alone = world.run(|tx, _| (0..200).step_by(2).map(|number| get(tx, &id(number))).collect());
+        let alone: Vec<_> = Result::<Vec<_>, _>::unwrap(alone).into_iter().map(Option::unwrap).collect();
+        let by_id: std::collections::BTreeMap<_, _> =
+            alone.into_iter().map(|node| (node.id.clone(), node)).collect();
+        assert_eq!(found, by_id.into_values().collect::<Vec<_>>());
+    }
+    world.now = u64::try_from(TTL.0.as_millis()).unwrap() - 1;
+    let counts = world.run(|tx, _| count(tx, TTL)).unwrap();
+    assert_eq!(counts, Counts { total: 100, online: 20 });
 }
 
 #[test]

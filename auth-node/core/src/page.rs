@@ -1,7 +1,5 @@
 //! Pages of lists: how many rows, and after which.
 
-use store_txn::{Key, Read, ReadExt, Versioned};
-
 use crate::CoreError;
 
 /// Rows on a page when the caller does not say.
@@ -39,34 +37,31 @@ impl PageRequest {
     }
 }
 
-/// Fills a page with what is wanted of a table's rows, by id. It looks at so many and no more, so a page may be short
-/// though it is not the last.
+/// Fills a page with what is wanted of a list, by id. `read` answers so many of its entries after an id at most. It looks at so
+/// many and no more, so a page may be short though it is not the last.
 ///
 /// # Errors
-/// [`CoreError::Invalid`] for a page token of another list; [`CoreError::Storage`]; what `wanted` answers.
-pub(crate) fn look_through<S: Read + ?Sized, I: Clone + Into<String>, K: Key, T>(
-    state: &mut S,
+/// [`CoreError::Invalid`] for a page token of another list; [`CoreError::Storage`]; what `read` and `wanted` answer.
+pub(crate) fn look_through<I: Clone + Into<String>, R, T>(
     page: &PageRequest,
     parse: impl Fn(&str) -> Option<I>,
-    key_of: impl Fn(I) -> K,
-    id_of: impl Fn(K) -> I,
-    mut wanted: impl FnMut(&mut S, I, Versioned<K::Row>) -> Result<Option<T>, CoreError>,
+    mut read: impl FnMut(Option<&I>, usize) -> Result<Vec<(I, R)>, CoreError>,
+    mut wanted: impl FnMut(I, R) -> Option<T>,
 ) -> Result<Page<T>, CoreError> {
     let mut after = page.after(parse)?;
     let (mut items, mut looked_at) = (Vec::new(), 0);
     while looked_at < MAX_LOOKED_AT {
-        let rows = state.scan(after.clone().map(&key_of).as_ref(), CHUNK)?;
-        if rows.is_empty() {
+        let entries = read(after.as_ref(), CHUNK)?;
+        if entries.is_empty() {
             return Ok(Page { items, next: None });
         }
-        looked_at += rows.len();
-        for (key, stored) in rows {
+        looked_at += entries.len();
+        for (id, entry) in entries {
             if items.len() == page.size {
                 return Ok(Page { items, next: after.map(Into::into) });
             }
-            let id = id_of(key);
             after = Some(id.clone());
-            items.extend(wanted(state, id, stored)?);
+            items.extend(wanted(id, entry));
         }
     }
     Ok(Page { items, next: after.map(Into::into) })

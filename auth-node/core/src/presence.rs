@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use store_txn::{Read, ReadExt, Transaction, TransactionExt};
+use store_txn::{Read, ReadExt, Rows, Transaction, TransactionExt};
 
 use crate::{
     Caller, CoreError, Credential, context,
@@ -137,6 +137,15 @@ pub(crate) fn put(
 /// The last report of an agent, if there was one.
 pub(crate) fn get(state: &mut (impl Read + ?Sized), id: &AgentId) -> Result<Option<PresenceRow>, CoreError> {
     Ok(state.get(&PresenceKey(id.clone()))?.map(|stored| stored.row))
+}
+
+/// The last reports of the agents after `after`, up to `last` and with it.
+pub(crate) fn through(
+    state: &mut (impl Read + ?Sized),
+    after: Option<&AgentId>,
+    last: &AgentId,
+) -> Result<Rows<PresenceKey>, CoreError> {
+    Ok(state.scan_through(after.cloned().map(PresenceKey).as_ref(), &PresenceKey(last.clone()))?)
 }
 
 #[cfg(test)]

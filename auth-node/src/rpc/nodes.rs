@@ -91,11 +91,128 @@ fn reply(node: Node, online: bool) -> v1::Node {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
+    use std::{
+        collections::BTreeMap,
+        time::{Duration, Instant},
+    };
 
-    use auth_core::tables::NodeRow;
+    use auth_core::{
+        CoreError,
+        tables::{AgentLabelsKey, AgentLabelsRow, NodeKey, NodeRow, PresenceKey},
+    };
+    use store_txn::TransactionExt as _;
 
     use super::*;
+    use crate::rpc::testing::{self, with};
+
+    const ENDS: u64 = u64::MAX;
+
+    fn id(number: u32) -> AgentId {
+        AgentId::parse("id", &format!("{number:08}-0000-4000-8000-000000000000")).unwrap()
+    }
+
+    /// Registers nodes with these numbers; one in a thousand is in the rack `a`.
+    async fn add(node: &testing::Node, numbers: impl Iterator<Item = u32>) {
+        let numbers: Vec<u32> = numbers.collect();
+        for some in numbers.chunks(2000) {
+            let some = some.to_vec();
+            let put = node.service.store.transact(move |tx| {
+                for &number in &some {
+                    let row = NodeRow {
+                        kind: NodeKind::Ssh.into(),
+                        hostname: format!("host-{number}.example.org"),
+                        expires_at_ms: ENDS,
+                        ..NodeRow::default()
+                    };
+                    let rack = if number.is_multiple_of(1000) { "a" } else { "b" };
+                    let labels = BTreeMap::from([("rack".to_owned(), rack.to_owned())]);
+                    let seen =
+                        PresenceRow { last_seen_ms: tx.now(), expires_at_ms: ENDS, ..Default::default() };
+                    tx.put(&NodeKey(id(number)), &row);
+                    tx.put(&AgentLabelsKey(id(number)), &AgentLabelsRow { labels, expires_at_ms: ENDS });
+                    tx.put(&PresenceKey(id(number)), &seen);
+                }
+                Ok::<_, CoreError>(())
+            });
+            put.await.unwrap();
+        }
+    }
+
+    async fn remove(node: &testing::Node, number: u32) {
+        let gone = node.service.store.transact(move |tx| {
+            tx.delete(&NodeKey(id(number)));
+            tx.delete(&AgentLabelsKey(id(number)));
+            tx.delete(&PresenceKey(id(number)));
+            Ok::<_, CoreError>(())
+        });
+        gone.await.unwrap();
+    }
+
+    /// Far more nodes than a page holds, and than one call looks at.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_long_list_has_every_node_once_while_others_come_and_go() {
+        const NODES: u32 = 20_000;
+        const PAGE: u32 = 1000;
+        // One page reads a thousandth of what there may be; this is for a machine that is busy.
+        const LONGEST: Duration = Duration::from_secs(5);
+        let node = testing::Node::start().await;
+        // Every tenth number is left to those that come.
+        add(&node, (0..NODES).filter(|number| number % 10 != 9)).await;
+        let call = with(&node.boss().await, "ListNodes");
+        let page = async |request: v1::ListNodesRequest| {
+            let asked = Instant::now();
+            let reply = list(&node.service, &call, request).await.unwrap();
+            assert!(asked.elapsed() < LONGEST, "{:?}", asked.elapsed());
+            let told =
+                reply.nodes.into_iter().filter_map(|entry| entry.node).inspect(|node| assert!(node.online));
+            let ids: Vec<_> = told.map(|node| AgentId::parse("id", &node.agent_id).unwrap()).collect();
+            (ids, reply.next_page_token)
+        };
+        let (mut found, mut token, mut step) = (Vec::new(), String::new(), 0);
+        loop {
+            let request = v1::ListNodesRequest { page_size: PAGE, page_token: token, ..Default::default() };
+            let (ids, next) = page(request).await;
+            assert!(ids.len() <= PAGE as usize);
+            found.extend(ids);
+            if next.is_empty() {
+                break;
+            }
+            token = next;
+            // One comes and one goes where the list has been, and one each where it is going.
+            let (behind, ahead) = (step * 10, NODES - 1000 + step * 10);
+            add(&node, [behind + 9, ahead + 9].into_iter()).await;
+            for number in [behind, ahead] {
+                remove(&node, number).await;
+            }
+            step += 1;
+        }
+        assert!(found.is_sorted_by(|one, next| one < next), "out of order, or twice");
+        let steps = 0..step;
+        let gone_before = |number: u32| steps.clone().any(|step| number == NODES - 1000 + step * 10);
+        let came_ahead = |number: u32| steps.clone().any(|step| number == NODES - 1000 + step * 10 + 9);
+        let wanted = (0..NODES).filter(|&number| match number % 10 {
+            9 => came_ahead(number),
+            _ => !gone_before(number),
+        });
+        assert_eq!(found, wanted.map(id).collect::<Vec<_>>());
+
+        // Few match: pages may be short, and none reads all rows to fill itself.
+        let (mut found, mut token, mut pages) = (Vec::new(), String::new(), 0);
+        loop {
+            let labels = [("rack".to_owned(), "a".to_owned())].into();
+            let request = v1::ListNodesRequest { labels, page_token: token, ..Default::default() };
+            let (ids, next) = page(request).await;
+            (pages, token) = (pages + 1, next);
+            found.extend(ids);
+            if token.is_empty() {
+                break;
+            }
+        }
+        let wanted: Vec<_> =
+            (0..NODES).step_by(1000).filter(|&number| number != 0 && !gone_before(number)).collect();
+        assert_eq!(found, wanted.into_iter().map(id).collect::<Vec<_>>());
+        assert!(pages >= 4, "{pages} pages");
+    }
 
     #[test]
     fn a_node_is_told_with_its_last_report() {

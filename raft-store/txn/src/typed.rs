@@ -55,11 +55,24 @@ pub trait ReadExt: Read {
     ) -> Result<Rows<K>, TxError> {
         let mut range = KeyRange::prefix(&front.finish());
         if let Some(after) = after {
-            let mut next = after.encode();
-            next.push(0);
-            range.start = range.start.max(next);
+            range.start = range.start.max(next_after(after));
         }
-        let rows = self.scan_raw(&range, limit)?;
+        self.scan_range(&range, limit)
+    }
+
+    /// All rows of a table after `after`, up to `last` and with it, in key order.
+    fn scan_through<K: Key>(&mut self, after: Option<&K>, last: &K) -> Result<Rows<K>, TxError> {
+        let mut range = KeyRange::table(K::TABLE);
+        if let Some(after) = after {
+            range.start = next_after(after);
+        }
+        range.end = next_after(last);
+        self.scan_range(&range, usize::MAX)
+    }
+
+    /// The first `limit` rows of a range of a table's keys.
+    fn scan_range<K: Key>(&mut self, range: &KeyRange, limit: usize) -> Result<Rows<K>, TxError> {
+        let rows = self.scan_raw(range, limit)?;
         rows.into_iter()
             .map(|(bytes, raw)| {
                 let corrupt =
@@ -70,6 +83,13 @@ pub trait ReadExt: Read {
             })
             .collect()
     }
+}
+
+/// The first key that comes after this one.
+fn next_after<K: Key>(key: &K) -> Vec<u8> {
+    let mut next = key.encode();
+    next.push(0);
+    next
 }
 
 impl<T: Read + ?Sized> ReadExt for T {}
