@@ -25,7 +25,7 @@ pub mod testing;
 pub use address::{Target, parse_addresses};
 pub use client::{Client, ClientConfig};
 pub use error::{ClientError, FieldViolation, StatusError};
-pub use pages::{PAGE_SIZE, all_pages};
+pub use pages::{PAGE_SIZE, all_pages, each_page};
 pub use retry::{KEY_REUSED, NOT_COMMITTED, Retry, RetryPolicy};
 pub use session::{AuthClient, CallMetadata, SessionSecret};
 pub use tls::ClientIdentity;

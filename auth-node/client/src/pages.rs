@@ -1,33 +1,56 @@
 //! Walking a list that the server answers in pages.
 
+use std::ops::ControlFlow;
+
 use crate::ClientError;
 
 /// Entries asked for at once: the most that the server gives.
 pub const PAGE_SIZE: u32 = 1000;
 
-/// Collects all pages. `page` is given the token of the page to fetch and answers its entries and the next token.
+/// Walks all pages. `page` is given the token of the page to fetch and answers its entries and the next token; `visit` takes
+/// the entries, and breaks when it wants no more of them.
 ///
 /// # Errors
-/// What `page` fails with; [`ClientError::Protocol`] when the server answers the same token twice, which would never
-/// end.
-pub async fn all_pages<T, F, Fut>(mut page: F) -> Result<Vec<T>, ClientError>
+/// What `page` and `visit` fail with; [`ClientError::Protocol`] when the server answers the same token twice, which would
+/// never end.
+pub async fn each_page<T, E, F, Fut>(
+    mut page: F,
+    mut visit: impl FnMut(Vec<T>) -> Result<ControlFlow<()>, E>,
+) -> Result<(), E>
+where
+    E: From<ClientError>,
+    F: FnMut(String) -> Fut,
+    Fut: Future<Output = Result<(Vec<T>, String), ClientError>>,
+{
+    let mut token = String::new();
+    loop {
+        let (entries, next) = page(token.clone()).await?;
+        if visit(entries)?.is_break() || next.is_empty() {
+            return Ok(());
+        }
+        if next == token {
+            return Err(ClientError::Protocol("a page of the list names itself as the next".into()).into());
+        }
+        token = next;
+    }
+}
+
+/// Collects all pages, as [`each_page`] walks them.
+///
+/// # Errors
+/// As of [`each_page`].
+pub async fn all_pages<T, F, Fut>(page: F) -> Result<Vec<T>, ClientError>
 where
     F: FnMut(String) -> Fut,
     Fut: Future<Output = Result<(Vec<T>, String), ClientError>>,
 {
     let mut all = Vec::new();
-    let mut token = String::new();
-    loop {
-        let (entries, next) = page(token.clone()).await?;
+    let collect = |entries: Vec<T>| {
         all.extend(entries);
-        if next.is_empty() {
-            return Ok(all);
-        }
-        if next == token {
-            return Err(ClientError::Protocol("a page of the list names itself as the next".into()));
-        }
-        token = next;
-    }
+        Ok::<_, ClientError>(ControlFlow::Continue(()))
+    };
+    each_page(page, collect).await?;
+    Ok(all)
 }
 
 #[cfg(test)]
@@ -45,6 +68,22 @@ mod tests {
             })
         });
         assert_eq!(all.await.unwrap(), [1, 2, 3]);
+    }
+
+    #[tokio::test]
+    async fn whoever_has_seen_enough_fetches_no_further_page() {
+        let mut fetched = 0;
+        let page = |token: String| {
+            fetched += 1;
+            let number = fetched;
+            async move { Ok((vec![number], format!("{token}."))) }
+        };
+        let visit = |entries: Vec<i32>| {
+            let enough = entries == [2];
+            Ok::<_, ClientError>(if enough { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
+        };
+        each_page(page, visit).await.unwrap();
+        assert_eq!(fetched, 2);
     }
 
     #[tokio::test]

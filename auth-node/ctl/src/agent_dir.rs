@@ -241,7 +241,11 @@ impl AgentDir {
         write_atomic(&self.file(SSH_CERTIFICATE), certificate.as_bytes(), PUBLIC)?;
         state.agent_id.clone_from(&issued.agent_id);
         state.certified_phases.clone_from(&state.phases);
-        state.reload_pending = true;
+        match state.progress {
+            // Whoever joins starts or reloads sshd.
+            Progress::Keys | Progress::Certified => state.followed_revision = state.trust_bundle_revision,
+            Progress::Joined => state.reload_pending = true,
+        }
         Ok(())
     }
 

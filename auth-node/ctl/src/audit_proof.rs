@@ -4,7 +4,7 @@
 //! events, each with its record as it is chained (base64) and what that says; and a checkpoint that the cluster signed.
 //! The chain ties every event to the one before, and the checkpoint the last one to the cluster's audit authority.
 
-use std::io::BufRead;
+use std::io::{BufRead, ErrorKind, Read as _, Seek};
 
 use anyhow::{Result, bail};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
@@ -26,6 +26,8 @@ const NAMESPACE: &str = "audit@mezite";
 const STATEMENT: &str = "mezite audit checkpoint v1";
 /// Findings that are told one by one.
 const MAX_FINDINGS: usize = 20;
+/// Longest line, in bytes: well above an event's, whose record the store bounds.
+const MAX_LINE: u64 = 16 << 20;
 
 /// One line of an export.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -211,46 +213,79 @@ impl Verified {
     }
 }
 
-/// Looks at an export line by line.
+/// Looks at an export line by line. It takes the memory of a line, however long the export is.
 struct Verifier<'a> {
     keys: &'a [SshPublicKey],
     since: Option<&'a Earlier>,
     header: Option<Header>,
     next: u64,
     previous: String,
-    /// Hash of the event before the statement's first one, once it is met: unknown until the end which that is.
-    hashes: Vec<(u64, String)>,
+    /// Indexes whose hashes count in the end, and these hashes, once they are met.
+    marks: Vec<(u64, Option<String>)>,
     checkpoint: Option<Checkpoint>,
     events: u64,
     problems: Vec<String>,
     more_problems: usize,
 }
 
-/// Verifies an export against the public keys of the audit authority, and, if given, what an earlier export proved.
+/// Verifies an export against the public keys of the audit authority, and, if given, what an earlier export proved. The
+/// export is read twice: where what was signed begins is said at its end.
 ///
 /// # Errors
 /// When it cannot be read.
 pub(crate) fn verify(
-    export: impl BufRead,
+    mut export: impl BufRead + Seek,
     keys: &[SshPublicKey],
     since: Option<&Earlier>,
 ) -> Result<Verified> {
+    let begins = signed_from(&mut export)?;
+    export.rewind()?;
+    let marks = begins.map(|first| first.saturating_sub(1)).into_iter().chain(since.map(|since| since.last));
     let mut verifier = Verifier {
         keys,
         since,
         header: None,
         next: 0,
         previous: String::new(),
-        hashes: Vec::new(),
+        marks: marks.map(|index| (index, None)).collect(),
         checkpoint: None,
         events: 0,
         problems: Vec::new(),
         more_problems: 0,
     };
-    for (number, line) in export.lines().enumerate() {
-        verifier.line(number + 1, &line?);
+    let (mut number, mut line) = (0, String::new());
+    while next_line(&mut export, &mut line)? {
+        number += 1;
+        verifier.line(number, &line);
     }
     Ok(verifier.end())
+}
+
+/// The first index that an export's last line says is signed; whether it is, is not looked at.
+fn signed_from(export: &mut impl BufRead) -> Result<Option<u64>> {
+    let (mut last, mut line) = (String::new(), String::new());
+    while next_line(export, &mut line)? {
+        std::mem::swap(&mut last, &mut line);
+    }
+    let checkpoint = serde_json::from_str::<Checkpoint>(&last).ok();
+    Ok(checkpoint.and_then(|checkpoint| Statement::parse(&checkpoint.statement)).map(|said| said.first))
+}
+
+/// Reads the next line, without its end. `false`: there is none.
+fn next_line(export: &mut impl BufRead, line: &mut String) -> Result<bool> {
+    line.clear();
+    let read = export.by_ref().take(MAX_LINE).read_line(line)?;
+    let ended = line.ends_with('\n');
+    if !ended && u64::try_from(read).is_ok_and(|read| read >= MAX_LINE) {
+        return Err(
+            std::io::Error::new(ErrorKind::InvalidData, "a line is too long to be of an export").into()
+        );
+    }
+    if ended {
+        line.truncate(line.len() - 1);
+        line.truncate(line.strip_suffix('\r').map_or(line.len(), str::len));
+    }
+    Ok(read > 0)
 }
 
 impl Verifier<'_> {
@@ -274,7 +309,7 @@ impl Verifier<'_> {
             Line::Header(header) if number == 1 && header.kind == KIND && header.version == VERSION => {
                 self.next = header.first_index;
                 self.previous.clone_from(&header.anchor_hash);
-                self.hashes.push((header.first_index.saturating_sub(1), header.anchor_hash.clone()));
+                self.mark(header.first_index.saturating_sub(1), &header.anchor_hash);
                 self.header = Some(header);
             }
             Line::Header(_) => {
@@ -310,12 +345,19 @@ impl Verifier<'_> {
         }
         self.next = index.saturating_add(1);
         self.previous.clone_from(&event.hash);
-        self.hashes.push((index, event.hash.clone()));
+        self.mark(index, &event.hash);
     }
 
+    /// Takes note of a hash, if it counts in the end.
+    fn mark(&mut self, index: u64, hash: &str) {
+        for (_, mark) in self.marks.iter_mut().filter(|(wanted, mark)| *wanted == index && mark.is_none()) {
+            *mark = Some(hash.to_owned());
+        }
+    }
+
+    /// The hash of an event that was met; of one that does not count, none.
     fn hash_of(&self, index: u64) -> Option<&String> {
-        let place = self.hashes.partition_point(|(known, _)| *known < index);
-        self.hashes.get(place).filter(|(known, _)| *known == index).map(|(_, hash)| hash)
+        self.marks.iter().find(|(wanted, _)| *wanted == index).and_then(|(_, mark)| mark.as_ref())
     }
 
     fn end(mut self) -> Verified {

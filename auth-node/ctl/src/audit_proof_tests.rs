@@ -1,4 +1,7 @@
-use std::collections::BTreeMap;
+use std::{
+    collections::BTreeMap,
+    io::{BufReader, Cursor, SeekFrom},
+};
 
 use mezite_pki::ssh::SshCa;
 
@@ -55,7 +58,7 @@ fn export(authority: &SshCa, first: u64, count: u64) -> Vec<String> {
 
 fn check(authority: &SshCa, lines: &[String], since: Option<&Earlier>) -> Verified {
     let keys = [SshPublicKey::parse(&authority.public_line()).unwrap()];
-    verify((lines.join("\n") + "\n").as_bytes(), &keys, since).unwrap()
+    verify(Cursor::new(lines.join("\n") + "\n"), &keys, since).unwrap()
 }
 
 fn json(line: &str) -> serde_json::Value {
@@ -234,4 +237,100 @@ fn findings_are_bounded_and_cannot_steer_a_terminal() {
     let found = check(&authority, &lines, None);
     assert_eq!(found.problems.len(), MAX_FINDINGS + 1);
     assert!(!found.problems.join("").contains('\u{1b}'));
+}
+
+/// An export that is made while it is read: header, `count` events, checkpoint; none of it is kept.
+struct Endless {
+    authority: SshCa,
+    count: u64,
+    next: u64,
+    hash: String,
+    pending: Cursor<Vec<u8>>,
+}
+
+impl Endless {
+    fn new(count: u64) -> Self {
+        let (authority, pending) = (SshCa::generate().unwrap(), Cursor::default());
+        Self { authority, count, next: 0, hash: "00".repeat(32), pending }
+    }
+
+    /// The next line, from the header, which is number 0, to the checkpoint.
+    fn line(&mut self) -> Option<String> {
+        let index = self.next;
+        self.next += 1;
+        let line = match index {
+            0 => Line::Header(Header {
+                kind: KIND.into(),
+                version: VERSION,
+                cluster_id: "c".into(),
+                first_index: 1,
+                anchor_hash: self.hash.clone(),
+            }),
+            _ if index <= self.count => {
+                let record = v1::AuditRecord { request_id: "r".repeat(900), ..v1::AuditRecord::default() };
+                let bytes = record.encode_to_vec();
+                self.hash = chain(&self.hash, index, index, &bytes);
+                let (hash, record) = (self.hash.clone(), STANDARD.encode(&bytes));
+                let event = said(v1::AuditRecord::decode(bytes.as_slice()).unwrap(), index);
+                Line::Event(Box::new(Event { index, time_ms: index, hash, record, event }))
+            }
+            _ if index == self.count + 1 => {
+                let (anchor, hash) = ("00".repeat(32), &self.hash);
+                let statement = format!(
+                    "{STATEMENT}\ncluster_id c\nfirst 1\nanchor {anchor}\nlast {}\nhash {hash}\ntime_ms 1\n",
+                    self.count
+                );
+                let signature = self.authority.sign_sshsig(NAMESPACE, statement.as_bytes()).unwrap();
+                Line::Checkpoint(Checkpoint { statement, signature })
+            }
+            _ => return None,
+        };
+        Some(serde_json::to_string(&line).unwrap() + "\n")
+    }
+}
+
+impl std::io::Read for Endless {
+    fn read(&mut self, into: &mut [u8]) -> std::io::Result<usize> {
+        if self.pending.position() == self.pending.get_ref().len() as u64 {
+            let Some(line) = self.line() else { return Ok(0) };
+            self.pending = Cursor::new(line.into_bytes());
+        }
+        self.pending.read(into)
+    }
+}
+
+impl Seek for Endless {
+    fn seek(&mut self, to: SeekFrom) -> std::io::Result<u64> {
+        assert_eq!(to, SeekFrom::Start(0));
+        (self.next, self.hash, self.pending) = (0, "00".repeat(32), Cursor::default());
+        Ok(0)
+    }
+}
+
+/// Memory that this process holds now, in bytes.
+fn resident() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
+}
+
+#[test]
+fn a_long_export_takes_the_memory_of_a_line() {
+    let export = Endless::new(20_000);
+    let keys = [SshPublicKey::parse(&export.authority.public_line()).unwrap()];
+    let before = resident();
+    let found = verify(BufReader::new(export), &keys, None).unwrap();
+    assert_eq!((found.problems.as_slice(), found.events), (&[][..], 20_000));
+    // Some 50 MB of text; the hashes alone would be 3 MB.
+    let grown = resident().saturating_sub(before);
+    assert!(grown < 2 << 20, "{grown} bytes");
+}
+
+#[test]
+fn a_line_without_an_end_is_refused() {
+    let authority = SshCa::generate().unwrap();
+    let keys = [SshPublicKey::parse(&authority.public_line()).unwrap()];
+    let fits = "x".repeat(usize::try_from(MAX_LINE).unwrap() - 1);
+    assert!(!verify(Cursor::new(fits.clone()), &keys, None).unwrap().problems.is_empty());
+    assert!(verify(Cursor::new(fits + "xx"), &keys, None).is_err());
 }

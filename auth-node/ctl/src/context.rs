@@ -1,6 +1,6 @@
 //! What a command works with: the options that all share, the profile, and clients made of both.
 
-use std::time::Duration;
+use std::{ops::ControlFlow, time::Duration};
 
 use anyhow::Result;
 use mezite_client::{Client, ClientConfig, ClusterTrust, FirstContact, RetryPolicy, parse_addresses};
@@ -11,7 +11,7 @@ use crate::{
     cli::{Format, Global},
     exit::{NotLoggedIn, Usage},
     files::read_text,
-    output::{self, Report, Row},
+    output::{self, Listing, Report, Row},
     profile::{Home, LoginState, Profile},
 };
 
@@ -58,7 +58,16 @@ impl Context {
     }
 
     pub(crate) fn print_list<const N: usize, T: Row<N> + Serialize>(&self, entries: Vec<T>) -> Result<()> {
-        output::print_list(self.format, entries)
+        let mut listing = self.listing();
+        match listing.print(&entries)? {
+            ControlFlow::Continue(()) => listing.end(),
+            ControlFlow::Break(()) => Ok(()),
+        }
+    }
+
+    /// A list that is printed as it comes.
+    pub(crate) fn listing<const N: usize, T: Row<N>>(&self) -> Listing<N, T> {
+        Listing::new(self.format)
     }
 
     /// The cluster that the options name, or else the profile, or else what `known` knows.

@@ -2,15 +2,20 @@
 
 use std::{
     io::{self, Write as _},
+    marker::PhantomData,
+    ops::ControlFlow,
     time::SystemTime,
 };
 
 use anyhow::Result;
-use comfy_table::{ContentArrangement, Table, presets};
+use comfy_table::{ColumnConstraint, ContentArrangement, Table, Width, presets};
 use prost_types::Timestamp;
 use serde::Serialize;
 
 use crate::cli::Format;
+
+/// Spaces between the columns of a table.
+const GAP: u16 = 2;
 
 /// What a command prints. Its fields are the JSON and YAML forms; names in them are stable.
 pub(crate) trait Report: Serialize {
@@ -25,10 +30,15 @@ pub(crate) fn print(format: Format, report: &impl Report) -> Result<()> {
 
 /// Writes a text on standard output, as it is.
 pub(crate) fn write(text: &str) -> Result<()> {
+    write_some(text).map(drop)
+}
+
+/// Writes to standard output; breaks when nobody reads any more.
+fn write_some(text: &str) -> Result<ControlFlow<()>> {
     match io::stdout().lock().write_all(text.as_bytes()) {
         // Whoever read it has seen enough.
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-        written => Ok(written?),
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(ControlFlow::Break(())),
+        written => Ok(ControlFlow::Continue(written?)),
     }
 }
 
@@ -55,17 +65,31 @@ pub(crate) fn table<const N: usize>(
     header: [&str; N],
     rows: impl IntoIterator<Item = [String; N]>,
 ) -> String {
+    part_of_table(&mut [0; N], Some(header), rows)
+}
+
+/// Some rows of a table, below its header if they are its first. Columns are at least as wide as `widths`, which then says how
+/// wide they are.
+fn part_of_table<const N: usize>(
+    widths: &mut [u16; N],
+    header: Option<[&str; N]>,
+    rows: impl IntoIterator<Item = [String; N]>,
+) -> String {
     let mut table = Table::new();
-    table
-        .load_style(presets::NOTHING)
-        .set_content_arrangement(ContentArrangement::Disabled)
-        .set_header(header);
+    table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
+    if let Some(header) = header {
+        table.set_header(header);
+    }
     for row in rows {
         // A line break in a cell would look like a row of its own.
         table.add_row(row.map(|cell| printable(&cell).replace('\n', "\u{fffd}")));
     }
-    for column in table.column_iter_mut() {
-        column.set_padding((0, 2));
+    for (width, content) in widths.iter_mut().zip(table.column_max_content_widths()) {
+        *width = content.max(*width);
+    }
+    for (column, width) in table.column_iter_mut().zip(widths) {
+        column.set_padding((0, GAP));
+        column.set_constraint(ColumnConstraint::LowerBoundary(Width::Fixed(width.saturating_add(GAP))));
     }
     table.to_string().lines().map(|line| line.trim_end().to_owned() + "\n").collect()
 }
@@ -121,22 +145,59 @@ pub(crate) fn table_of<const N: usize, T: Row<N>>(entries: &[T]) -> String {
     table(T::HEADER, entries.iter().map(Row::row))
 }
 
-/// Prints a list: its entries for programs, a table for people.
-pub(crate) fn print_list<const N: usize, T: Row<N>>(format: Format, entries: Vec<T>) -> Result<()> {
-    #[derive(Serialize)]
-    #[serde(transparent)]
-    struct Listing<T> {
-        entries: Vec<T>,
-        #[serde(skip)]
-        text: String,
+/// A list in the making: entries for programs, a table for people. Its parts, one after the other, are what it looks like as a
+/// whole, but that a column of a table becomes wider where an entry needs it.
+pub(crate) struct Listing<const N: usize, T> {
+    format: Format,
+    begun: bool,
+    /// Of the columns so far.
+    widths: [u16; N],
+    entries: PhantomData<fn(T)>,
+}
+
+impl<const N: usize, T: Row<N>> Listing<N, T> {
+    pub(crate) fn new(format: Format) -> Self {
+        Self { format, begun: false, widths: [0; N], entries: PhantomData }
     }
-    impl<T: Serialize> Report for Listing<T> {
-        fn text(&self) -> String {
-            self.text.clone()
+
+    /// Prints further entries; breaks when nobody reads any more.
+    pub(crate) fn print(&mut self, entries: &[T]) -> Result<ControlFlow<()>> {
+        write_some(&self.part(entries)?)
+    }
+
+    /// Prints what belongs after the last entry.
+    pub(crate) fn end(self) -> Result<()> {
+        write(&self.rest())
+    }
+
+    fn part(&mut self, entries: &[T]) -> Result<String> {
+        if entries.is_empty() {
+            return Ok(String::new());
+        }
+        let first = !std::mem::replace(&mut self.begun, true);
+        Ok(match self.format {
+            Format::Text => {
+                let header = first.then_some(T::HEADER);
+                part_of_table(&mut self.widths, header, entries.iter().map(Row::row))
+            }
+            Format::Json => {
+                let whole = serde_json::to_string_pretty(entries)?;
+                let inner = whole.strip_prefix('[').and_then(|rest| rest.strip_suffix("\n]"));
+                let front = if first { "[" } else { "," };
+                format!("{front}{}", inner.unwrap_or_default())
+            }
+            Format::Yaml => serde_norway::to_string(entries)?,
+        })
+    }
+
+    fn rest(&self) -> String {
+        match (self.format, self.begun) {
+            (Format::Text, false) => table(T::HEADER, []),
+            (Format::Json, true) => "\n]\n".into(),
+            (Format::Json | Format::Yaml, false) => "[]\n".into(),
+            (Format::Text | Format::Yaml, true) => String::new(),
         }
     }
-    let text = table_of(&entries);
-    print(format, &Listing { entries, text })
 }
 
 #[cfg(test)]
@@ -159,6 +220,43 @@ mod tests {
             "a          b\nx\u{fffd}[2J  y\u{fffd}z\n".replace("a          b", text.lines().next().unwrap())
         );
         assert!(!text.contains('\x1b') && text.lines().count() == 2);
+    }
+
+    #[derive(Serialize)]
+    struct Entry {
+        name: &'static str,
+        size: u32,
+    }
+
+    impl Row<2> for Entry {
+        const HEADER: [&'static str; 2] = ["NAME", "SIZE"];
+
+        fn row(&self) -> [String; 2] {
+            [self.name.to_owned(), self.size.to_string()]
+        }
+    }
+
+    fn listed(format: Format, pages: &[&[Entry]]) -> String {
+        let mut listing = Listing::new(format);
+        let text: String = pages.iter().map(|page| listing.part(page).unwrap()).collect();
+        text + &listing.rest()
+    }
+
+    #[test]
+    fn the_parts_of_a_list_are_the_list() {
+        let entry = |name| Entry { name, size: 5 };
+        let json = serde_json::to_string_pretty(&[entry("longer-1"), entry("x"), entry("y")]).unwrap() + "\n";
+        for (format, whole) in [
+            (Format::Text, "NAME      SIZE\nlonger-1  5\nx         5\ny         5\n"),
+            (Format::Yaml, "- name: longer-1\n  size: 5\n- name: x\n  size: 5\n- name: y\n  size: 5\n"),
+            (Format::Json, &json),
+        ] {
+            let one = listed(format, &[&[entry("longer-1"), entry("x"), entry("y")]]);
+            let parts: [&[Entry]; 4] = [&[entry("longer-1")], &[], &[entry("x"), entry("y")], &[]];
+            assert_eq!((one.as_str(), listed(format, &parts).as_str()), (whole, whole));
+        }
+        let empty = [Format::Text, Format::Json, Format::Yaml].map(|format| listed(format, &[]));
+        assert_eq!(empty, ["NAME  SIZE\n", "[]\n", "[]\n"]);
     }
 
     #[test]

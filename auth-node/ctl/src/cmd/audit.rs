@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     fs::File,
-    io::{BufReader, Write as _},
+    io::{BufReader, Seek as _, Write as _},
     path::{Path, PathBuf},
     time::SystemTime,
 };
@@ -210,7 +210,7 @@ async fn export(context: &Context, out: &Path) -> Result<()> {
         }
     }
     file.write(PRIVATE, |file| {
-        std::io::Seek::rewind(&mut spool)?;
+        spool.rewind()?;
         std::io::copy(&mut spool, file).map(drop)
     })?;
     context.print(&Done::new(format!("Wrote {} events to {}.", export.events, out.display())))
@@ -274,8 +274,16 @@ async fn verify(context: &Context, args: Verify) -> Result<()> {
     if count == 0 { Ok(()) } else { Err(Tampered(args.file.display().to_string(), count).into()) }
 }
 
+/// Opens an export, which is read more than once: of what cannot be, such as a pipe, a copy on disk.
 fn open(path: &Path) -> Result<BufReader<File>> {
-    let file = File::open(path).map_err(|error| Usage(format!("cannot read {}: {error}", path.display())))?;
+    let unreadable = |error| Usage(format!("cannot read {}: {error}", path.display()));
+    let mut file = File::open(path).map_err(unreadable)?;
+    if file.stream_position().is_err() {
+        let mut copy = tempfile::tempfile().context("cannot make a temporary file")?;
+        std::io::copy(&mut file, &mut copy)?;
+        copy.rewind()?;
+        file = copy;
+    }
     Ok(BufReader::new(file))
 }
 

@@ -69,15 +69,21 @@ macro_rules! call {
 }
 pub(crate) use call;
 
-/// All pages of a list method. `$request` is built per page from the page's token.
+/// All pages of a list method; or each of them, for `$visit`. `$request` is built per page from the page's token.
 macro_rules! list {
-    ($client:expr, $method:ident, $entries:ident, |$token:ident| $request:expr) => {{
+    ($client:expr, $method:ident, $entries:ident, |$token:ident| $request:expr) => {
+        $crate::cmd::list!(mezite_client::all_pages; $client, $method, $entries, |$token| $request;)
+    };
+    ($client:expr, $method:ident, $entries:ident, |$token:ident| $request:expr, $visit:expr) => {
+        $crate::cmd::list!(mezite_client::each_page; $client, $method, $entries, |$token| $request; $visit)
+    };
+    ($walk:path; $client:expr, $method:ident, $entries:ident, |$token:ident| $request:expr; $($visit:expr)?) => {{
         let client = &$client;
-        mezite_client::all_pages(|$token| async move {
+        let fetch = |$token| async move {
             let reply = $crate::cmd::call!(client, mezite_client::Retry::Idempotent, $method, $request)?;
-            Ok((reply.$entries, reply.next_page_token))
-        })
-        .await
+            Ok::<_, mezite_client::ClientError>((reply.$entries, reply.next_page_token))
+        };
+        $walk(fetch, $($visit)?).await
     }};
 }
 pub(crate) use list;

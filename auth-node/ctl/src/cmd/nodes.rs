@@ -177,14 +177,25 @@ pub(crate) fn view(accessible: v1::AccessibleNode) -> Option<NodeView> {
 }
 
 async fn ls(context: &Context, args: Ls) -> Result<()> {
-    let request = v1::ListNodesRequest {
-        labels: label_map(&args.labels)?,
+    let labels = &label_map(&args.labels)?;
+    let client = context.user().await?;
+    // There may be more than fit in memory, or than anybody reads.
+    let (mut listing, mut read) = (context.listing(), true);
+    let request = |page_token| v1::ListNodesRequest {
+        labels: labels.clone(),
         online_only: args.online,
         unfinished: args.unfinished,
-        ..Default::default()
+        page_size: mezite_client::PAGE_SIZE,
+        page_token,
     };
-    let nodes = all(&context.user().await?, &request).await?;
-    context.print_list(nodes.into_iter().filter_map(view).collect())
+    let print = |page: Vec<_>| {
+        let nodes: Vec<NodeView> = page.into_iter().filter_map(view).collect();
+        let shown = listing.print(&nodes)?;
+        read = shown.is_continue();
+        anyhow::Ok(shown)
+    };
+    list!(client, list_nodes, nodes, |page_token| request(page_token), print)?;
+    if read { listing.end() } else { Ok(()) }
 }
 
 async fn update(context: &Context, args: Update) -> Result<()> {
