@@ -71,7 +71,8 @@ struct Measured {
     load: String,
 }
 
-fn load_average() -> String {
+/// The load of the last minute.
+pub(crate) fn load_average() -> String {
     let text = fs::read_to_string("/proc/loadavg").unwrap_or_default();
     text.split(' ').next().unwrap_or_default().to_owned()
 }
@@ -104,7 +105,8 @@ async fn measure(system: &System, row: &Row, time: Duration) -> Result<Measured>
     })
 }
 
-fn millis(time: Duration) -> f64 {
+/// For people.
+pub(crate) fn millis(time: Duration) -> f64 {
     time.as_secs_f64() * 1000.0
 }
 

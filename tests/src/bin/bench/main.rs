@@ -1,6 +1,7 @@
-//! Measures the programs: `mezite-bench store` sets the replicated store beside etcd. See `tests/bench`.
+//! Measures the programs: `mezite-bench store` sets the replicated store beside etcd, `mezite-bench fleet` a cluster before very
+//! many agents. See `tests/bench`.
 //!
-//! Both systems run as three processes on loopback, with TLS between clients and members and between members, and
+//! In the comparison both systems run as three processes on loopback, with TLS between clients and members and between members, and
 //! answer the same gRPC calls of the same clients: [`node`] is the store behind etcd's API. [`load`] makes the calls,
 //! [`system`] runs the processes and reads what they cost, [`comparison`] goes through the rows, one after the other
 //! for one system and then the other.
@@ -11,6 +12,7 @@ mod certificates;
 mod comparison;
 mod disk;
 mod failover;
+mod fleet;
 mod load;
 mod node;
 mod system;
@@ -47,6 +49,8 @@ enum Args {
         #[arg(long, default_value_t = 5)]
         trials: usize,
     },
+    /// Measures auth nodes with very many agents: each has a connection, and reports once a minute.
+    Fleet(fleet::Plan),
     /// Runs one member; `store` starts them.
     #[command(hide = true)]
     Node(node::NodeArgs),
@@ -60,6 +64,7 @@ async fn main() -> Result<()> {
             comparison::run(comparison::Plan { time: Duration::from_secs(seconds), only, alone, dir, trials })
                 .await
         }
+        Args::Fleet(plan) => fleet::run(plan).await,
         Args::Node(args) => node::run(args).await,
     }
 }

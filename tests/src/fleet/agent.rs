@@ -1,0 +1,296 @@
+//! An agent, as the cluster sees it.
+
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result};
+use mezite_client::ClusterTrust;
+use mezite_proto::{
+    transport,
+    v1::{self, auth_service_client::AuthServiceClient},
+};
+use rustls::{
+    ClientConfig,
+    client::Resumption,
+    sign::{CertifiedKey, SingleCertAndKey},
+};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _};
+use tokio::{sync::Mutex, task::JoinSet};
+use tonic::{Streaming, transport::Channel};
+
+use crate::{
+    Cluster,
+    api::{self, HostKeys},
+    call,
+};
+
+/// Agents that join at a time. Each lane has a token of its own: a use is a write of the token's row.
+const LANES: usize = 64;
+/// Joins with one token: the most that there may be.
+const TOKEN_USES: u32 = 10_000;
+/// Connections from one local address: well below the number of ports that the system gives.
+const FROM_ONE_ADDRESS: usize = 20_000;
+/// A connection is made within this, on a machine that is busy.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
+/// A heartbeat is given up after this.
+const BEAT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Nodes that are tried for one heartbeat, and the pause between two that fail.
+const ATTEMPTS: u32 = 6;
+const PAUSE: Duration = Duration::from_millis(500);
+
+type Stub = AuthServiceClient<Channel>;
+
+/// What agents know of the cluster.
+#[derive(Debug)]
+struct Site {
+    addresses: Vec<String>,
+    trust: ClusterTrust,
+    /// Without a certificate.
+    tls: ClientConfig,
+    epoch: Instant,
+}
+
+impl Site {
+    fn of(cluster: &Cluster) -> Self {
+        let mut tls = Arc::unwrap_or_clone(api::tls(cluster.trust(), true, None));
+        // Its cache has places for hundreds of servers.
+        tls.resumption = Resumption::disabled();
+        Self { addresses: cluster.addresses(), trust: cluster.trust().clone(), tls, epoch: Instant::now() }
+    }
+
+    /// TLS with a certificate and its key, PEM.
+    fn tls_with(&self, certificate: &str, key: &str) -> Result<Arc<ClientConfig>> {
+        let chain = CertificateDer::pem_slice_iter(certificate.as_bytes()).collect::<Result<_, _>>()?;
+        let key = PrivateKeyDer::from_pem_slice(key.as_bytes())?;
+        let certified = CertifiedKey::from_der(chain, key, self.tls.crypto_provider())?;
+        let mut tls = self.tls.clone();
+        tls.client_auth_cert_resolver = Arc::new(SingleCertAndKey::from(certified));
+        Ok(Arc::new(tls))
+    }
+
+    async fn connect(&self, local: IpAddr, node: usize, tls: &Arc<ClientConfig>) -> Result<Stub> {
+        let (address, name) = (&self.addresses[node], api::auth_server_name(&self.trust));
+        let channel = transport::connect_from(local, address, Arc::clone(tls), name, CONNECT_TIMEOUT);
+        Ok(AuthServiceClient::new(channel.await.with_context(|| format!("connecting to {address}"))?))
+    }
+}
+
+/// The connection that an agent keeps, and the news that come over it: none while nothing happens.
+#[derive(Debug)]
+struct Connection {
+    node: usize,
+    stub: Stub,
+    _news: Streaming<v1::WatchAccessResponse>,
+}
+
+/// An agent that has joined.
+#[derive(Debug)]
+pub struct Agent {
+    /// Its id.
+    pub id: String,
+    number: usize,
+    site: Arc<Site>,
+    tls: Arc<ClientConfig>,
+    connection: Mutex<Option<Connection>>,
+    /// When the last heartbeat that was answered was sent, in milliseconds since the site's epoch, and when it was answered.
+    sent_ms: AtomicU64,
+    answered_ms: AtomicU64,
+    silent: AtomicBool,
+}
+
+/// Labels of the agent of this number: `rack`, of which each of 100 values has one agent in a hundred, `env=dev` for one in
+/// ten and `env=prod` for the others, and `os`, which is the same for all.
+#[must_use]
+pub fn labels(number: usize) -> BTreeMap<String, String> {
+    let env = if number.is_multiple_of(10) { "dev" } else { "prod" };
+    let pairs = [("rack", format!("r{}", number % 100)), ("env", env.to_owned()), ("os", "linux".to_owned())];
+    pairs.map(|(key, value)| (key.to_owned(), value)).into()
+}
+
+fn hostname(number: usize) -> String {
+    format!("host-{number:06}.example.org")
+}
+
+impl Agent {
+    /// Joins through a connection without a certificate, registers over one of its own, and keeps that.
+    async fn join(site: &Arc<Site>, stranger: &mut Stub, token: &str, number: usize) -> Result<Self> {
+        let keys = HostKeys::new();
+        let request = keys.request(token, &hostname(number));
+        let issued = stranger.generate_host_certs(request).await.context("GenerateHostCerts")?.into_inner();
+        let tls = site.tls_with(&issued.tls_certificate, &keys.tls.private_pem())?;
+        let agent = Self {
+            id: issued.agent_id,
+            number,
+            site: Arc::clone(site),
+            tls,
+            connection: Mutex::default(),
+            sent_ms: AtomicU64::default(),
+            answered_ms: AtomicU64::default(),
+            silent: AtomicBool::default(),
+        };
+        let (sent, node) = (site.epoch.elapsed(), agent.home());
+        let mut stub = agent.site.connect(agent.local(), node, &agent.tls).await?;
+        let request = v1::RegisterAgentRequest {
+            token: token.to_owned(),
+            address: hostname(number) + ":22",
+            labels: labels(number),
+            version: env!("CARGO_PKG_VERSION").into(),
+        };
+        stub.register_agent(request).await.context("RegisterAgent")?;
+        agent.answered(sent);
+        *agent.connection.lock().await = Some(Connection::listening(node, stub).await?);
+        Ok(agent)
+    }
+
+    /// The node that it asks first.
+    fn home(&self) -> usize {
+        self.number % self.site.addresses.len()
+    }
+
+    /// Where it connects from.
+    fn local(&self) -> IpAddr {
+        let block = u8::try_from(self.number / FROM_ONE_ADDRESS).unwrap_or(u8::MAX - 2);
+        Ipv4Addr::new(127, 0, 1, block + 2).into()
+    }
+
+    fn report(&self) -> v1::AgentHeartbeatRequest {
+        v1::AgentHeartbeatRequest {
+            version: env!("CARGO_PKG_VERSION").into(),
+            labels: labels(self.number),
+            address: hostname(self.number) + ":22",
+            load: 1,
+            followed_trust_revision: 0,
+        }
+    }
+
+    /// Reports over the connection that it keeps; when that fails, over one to the next node, as the product's client does.
+    /// Answers how often it failed before.
+    ///
+    /// # Errors
+    /// Why the last attempt failed.
+    pub async fn beat(&self) -> Result<u32> {
+        let mut kept = self.connection.lock().await;
+        let mut node = kept.as_ref().map_or_else(|| self.home(), |kept| kept.node);
+        for failed in 0..ATTEMPTS {
+            let attempt = tokio::time::timeout(BEAT_TIMEOUT, self.attempt(node, &mut kept)).await;
+            match attempt.context("no answer").and_then(|answered| answered) {
+                Ok(()) => return Ok(failed),
+                Err(error) if failed + 1 == ATTEMPTS => return Err(error),
+                Err(_) => {
+                    *kept = None;
+                    node = (node + 1) % self.site.addresses.len();
+                    tokio::time::sleep(PAUSE).await;
+                }
+            }
+        }
+        anyhow::bail!("no attempt was made")
+    }
+
+    async fn attempt(&self, node: usize, kept: &mut Option<Connection>) -> Result<()> {
+        let connection = match kept {
+            Some(connection) => connection,
+            None => {
+                let stub = self.site.connect(self.local(), node, &self.tls).await?;
+                kept.insert(Connection::listening(node, stub).await?)
+            }
+        };
+        let sent = self.site.epoch.elapsed();
+        connection.stub.agent_heartbeat(self.report()).await?;
+        self.answered(sent);
+        Ok(())
+    }
+
+    /// Reports once, over the connection that it keeps.
+    ///
+    /// # Errors
+    /// Why the last attempt failed.
+    pub async fn beat_once(&self) -> Result<()> {
+        let mut kept = self.connection.lock().await;
+        let node = kept.as_ref().map_or_else(|| self.home(), |kept| kept.node);
+        tokio::time::timeout(BEAT_TIMEOUT, self.attempt(node, &mut kept)).await?
+    }
+
+    /// Reports once, over a connection that is made for it.
+    ///
+    /// # Errors
+    /// Why the last attempt failed.
+    pub async fn beat_anew(&self) -> Result<()> {
+        let sent = self.site.epoch.elapsed();
+        let mut stub = self.site.connect(self.local(), self.home(), &self.tls).await?;
+        stub.agent_heartbeat(self.report()).await?;
+        self.answered(sent);
+        Ok(())
+    }
+
+    fn answered(&self, sent: Duration) {
+        let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+        self.sent_ms.store(millis(sent), Ordering::Relaxed);
+        self.answered_ms.store(millis(self.site.epoch.elapsed()), Ordering::Relaxed);
+    }
+
+    /// From now on it reports no more, where [`super::Pace`] has it report.
+    pub fn fall_silent(&self) {
+        self.silent.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether it reports no more.
+    #[must_use]
+    pub fn is_silent(&self) -> bool {
+        self.silent.load(Ordering::Relaxed)
+    }
+
+    /// When the last heartbeat that was answered was sent, and when it was answered.
+    #[must_use]
+    pub fn last(&self) -> (Instant, Instant) {
+        let at = |millis: &AtomicU64| self.site.epoch + Duration::from_millis(millis.load(Ordering::Relaxed));
+        (at(&self.sent_ms), at(&self.answered_ms))
+    }
+}
+
+impl Connection {
+    async fn listening(node: usize, mut stub: Stub) -> Result<Self> {
+        let news = stub.watch_access(v1::WatchAccessRequest {}).await.context("WatchAccess")?.into_inner();
+        Ok(Self { node, stub, _news: news })
+    }
+}
+
+/// Has so many agents join, spread evenly over the nodes. They are in the order of their numbers, from 0.
+///
+/// # Errors
+/// What the cluster answers.
+pub async fn join_all(cluster: &Cluster, count: usize) -> Result<Vec<Arc<Agent>>> {
+    let (site, mut lanes) = (Arc::new(Site::of(cluster)), JoinSet::new());
+    let lane_count = LANES.max(count / TOKEN_USES as usize + 1).min(count);
+    for lane in 0..lane_count {
+        let request = v1::CreateTokenRequest {
+            kind: v1::TokenKind::Node.into(),
+            max_uses: TOKEN_USES,
+            ..Default::default()
+        };
+        let token = call!(cluster.admin(), create_token, request)?.secret;
+        let site = Arc::clone(&site);
+        lanes.spawn(async move {
+            let tls = Arc::new(site.tls.clone());
+            let node = lane % site.addresses.len();
+            let mut stranger = site.connect(Ipv4Addr::LOCALHOST.into(), node, &tls).await?;
+            let mut agents = Vec::new();
+            for number in (lane..count).step_by(lane_count) {
+                agents.push(Arc::new(Agent::join(&site, &mut stranger, &token, number).await?));
+            }
+            Ok::<_, anyhow::Error>(agents)
+        });
+    }
+    let mut agents = Vec::with_capacity(count);
+    while let Some(joined) = lanes.join_next().await {
+        agents.extend(joined??);
+    }
+    agents.sort_by_key(|agent| agent.number);
+    Ok(agents)
+}
