@@ -214,6 +214,7 @@ mod tests {
                 ("UpdateUser", "update"),
                 ("DeleteUser", "delete"),
                 ("ResetUserPassword", "update"),
+                ("ClearUserLockout", "update"),
             ],
         ),
         (

@@ -1,7 +1,7 @@
 //! What a node does for the rotation of the authorities' keys beside answering calls: it tells what it has taken up of
 //! them, and, while it leads, takes the steps of an automatic rotation when they are due.
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use auth_core::{
     Caller, Context, CoreError, Origin,
@@ -13,7 +13,7 @@ use raft_store::{Store, TransactError};
 use store_txn::{ReadExt as _, TransactionExt as _};
 use tokio::{
     sync::watch,
-    time::{MissedTickBehavior, interval, sleep},
+    time::{Instant, MissedTickBehavior, interval, sleep},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -21,6 +21,8 @@ use crate::metrics;
 
 /// From one look for a step that is due to the next.
 const INTERVAL: Duration = Duration::from_secs(1);
+/// Pause after a look that found something to be held up: each reads every node.
+const HELD_PAUSE: Duration = Duration::from_secs(5);
 /// Pause after a report that was not written.
 const RETRY: Duration = Duration::from_secs(2);
 
@@ -79,30 +81,41 @@ pub(crate) fn members(store: &Store) -> Vec<u64> {
 pub(crate) async fn drive(store: Store, node_id: u64, ttl: PresenceTtl, stop: CancellationToken) {
     let mut ticks = interval(INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut held = BTreeSet::new();
+    let (mut held, mut leads_since, mut held_until) = (BTreeMap::new(), None, Instant::now());
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
             _ = ticks.tick() => {}
         }
         if store.status().leader_id != Some(node_id) {
-            hold(&mut held, BTreeSet::new());
+            hold(&mut held, BTreeMap::new());
+            leads_since = None;
+            continue;
+        }
+        // Whoever could not report while there was no leader is not absent for it.
+        let settled = *leads_since.get_or_insert_with(Instant::now) + ttl.0;
+        if Instant::now() < settled.max(held_until) {
             continue;
         }
         match move_on(&store, node_id, ttl).await {
-            Ok(now_held) => hold(&mut held, now_held),
+            Ok(now_held) => {
+                if !now_held.is_empty() {
+                    held_until = Instant::now() + HELD_PAUSE;
+                }
+                hold(&mut held, now_held);
+            }
             Err(error) => tracing::warn!(%error, "an automatic rotation could not move on"),
         }
     }
 }
 
 /// Tells of what is held up now.
-fn hold(before: &mut BTreeSet<(CaKind, String)>, now: BTreeSet<(CaKind, String)>) {
-    for (kind, reason) in now.difference(before) {
+fn hold(before: &mut BTreeMap<CaKind, String>, now: BTreeMap<CaKind, String>) {
+    for (kind, reason) in now.iter().filter(|(kind, _)| !before.contains_key(kind)) {
         tracing::warn!(kind = kind.name(), reason, "an automatic rotation is due, and held up");
     }
     for kind in CaKind::ALL {
-        metrics::rotation_held(kind.name(), now.iter().any(|(held, _)| *held == kind));
+        metrics::rotation_held(kind.name(), now.contains_key(&kind));
     }
     *before = now;
 }
@@ -112,20 +125,20 @@ async fn move_on(
     store: &Store,
     node_id: u64,
     ttl: PresenceTtl,
-) -> Result<BTreeSet<(CaKind, String)>, TransactError<CoreError>> {
+) -> Result<BTreeMap<CaKind, String>, TransactError<CoreError>> {
     let due = store.read_local(|view| {
         let now = store_txn::Read::now(view);
         let due = |rotation: Rotation| rotation.due(now).map(|step| (rotation, step));
         Ok::<_, CoreError>(rotation::all(view)?.into_iter().filter_map(due).collect::<Vec<_>>())
     });
-    let mut held = BTreeSet::new();
+    let mut held = BTreeMap::new();
     for (seen, step) in due.await? {
         let kind = step.kind;
         match take(store, node_id, ttl, seen, step).await {
             // Somebody else has moved it.
             Ok(()) | Err(TransactError::Refused(CoreError::StaleRevision { .. })) => {}
             Err(TransactError::Refused(CoreError::Precondition(reason))) => {
-                held.insert((kind, reason));
+                held.insert(kind, reason);
             }
             Err(error) => return Err(error),
         }

@@ -12,13 +12,15 @@ use auth_core::{
 use futures::{StreamExt as _, stream};
 use raft_store::{Store, TransactError};
 use store_txn::{Key as _, KeyRange};
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use crate::{foreign, metrics};
 
 /// From one look to the next.
 const INTERVAL: Duration = Duration::from_secs(5 * 60);
+/// From one look to the next at least, when something was changed.
+const PAUSE: Duration = Duration::from_secs(10);
 /// Clusters that are asked at a time.
 const AT_ONCE: usize = 8;
 
@@ -26,6 +28,7 @@ const AT_ONCE: usize = 8;
 pub(crate) async fn keep(store: Store, node_id: u64, stop: CancellationToken) {
     let mut ticks = interval(INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut looked = Instant::now() - PAUSE;
     let mut changes = store.watch(KeyRange::table(TrustedClusterKey::TABLE), store.status().revision);
     loop {
         tokio::select! {
@@ -33,6 +36,12 @@ pub(crate) async fn keep(store: Store, node_id: u64, stop: CancellationToken) {
             _ = ticks.tick() => {}
             changed = changes.next() => if changed.is_none() { return },
         }
+        // Whatever the others answer, they are not asked more often than this.
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = sleep_until(looked + PAUSE) => {}
+        }
+        looked = Instant::now();
         let failed = tokio::select! {
             () = stop.cancelled() => return,
             failed = look(&store, node_id) => failed,
@@ -63,7 +72,7 @@ async fn refresh(store: &Store, node_id: u64, name: ClusterName, row: TrustedClu
     let origin = Origin { node_id, request_id: "trust refresh".into(), ..Origin::default() };
     let context = Context { caller: Caller::Cluster, origin };
     let of = name.clone();
-    let done = store.transact(move |tx| trusted_cluster::refreshed(tx, &context, &of, &asked));
+    let done = store.transact(move |tx| trusted_cluster::refreshed(tx, &context, &of, &row, &asked));
     match done.await {
         Ok(done) => {
             if done.value == Refreshed::Changed {

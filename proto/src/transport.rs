@@ -9,7 +9,7 @@ mod gate;
 
 use std::{
     io,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
@@ -22,7 +22,7 @@ use hyper_util::rt::TokioIo;
 use rustls_pki_types::{CertificateDer, ServerName};
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf},
-    net::{TcpListener, TcpStream},
+    net::{TcpListener, TcpSocket, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore, mpsc},
     time::Sleep,
 };
@@ -276,7 +276,7 @@ pub fn channel(
     server_name: ServerName<'static>,
     connect_timeout: Duration,
 ) -> Result<Channel, tonic::transport::Error> {
-    let (endpoint, connector) = endpoint(addr.into(), tls, server_name, connect_timeout)?;
+    let (endpoint, connector) = endpoint(addr.into(), None, tls, server_name, connect_timeout)?;
     Ok(endpoint.connect_with_connector_lazy(connector))
 }
 
@@ -290,14 +290,38 @@ pub async fn connect(
     server_name: ServerName<'static>,
     connect_timeout: Duration,
 ) -> Result<Channel, tonic::transport::Error> {
-    let (endpoint, connector) = endpoint(addr.into(), tls, server_name, connect_timeout)?;
+    let (endpoint, connector) = endpoint(addr.into(), None, tls, server_name, connect_timeout)?;
     endpoint.connect_with_connector(connector).await
+}
+
+/// As [`connect`], from a local address: where one has not enough ports.
+///
+/// # Errors
+/// As of [`connect`]; also when `local` is no address of this machine.
+pub async fn connect_from(
+    local: IpAddr,
+    addr: &str,
+    tls: Arc<ClientConfig>,
+    server_name: ServerName<'static>,
+    connect_timeout: Duration,
+) -> Result<Channel, tonic::transport::Error> {
+    let (endpoint, connector) = endpoint(addr.into(), Some(local), tls, server_name, connect_timeout)?;
+    endpoint.connect_with_connector(connector).await
+}
+
+async fn dial(addr: &str, local: Option<IpAddr>) -> io::Result<TcpStream> {
+    let Some(local) = local else { return TcpStream::connect(addr).await };
+    let addr: SocketAddr = addr.parse().map_err(io::Error::other)?;
+    let socket = if local.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    socket.bind((local, 0).into())?;
+    socket.connect(addr).await
 }
 
 type TlsIo = TokioIo<tokio_rustls::client::TlsStream<TcpStream>>;
 
 fn endpoint(
     addr: Arc<str>,
+    local: Option<IpAddr>,
     tls: Arc<ClientConfig>,
     server_name: ServerName<'static>,
     connect_timeout: Duration,
@@ -322,7 +346,7 @@ fn endpoint(
     let connector = tower::service_fn(move |_: http::Uri| {
         let (addr, tls, server_name) = (Arc::clone(&addr), Arc::clone(&tls), server_name.clone());
         async move {
-            let tcp = TcpStream::connect(&*addr).await?;
+            let tcp = dial(&addr, local).await?;
             tcp.set_nodelay(true)?;
             let stream = TlsConnector::from(tls).connect(server_name, tcp).await?;
             Ok::<_, io::Error>(TokioIo::new(stream))

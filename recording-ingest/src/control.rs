@@ -130,14 +130,15 @@ impl Control {
         }
         if bundle.revision != self.state.trust_bundle_revision {
             self.folder.keep_bundle(&mut self.state, &bundle)?;
-            self.folder.save(&self.state)?;
             self.reload()?;
+            // Last: what was not taken up is fetched again.
+            self.folder.save(&self.state)?;
             tracing::info!(revision = bundle.revision, "the trust bundle has changed");
         }
         if self.state.followed_revision == self.state.trust_bundle_revision {
             return Ok(false);
         }
-        if self.state.certificate_lags() {
+        if self.state.certificate_lags {
             self.renew().await?;
         }
         self.state.followed_revision = self.state.trust_bundle_revision;

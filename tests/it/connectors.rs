@@ -44,6 +44,9 @@ async fn connectors_are_kept_with_their_secrets_and_tell_none() {
     fs::write(&printed, ctl.ok(&["connectors", "get", "corporate"])).unwrap();
     let _ = ctl.ok(&["connectors", "update", &printed]);
     let _ = ctl.run(&["connectors", "update", &printed]).failed(7);
+    fs::write(&printed, ctl.ok(&["get", "connector/corporate", "-o", "yaml"])).unwrap();
+    let done = ctl.json(&["create", "--force", &printed]);
+    assert_eq!((&done[0]["name"], &done[0]["action"]), (&"corporate".into(), &"unchanged".into()));
     // A secret that is kept is not sent elsewhere.
     fs::write(&printed, OIDC.replace("login.example.com", "evil.example")).unwrap();
     let said = ctl.run(&["connectors", "update", &printed]).failed(2);
@@ -57,7 +60,7 @@ async fn connectors_are_kept_with_their_secrets_and_tell_none() {
     fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).unwrap();
     let _ = ctl.ok(&["connectors", "update", &file]);
 
-    let restored = restored(&cluster);
+    let mut restored = restored(&cluster);
     let ctl = Ctl::new(&cluster.dir().join("home-restored"), &[restored.address()], cluster.ca_pin());
     restored.ready().await;
     let _ = ctl.login(ADMIN, PASSWORD).ok();

@@ -26,6 +26,7 @@ mod mezctl;
 mod once;
 mod openssh;
 mod operator;
+mod presence;
 mod proto;
 mod python;
 mod recordings;

@@ -161,7 +161,7 @@ async fn ssh_works_at_every_step_of_a_rotation_of_the_user_and_host_cas() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_rollback_from_the_last_phase_leaves_the_old_keys_and_ssh_working() {
     let world = World::start(1).await;
-    for kind in ["user", "host"] {
+    for kind in ["host", "user"] {
         let old = world.keys(kind);
         for to in &FORWARD[..3] {
             world.step(kind, to).await;
@@ -190,7 +190,7 @@ async fn a_rollback_from_the_last_phase_leaves_the_old_keys_and_ssh_working() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_live_agent_that_does_not_follow_holds_the_rotation_up_unless_it_is_forced() {
-    let world = World::start(1).await;
+    let mut world = World::start(1).await;
     world.service.signal(Signal::SIGSTOP);
     let _ = world.admin().ok(&["auth", "rotate", "host", "--to", "init"]);
     let said = world.admin().run(&["auth", "rotate", "host", "--to", "update-clients"]).failed(1);
@@ -205,13 +205,29 @@ async fn a_live_agent_that_does_not_follow_holds_the_rotation_up_unless_it_is_fo
     world.rotate("host", "update-clients").await;
     world.service.signal(Signal::SIGCONT);
     world.followed().await;
-    // A command that does not reload sshd is no following.
+    // Forced, it is taken before anybody has followed.
     let _ = world.admin().ok(&["auth", "rotate", "host", "--to", "update-servers", "--force"]);
     world.followed().await;
     let folder = world.certificate("after", "1m");
     world.logs_in(&folder, "forced");
     let said = world.admin().run(&["auth", "rotate", "host", "--to", "init"]).failed(1);
     assert!(said.contains("it goes to standby or rollback"), "{said}");
+
+    // One that was away for a whole rotation comes back with a certificate of the key that signs now.
+    let certificate = world.agent.file("ssh_host_ed25519_key-cert.pub");
+    let before = signer(&certificate);
+    world.service.kill();
+    for to in ["standby", "init", "update-clients", "update-servers", "standby"] {
+        let _ = world.admin().ok(&["auth", "rotate", "host", "--to", to, "--force"]);
+    }
+    world.service = world.agent.run_with(&["--reload", &world.sshd.reload()]);
+    eventually("it has a certificate of the new key", PATIENCE, async || {
+        if signer(&certificate) == before { Err("it has the old one") } else { Ok(()) }
+    })
+    .await;
+    world.followed().await;
+    let folder = world.certificate("back", "1m");
+    world.logs_in(&folder, "back again");
 }
 
 #[tokio::test(flavor = "multi_thread")]

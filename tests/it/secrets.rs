@@ -33,7 +33,11 @@ async fn no_secret_is_logged_at_any_level() {
     call!(cluster.user_at(1, &again), change_password, request).unwrap();
     secrets.extend([&session, &guessed, &again].map(|session| session.expose().to_owned()));
     secrets.extend([wrong, changed].map(str::to_owned));
-    let request = v1::ResetUserPasswordRequest { name: "alice".into(), new_password: PASSWORD.into() };
+    let request = v1::ResetUserPasswordRequest {
+        name: "alice".into(),
+        new_password: PASSWORD.into(),
+        invite_ttl: None,
+    };
     call!(admin, reset_user_password, request).unwrap();
 
     // Tokens: of hosts, used and guessed, and of an auth node.

@@ -217,7 +217,7 @@ fn every_security_rule_has_its_tests_or_says_what_it_waits_for() {
     for Row { id, rule, proof } in &rows {
         let waits = proof.strip_prefix(NOT_YET).is_some_and(|what| !what.is_empty());
         let tests = named(proof);
-        if rule.is_empty() || waits == !tests.is_empty() {
+        if rule.is_empty() || waits != tests.is_empty() {
             wrong.push(format!("{id}: neither a test nor `{NOT_YET}…`, or both"));
         }
         let missing = tests.iter().filter(|test| !exists(&roots, test));

@@ -101,7 +101,6 @@ async fn fill(admin: &Client) {
             event: "session.command".into(),
             target: format!("session:{number}"),
             fields: fields.clone().into_iter().collect(),
-            ..Default::default()
         };
         async move { call!(admin, emit_audit_event, request).map(drop) }
     });

@@ -1,6 +1,7 @@
 //! Trusted clusters: users of one cluster on the hosts of another, and what keeps them out.
 
 use std::{
+    fs,
     path::PathBuf,
     time::{Duration, Instant},
 };
@@ -96,6 +97,11 @@ async fn a_user_of_one_cluster_opens_a_host_of_another_until_it_may_not() {
     add_role(&here, "guest", &spec);
     let _ = trust(&here, &home, &token(&home), &["developer=guest"]).ok();
 
+    let printed = here.dir().join("trusted.yaml");
+    fs::write(&printed, here.ctl().ok(&["get", "trusted_cluster/home", "-o", "yaml"])).unwrap();
+    let done = here.ctl().json(&["create", "--force", printed.to_str().unwrap()]);
+    assert_eq!(done[0]["action"], "unchanged");
+
     let (folder, first) = issued(&here, &home, "alice").await;
     assert_eq!(first["key_id"], "alice@home");
     assert_eq!(first["principals"], serde_json::json!([login]), "a trait of another cluster is no login");
@@ -157,7 +163,7 @@ async fn of_another_cluster_users_alone_come_and_may_do_two_things() {
     let _ = trust(&here, &home, &token(&home), &["developer=guest,admin"]).ok();
     eventually("guests are let in", PATIENCE, async || match ask_with(&alice, "ListNodes").await {
         (Code::Ok, _) => Ok(()),
-        other => Err(other),
+        (code, reason) => Err(format!("{code:?} {reason}")),
     })
     .await;
     let guest =

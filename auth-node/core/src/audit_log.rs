@@ -73,6 +73,9 @@ impl Filter {
                 return Err(CoreError::invalid(format!("events[{index}]"), reason));
             }
         }
+        if actor.len() > MAX_TEXT {
+            return Err(CoreError::invalid("actor", format!("at most {MAX_TEXT} bytes")));
+        }
         if text.len() > MAX_TEXT {
             return Err(CoreError::invalid("text", format!("at most {MAX_TEXT} bytes")));
         }

@@ -2,11 +2,12 @@
 
 use std::ops::RangeInclusive;
 
-use store_txn::{Read, ReadExt, Transaction, TransactionExt, Versioned};
+use store_txn::{Read, ReadExt, Transaction, TransactionExt, UnixMillis, Versioned};
 
 use crate::{
     Context, CoreError,
     audit::{self, EventType},
+    session,
     tables::{ClusterConfigKey, ClusterConfigRow, RecordingMode, SecondFactor},
 };
 
@@ -45,6 +46,8 @@ pub struct Settings {
     pub session_idle_ms: Option<u64>,
     /// Since when that counts: no session is unused for longer.
     pub session_idle_since_ms: u64,
+    /// Sessions that were used last then or before are over.
+    pub session_over_before_ms: u64,
     /// How long audit events are kept, in milliseconds; `None`: for ever.
     pub audit_retention_ms: Option<u64>,
     /// How many audit events are kept; `None`: all.
@@ -67,6 +70,7 @@ impl Settings {
             session_ttl_ms: row.session_ttl_ms.unwrap_or(DEFAULT_SESSION_TTL_MS),
             session_idle_ms: row.session_idle_timeout_ms,
             session_idle_since_ms: row.session_idle_since_ms,
+            session_over_before_ms: row.session_over_before_ms,
             audit_retention_ms: row.audit_retention_ms,
             audit_max_events: row.audit_max_events,
             recording_mode: match row.recording_mode() {
@@ -115,12 +119,28 @@ pub fn update(
     let same_idle = row.session_idle_timeout_ms == before.row.session_idle_timeout_ms;
     let row = ClusterConfigRow {
         session_idle_since_ms: if same_idle { before.row.session_idle_since_ms } else { tx.now() },
+        session_over_before_ms: if same_idle {
+            before.row.session_over_before_ms
+        } else {
+            over_before(&before.row, tx.now())
+        },
         ..row.clone()
     };
     tx.put(&ClusterConfigKey, &row);
     let changes = changed(&Settings::of(&before.row), &Settings::of(&row));
     audit::append(tx, context, EventType::ClusterConfigUpdate, "cluster_config", &changes);
     Ok(row)
+}
+
+/// Sessions that were used last at this time or before have been unused for too long by now, whatever is decided next.
+fn over_before(row: &ClusterConfigRow, now: UnixMillis) -> UnixMillis {
+    let Some(idle) = row.session_idle_timeout_ms else { return row.session_over_before_ms };
+    let over = now.saturating_sub(session::unused_ms(idle));
+    if row.session_idle_since_ms <= over {
+        row.session_over_before_ms.max(over)
+    } else {
+        row.session_over_before_ms
+    }
 }
 
 fn check(row: &ClusterConfigRow) -> Result<(), CoreError> {

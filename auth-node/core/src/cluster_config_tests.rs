@@ -15,6 +15,7 @@ fn what_nobody_has_decided_has_a_default() {
             session_ttl_ms: 12 * HOUR,
             session_idle_ms: None,
             session_idle_since_ms: 0,
+            session_over_before_ms: 0,
             audit_retention_ms: None,
             audit_max_events: None,
             recording_mode: RecordingMode::BestEffort,

@@ -104,7 +104,7 @@ impl UserCertRequest {
                 Err(_) => Wanted::Name(Principal::parse("node", text)?),
             }),
         };
-        let serials = ssh_public_keys.iter().map(|_| random()).collect();
+        let serials = (0..ssh_public_keys.len().max(1)).map(|_| random()).collect();
         Ok(Self {
             ssh_public_keys,
             tls_public_key: Some(tls_public_key).filter(|key| !key.is_empty()),
@@ -255,7 +255,8 @@ pub fn user_certs(
         expires_at_ms,
         cluster: caller.cluster.to_owned(),
     };
-    ssh.iter().for_each(|spec| revocation::note(tx, spec.serial, &issued));
+    // Also one for TLS alone: a rotation waits for its end.
+    request.serials.iter().for_each(|serial| revocation::note(tx, *serial, &issued));
     let requests: Vec<_> = request.requests.iter().map(RequestId::to_string).collect();
     record(tx, context, &caller, &ssh, &grant, (expires_at_ms, requests.join(",")));
 

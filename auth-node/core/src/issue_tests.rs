@@ -7,7 +7,7 @@ use super::*;
 use crate::{
     ca::unseal,
     secret::SecretDigest,
-    tables::{ConditionsRow, RoleOptionsRow, RoleRow, SessionKey},
+    tables::{AuthMethod, ConditionsRow, RoleOptionsRow, RoleRow, SessionKey},
     testing::{SESSION_TTL_MS, assert_invalid, strings, traits},
     world::{Host, World, assert_denied, kek},
 };

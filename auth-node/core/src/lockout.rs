@@ -144,10 +144,11 @@ impl Tries {
 
     /// Keeps them. That nothing has changed is written too: a try takes as long whatever comes of it.
     pub(crate) fn save(self, tx: &mut (impl Transaction + ?Sized)) {
-        let Self { whose, mut row, .. } = self;
+        let Self { whose, mut row, now, settings, .. } = self;
         let failing = row.failing.iter().map(|failing| failing.until_ms);
         let known = row.known.iter().map(|known| known.last_ms.saturating_add(KNOWN_MS));
-        row.expires_at_ms = failing.chain(known).max().unwrap_or_default();
+        row.expires_at_ms =
+            failing.chain(known).max().unwrap_or_else(|| now.saturating_add(settings.lockout_ms));
         match whose {
             Whose::User(name) => tx.put(&LoginsKey(name), &row),
             Whose::Nobody(slot) => tx.put(&NobodysLoginsKey(slot.0), &row),
@@ -216,13 +217,17 @@ pub fn of(state: &mut (impl Read + ?Sized), name: &UserName) -> Result<Vec<Locko
 /// [`CoreError::Precondition`], [`CoreError::Storage`].
 pub fn check(state: &mut (impl Read + ?Sized), context: &Context, name: &UserName) -> Result<(), CoreError> {
     if Tries::load(state, Whose::User(name.clone()), &context.origin.client_address)?.are_shut() {
-        return Err(CoreError::Precondition(
-            "too many wrong passwords of late: wait until they are forgotten, or have an administrator clear the \
-             lockout"
-                .into(),
-        ));
+        return Err(shut());
     }
     Ok(())
+}
+
+/// What is answered while no password is taken, to callers who know that there is such a user.
+pub(crate) fn shut() -> CoreError {
+    CoreError::Precondition(
+        "too many wrong passwords of late: wait until they are forgotten, or have an administrator clear the lockout"
+            .into(),
+    )
 }
 
 /// Notes that a user has proved itself from the network of its call.

@@ -120,12 +120,16 @@ pub fn refuse_old_password<T>(
     let name = context.caller.user()?.name.clone();
     let target = format!("user:{name}");
     let mut tries = Tries::load(tx, Whose::User(name), &context.origin.client_address)?;
-    if !tries.are_shut() {
+    let answer = if tries.are_shut() {
+        // As the right one is answered then.
+        lockout::shut()
+    } else {
         lockout::fail(tx, context, &mut tries);
-    }
+        CoreError::invalid("old_password", "this is not your password")
+    };
     tries.save(tx);
     audit::append_refusal(tx, context, EventType::PasswordChangeFailed, target, &[]);
-    Ok(Verdict::Refused(CoreError::invalid("old_password", "this is not your password")))
+    Ok(Verdict::Refused(answer))
 }
 
 #[cfg(test)]

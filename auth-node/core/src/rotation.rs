@@ -82,8 +82,8 @@ pub struct Rotation {
     pub force: bool,
     /// Revision of the authority's row.
     pub revision: u64,
-    /// Certificates of users that the key which leaves has signed were noted after the first and before the second of
-    /// these revisions.
+    /// Certificates of users that stand against the next step were noted after the first and before the second of these
+    /// revisions: the key that is to be forgotten has signed them, or hosts are to show a key that came after them.
     leaving: (u64, u64),
 }
 
@@ -93,10 +93,14 @@ impl Rotation {
         let none = RotationRow::default();
         let rotation = row.rotation.as_ref().unwrap_or(&none);
         let phase = row.phase();
-        let leaving = match phase {
-            UpdateServers => (0, rotation.switched_at),
-            Rollback if rotation.switched_at != 0 => (rotation.switched_at, *revision),
-            Standby | Init | UpdateClients | Rollback => (0, 0),
+        let leaving = match (kind, phase) {
+            (CaKind::User | CaKind::Tls, UpdateServers) => (0, rotation.switched_at),
+            (CaKind::User | CaKind::Tls, Rollback) if rotation.switched_at != 0 => {
+                (rotation.switched_at, *revision)
+            }
+            // What users know hosts by came with their certificates.
+            (CaKind::Host, UpdateClients) => (0, rotation.begun_at),
+            _ => (0, 0),
         };
         Self {
             kind,
@@ -147,7 +151,8 @@ pub struct Obstacles {
     /// Agents and ingests that have not taken the phase up and are offline: they stand against nothing, and may have to
     /// join anew.
     pub absent: u32,
-    /// Certificates of users, still good, of the key that is about to be forgotten.
+    /// Certificates of users, still good, of the key that is about to be forgotten; or that came without the key which
+    /// hosts are about to show.
     pub certificates: u32,
     /// When the last of them ends.
     pub certificates_end_ms: UnixMillis,
@@ -242,7 +247,7 @@ impl Obstacles {
         rotation: &Rotation,
     ) -> Result<(), CoreError> {
         let (after, before) = rotation.leaving;
-        if !matches!(rotation.kind, CaKind::User | CaKind::Tls) || before == 0 {
+        if before == 0 {
             return Ok(());
         }
         each::<_, IssuedKey>(state, |_, _, issued| {
@@ -277,7 +282,7 @@ impl Obstacles {
         if self.certificates > 0 {
             let left = self.certificates_end_ms.saturating_sub(now).div_ceil(1000);
             reasons.push(format!(
-                "certificates of users by the key that is to be forgotten are still good: {}, the last for {left} s",
+                "certificates of users from before are still good: {}, the last for {left} s",
                 self.certificates
             ));
         }
@@ -408,6 +413,7 @@ fn moved(
         phase_ms,
         force,
         switched_at: if from == UpdateClients { revision } else { before.switched_at },
+        begun_at: if from == Init { revision } else { before.begun_at },
     });
     Ok(row)
 }

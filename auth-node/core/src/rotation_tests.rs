@@ -233,6 +233,23 @@ fn a_key_is_not_forgotten_while_certificates_of_users_need_it() {
 }
 
 #[test]
+fn hosts_do_not_show_a_key_that_users_with_good_certificates_may_not_know() {
+    let mut world = World::new();
+    let ends = world.now + 3_600_000;
+    world.note(1, ends, TargetKind::User);
+    world.rotate(&to(CaKind::Host, Init)).unwrap();
+    world.note(2, ends + 9000, TargetKind::User);
+    world.rotate(&to(CaKind::Host, UpdateClients)).unwrap();
+    world.note(3, ends + 9000, TargetKind::User);
+    let obstacles = world.obstacles(CaKind::Host, &[]);
+    assert_eq!((obstacles.certificates, obstacles.certificates_end_ms), (1, ends));
+    refused(world.rotate(&to(CaKind::Host, UpdateServers)), "still good: 1");
+    world.now = ends;
+    world.rotate(&to(CaKind::Host, UpdateServers)).unwrap();
+    world.rotate(&to(CaKind::Host, Standby)).unwrap();
+}
+
+#[test]
 fn a_rollback_waits_for_the_certificates_of_the_new_key() {
     for reached in [&[Init][..], &[Init, UpdateClients], &[Init, UpdateClients, UpdateServers]] {
         let mut world = World::new();

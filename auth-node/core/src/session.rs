@@ -115,6 +115,11 @@ pub(crate) struct Usage {
     pub(crate) is_due: bool,
 }
 
+/// How long after its last noted use a session is over that may be unused for so long, both in milliseconds.
+pub(crate) const fn unused_ms(idle_ms: u64) -> u64 {
+    idle_ms.saturating_add(idle_ms / GRANTED_PART)
+}
+
 /// How a session is used, by the time of the state.
 ///
 /// # Errors
@@ -129,10 +134,10 @@ pub(crate) fn usage(
     let (now, last_ms) = (state.now(), noted.max(session.created_at_ms));
     let unused = now.saturating_sub(last_ms.max(settings.session_idle_since_ms));
     let noted_ms = settings.session_idle_ms.map_or(NOTED_MS, |idle| idle / NOTED_PART);
-    let is_over = |idle: u64| unused >= idle.saturating_add(idle / GRANTED_PART);
+    let is_over = |idle: u64| unused >= unused_ms(idle);
     Ok(Usage {
         last_ms,
-        is_over: settings.session_idle_ms.is_some_and(is_over),
+        is_over: last_ms <= settings.session_over_before_ms || settings.session_idle_ms.is_some_and(is_over),
         is_due: now.saturating_sub(last_ms) >= noted_ms,
     })
 }

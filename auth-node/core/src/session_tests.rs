@@ -290,6 +290,22 @@ fn a_new_timeout_counts_from_when_it_is_set() {
 }
 
 #[test]
+fn a_session_that_was_unused_for_too_long_stays_over_whatever_is_decided_next() {
+    for next in [Some(3 * IDLE_MS), Some(60_000), None] {
+        let mut cluster = with_ann();
+        allow_idle(&mut cluster, Some(IDLE_MS));
+        let ann = cluster.log_in("ann");
+        cluster.now += IDLE_MS + IDLE_MS / 10;
+        assert!(!cluster.is_honoured(ann));
+        cluster.boss = cluster.log_in("boss");
+        allow_idle(&mut cluster, next);
+        assert!(!cluster.is_honoured(ann), "{next:?}");
+        let again = cluster.log_in("ann");
+        assert!(cluster.is_honoured(again));
+    }
+}
+
+#[test]
 fn lists_show_the_last_use_and_no_session_that_is_over() {
     let mut cluster = with_ann();
     allow_idle(&mut cluster, Some(IDLE_MS));

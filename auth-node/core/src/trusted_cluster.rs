@@ -248,7 +248,8 @@ pub enum Refreshed {
     Failed,
 }
 
-/// Takes in what a trusted cluster answered when it was asked for its authorities, or why it did not.
+/// Takes in what a trusted cluster answered when it was asked for its authorities, or why it did not. `known` is the row by
+/// which it was recognised.
 ///
 /// # Errors
 /// [`CoreError::Storage`].
@@ -256,9 +257,14 @@ pub fn refreshed(
     tx: &mut (impl Transaction + ?Sized),
     context: &Context,
     name: &ClusterName,
+    known: &TrustedClusterRow,
     asked: &Result<Authorities, String>,
 ) -> Result<Refreshed, CoreError> {
     let Some(current) = tx.get(&TrustedClusterKey(name.clone()))? else { return Ok(Refreshed::Same) };
+    // What was believed by other keys says nothing of a cluster that was trusted anew since.
+    if (&current.row.authorities, current.row.created_at_ms) != (&known.authorities, known.created_at_ms) {
+        return Ok(Refreshed::Same);
+    }
     let before = tx.get(&RefreshKey(name.clone()))?.map(|stored| stored.row).unwrap_or_default();
     let told = asked.as_ref().map_err(|error| cut(error)).and_then(|told| newer(told, &current.row));
     let now = match &told {
@@ -286,8 +292,11 @@ pub fn refreshed(
 /// The authorities, unless they are older than what is known: a node that is behind may have told them.
 fn newer<'a>(told: &'a Authorities, known: &TrustedClusterRow) -> Result<&'a Authorities, String> {
     let (older, newer) = (told.revision, known.bundle_revision);
-    if older >= newer {
+    if older > newer || (older == newer && told.rows == known.authorities) {
         return Ok(told);
+    }
+    if older == newer {
+        return Err(format!("it told different authorities of the same revision {newer}"));
     }
     Err(format!(
         "it told authorities of revision {older}, and those of revision {newer} are known: if it was restored from a backup, \

@@ -219,6 +219,9 @@ fn a_user_of_another_cluster_is_no_user_of_this_one() {
     );
 }
 
+/// Something that is done in the middle of a test.
+type Step = fn(&mut World);
+
 #[test]
 fn what_ends_the_trust_ends_what_was_issued() {
     let other = Other::new();
@@ -226,7 +229,7 @@ fn what_ends_the_trust_ends_what_was_issued() {
     let issued = |world: &mut World| {
         issue(world, &other.shows("ann", &["developer"]), &ssh_request(7)).unwrap();
     };
-    let steps: [(&str, fn(&mut World)); 3] = [
+    let steps: [(&str, Step); 3] = [
         ("disabled", |world| {
             let same: &[(&str, &[&str])] =
                 &[("developer", &["guest"]), ("ops", &["guest", "access"]), ("x", &["guest"])];
@@ -264,7 +267,7 @@ fn locks_are_for_users_of_other_clusters_too() {
     let (ann, bob) = (other.shows("ann", &["developer"]), other.shows("bob", &["developer"]));
     issue(&mut world, &ann, &ssh_request(7)).unwrap();
     issue(&mut world, &bob, &ssh_request(8)).unwrap();
-    let add = |world: &mut World, target| {
+    let add = |world: &mut World, target: Target| {
         let new = NewLock {
             id: LockId::from_random([target.kind() as u8; 16]),
             target,
@@ -293,7 +296,7 @@ fn a_name_is_one_users() {
     let new = |user: &str| NewUser {
         name: UserName::parse("", user).unwrap(),
         grants: grants(&["access"]),
-        password_hash: crate::testing::hash(user),
+        proof: crate::testing::hash(user).into(),
     };
     for reserved in ["ann@other", "ANN@Other", "a@b@other"] {
         let refused = world.admin(|tx, context| user::create(tx, context, &new(reserved)));
@@ -450,7 +453,13 @@ fn authorities_that_change_are_followed_and_users_with_them() {
     let mut world = trusting(&other, &[("developer", &["guest"])]);
     let take = |world: &mut World, asked: Result<Authorities, String>| {
         let of = cluster_name("other");
-        world.run(|tx, context| refreshed(tx, context, &of, &asked)).unwrap()
+        world
+            .run(|tx, context| {
+                let known =
+                    tx.get(&TrustedClusterKey(of.clone()))?.map(|stored| stored.row).unwrap_or_default();
+                refreshed(tx, context, &of, &known, &asked)
+            })
+            .unwrap()
     };
     let status = |world: &mut World| world.run(|tx, _| get(tx, &cluster_name("other"))).unwrap();
     let records = world.audit().len();

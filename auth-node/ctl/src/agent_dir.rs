@@ -12,7 +12,7 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use mezite_client::{ClientIdentity, ClusterTrust};
 use mezite_pki::{
-    ssh::SshKeyPair,
+    ssh::{SshKeyPair, SshPublicKey, parse_certificate},
     x509::{CertificateInfo, KeyPair},
 };
 use mezite_proto::v1;
@@ -94,9 +94,9 @@ pub(crate) struct AgentState {
     pub(crate) revocation_revision: u64,
     /// Where the CAs of the bundle on disk stand in their rotation, by the numbers of the API.
     pub(crate) phases: BTreeMap<i32, i32>,
-    /// The same, when the certificates on disk were issued.
+    /// Whether the certificates on disk are of keys that do not sign any more.
     #[serde(default)]
-    certified_phases: BTreeMap<i32, i32>,
+    pub(crate) certificates_lag: bool,
     /// Whether sshd has still to be told of the certificates on disk.
     #[serde(default)]
     pub(crate) reload_pending: bool,
@@ -122,18 +122,10 @@ impl AgentState {
             trust_bundle_revision: 0,
             revocation_revision: 0,
             phases: BTreeMap::new(),
-            certified_phases: BTreeMap::new(),
+            certificates_lag: false,
             reload_pending: false,
             followed_revision: 0,
         }
-    }
-
-    /// Whether a CA that has signed the certificates on disk has moved on in its rotation since.
-    pub(crate) fn certificates_lag(&self) -> bool {
-        [v1::CaKind::Host, v1::CaKind::Tls].into_iter().any(|kind| {
-            let kind = i32::from(kind);
-            self.phases.get(&kind) != self.certified_phases.get(&kind)
-        })
     }
 
     fn encode(&self) -> Result<String> {
@@ -236,15 +228,20 @@ impl AgentDir {
     ) -> Result<()> {
         let bundle = issued.trust_bundle.as_ref().context("the cluster's reply lacks the trust bundle")?;
         self.keep_bundle(state, bundle)?;
-        write_atomic(&self.file(TLS_CERTIFICATE), issued.tls_certificate.as_bytes(), PUBLIC)?;
+        if state.progress == Progress::Joined {
+            // Before sshd can have the certificate: after a crash it is told once more than it need be.
+            state.reload_pending = true;
+            self.save(state)?;
+        }
         let certificate = format!("{}\n", issued.ssh_certificate.trim_end());
         write_atomic(&self.file(SSH_CERTIFICATE), certificate.as_bytes(), PUBLIC)?;
+        // By its time a renewal is due: it goes last.
+        write_atomic(&self.file(TLS_CERTIFICATE), issued.tls_certificate.as_bytes(), PUBLIC)?;
         state.agent_id.clone_from(&issued.agent_id);
-        state.certified_phases.clone_from(&state.phases);
-        match state.progress {
+        state.certificates_lag = false;
+        if state.progress != Progress::Joined {
             // Whoever joins starts or reloads sshd.
-            Progress::Keys | Progress::Certified => state.followed_revision = state.trust_bundle_revision,
-            Progress::Joined => state.reload_pending = true,
+            state.followed_revision = state.trust_bundle_revision;
         }
         Ok(())
     }
@@ -267,7 +264,33 @@ impl AgentDir {
         write_atomic(&self.file(USER_CAS), lines(&bundle.trusted_user_ca_keys).as_bytes(), PUBLIC)?;
         state.trust_bundle_revision = bundle.revision;
         state.phases = bundle.authorities.iter().map(|ca| (ca.kind, ca.phase)).collect();
+        state.certificates_lag = state.progress == Progress::Joined && self.lags_behind(bundle)?;
         Ok(())
+    }
+
+    /// Whether the certificates on disk are of other keys than those that sign now. An agent is a client of the TLS CA.
+    fn lags_behind(&self, bundle: &v1::GetTrustBundleResponse) -> Result<bool> {
+        let of_kind = |kind| bundle.authorities.iter().find(|ca| ca.kind() == kind);
+        let tls = of_kind(v1::CaKind::Tls).and_then(|ca| {
+            let ahead = ca.phase() == v1::RotationPhase::UpdateClients;
+            ca.certificates.get(usize::from(ahead)).or(ca.certificates.first())
+        });
+        let host = of_kind(v1::CaKind::Host).and_then(|ca| ca.ssh_public_keys.first());
+        let tls_lags = match tls {
+            Some(signer) => {
+                let shown = CertificateInfo::from_pem(&read_text(&self.file(TLS_CERTIFICATE))?)?;
+                !shown.names_authority(&CertificateInfo::from_pem(signer)?)
+            }
+            None => false,
+        };
+        let host_lags = match host {
+            Some(signer) => {
+                let shown = parse_certificate(read_text(&self.file(SSH_CERTIFICATE))?.trim())?;
+                shown.ca_fingerprint != SshPublicKey::parse(signer)?.fingerprint()
+            }
+            None => false,
+        };
+        Ok(tls_lags || host_lags)
     }
 
     /// Whether there is a revocation list on disk.

@@ -32,6 +32,9 @@ fn the_format_is_golden() {
         trust_bundle_revision: 3,
         revocation_revision: 4,
         phases: BTreeMap::from([(1, 1), (3, 2)]),
+        certificates_lag: true,
+        reload_pending: true,
+        followed_revision: 2,
         ..state()
     };
     assert_eq!(state.encode().unwrap(), GOLDEN);

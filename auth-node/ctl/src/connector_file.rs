@@ -135,6 +135,11 @@ impl ConnectorFile {
         }
     }
 
+    /// Name of the connector.
+    pub(crate) fn name(&self) -> &str {
+        &self.metadata.name
+    }
+
     /// Whether it has a client secret itself.
     pub(crate) fn has_secret(&self) -> bool {
         let oidc = self.spec.oidc.as_ref().and_then(|oidc| oidc.client_secret.as_ref());

@@ -55,6 +55,8 @@ pub(crate) async fn save(
         cluster_id: service.settings.cluster_id.clone(),
     };
     let pace = Pace { silence: service.settings.message_timeout, whole: Some(longest(head.length)) };
+    // Writing it may have taken long.
+    service.readmit(call, |_| Ok(())).await?;
     let lost = standing::lost(Arc::clone(service), call.clone(), |_| Ok(()));
     let request_id = call.origin.request_id.clone();
     Ok(outlet::open(messages(head, backup.into_reader()), pace, lost, request_id, permit).boxed())

@@ -52,6 +52,7 @@ fn parse(config: v1::ClusterConfig) -> Result<ClusterConfigRow, CoreError> {
         audit_max_events: (config.audit_max_events != 0).then_some(config.audit_max_events),
         // The domain's.
         session_idle_since_ms: 0,
+        session_over_before_ms: 0,
     })
 }
 

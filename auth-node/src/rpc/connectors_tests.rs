@@ -68,7 +68,7 @@ async fn a_secret_goes_in_and_never_comes_out() {
     assert_eq!(found.connector, Some(expected.clone()));
     let request = v1::ListConnectorsRequest::default();
     let listed = list(&node.service, &with(&boss, "ListConnectors"), request).await.unwrap();
-    assert_eq!(listed.connectors, [expected.clone()]);
+    assert_eq!(listed.connectors, std::slice::from_ref(&expected));
 
     // What was answered can be sent as an update; the stored secret opens as it was.
     let kept =

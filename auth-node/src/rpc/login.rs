@@ -20,6 +20,11 @@ use zeroize::Zeroizing;
 use super::{convert, sessions};
 use crate::{authn::Call, error::ApiError, once::Once, service::Service};
 
+/// Longest username that is looked at, in bytes: far longer than any name, in whatever spelling.
+const MAX_USERNAME: usize = 1024;
+/// Longest secret of an invite that is looked at, in bytes.
+const MAX_SECRET: usize = 256;
+
 /// Exchanges a username and a password for a session.
 pub(crate) async fn authenticate_local(
     service: &Service,
@@ -28,6 +33,9 @@ pub(crate) async fn authenticate_local(
 ) -> Result<v1::AuthenticateLocalResponse, ApiError> {
     let password = Zeroizing::new(request.password);
     password::check_given("password", &password)?;
+    if request.username.len() > MAX_USERNAME {
+        return Err(CoreError::invalid("username", "it is too long to be a name").into());
+    }
     // The request is its own credential: a session that has ended must not stand in the way of the next.
     let call = &Call { credential: Credential::None, ..call.clone() };
     let turn = service.passwords.admit()?;
@@ -118,6 +126,9 @@ pub(crate) async fn accept_invite(
     request: v1::AcceptInviteRequest,
 ) -> Result<v1::AcceptInviteResponse, ApiError> {
     let (secret, password) = (Zeroizing::new(request.secret), Zeroizing::new(request.new_password));
+    if secret.len() > MAX_SECRET {
+        return Err(CoreError::invalid("secret", "it is too long to be of an invite").into());
+    }
     let cluster = service.settings.cluster.as_str();
     password::check_new("new_password", &password, &[cluster])?;
     // The request is its own credential.

@@ -71,7 +71,8 @@ async fn an_unknown_user_waits_for_a_hash_like_a_known_one() {
     let node = Node::start().await;
     let boss = node.boss().await;
     let user = v1::User { name: "ann".into(), roles: vec!["access".into()], ..Default::default() };
-    let request = v1::CreateUserRequest { user: Some(user), password: "a password of ann".into() };
+    let request =
+        v1::CreateUserRequest { user: Some(user), password: "a password of ann".into(), invite_ttl: None };
     users::create(&node.service, &with(&boss, "CreateUser"), request).await.unwrap();
     let target = Some(v1::LockTarget { target: Some(Target::User("ann".into())) });
     let request = v1::CreateLockRequest { target, ..Default::default() };

@@ -241,6 +241,11 @@ fn cases() -> Vec<Case> {
                 v1::CancelAccessRequestRequest { request_id: pick(asked, OURS, OURS_TOO).into() }
             }
         ),
+        case!("RotateCA", "ca.rotate", rotate_ca, no_secret, |asked, _at| {
+            let kind = pick(asked, v1::CaKind::Peer, v1::CaKind::Tls);
+            let target_phase = v1::RotationPhase::Init.into();
+            v1::RotateCaRequest { kind: kind.into(), target_phase, ..Default::default() }
+        }),
         case!("EmitAuditEvent", "session.start", emit_audit_event, no_secret, |asked, _at| {
             let target = pick(asked, "session:1", "session:2").to_owned();
             v1::EmitAuditEventRequest { event: "session.start".into(), target, ..Default::default() }

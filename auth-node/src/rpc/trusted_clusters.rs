@@ -6,7 +6,7 @@ use auth_core::{
     CoreError,
     names::ClusterName,
     secret::{SecretDigest, SecretKind},
-    tables::{CaKind, ForeignCaRow, RoleMappingRow},
+    tables::{CaKind, ForeignCaRow, RoleMappingRow, RotationPhase},
     trust::Authority,
     trusted_cluster::{self, NewTrustedCluster, TrustedCluster},
 };
@@ -169,7 +169,9 @@ fn reply(cluster: TrustedCluster) -> v1::TrustedCluster {
     let mapping = |row: RoleMappingRow| v1::RoleMapping { remote: row.remote, local: row.local };
     let authority = |row: ForeignCaRow| {
         let kind = CaKind::try_from(row.kind).ok()?;
-        Some(trust::authority(Authority { kind, keys: row.keys }))
+        // Where its rotation stands is that cluster's own business: whatever it trusts is trusted here.
+        let phase = RotationPhase::Standby;
+        Some(trust::authority(Authority { kind, keys: row.keys, phase }))
     };
     v1::TrustedCluster {
         name: name.into(),

@@ -21,8 +21,8 @@ async fn node() -> (Node, String) {
             (CaKind::Host, line()?),
         ];
         for (kind, public) in all {
-            let active = Some(CaKeyRow { public, sealed_private: Vec::new(), created_at_ms: 0 });
-            tx.put(&CaKey(kind), &CaRow { active, trusted: Vec::new() });
+            let key = CaKeyRow { public, sealed_private: Vec::new(), created_at_ms: 0 };
+            tx.put(&CaKey(kind), &CaRow::new(key));
         }
         Ok::<_, CoreError>(())
     });

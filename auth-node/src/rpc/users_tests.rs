@@ -60,14 +60,19 @@ async fn a_role_taken_while_a_password_is_hashed_counts() {
     let node = Node::start().await;
     let boss = node.boss().await;
     let second = v1::User { name: "second".into(), roles: vec!["admin".into()], ..Default::default() };
-    let request = v1::CreateUserRequest { user: Some(second.clone()), password: PASSWORD.into() };
+    let request =
+        v1::CreateUserRequest { user: Some(second.clone()), password: PASSWORD.into(), invite_ttl: None };
     create(&node.service, &with(&boss, "CreateUser"), request).await.unwrap();
     let session = node.log_in("second", PASSWORD).await.unwrap();
 
     let (thread, places) = (node.service.passwords.take_thread().await, node.service.passwords.free_places());
     let (service, by_second) = (std::sync::Arc::clone(&node.service), with(&session, "CreateUser"));
     let making = tokio::spawn(async move {
-        let request = v1::CreateUserRequest { user: Some(ann(&["admin"])), password: PASSWORD.into() };
+        let request = v1::CreateUserRequest {
+            user: Some(ann(&["admin"])),
+            password: PASSWORD.into(),
+            invite_ttl: None,
+        };
         create(&service, &by_second, request).await
     });
     while node.service.passwords.free_places() == places {
@@ -90,9 +95,9 @@ async fn every_method_takes_any_spelling_of_a_users_name() {
         let user = |name: &str| {
             Some(v1::User { name: name.into(), roles: vec!["ACCESS".into()], ..Default::default() })
         };
-        let request = v1::CreateUserRequest { user: user(made), password: PASSWORD.into() };
+        let request = v1::CreateUserRequest { user: user(made), password: PASSWORD.into(), invite_ttl: None };
         create(&node.service, &with(&boss, "CreateUser"), request).await.unwrap();
-        let twice = v1::CreateUserRequest { user: user(other), password: PASSWORD.into() };
+        let twice = v1::CreateUserRequest { user: user(other), password: PASSWORD.into(), invite_ttl: None };
         let twice = create(&node.service, &with(&boss, "CreateUser"), twice).await.unwrap_err();
         assert_eq!(twice.code(), Code::AlreadyExists);
         node.log_in(other, PASSWORD).await.unwrap();
@@ -103,7 +108,11 @@ async fn every_method_takes_any_spelling_of_a_users_name() {
         let request = v1::UpdateUserRequest { user: user(other) };
         let updated = update(&node.service, &with(&boss, "UpdateUser"), request).await.unwrap();
         assert_eq!(updated.user.unwrap().name, "ann");
-        let request = v1::ResetUserPasswordRequest { name: other.into(), new_password: PASSWORD.into() };
+        let request = v1::ResetUserPasswordRequest {
+            name: other.into(),
+            new_password: PASSWORD.into(),
+            invite_ttl: None,
+        };
         reset_password(&node.service, &with(&boss, "ResetUserPassword"), request).await.unwrap();
         let request = v1::DeleteUserRequest { name: other.into() };
         delete(&node.service, &with(&boss, "DeleteUser"), request).await.unwrap();

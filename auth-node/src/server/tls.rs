@@ -363,7 +363,7 @@ mod tests {
         let (store, clock): (_, Clock) = (node.service.store.clone(), Arc::new(clock::unix_ms));
         let now = clock() / 1000;
         let ((old, old_row), (new, new_row)) = (authority(now), authority(now));
-        put(&store, CaRow { active: Some(old_row.clone()), trusted: Vec::new() }).await;
+        put(&store, CaRow::new(old_row.clone())).await;
         let cas = Arc::new(CaKeys::new(Arc::new(Kek::new(Zeroizing::new(KEK)))));
         let names = Names {
             cluster: "test".into(),
@@ -371,13 +371,14 @@ mod tests {
             dns_names: vec!["test.mezite.internal".into()],
             ip_addresses: Vec::new(),
         };
-        let (tls, renewal) = begin(&store, &cas, &clock, names).await.unwrap();
+        let (followed, guests) = (Arc::new(Followed::default()), Arc::new(Guests::new("test")));
+        let (tls, renewal) = begin(&store, &cas, &clock, names, &followed, &guests).await.unwrap();
         assert!(connects(&tls, &old, &old, now).await);
         assert!(!connects(&tls, &new, &old, now).await && !connects(&tls, &old, &new, now).await);
 
         let running = tokio::spawn(renewal.run(CancellationToken::new()));
         let before = tls.server.load_full();
-        put(&store, CaRow { active: Some(new_row), trusted: vec![old_row] }).await;
+        put(&store, CaRow { trusted: vec![old_row], ..CaRow::new(new_row) }).await;
         while Arc::ptr_eq(&before, &tls.server.load_full()) {
             tokio::task::yield_now().await;
         }

@@ -12,7 +12,10 @@ use std::{
 
 use mezite_client::ClusterTrust;
 use mezite_daemon::files::{PRIVATE, PUBLIC, create_dir, read_secret, read_text, try_lock, write_atomic};
-use mezite_pki::{ssh::SshKeyPair, x509::KeyPair};
+use mezite_pki::{
+    ssh::SshKeyPair,
+    x509::{CertificateInfo, KeyPair},
+};
 use mezite_proto::v1;
 use serde::{Deserialize, Serialize};
 
@@ -61,9 +64,9 @@ pub(crate) struct State {
     pub(crate) trust_bundle_revision: u64,
     /// Where the CAs on disk stand in their rotation, by the numbers of the API.
     pub(crate) phases: BTreeMap<i32, i32>,
-    /// The same, when the certificates on disk were issued.
+    /// Whether the certificate on disk is of a key that does not sign any more.
     #[serde(default)]
-    certified_phases: BTreeMap<i32, i32>,
+    pub(crate) certificate_lags: bool,
     /// Revision of the trust bundle that is taken up in full: with a certificate of the key that signed then.
     #[serde(default)]
     pub(crate) followed_revision: u64,
@@ -82,15 +85,9 @@ impl State {
             agent_id: String::new(),
             trust_bundle_revision: 0,
             phases: BTreeMap::new(),
-            certified_phases: BTreeMap::new(),
+            certificate_lags: false,
             followed_revision: 0,
         }
-    }
-
-    /// Whether the TLS CA has moved on in its rotation since the certificate on disk was issued.
-    pub(crate) fn certificate_lags(&self) -> bool {
-        let tls = i32::from(v1::CaKind::Tls);
-        self.phases.get(&tls) != self.certified_phases.get(&tls)
     }
 }
 
@@ -220,7 +217,7 @@ impl Folder {
         self.write(SSH_CERTIFICATE, ssh_certificate.as_bytes(), PUBLIC)?;
         self.write(TLS_CERTIFICATE, issued.tls_certificate.as_bytes(), PUBLIC)?;
         state.agent_id = agent_id;
-        state.certified_phases.clone_from(&state.phases);
+        state.certificate_lags = false;
         if state.progress == Progress::Keys {
             state.progress = Progress::Certified;
         }
@@ -239,7 +236,16 @@ impl Folder {
         self.keep_trust(&trust_of(state, bundle)?)?;
         state.trust_bundle_revision = bundle.revision;
         state.phases = bundle.authorities.iter().map(|ca| (ca.kind, ca.phase)).collect();
+        state.certificate_lags = state.progress == Progress::Joined && self.lags_behind(bundle)?;
         Ok(())
+    }
+
+    /// Whether the certificate on disk is of another key than the one that signs for servers now.
+    fn lags_behind(&self, bundle: &v1::GetTrustBundleResponse) -> Result<bool, IdentityError> {
+        let tls = bundle.authorities.iter().find(|ca| ca.kind() == v1::CaKind::Tls);
+        let Some(signer) = tls.and_then(|ca| ca.certificates.first()) else { return Ok(false) };
+        let shown = CertificateInfo::from_pem(&self.text(TLS_CERTIFICATE)?)?;
+        Ok(!shown.names_authority(&CertificateInfo::from_pem(signer)?))
     }
 }
 

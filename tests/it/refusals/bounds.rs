@@ -33,9 +33,21 @@ const LONG: usize = 1 << 20;
 const MANY: usize = 20_000;
 
 /// What a server says for itself; on the way in it is not looked at.
-const SAID_BY_THE_SERVER: [&str; 2] = ["CreateUser user.created_by", "UpdateUser user.created_by"];
-/// Where the bound is the message's, and what is in it another test's subject.
-const AS_LARGE_AS_A_MESSAGE: &str = "UploadSessionRecording data";
+const SAID_BY_THE_SERVER: [&str; 8] = [
+    "CreateUser user.created_by",
+    "UpdateUser user.created_by",
+    "CreateUser user.lockouts",
+    "UpdateUser user.lockouts",
+    "CreateTrustedCluster trusted_cluster.authorities",
+    "UpdateTrustedCluster trusted_cluster.authorities",
+    "CreateTrustedCluster trusted_cluster.refresh_error",
+    "UpdateTrustedCluster trusted_cluster.refresh_error",
+];
+/// Where another field that is missing is refused first: `auth-core connector::tests::every_field_of_a_provider_is_checked`
+/// has their bounds.
+const PROVIDERS: [&str; 3] = ["connector.oidc.", "connector.github.", "connector.saml."];
+/// Relayed as it is: `recording-ingest::it refusals::messages_out_of_bounds_leave_nothing_behind` has its bounds.
+const OF_INGESTS: &str = "UploadSessionRecording";
 
 /// A request that is right but for what is too long in it: so that nothing else is what is refused.
 fn right(method: &str, token: &str, agent: &Agent) -> Vec<u8> {
@@ -63,9 +75,11 @@ fn right(method: &str, token: &str, agent: &Agent) -> Vec<u8> {
         "UpdateNode" => {
             v1::UpdateNodeRequest { agent_id: agent.id.clone(), ..Default::default() }.encode_to_vec()
         }
-        "CreateUser" => v1::CreateUserRequest { user, password }.encode_to_vec(),
+        "CreateUser" => v1::CreateUserRequest { user, password, invite_ttl: None }.encode_to_vec(),
         "UpdateUser" => v1::UpdateUserRequest { user }.encode_to_vec(),
-        "ResetUserPassword" => v1::ResetUserPasswordRequest { name, new_password: password }.encode_to_vec(),
+        "ResetUserPassword" => {
+            v1::ResetUserPasswordRequest { name, new_password: password, invite_ttl: None }.encode_to_vec()
+        }
         "CreateRole" => v1::CreateRoleRequest { role }.encode_to_vec(),
         "UpdateRole" => v1::UpdateRoleRequest { role }.encode_to_vec(),
         "CreateToken" => {
@@ -75,6 +89,28 @@ fn right(method: &str, token: &str, agent: &Agent) -> Vec<u8> {
             let target = Some(v1::LockTarget { target: Some(Target::Login("nobody".into())) });
             v1::CreateLockRequest { target, ..Default::default() }.encode_to_vec()
         }
+        "AcceptInvite" => {
+            v1::AcceptInviteRequest { secret: "guessed".into(), new_password: password }.encode_to_vec()
+        }
+        "CreateConnector" | "UpdateConnector" => {
+            // Both messages have the connector in their first field.
+            let connector = Some(v1::Connector { name: "corporate".into(), ..Default::default() });
+            v1::CreateConnectorRequest { connector }.encode_to_vec()
+        }
+        "CreateTrustedCluster" | "UpdateTrustedCluster" => {
+            let cluster = v1::TrustedCluster {
+                name: "other".into(),
+                addresses: vec!["other.example.org:3025".into()],
+                ..Default::default()
+            };
+            v1::UpdateTrustedClusterRequest { trusted_cluster: Some(cluster) }.encode_to_vec()
+        }
+        "ExchangeTrust" => v1::ExchangeTrustRequest {
+            token: token.into(),
+            exchange_id: vec![1; 32].into(),
+            cluster_name: "other".into(),
+        }
+        .encode_to_vec(),
         "EmitAuditEvent" => v1::EmitAuditEventRequest {
             event: "session.start".into(),
             target: "session:1".into(),
@@ -92,7 +128,7 @@ fn right(method: &str, token: &str, agent: &Agent) -> Vec<u8> {
             recording_id: recording_id().to_string(),
             metadata: Some(metadata("ann")),
             data: b"x".as_slice().into(),
-            ..Default::default()
+            payload_sha256: vec![0; 32].into(),
         }
         .encode_to_vec(),
         _ => Vec::new(),
@@ -138,16 +174,17 @@ fn too_long(field: &FieldDescriptor) -> Vec<Value> {
 
 /// Every way to make a message too long, with the path of the field that is.
 fn variants(message: &DynamicMessage, path: &str) -> Vec<(String, DynamicMessage)> {
-    let mut variants = Vec::new();
+    let mut found = Vec::new();
     for field in message.descriptor().fields() {
         let path = if path.is_empty() { field.name().to_owned() } else { format!("{path}.{}", field.name()) };
         for value in too_long(&field) {
             let mut changed = message.clone();
             changed.set_field(&field, value);
-            variants.push((path.clone(), changed));
+            found.push((path.clone(), changed));
         }
         if let Kind::Message(inner) = field.kind()
             && !field.is_list()
+            && !field.is_map()
             && !inner.full_name().starts_with("google.protobuf.")
         {
             let present = message.get_field(&field).as_message().cloned();
@@ -155,11 +192,11 @@ fn variants(message: &DynamicMessage, path: &str) -> Vec<(String, DynamicMessage
             for (path, value) in variants(&present, &path) {
                 let mut changed = message.clone();
                 changed.set_field(&field, Value::Message(value));
-                variants.push((path, changed));
+                found.push((path, changed));
             }
         }
     }
-    variants
+    found
 }
 
 async fn ask(
@@ -210,7 +247,8 @@ async fn every_string_list_and_map_of_every_request_has_a_bound() {
         let right = DynamicMessage::decode(method.input(), right.as_slice()).unwrap();
         for (path, message) in variants(&right, "") {
             let name = format!("{} {path}", method.name());
-            if SAID_BY_THE_SERVER.contains(&name.as_str()) || name == AS_LARGE_AS_A_MESSAGE {
+            let elsewhere = PROVIDERS.iter().any(|provider| path.starts_with(provider));
+            if elsewhere || SAID_BY_THE_SERVER.contains(&name.as_str()) || method.name() == OF_INGESTS {
                 continue;
             }
             let answer = ask(channel, session, &method, message).await;
@@ -220,9 +258,10 @@ async fn every_string_list_and_map_of_every_request_has_a_bound() {
             tried += 1;
             let field = path.rsplit('.').next().unwrap();
             let named = answer.as_ref().is_err_and(|status| {
-                let details = status.get_details_bad_request().unwrap_or_default();
+                let details = status.get_details_bad_request();
+                let violations = details.map(|details| details.field_violations).unwrap_or_default();
                 status.code() == Code::InvalidArgument
-                    && details.field_violations.iter().any(|violation| violation.field.contains(field))
+                    && violations.iter().any(|violation| violation.field.contains(field))
             });
             if !named {
                 wrong.push(format!("{name}: {answer:.300?}"));

@@ -163,6 +163,9 @@ pub struct RotationRow {
     /// Revision of this row with which the new key began to sign for clients; 0: it has not, or that is this revision.
     #[prost(uint64, tag = "5")]
     pub switched_at: u64,
+    /// Revision of this row with which the new key began to be trusted; 0: that is this revision.
+    #[prost(uint64, tag = "6")]
+    pub begun_at: u64,
 }
 
 /// One key of a certificate authority.

@@ -77,6 +77,9 @@ pub struct ClusterConfigRow {
     /// Since when a session may be unused for no longer than it may now. No use before that was noted for it.
     #[prost(uint64, tag = "9")]
     pub session_idle_since_ms: UnixMillis,
+    /// Sessions that were used last at this time or before are over: they were unused for too long when that was changed.
+    #[prost(uint64, tag = "10")]
+    pub session_over_before_ms: UnixMillis,
 }
 rows!(ClusterConfigRow);
 

@@ -127,6 +127,7 @@ fn golden_rows_of_joining_and_calls() {
         phase_ms: 2,
         force: true,
         switched_at: 3,
+        begun_at: 4,
     };
     let ca = CaRow {
         rotation: Some(rotation),
@@ -138,7 +139,7 @@ fn golden_rows_of_joining_and_calls() {
         (token.encode_row(), token_hex),
         (used.encode_row(), "0a016110081a0109".into()),
         (presence.encode_row(), "08011203683a311a0132200328043005".into()),
-        (ca.encode_row(), "0a030a01701a0a08041001180220012803".into()),
+        (ca.encode_row(), "0a030a01701a0c080410011802200128033004".into()),
         (FollowedRow { tls: 1, peer: 2 }.encode_row(), "08011002".into()),
         (join.encode_row(), format!("0a01741221{node_hex}1805")),
         (PrincipalRow { agent_id: "a".into(), expires_at_ms: 1 }.encode_row(), "0a01611001".into()),
@@ -168,8 +169,9 @@ fn golden_bytes_of_uses_and_configuration() {
         lockout_duration_ms: Some(5),
         audit_max_events: Some(6),
         session_idle_since_ms: 7,
+        session_over_before_ms: 8,
     };
-    assert_eq!(hex::encode(config.encode_row()), "080110011802200328013004380540064807");
+    assert_eq!(hex::encode(config.encode_row()), "0801100118022003280130043805400648075008");
 }
 
 #[test]

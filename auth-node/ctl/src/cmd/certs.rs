@@ -142,7 +142,7 @@ async fn issue(context: &Context, args: Issue) -> Result<()> {
     let home = context.user().await?;
     let client = match &args.at_ca_pin {
         Some(pin) => guest(context, &home, &args, pin).await?,
-        None => home,
+        None => home.clone(),
     };
     let comment = context.login()?.map(|login| login.user).unwrap_or_default();
     let subject = subject(args.public_key.as_deref(), &comment)?;
@@ -158,7 +158,8 @@ async fn issue(context: &Context, args: Issue) -> Result<()> {
     };
     // A certificate that nobody received is of use to nobody: its key is here.
     let reply = call!(client, Retry::Idempotent, issue_user_certs, request)?;
-    context.keep_trust(&client.trust_bundle().await?)?;
+    // What another cluster says of this one counts for nothing.
+    context.keep_trust(&home.trust_bundle().await?)?;
     context.print(&write(&args.out, &subject, tls.as_ref(), reply)?)
 }
 

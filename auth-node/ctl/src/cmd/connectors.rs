@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use clap::{Args, Subcommand};
-use mezite_client::Retry;
+use mezite_client::{Client, Retry};
 use mezite_daemon::files::STDIN;
 use mezite_proto::v1::{self, connector::Provider};
 use serde::Serialize;
@@ -95,7 +95,7 @@ impl Report for ConnectorReport {
 }
 
 #[derive(Serialize)]
-struct ConnectorRow {
+pub(crate) struct ConnectorRow {
     name: String,
     provider: &'static str,
     display_name: String,
@@ -145,18 +145,49 @@ pub(crate) async fn run(context: &Context, command: Connectors) -> Result<()> {
 async fn add(context: &Context, args: Write) -> Result<()> {
     // The cluster counts revisions; a file that was printed by `connectors get` may carry one.
     let connector = v1::Connector { revision: 0, ..args.connector(None)? };
-    let client = context.user().await?;
+    context.print(&ConnectorReport(make(&context.user().await?, connector).await?.into()))
+}
+
+/// All connectors.
+pub(crate) async fn all(client: &Client) -> Result<Vec<v1::Connector>> {
+    Ok(list!(client, list_connectors, connectors, |page_token| v1::ListConnectorsRequest {
+        page_size: mezite_client::PAGE_SIZE,
+        page_token
+    })?)
+}
+
+/// A connector.
+pub(crate) async fn one(client: &Client, name: String) -> Result<v1::Connector> {
+    let reply = call!(client, Retry::Idempotent, get_connector, v1::GetConnectorRequest { name })?;
+    present(reply.connector, "the connector")
+}
+
+/// Creates a connector.
+pub(crate) async fn make(client: &Client, connector: v1::Connector) -> Result<v1::Connector> {
     let (check, connector) = (check(&connector), Some(connector));
     let reply = call!(client, check, create_connector, v1::CreateConnectorRequest { connector })?;
-    context.print(&ConnectorReport(present(reply.connector, "the connector")?.into()))
+    present(reply.connector, "the connector")
+}
+
+/// Replaces a connector.
+pub(crate) async fn replace(client: &Client, connector: v1::Connector) -> Result<v1::Connector> {
+    let (check, connector) = (check(&connector), Some(connector));
+    let reply = call!(client, check, update_connector, v1::UpdateConnectorRequest { connector })?;
+    present(reply.connector, "the connector")
+}
+
+/// Deletes a connector.
+pub(crate) async fn delete(client: &Client, name: String) -> Result<()> {
+    match call!(client, Retry::Idempotent, delete_connector, v1::DeleteConnectorRequest { name }) {
+        Ok(v1::DeleteConnectorResponse {}) => Ok(()),
+        Err(error) if error.repeated_with(Code::NotFound) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
 }
 
 async fn update(context: &Context, args: Write) -> Result<()> {
     let connector = args.connector(Some(REDACTED))?;
-    let client = context.user().await?;
-    let (check, connector) = (check(&connector), Some(connector));
-    let reply = call!(client, check, update_connector, v1::UpdateConnectorRequest { connector })?;
-    context.print(&ConnectorReport(present(reply.connector, "the connector")?.into()))
+    context.print(&ConnectorReport(replace(&context.user().await?, connector).await?.into()))
 }
 
 fn check(connector: &v1::Connector) -> Retry {
@@ -164,28 +195,16 @@ fn check(connector: &v1::Connector) -> Retry {
 }
 
 async fn ls(context: &Context) -> Result<()> {
-    let client = context.user().await?;
-    let connectors = list!(client, list_connectors, connectors, |page_token| v1::ListConnectorsRequest {
-        page_size: mezite_client::PAGE_SIZE,
-        page_token
-    })?;
+    let connectors = all(&context.user().await?).await?;
     context.print_list(connectors.into_iter().map(ConnectorRow::from).collect())
 }
 
 async fn get(context: &Context, name: String) -> Result<()> {
-    let client = context.user().await?;
-    let reply = call!(client, Retry::Idempotent, get_connector, v1::GetConnectorRequest { name })?;
-    context.print(&ConnectorReport(present(reply.connector, "the connector")?.into()))
+    context.print(&ConnectorReport(one(&context.user().await?, name).await?.into()))
 }
 
 async fn rm(context: &Context, name: String) -> Result<()> {
-    let client = context.user().await?;
-    let request = v1::DeleteConnectorRequest { name: name.clone() };
-    match call!(client, Retry::Idempotent, delete_connector, request) {
-        Ok(v1::DeleteConnectorResponse {}) => {}
-        Err(error) if error.repeated_with(Code::NotFound) => {}
-        Err(error) => return Err(error.into()),
-    }
+    delete(&context.user().await?, name.clone()).await?;
     context.print(&Done::new(format!("Deleted connector {name}.")))
 }
 

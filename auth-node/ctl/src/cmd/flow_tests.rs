@@ -12,7 +12,10 @@ use std::{
 use clap::Parser as _;
 use mezite_client::testing::{CLUSTER, Call, FakeServer, TestCa};
 use mezite_daemon::clock;
-use mezite_pki::identity::Identity;
+use mezite_pki::{
+    identity::Identity,
+    ssh::{SshCa, SshPublicKey, UserCertSpec, UserExtensions},
+};
 use mezite_proto::v1;
 use prost::Message as _;
 use tonic::{Code, Status};
@@ -305,11 +308,11 @@ async fn a_certificate_that_ended_is_said_to_have() {
 #[tokio::test]
 async fn a_new_trust_bundle_is_fetched_with_the_heartbeat() {
     let world = World::new(|ca, call| match call.method.as_str() {
-        "AgentHeartbeat" => {
-            let next_interval = Some(prost_types::Duration { seconds: 10, nanos: 0 });
-            let reply =
-                v1::AgentHeartbeatResponse { next_interval, trust_bundle_revision: 2, ..Default::default() };
-            Ok(reply.encode_to_vec())
+        // With the certificates there was an older one.
+        "GenerateHostCerts" => {
+            let mut issued = certificates(ca, &call.request(), (0, 4_000_000_000));
+            issued.trust_bundle.as_mut().unwrap().revision = 0;
+            Ok(issued.encode_to_vec())
         }
         _ => joining(ca, call),
     });
@@ -321,7 +324,10 @@ async fn a_new_trust_bundle_is_fetched_with_the_heartbeat() {
     let calls = world.server.calls();
     let beat = calls.iter().find(|call| call.method == "AgentHeartbeat").unwrap();
     let beat: v1::AgentHeartbeatRequest = beat.request();
-    assert_eq!(beat.labels["env"], "test");
+    assert_eq!((beat.labels["env"].as_str(), beat.followed_trust_revision), ("test", 0));
+    // Whoever rotates a CA waits for those who have not followed yet.
+    let last = calls.iter().rfind(|call| call.method == "AgentHeartbeat").unwrap();
+    assert_eq!(last.request::<v1::AgentHeartbeatRequest>().followed_trust_revision, 1);
 }
 
 #[tokio::test]
@@ -387,4 +393,57 @@ async fn a_folder_of_one_host_is_not_used_for_another() {
     world.first(JOIN).await.unwrap();
     let other = JOIN.replace("web1", "web2");
     assert!(world.run(&other).await.unwrap_err().is::<crate::exit::Usage>());
+}
+
+/// Issues what is asked for to alice, as a cluster does.
+fn issued(ca: &TestCa, call: &Call) -> Vec<u8> {
+    let request: v1::IssueUserCertsRequest = call.request();
+    let spec = |line: &String| UserCertSpec {
+        public_key: SshPublicKey::parse(line).unwrap(),
+        key_id: "alice".into(),
+        principals: vec!["deploy".into()],
+        serial: 1,
+        valid_after: 1,
+        valid_before: 4_000_000_000,
+        extensions: UserExtensions::default(),
+        source_addresses: Vec::new(),
+    };
+    let authority = SshCa::generate().unwrap();
+    let ssh = request.ssh_public_keys.iter().map(|line| authority.sign_user(&spec(line)).unwrap());
+    let identity = Identity::User { cluster: CLUSTER.into(), name: "alice".into() };
+    let tls = match request.tls_public_key.is_empty() {
+        true => String::new(),
+        false => {
+            ca.issue_for(&request.tls_public_key, Some(identity), &[], (0, 4_000_000_000), "").certificate
+        }
+    };
+    let ssh_certificates = ssh.collect();
+    v1::IssueUserCertsResponse { ssh_certificates, tls_certificate: tls, ..Default::default() }
+        .encode_to_vec()
+}
+
+/// Another cluster may call itself as it likes, and name authorities of its own.
+#[tokio::test]
+async fn what_another_cluster_says_of_this_one_is_not_kept() {
+    let world = World::new(|ca, call| match call.method.as_str() {
+        "IssueUserCerts" => Ok(issued(ca, call)),
+        _ => users(ca, call),
+    });
+    let other = Arc::new(TestCa::new());
+    let theirs = Arc::clone(&other);
+    let there = FakeServer::start(&other.auth_node(), &world.ca, move |call| {
+        let answer = match call.method.as_str() {
+            "GetTrustBundle" => theirs.bundle(&["ssh-ed25519 AAAA"]).encode_to_vec(),
+            _ => issued(&theirs, &call),
+        };
+        async move { Ok(answer) }
+    });
+    world.first("login --user alice --password-file @password").await.unwrap();
+    let issue = format!("certs issue --out @keys --at {} --at-ca-pin {}", there.address(), other.pin());
+    world.run(&issue).await.unwrap();
+    assert!(world.path("keys").join("key-cert.pub").exists());
+    let profile = std::fs::read_to_string(world.path("home/profile.json")).unwrap();
+    let profile: serde_json::Value = serde_json::from_str(&profile).unwrap();
+    assert_eq!(profile["ca_certificates"].as_str().unwrap().trim(), world.ca.pem().trim());
+    world.run("users ls").await.unwrap();
 }

@@ -17,7 +17,7 @@ use crate::{
 };
 
 const KINDS: &str = "\
-Kinds: user, role, token, lock, node, session, access_request, cluster_config";
+Kinds: user, role, token, lock, node, session, access_request, cluster_config, connector, trusted_cluster";
 
 const GET_EXAMPLES: &str = "\
 Examples:
@@ -63,7 +63,7 @@ pub(crate) struct Create {
     /// Replace what is there; with `metadata.revision` only if it is still that one
     #[arg(long, short = 'f')]
     force: bool,
-    /// Password of users that are made, mode 0600 [default: each gets one, which is shown once]
+    /// Password of users that are made, mode 0600 [default: an invite for each, which is shown once]
     #[arg(long, value_name = "FILE")]
     password_file: Option<PathBuf>,
 }

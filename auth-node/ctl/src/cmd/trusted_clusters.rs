@@ -115,7 +115,7 @@ fn mapping(text: &str) -> Result<v1::RoleMapping, String> {
 }
 
 #[derive(Serialize)]
-struct ClusterView {
+pub(crate) struct ClusterView {
     name: String,
     addresses: Vec<String>,
     role_mappings: Vec<MappingView>,
@@ -224,7 +224,7 @@ pub(crate) async fn run(context: &Context, command: TrustedClusters) -> Result<(
         TrustedClusters::Token(args) => token(context, args).await,
         TrustedClusters::Ls => ls(context).await,
         TrustedClusters::Get { name } => {
-            let cluster = find(&context.user().await?, name).await?;
+            let cluster = one(&context.user().await?, name).await?;
             context.print(&ClusterView::from(cluster))
         }
         TrustedClusters::Update(args) => update(context, args).await,
@@ -273,24 +273,46 @@ async fn token(context: &Context, args: Token) -> Result<()> {
     context.print(&report)
 }
 
-async fn find(client: &Client, name: String) -> Result<v1::TrustedCluster> {
+/// All trusted clusters.
+pub(crate) async fn all(client: &Client) -> Result<Vec<v1::TrustedCluster>> {
+    Ok(list!(client, list_trusted_clusters, trusted_clusters, |page_token| {
+        v1::ListTrustedClustersRequest { page_size: mezite_client::PAGE_SIZE, page_token }
+    })?)
+}
+
+/// Replaces a trusted cluster's addresses, mappings and switch.
+pub(crate) async fn replace(client: &Client, cluster: v1::TrustedCluster) -> Result<v1::TrustedCluster> {
+    let check = Retry::once(format!("see `mezctl trusted-clusters get {}`", cluster.name));
+    let request = v1::UpdateTrustedClusterRequest { trusted_cluster: Some(cluster) };
+    let reply = call!(client, check, update_trusted_cluster, request)?;
+    present(reply.trusted_cluster, "the trusted cluster")
+}
+
+/// Ends the trust in a cluster.
+pub(crate) async fn delete(client: &Client, name: String) -> Result<()> {
+    match call!(client, Retry::Idempotent, delete_trusted_cluster, v1::DeleteTrustedClusterRequest { name }) {
+        Ok(v1::DeleteTrustedClusterResponse {}) => Ok(()),
+        Err(error) if error.repeated_with(Code::NotFound) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// A trusted cluster.
+pub(crate) async fn one(client: &Client, name: String) -> Result<v1::TrustedCluster> {
     let request = v1::GetTrustedClusterRequest { name };
     let reply = call!(client, Retry::Idempotent, get_trusted_cluster, request)?;
     present(reply.trusted_cluster, "the trusted cluster")
 }
 
 async fn ls(context: &Context) -> Result<()> {
-    let client = context.user().await?;
-    let clusters = list!(client, list_trusted_clusters, trusted_clusters, |page_token| {
-        v1::ListTrustedClustersRequest { page_size: mezite_client::PAGE_SIZE, page_token }
-    })?;
+    let clusters = all(&context.user().await?).await?;
     context.print_list(clusters.into_iter().map(ClusterView::from).collect())
 }
 
 async fn update(context: &Context, args: Update) -> Result<()> {
     let client = context.user().await?;
     // With the revision that was read: what somebody else changes meanwhile is not undone.
-    let mut cluster = find(&client, args.name).await?;
+    let mut cluster = one(&client, args.name).await?;
     if !args.addresses.is_empty() {
         cluster.addresses = args.addresses;
     }
@@ -298,20 +320,11 @@ async fn update(context: &Context, args: Update) -> Result<()> {
         cluster.role_mappings = args.maps;
     }
     cluster.disabled = (cluster.disabled || args.disable) && !args.enable;
-    let check = Retry::once(format!("see `mezctl trusted-clusters get {}`", cluster.name));
-    let request = v1::UpdateTrustedClusterRequest { trusted_cluster: Some(cluster) };
-    let reply = call!(client, check, update_trusted_cluster, request)?;
-    context.print(&ClusterView::from(present(reply.trusted_cluster, "the trusted cluster")?))
+    context.print(&ClusterView::from(replace(&client, cluster).await?))
 }
 
 async fn rm(context: &Context, name: String) -> Result<()> {
-    let client = context.user().await?;
-    let request = v1::DeleteTrustedClusterRequest { name: name.clone() };
-    match call!(client, Retry::Idempotent, delete_trusted_cluster, request) {
-        Ok(v1::DeleteTrustedClusterResponse {}) => {}
-        Err(error) if error.repeated_with(Code::NotFound) => {}
-        Err(error) => return Err(error.into()),
-    }
+    delete(&context.user().await?, name.clone()).await?;
     context.print(&Done::new(format!("Cluster {name} is not trusted any more.")))
 }
 

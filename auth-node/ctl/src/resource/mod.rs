@@ -5,12 +5,14 @@
 
 mod access_request;
 mod cluster_config;
+mod connector;
 mod document;
 mod lock;
 mod node;
 mod role;
 mod session;
 mod token;
+mod trusted_cluster;
 mod user;
 
 use std::marker::PhantomData;
@@ -38,6 +40,8 @@ pub(crate) const KINDS: &[&dyn AnyKind] = &[
     &Of::<session::Session>(PhantomData),
     &Of::<access_request::AccessRequest>(PhantomData),
     &Of::<cluster_config::ClusterConfig>(PhantomData),
+    &Of::<connector::Connector>(PhantomData),
+    &Of::<trusted_cluster::TrustedCluster>(PhantomData),
 ];
 
 /// What is the same for all documents of a `create`.
@@ -45,7 +49,7 @@ pub(crate) const KINDS: &[&dyn AnyKind] = &[
 pub(crate) struct Options {
     /// Whether what is there is replaced.
     pub(crate) force: bool,
-    /// Password of users that are made; `None`: each gets one of its own, which is shown once.
+    /// Password of users that are made; `None`: an invite is made for each, which is shown once.
     pub(crate) password: Option<Zeroizing<String>>,
 }
 
@@ -104,7 +108,7 @@ pub(crate) struct Applied {
     pub(crate) name: String,
     /// `created`, `updated` or `unchanged`.
     pub(crate) action: &'static str,
-    /// What the secret is: a password, a token's secret.
+    /// What the secret is: an invite, a token's secret.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) secret_of: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -49,11 +49,12 @@ fn once() -> u32 {
 }
 
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "kebab-case")]
 enum Joins {
     #[default]
     Node,
     Ingest,
+    TrustedCluster,
 }
 
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -80,6 +81,7 @@ impl From<v1::Token> for TokenDocument {
         let spec = Spec {
             kind: match token.kind() {
                 v1::TokenKind::Ingest => Joins::Ingest,
+                v1::TokenKind::TrustedCluster => Joins::TrustedCluster,
                 v1::TokenKind::Node | v1::TokenKind::Unspecified => Joins::Node,
             },
             method: match token.method() {
@@ -128,6 +130,7 @@ impl Kind for Token {
         let kind = match spec.kind {
             Joins::Node => v1::TokenKind::Node,
             Joins::Ingest => v1::TokenKind::Ingest,
+            Joins::TrustedCluster => v1::TokenKind::TrustedCluster,
         };
         let method = match spec.method {
             Method::Token => v1::JoinMethod::Token,

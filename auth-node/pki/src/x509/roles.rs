@@ -70,8 +70,8 @@ pub(super) fn read(certificate: &X509Certificate<'_>) -> Result<Vec<String>, Pki
 fn utf8_string(der: &[u8]) -> Option<&str> {
     let (content, length) = match der {
         [UTF8_STRING, length @ 0..=0x7f, content @ ..] => (content, usize::from(*length)),
-        [UTF8_STRING, 0x81, length @ 0x80.., content @ ..] => (content, usize::from(*length)),
-        [UTF8_STRING, 0x82, high @ 1.., low, content @ ..] => {
+        [UTF8_STRING, 0x81, length @ 0x80..=0xff, content @ ..] => (content, usize::from(*length)),
+        [UTF8_STRING, 0x82, high @ 1..=0xff, low, content @ ..] => {
             (content, usize::from(u16::from_be_bytes([*high, *low])))
         }
         _ => return None,

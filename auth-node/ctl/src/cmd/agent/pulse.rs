@@ -165,7 +165,7 @@ impl<'a> Pulse<'a> {
         if self.state.followed_revision == self.state.trust_bundle_revision {
             return Ok(None);
         }
-        let lag = self.state.certificates_lag();
+        let lag = self.state.certificates_lag;
         if lag {
             let client = self.client().await?;
             certify(&self.dir, &mut self.state, &client).await?;
