@@ -153,8 +153,8 @@ async fn take(
     seen: Rotation,
     step: Step,
 ) -> Result<(), TransactError<CoreError>> {
-    let (members, looked_at) = (members(store), seen.clone());
-    let obstacles = store.read(move |view| Obstacles::of(view, &looked_at, &members, ttl)).await?;
+    let (here, looked_at) = (store.clone(), seen.clone());
+    let obstacles = store.read(move |view| Obstacles::of(view, &looked_at, &members(&here), ttl)).await?;
     let (kind, target) = (step.kind.name(), step.target.name());
     let taken = store.transact(move |tx| {
         let origin = Origin { node_id, request_id: "rotation".into(), ..Origin::default() };

@@ -8,7 +8,7 @@ use crate::{
     ca::unseal,
     secret::SecretDigest,
     tables::{AuthMethod, ConditionsRow, RoleOptionsRow, RoleRow, SessionKey},
-    testing::{SESSION_TTL_MS, assert_invalid, strings, traits},
+    testing::{Observed, SESSION_TTL_MS, assert_invalid, strings, traits},
     world::{Host, World, assert_denied, kek},
 };
 
@@ -364,64 +364,6 @@ fn a_role_that_was_removed_in_between_counts() {
     assert_eq!(principals(&issue(&mut world, ann, Ask::default()).unwrap()), ["guest"]);
 }
 
-/// A transaction that counts what it observed: what it would have to be checked for.
-struct Observed<'a, T> {
-    tx: &'a mut T,
-    keys: usize,
-    ranges: usize,
-}
-
-impl<T: Read> Read for Observed<'_, T> {
-    fn now(&self) -> UnixMillis {
-        self.tx.now()
-    }
-
-    fn get_raw(&mut self, key: &[u8]) -> Result<Option<store_txn::RawRow>, store_txn::TxError> {
-        self.keys += 1;
-        self.tx.get_raw(key)
-    }
-
-    fn scan_raw(
-        &mut self,
-        range: &store_txn::KeyRange,
-        limit: usize,
-    ) -> Result<Vec<(Vec<u8>, store_txn::RawRow)>, store_txn::TxError> {
-        self.ranges += 1;
-        self.tx.scan_raw(range, limit)
-    }
-
-    fn log_records(
-        &mut self,
-        log: &str,
-        from: u64,
-        limit: usize,
-    ) -> Result<Vec<store_txn::LogRecord>, store_txn::TxError> {
-        self.tx.log_records(log, from, limit)
-    }
-
-    fn log_bounds(&mut self, log: &str) -> Result<store_txn::LogBounds, store_txn::TxError> {
-        self.tx.log_bounds(log)
-    }
-}
-
-impl<T: Transaction> Transaction for Observed<'_, T> {
-    fn put_raw(&mut self, key: Vec<u8>, value: Vec<u8>, expires_at: Option<UnixMillis>) {
-        self.tx.put_raw(key, value, expires_at);
-    }
-
-    fn delete_raw(&mut self, key: Vec<u8>) {
-        self.tx.delete_raw(key);
-    }
-
-    fn append(&mut self, log: &'static str, record: Vec<u8>) {
-        self.tx.append(log, record);
-    }
-
-    fn trim(&mut self, log: &'static str, before: u64) {
-        self.tx.trim(log, before);
-    }
-}
-
 fn numbered(number: u32) -> AgentId {
     AgentId::parse("id", &format!("{number:08}-0000-4000-8000-000000000000")).unwrap()
 }
@@ -457,7 +399,7 @@ fn the_transaction_reads_the_nodes_that_are_granted_and_no_others() {
     let found = world.call(ann, |view, context| candidates(view, context, &request)).unwrap();
     let (certs, keys, ranges) = world
         .call(ann, |tx, context| {
-            let mut observed = Observed { tx, keys: 0, ranges: 0 };
+            let mut observed = Observed::new(tx);
             let certs = user_certs(&mut observed, context, &request, &found)?;
             Ok((certs, observed.keys, observed.ranges))
         })

@@ -1,7 +1,7 @@
 use super::*;
 use crate::{
     tables::NodeKind,
-    testing::assert_invalid,
+    testing::{Observed, assert_invalid},
     world::{Host, World, assert_denied, labels, report},
 };
 
@@ -120,64 +120,6 @@ fn each_report_of_a_batch_stands_or_falls_by_itself() {
     assert_eq!(seen(&ingest), Some(now));
 }
 
-/// Counts the ranges and keys that are read.
-struct Counted<'a, T> {
-    tx: &'a mut T,
-    ranges: usize,
-    keys: usize,
-}
-
-impl<T: Transaction> Read for Counted<'_, T> {
-    fn now(&self) -> store_txn::UnixMillis {
-        self.tx.now()
-    }
-
-    fn get_raw(&mut self, key: &[u8]) -> Result<Option<store_txn::RawRow>, store_txn::TxError> {
-        self.keys += 1;
-        self.tx.get_raw(key)
-    }
-
-    fn scan_raw(
-        &mut self,
-        range: &store_txn::KeyRange,
-        limit: usize,
-    ) -> Result<Vec<(Vec<u8>, store_txn::RawRow)>, store_txn::TxError> {
-        self.ranges += 1;
-        self.tx.scan_raw(range, limit)
-    }
-
-    fn log_records(
-        &mut self,
-        log: &str,
-        from: u64,
-        limit: usize,
-    ) -> Result<Vec<store_txn::LogRecord>, store_txn::TxError> {
-        self.tx.log_records(log, from, limit)
-    }
-
-    fn log_bounds(&mut self, log: &str) -> Result<store_txn::LogBounds, store_txn::TxError> {
-        self.tx.log_bounds(log)
-    }
-}
-
-impl<T: Transaction> Transaction for Counted<'_, T> {
-    fn put_raw(&mut self, key: Vec<u8>, value: Vec<u8>, expires_at: Option<store_txn::UnixMillis>) {
-        self.tx.put_raw(key, value, expires_at);
-    }
-
-    fn delete_raw(&mut self, key: Vec<u8>) {
-        self.tx.delete_raw(key);
-    }
-
-    fn append(&mut self, log: &'static str, record: Vec<u8>) {
-        self.tx.append(log, record);
-    }
-
-    fn trim(&mut self, log: &'static str, before: u64) {
-        self.tx.trim(log, before);
-    }
-}
-
 /// What a batch reads is checked again on every node: two keys a report, and one range for all.
 #[test]
 fn a_batch_reads_the_locks_once_unless_there_are_very_many() {
@@ -187,7 +129,7 @@ fn a_batch_reads_the_locks_once_unless_there_are_very_many() {
     let reports: Vec<_> = hosts.iter().map(|host| (host.credential(), report("web:22", &[]))).collect();
     let read = |world: &mut World| {
         let counted = world.run(|tx, _| {
-            let mut counted = Counted { tx, ranges: 0, keys: 0 };
+            let mut counted = Observed::new(tx);
             let results = record(&mut counted, &reports)?;
             let refused = results.iter().filter(|result| result.is_err()).count();
             Ok((counted.ranges, counted.keys, refused))

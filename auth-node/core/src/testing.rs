@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use store_txn::{
-    TransactionExt,
+    KeyRange, LogBounds, LogRecord, RawRow, Read, Transaction, TransactionExt, TxError, UnixMillis,
     memory::{MemoryStore, MemoryTransaction},
 };
 
@@ -198,5 +198,60 @@ pub(crate) fn assert_invalid<T: std::fmt::Debug>(result: Result<T, CoreError>, w
     match result {
         Err(CoreError::Invalid { field, .. }) if field == wanted => {}
         other => panic!("expected a refusal of {wanted}, got {other:?}"),
+    }
+}
+
+/// A transaction that counts what it observed: what it would have to be checked for.
+pub(crate) struct Observed<'a, T> {
+    tx: &'a mut T,
+    pub(crate) keys: usize,
+    pub(crate) ranges: usize,
+}
+
+impl<'a, T> Observed<'a, T> {
+    pub(crate) fn new(tx: &'a mut T) -> Self {
+        Self { tx, keys: 0, ranges: 0 }
+    }
+}
+
+impl<T: Read> Read for Observed<'_, T> {
+    fn now(&self) -> UnixMillis {
+        self.tx.now()
+    }
+
+    fn get_raw(&mut self, key: &[u8]) -> Result<Option<RawRow>, TxError> {
+        self.keys += 1;
+        self.tx.get_raw(key)
+    }
+
+    fn scan_raw(&mut self, range: &KeyRange, limit: usize) -> Result<Vec<(Vec<u8>, RawRow)>, TxError> {
+        self.ranges += 1;
+        self.tx.scan_raw(range, limit)
+    }
+
+    fn log_records(&mut self, log: &str, from: u64, limit: usize) -> Result<Vec<LogRecord>, TxError> {
+        self.tx.log_records(log, from, limit)
+    }
+
+    fn log_bounds(&mut self, log: &str) -> Result<LogBounds, TxError> {
+        self.tx.log_bounds(log)
+    }
+}
+
+impl<T: Transaction> Transaction for Observed<'_, T> {
+    fn put_raw(&mut self, key: Vec<u8>, value: Vec<u8>, expires_at: Option<UnixMillis>) {
+        self.tx.put_raw(key, value, expires_at);
+    }
+
+    fn delete_raw(&mut self, key: Vec<u8>) {
+        self.tx.delete_raw(key);
+    }
+
+    fn append(&mut self, log: &'static str, record: Vec<u8>) {
+        self.tx.append(log, record);
+    }
+
+    fn trim(&mut self, log: &'static str, before: u64) {
+        self.tx.trim(log, before);
     }
 }

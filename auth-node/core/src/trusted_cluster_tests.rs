@@ -503,3 +503,34 @@ fn authorities_that_change_are_followed_and_users_with_them() {
     let gone = world.run(|tx, _| get(tx, &cluster_name("other")));
     assert!(matches!(gone, Err(CoreError::NotFound { .. })));
 }
+
+#[test]
+fn an_answer_counts_for_the_row_that_was_asked_and_for_a_revision_once() {
+    let other = Other::new();
+    let mut world = trusting(&other, &[("developer", &["guest"])]);
+    let of = cluster_name("other");
+    let row = |world: &mut World| {
+        world.run(|tx, _| Ok(tx.get(&TrustedClusterKey(of.clone()))?.unwrap().row)).unwrap()
+    };
+    let take = |world: &mut World, known: &TrustedClusterRow, told: &Authorities| {
+        world.run(|tx, context| refreshed(tx, context, &of, known, &Ok(told.clone()))).unwrap()
+    };
+    let (asked, records) = (row(&mut world), world.audit().len());
+    let mut told = other.told.clone();
+    told.rows[2].keys =
+        vec![X509Ca::generate("mezite", 1, 4_000_000_000).unwrap().certificate_pem().to_owned()];
+
+    // Others under a revision that was told before: whoever answers so could change them back and forth.
+    assert_eq!(take(&mut world, &asked, &told), Refreshed::Failed);
+    assert!(world.run(|tx, _| get(tx, &of)).unwrap().refresh.error.contains("same revision"));
+
+    // The cluster was removed and trusted anew, or has other keys, since it was asked.
+    told.revision += 1;
+    let earlier = TrustedClusterRow { created_at_ms: asked.created_at_ms + 1, ..asked.clone() };
+    let with_others = TrustedClusterRow { authorities: told.rows.clone(), ..asked.clone() };
+    for known in [earlier, with_others] {
+        assert_eq!(take(&mut world, &known, &told), Refreshed::Same);
+    }
+    assert_eq!((row(&mut world), world.audit().len()), (asked.clone(), records));
+    assert_eq!(take(&mut world, &asked, &told), Refreshed::Changed);
+}

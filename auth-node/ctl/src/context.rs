@@ -112,9 +112,17 @@ impl Context {
         Ok(self.client(&cluster)?.with_session(Some(session)))
     }
 
-    /// Keeps the cluster's TLS CAs, as they are now, in the profile: so a rotation leaves behind only those who do not work
-    /// with the cluster for as long as it lasts.
-    pub(crate) fn keep_trust(&self, bundle: &GetTrustBundleResponse) -> Result<()> {
+    /// Keeps the TLS CAs of the profile's own cluster, as they are now: so a rotation leaves behind only those who neither log
+    /// in nor get certificates for as long as it lasts. What the command was for is done: a failure is but told.
+    pub(crate) async fn follow_trust(&self, client: &Client) {
+        let bundle = client.trust_bundle().await;
+        if let Err(error) = bundle.map_err(Into::into).and_then(|bundle| self.keep_trust(&bundle)) {
+            let error = output::printable(&format!("{error:#}"));
+            eprintln!("warning: the profile has the cluster's CAs as they were before: {error}");
+        }
+    }
+
+    fn keep_trust(&self, bundle: &GetTrustBundleResponse) -> Result<()> {
         let trust = ClusterTrust::from_bundle(bundle)?;
         match self.home.load()? {
             Some(profile)

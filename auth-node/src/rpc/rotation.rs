@@ -20,11 +20,11 @@ pub(crate) async fn rotate(
 ) -> Result<v1::RotateCaResponse, ApiError> {
     let once = Once::of(call, &request);
     let step = parse(&request)?;
-    let (kind, members, ttl) =
-        (step.kind, ca_rotation::members(&service.store), service.settings.presence_ttl);
+    let (kind, store, ttl) = (step.kind, service.store.clone(), service.settings.presence_ttl);
     let look = service.unless_answered(call, &once, move |view, _| {
         let seen = rotation::get(view, kind)?;
-        let obstacles = Obstacles::of(view, &seen, &members, ttl)?;
+        // Once the view is confirmed: before, this node may not have known of all of them.
+        let obstacles = Obstacles::of(view, &seen, &ca_rotation::members(&store), ttl)?;
         Ok((seen, obstacles))
     });
     let (seen, obstacles) = match look.await? {
@@ -51,8 +51,9 @@ pub(crate) async fn get(
     call: &Call,
     _request: v1::GetCaRotationRequest,
 ) -> Result<v1::GetCaRotationResponse, ApiError> {
-    let (members, ttl) = (ca_rotation::members(&service.store), service.settings.presence_ttl);
+    let (store, ttl) = (service.store.clone(), service.settings.presence_ttl);
     let read = service.read(call, move |view, _| {
+        let members = ca_rotation::members(&store);
         let rotations = rotation::all(view)?.into_iter().map(|rotation| {
             let obstacles = Obstacles::of(view, &rotation, &members, ttl)?;
             Ok(reply(&rotation, &obstacles))

@@ -227,7 +227,7 @@ pub(crate) async fn run(context: &Context, command: Auth) -> Result<()> {
 async fn status(context: &Context) -> Result<()> {
     let client = context.user().await?;
     let reply = call!(client, Retry::Idempotent, get_ca_rotation, v1::GetCaRotationRequest {})?;
-    context.keep_trust(&client.trust_bundle().await?)?;
+    context.follow_trust(&client).await;
     context.print_list(reply.rotations.into_iter().map(RotationView::from).collect())
 }
 
@@ -242,7 +242,7 @@ async fn rotate(context: &Context, args: Rotate) -> Result<()> {
     };
     let reply = call!(client, Retry::once("see `mezctl auth status`"), rotate_ca, request)?;
     // Whoever rotates the TLS CA is not to be locked out by it.
-    context.keep_trust(&client.trust_bundle().await?)?;
+    context.follow_trust(&client).await;
     context.print(&RotationView::from(present(reply.rotation, "the rotation")?))
 }
 

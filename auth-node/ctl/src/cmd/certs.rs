@@ -158,9 +158,10 @@ async fn issue(context: &Context, args: Issue) -> Result<()> {
     };
     // A certificate that nobody received is of use to nobody: its key is here.
     let reply = call!(client, Retry::Idempotent, issue_user_certs, request)?;
+    let issued = write(&args.out, &subject, tls.as_ref(), reply)?;
     // What another cluster says of this one counts for nothing.
-    context.keep_trust(&home.trust_bundle().await?)?;
-    context.print(&write(&args.out, &subject, tls.as_ref(), reply)?)
+    context.follow_trust(&home).await;
+    context.print(&issued)
 }
 
 /// A client of another cluster, which knows the user by a certificate of this one.

@@ -6,7 +6,7 @@ use anyhow::Result;
 use clap::{Args, Subcommand, ValueEnum};
 use mezite_client::{Client, Retry};
 use mezite_proto::v1;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::{
     args::{human_duration, proto_duration},
@@ -110,12 +110,25 @@ pub(crate) fn word(state: v1::AccessRequestState) -> &'static str {
     }
 }
 
-#[derive(Serialize)]
-struct ReviewView {
+/// A review, in lists and in documents.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct ReviewView {
     author: String,
     approve: bool,
     reason: String,
     created_at: Option<String>,
+}
+
+impl From<v1::AccessReview> for ReviewView {
+    fn from(review: v1::AccessReview) -> Self {
+        Self {
+            created_at: output::time(review.created_at.as_ref()),
+            author: review.author,
+            approve: review.approve,
+            reason: review.reason,
+        }
+    }
 }
 
 #[derive(Serialize)]
@@ -135,12 +148,6 @@ pub(crate) struct RequestView {
 
 impl From<v1::AccessRequest> for RequestView {
     fn from(request: v1::AccessRequest) -> Self {
-        let review = |review: v1::AccessReview| ReviewView {
-            created_at: output::time(review.created_at.as_ref()),
-            author: review.author,
-            approve: review.approve,
-            reason: review.reason,
-        };
         let duration = request.duration.and_then(|duration| Duration::try_from(duration).ok());
         Self {
             state: word(request.state()),
@@ -153,7 +160,7 @@ impl From<v1::AccessRequest> for RequestView {
             nodes: request.nodes,
             reason: request.reason,
             approvals_needed: request.approvals,
-            reviews: request.reviews.into_iter().map(review).collect(),
+            reviews: request.reviews.into_iter().map(ReviewView::from).collect(),
         }
     }
 }

@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     args::{Human, proto_duration},
-    cmd::requests::{self, RequestView},
+    cmd::requests::{self, RequestView, ReviewView},
     exit::Usage,
     output,
 };
@@ -38,35 +38,20 @@ pub(super) struct Status {
     user: String,
     state: String,
     approvals_needed: u32,
-    reviews: Vec<Review>,
+    reviews: Vec<ReviewView>,
     created_at: Option<String>,
     expires_at: Option<String>,
-}
-
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Review {
-    author: String,
-    approve: bool,
-    reason: String,
-    created_at: Option<String>,
 }
 
 type RequestDocument = Document<Spec, Status>;
 
 impl From<v1::AccessRequest> for RequestDocument {
     fn from(request: v1::AccessRequest) -> Self {
-        let review = |review: v1::AccessReview| Review {
-            created_at: output::time(review.created_at.as_ref()),
-            author: review.author,
-            approve: review.approve,
-            reason: review.reason,
-        };
         let status = Status {
             state: requests::word(request.state()).to_owned(),
             user: request.user,
             approvals_needed: request.approvals,
-            reviews: request.reviews.into_iter().map(review).collect(),
+            reviews: request.reviews.into_iter().map(ReviewView::from).collect(),
             created_at: output::time(request.created_at.as_ref()),
             expires_at: output::time(request.expires_at.as_ref()),
         };

@@ -136,22 +136,27 @@ pub(super) fn parse(der: &[u8]) -> Result<X509Certificate<'_>, PkiError> {
     Ok(certificate)
 }
 
-fn key_id(certificate: &X509Certificate<'_>) -> Vec<u8> {
+/// What the first of the extensions says that `pick` takes; nothing without one.
+fn identifier(
+    certificate: &X509Certificate<'_>,
+    pick: impl Fn(&ParsedExtension<'_>) -> Option<Vec<u8>>,
+) -> Vec<u8> {
     let mut extensions = certificate.extensions().iter().map(|extension| extension.parsed_extension());
-    let id = extensions.find_map(|extension| match extension {
+    extensions.find_map(pick).unwrap_or_default()
+}
+
+fn key_id(certificate: &X509Certificate<'_>) -> Vec<u8> {
+    identifier(certificate, |extension| match extension {
         ParsedExtension::SubjectKeyIdentifier(id) => Some(id.0.to_vec()),
         _ => None,
-    });
-    id.unwrap_or_default()
+    })
 }
 
 fn authority_key_id(certificate: &X509Certificate<'_>) -> Vec<u8> {
-    let mut extensions = certificate.extensions().iter().map(|extension| extension.parsed_extension());
-    let id = extensions.find_map(|extension| match extension {
+    identifier(certificate, |extension| match extension {
         ParsedExtension::AuthorityKeyIdentifier(id) => id.key_identifier.as_ref().map(|id| id.0.to_vec()),
         _ => None,
-    });
-    id.unwrap_or_default()
+    })
 }
 
 fn malformed() -> PkiError {
