@@ -34,8 +34,9 @@ const MAX_METADATA: u32 = 16 << 10;
 const STREAM_WINDOW: u32 = 1 << 20;
 const CONNECTION_WINDOW: u32 = 8 << 20;
 
-/// An HTTP/2 ping after so much silence finds a dead peer.
-const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(20);
+/// An HTTP/2 ping after so much silence finds a dead client, whose place another can then have. Agents that live report more
+/// often than that, and are not asked.
+const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(90);
 const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The one method, for agents alone, whose request lasts; its relay bounds the silence between its messages.
