@@ -12,114 +12,31 @@
 //! A name is held from the first certificate for it to the end of the last one, whether its holder has registered or
 //! not, unless the holder leaves.
 
-use mezite_pki::{
-    identity::Identity,
-    ssh::{HostCertSpec, SshPublicKey},
-    x509::{LeafSpec, check_public_key},
-};
-use sha2::{Digest, Sha256};
+mod certs;
+mod request;
+
 use store_txn::{Read, ReadExt, Transaction, TransactionExt, UnixMillis};
 
+pub(crate) use self::certs::BACKDATE_SECONDS;
+use self::certs::issue;
+pub use self::{certs::HostCerts, request::HostCertRequest};
 use crate::{
     Caller, Context, CoreError,
-    audit::{self, EventType},
-    ca::{self, ActiveCa},
+    audit::EventType,
     lock,
     names::{AgentId, TokenName},
     principal::{Principal, PrincipalPattern},
-    revocation,
     secret::SecretDigest,
     tables::{
-        AgentLabelsKey, CaKind, IngestKey, IngestRow, IssuedRow, JoinKey, JoinRow, NodeKey, NodeKind,
-        NodeRow, PrincipalKey, PrincipalRow, TargetKind, TokenKey, TokenRow, TokenUseKey, TokenUseRow,
+        AgentLabelsKey, IngestKey, IngestRow, JoinKey, JoinRow, NodeKey, NodeKind, NodeRow, PrincipalKey,
+        TargetKind, TokenKey, TokenRow, TokenUseKey, TokenUseRow,
     },
     token,
-    trust::{self, TrustBundle},
     verdict::{Refusal, Stop, Verdict, audited},
 };
 
 /// Life of an agent's certificates: 30 days.
 pub const HOST_CERT_TTL_MS: UnixMillis = 30 * 24 * 3600 * 1000;
-/// Certificates are good from so long before they are issued, in seconds, for clocks that are behind.
-pub(crate) const BACKDATE_SECONDS: u64 = 60;
-/// Most principals beside the hostname.
-const MAX_ADDITIONAL: usize = 32;
-
-/// Certificates that an agent asks for, checked.
-#[derive(Debug, Clone)]
-pub struct HostCertRequest {
-    ssh_public_key: Option<SshPublicKey>,
-    tls_public_key: Vec<u8>,
-    key_digest: [u8; 32],
-    /// The hostname first; no name twice.
-    principals: Vec<Principal>,
-    serial: u64,
-}
-
-impl HostCertRequest {
-    /// Reads a request: an OpenSSH public key line (empty: none), a DER SubjectPublicKeyInfo, a DNS name, and at most
-    /// 32 further names and addresses. `serial` is random.
-    ///
-    /// # Errors
-    /// [`CoreError::Invalid`].
-    pub fn new(
-        ssh_public_key: &str,
-        tls_public_key: Vec<u8>,
-        hostname: &str,
-        additional: &[String],
-        serial: u64,
-    ) -> Result<Self, CoreError> {
-        let ssh_public_key = match ssh_public_key {
-            "" => None,
-            line => Some(SshPublicKey::parse(line).map_err(CoreError::pki("ssh_public_key"))?),
-        };
-        check_public_key(&tls_public_key).map_err(CoreError::pki("tls_public_key"))?;
-        if additional.len() > MAX_ADDITIONAL {
-            return Err(CoreError::invalid("additional_principals", format!("at most {MAX_ADDITIONAL}")));
-        }
-        let mut principals = vec![Principal::parse_dns("hostname", hostname)?];
-        for (index, text) in additional.iter().enumerate() {
-            let principal = Principal::parse(&format!("additional_principals[{index}]"), text)?;
-            if !principals.contains(&principal) {
-                principals.push(principal);
-            }
-        }
-        let key_digest = Sha256::digest(&tls_public_key).into();
-        Ok(Self { ssh_public_key, tls_public_key, key_digest, principals, serial })
-    }
-
-    fn hostname(&self) -> String {
-        self.principals.first().map(Principal::to_string).unwrap_or_default()
-    }
-
-    fn names(&self) -> Vec<String> {
-        self.principals.iter().map(Principal::to_string).collect()
-    }
-
-    fn ssh_key_digest(&self) -> Vec<u8> {
-        let digest = |key: &SshPublicKey| Sha256::digest(key.line().as_bytes()).to_vec();
-        self.ssh_public_key.as_ref().map(digest).unwrap_or_default()
-    }
-}
-
-/// What is to be signed for an agent, once the transaction has committed.
-#[derive(Debug, Clone)]
-pub struct HostCerts {
-    /// The agent's id.
-    pub agent_id: AgentId,
-    /// SSH host certificate; an ingest may do without.
-    pub ssh: Option<HostCertSpec>,
-    /// The agent's identity.
-    pub tls: LeafSpec,
-    /// Signs the SSH certificate.
-    pub host_ca: ActiveCa,
-    /// Signs the identity.
-    pub tls_ca: ActiveCa,
-    /// What the agent trusts.
-    pub trust: TrustBundle,
-    /// When the certificates end.
-    pub expires_at_ms: UnixMillis,
-}
 
 /// Decides on an agent's certificates: with a token's secret for a join, of which `fresh` becomes the id if it is a new
 /// one, without for a renewal by the agent's own certificate. A refusal is audited.
@@ -479,94 +396,6 @@ fn check_free(
         }
     }
     Ok(())
-}
-
-/// Says what to sign, and holds its names until it ends.
-fn issue(
-    tx: &mut (impl Transaction + ?Sized),
-    context: &Context,
-    id: &AgentId,
-    kind: NodeKind,
-    request: &HostCertRequest,
-    by: &str,
-) -> Result<HostCerts, Stop> {
-    let expires_at_ms = tx.now().saturating_add(HOST_CERT_TTL_MS);
-    let names = request.names();
-    for name in &names {
-        let row = PrincipalRow { agent_id: id.as_str().to_owned(), expires_at_ms };
-        tx.put(&PrincipalKey(name.clone()), &row);
-    }
-    let fields = [
-        ("by", by.to_owned()),
-        ("principals", names.join(",")),
-        ("serial", request.serial.to_string()),
-        ("expires_at_ms", expires_at_ms.to_string()),
-        ("tls_key_sha256", hex::encode(request.key_digest)),
-    ];
-    audit::append(tx, context, EventType::HostCertIssue, target(kind, id), &fields);
-    let issued = IssuedRow {
-        kind: TargetKind::Node.into(),
-        holder: id.as_str().to_owned(),
-        expires_at_ms,
-        ..IssuedRow::default()
-    };
-    if request.ssh_public_key.is_some() {
-        revocation::note(tx, request.serial, &issued);
-    }
-
-    let trust = trust::bundle(tx)?;
-    let lifetime = (tx.now() / 1000).saturating_sub(BACKDATE_SECONDS)..expires_at_ms / 1000;
-    let ssh = request.ssh_public_key.clone().map(|public_key| HostCertSpec {
-        public_key,
-        key_id: id.as_str().to_owned(),
-        principals: names,
-        serial: request.serial,
-        valid_after: lifetime.start,
-        valid_before: lifetime.end,
-    });
-    let tls = leaf(id, kind, request, &trust.cluster_name, lifetime);
-    // An ingest serves with its certificate; an SSH node is but a client.
-    let tls_ca = match kind {
-        NodeKind::Ingest => ca::active(tx, CaKind::Tls)?,
-        NodeKind::Ssh | NodeKind::Unspecified => ca::for_clients(tx, CaKind::Tls)?,
-    };
-    let host_ca = ca::active(tx, CaKind::Host)?;
-    Ok(HostCerts { agent_id: id.clone(), ssh, tls, host_ca, tls_ca, trust, expires_at_ms })
-}
-
-fn leaf(
-    id: &AgentId,
-    kind: NodeKind,
-    request: &HostCertRequest,
-    cluster: &str,
-    lifetime: std::ops::Range<u64>,
-) -> LeafSpec {
-    let (mut dns_names, mut ip_addresses) = (Vec::new(), Vec::new());
-    for principal in &request.principals {
-        match principal {
-            Principal::Dns(name) => dns_names.push(name.clone()),
-            Principal::Ip(address) => ip_addresses.push(*address),
-        }
-    }
-    let (cluster, holder) = (cluster.to_owned(), id.as_str().to_owned());
-    let identity = if kind == NodeKind::Ingest {
-        dns_names.push(format!("ingest.{cluster}.mezite.internal"));
-        Identity::Ingest { cluster, id: holder.clone() }
-    } else {
-        Identity::Agent { cluster, id: holder.clone() }
-    };
-    LeafSpec {
-        public_key: request.tls_public_key.clone(),
-        common_name: holder,
-        identity: Some(identity),
-        dns_names,
-        ip_addresses,
-        not_before: lifetime.start,
-        // The last second of the lifetime here, the first one after it in SSH's.
-        not_after: lifetime.end.saturating_sub(1),
-        client_auth: true,
-        server_auth: true,
-    }
 }
 
 /// As the audit log names it.

@@ -1,10 +1,12 @@
 use mezite_pki::{
+    identity::Identity,
     ssh::{SshCa, parse_certificate},
     x509::{CertificateInfo, X509Ca},
 };
 
 use super::*;
 use crate::{
+    ca::{self, ActiveCa},
     node,
     testing::assert_invalid,
     token::NewToken,
