@@ -5,6 +5,8 @@
 //! again without harm. A change of the voters has two steps in the log, and a new leader takes the second one when
 //! the old one could not. The ids of removed nodes are part of the replicated state, and peers refuse their calls.
 
+mod wire;
+
 use std::{
     future::Future,
     sync::Arc,
@@ -12,8 +14,9 @@ use std::{
 };
 
 use futures::future::join_all;
-use mezite_proto::peer::{self, change_membership_request as proto, membership_refusal::Kind};
+use mezite_proto::peer;
 
+use self::wire::activation;
 use crate::{
     db::Db,
     error::StoreError,
@@ -91,45 +94,6 @@ pub enum MembershipError {
     Store(#[from] StoreError),
 }
 
-impl MembershipError {
-    /// The refusal as the peer protocol has it, or the failure that is none.
-    pub(crate) fn into_refusal(self) -> Result<peer::MembershipRefusal, StoreError> {
-        let refusal = |kind: Kind, node_id| peer::MembershipRefusal {
-            kind: kind.into(),
-            node_id,
-            ..peer::MembershipRefusal::default()
-        };
-        Ok(match self {
-            Self::NotAMember(node_id) => refusal(Kind::NotAMember, node_id),
-            Self::NotCaughtUp { node_id, lag, max_lag } => {
-                peer::MembershipRefusal { lag, max_lag, ..refusal(Kind::NotCaughtUp, node_id) }
-            }
-            Self::NoQuorum { node_id, reachable, voters } => {
-                peer::MembershipRefusal { reachable, voters, ..refusal(Kind::NoQuorum, node_id) }
-            }
-            Self::Removed(node_id) => refusal(Kind::Removed, node_id),
-            Self::LastVoter(node_id) => refusal(Kind::LastVoter, node_id),
-            Self::Store(error) => return Err(error),
-        })
-    }
-
-    pub(crate) fn from_refusal(refusal: &peer::MembershipRefusal) -> Self {
-        let node_id = refusal.node_id;
-        match refusal.kind() {
-            Kind::NotAMember => Self::NotAMember(node_id),
-            Kind::NotCaughtUp => Self::NotCaughtUp { node_id, lag: refusal.lag, max_lag: refusal.max_lag },
-            Kind::NoQuorum => {
-                Self::NoQuorum { node_id, reachable: refusal.reachable, voters: refusal.voters }
-            }
-            Kind::Removed => Self::Removed(node_id),
-            Kind::LastVoter => Self::LastVoter(node_id),
-            Kind::Unspecified => Self::Store(StoreError::Unavailable(
-                "the leader refuses for a reason that this release does not know",
-            )),
-        }
-    }
-}
-
 /// A change of the members.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Change {
@@ -138,53 +102,12 @@ pub(crate) enum Change {
     Remove { node_id: u64, force: bool },
 }
 
-impl From<peer::ActivateRequest> for Change {
-    fn from(request: peer::ActivateRequest) -> Self {
-        let member = request.member.unwrap_or_default();
-        let node = PeerNode { peer_address: member.peer_address, app_address: member.app_address };
-        let role = if request.learner { Role::Learner } else { Role::Voter };
-        Self::Add { node_id: member.node_id, node, role }
-    }
-}
-
-impl TryFrom<peer::ChangeMembershipRequest> for Change {
-    type Error = ();
-
-    fn try_from(request: peer::ChangeMembershipRequest) -> Result<Self, ()> {
-        Ok(match request.change.ok_or(())? {
-            proto::Change::Add(request) => request.into(),
-            proto::Change::Promote(node_id) => Self::Promote { node_id },
-            proto::Change::Remove(peer::RemoveMember { node_id, force }) => Self::Remove { node_id, force },
-        })
-    }
-}
-
 impl Change {
-    fn to_proto(&self) -> peer::ChangeMembershipRequest {
-        let change = match self {
-            Self::Add { node_id, node, role } => proto::Change::Add(activation(*node_id, node, *role)),
-            Self::Promote { node_id } => proto::Change::Promote(*node_id),
-            Self::Remove { node_id, force } => {
-                proto::Change::Remove(peer::RemoveMember { node_id: *node_id, force: *force })
-            }
-        };
-        peer::ChangeMembershipRequest { change: Some(change) }
-    }
-
     fn node_id(&self) -> u64 {
         match self {
             Self::Add { node_id, .. } | Self::Promote { node_id } | Self::Remove { node_id, .. } => *node_id,
         }
     }
-}
-
-fn activation(node_id: u64, node: &PeerNode, role: Role) -> peer::ActivateRequest {
-    let member = peer::Member {
-        node_id,
-        peer_address: node.peer_address.clone(),
-        app_address: node.app_address.clone(),
-    };
-    peer::ActivateRequest { member: Some(member), learner: role == Role::Learner }
 }
 
 impl Store {
@@ -236,7 +159,8 @@ impl Store {
         self.inner.progress.wait_for_removal(self.inner.core.node_id()).await;
     }
 
-    /// Makes a learner a voter. Does nothing where it is one already.
+    /// Makes a learner a voter: when this returns, the configuration in which it votes is committed, and no other counts beside it.
+    /// Does nothing where that is so already.
     ///
     /// # Errors
     /// [`MembershipError::NotCaughtUp`] when it lacks too much of the log now; it can be asked for again.
@@ -357,18 +281,24 @@ impl Inner {
                 self.within(deadline, node_id, added).await?;
             }
         }
-        if role == Role::Learner || self.core.voters().contains_key(&node_id) {
+        if role == Role::Learner {
             return Ok(());
         }
-        // What it lacks is for the error to say.
-        self.core.wait_for_lag(node_id, self.config.limits.voter_lag, deadline).await;
+        if !self.core.voters().contains_key(&node_id) {
+            // What it lacks is for the error to say.
+            self.core.wait_for_lag(node_id, self.config.limits.voter_lag, deadline).await;
+        }
         self.make_voter(node_id, deadline).await
     }
 
     async fn make_voter(&self, node_id: u64, deadline: Instant) -> Result<(), MembershipError> {
         let _one = self.changes.lock().await;
         if self.core.voters().contains_key(&node_id) {
-            return Ok(());
+            // The change that made it one may have been broken off, by its caller's deadline or an election: then this goes on with it.
+            if self.core.is_settled() {
+                return Ok(());
+            }
+            return self.within(deadline, node_id, self.core.finish_joint()).await;
         }
         if self.core.member(node_id).is_none() {
             return Err(MembershipError::NotAMember(node_id));

@@ -103,6 +103,15 @@ impl Core {
         self.status().joint
     }
 
+    /// Whether the members are as the last change of them left them, and that is committed, as far as this node knows.
+    pub(crate) fn is_settled(&self) -> bool {
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow();
+        let changed = metrics.membership_config.log_id().map_or(0, |id| id.index);
+        let applied = metrics.last_applied.map_or(0, |id| id.index);
+        metrics.membership_config.membership().get_joint_config().len() == 1 && changed <= applied
+    }
+
     /// Takes the second step of a change of the voters.
     pub(crate) async fn finish_joint(&self) -> Result<(), ChangeError> {
         self.change(Change::AddVoterIds(BTreeSet::new())).await

@@ -168,6 +168,43 @@ async fn a_change_that_was_interrupted_between_its_steps_is_finished() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_voter_is_one_when_the_change_that_made_it_one_has_both_its_steps() {
+    let mut cluster = Cluster::start_patient(3, Limits::default()).await;
+    let learner = cluster.add().await;
+    cluster.activate(learner, Role::Learner).await;
+    let leader = cluster.leader().await;
+    let away = [(leader + 1) % 3, learner];
+    let changing = cluster.store(leader);
+    let caught_up = async || get(&cluster.store(learner), "k").await.as_deref() == Some("v");
+    put(&changing, "k", "v").await.unwrap();
+    eventually("the learner has caught up", caught_up).await;
+    // The first step needs three of the four that are to vote, so it is in the log, and does not commit.
+    for index in away {
+        cluster.kill(index).await;
+    }
+    let broken_off = changing.within(Duration::from_secs(3)).promote(4).await;
+    assert!(matches!(broken_off, Err(MembershipError::Store(_))), "{broken_off:?}");
+    assert!(changing.inner.core.is_joint() && voters(&changing).contains(&4));
+
+    // The leader counts it among the voters already. It is asked all the while that the first step becomes possible.
+    let asking = tokio::spawn({
+        let changing = changing.within(PATIENCE);
+        async move {
+            let answer = changing.promote(4).await;
+            (answer, changing.inner.core.is_joint(), changing.inner.core.is_settled())
+        }
+    });
+    for index in away {
+        cluster.open(index).await;
+    }
+    let (answer, joint, settled) = asking.await.unwrap();
+    answer.unwrap();
+    assert!(!joint && settled, "it is answered when the members are as they were asked for");
+    eventually("all know", async || cluster.running().all(|store| voters(&store) == [1, 2, 3, 4])).await;
+    put(&changing, "k", "w").await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_node_that_moved_tells_its_address() {
     let mut cluster = Cluster::start(3, Limits::default()).await;
     let moving = follower(&cluster, None).await;
