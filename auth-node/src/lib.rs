@@ -9,6 +9,7 @@
 //! stopped one is sound.
 
 mod access;
+mod attendance;
 mod audit_retention;
 mod authn;
 mod authz;

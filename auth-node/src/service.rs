@@ -21,6 +21,7 @@ use tokio::{sync::Semaphore, time::Instant};
 
 use crate::{
     access::Listeners,
+    attendance::Attendance,
     authn::Call,
     authz,
     ca_keys::CaKeys,
@@ -45,6 +46,8 @@ pub(crate) struct Service {
     pub(crate) cas: Arc<CaKeys>,
     /// Collects heartbeats.
     pub(crate) presence: Presence,
+    /// Whether agents have had the time to report.
+    pub(crate) attendance: Arc<Attendance>,
     /// Collects which sessions are used.
     pub(crate) uses: Uses,
     /// Calls ingests.

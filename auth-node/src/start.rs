@@ -23,10 +23,11 @@ use tokio_util::{
 
 use crate::{
     access::Listeners,
+    attendance::Attendance,
     audit_retention,
     bootstrap::{self, Joiner, store_config},
     ca_keys::CaKeys,
-    ca_rotation::{self, Followed},
+    ca_rotation::{Automatic, Followed},
     config::Config,
     fault::NodeError,
     news::Board,
@@ -178,7 +179,15 @@ impl Node {
         beside.spawn(renewal.run(stop.clone()));
         beside.spawn(Arc::clone(&self.followed).report(store.clone(), self.node_id, stop.clone()));
         let ttl = PresenceTtl(config.presence.ttl);
-        beside.spawn(ca_rotation::drive(store.clone(), self.node_id, ttl, stop.clone()));
+        let attendance = Arc::new(Attendance::new(ttl));
+        beside.spawn(Arc::clone(&attendance).keep(store.clone(), stop.clone()));
+        let automatic = Automatic {
+            store: store.clone(),
+            node_id: self.node_id,
+            ttl,
+            attendance: Arc::clone(&attendance),
+        };
+        beside.spawn(automatic.drive(stop.clone()));
         beside.spawn(audit_retention::keep(store.clone(), self.node_id, stop.clone()));
         beside.spawn(guests.follow(store.clone(), stop.clone()));
         beside.spawn(trust_refresh::keep(store.clone(), self.node_id, stop.clone()));
@@ -198,7 +207,7 @@ impl Node {
             cluster_id: self.cluster.cluster_id.clone(),
             cluster: self.cluster.name.clone(),
             heartbeat_interval: config.presence.interval,
-            presence_ttl: PresenceTtl(config.presence.ttl),
+            presence_ttl: ttl,
             call_timeout: config.limits.call_timeout,
             store_deadline: config.raft.deadline,
             message_timeout: config.limits.message_timeout,
@@ -206,7 +215,8 @@ impl Node {
         let service = Service {
             passwords: PasswordPool::new(config.limits.password_threads, config.limits.password_queue)?,
             cas,
-            presence: Presence::start(store.clone(), PresenceTtl(config.presence.ttl)),
+            presence: Presence::start(store.clone(), ttl),
+            attendance,
             uses: Uses::start(store.clone()),
             relay: Relay::new(&self.cluster.name, Arc::clone(&tls.client), &config.limits)?,
             backups: Arc::new(Semaphore::new(1)),

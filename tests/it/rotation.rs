@@ -92,6 +92,7 @@ impl World {
             match output.code {
                 0 => Ok(()),
                 _ if output.stderr.contains("taken this phase up")
+                    || output.stderr.contains("left to report")
                     || output.stderr.contains("still good") =>
                 {
                     Err(output.stderr)

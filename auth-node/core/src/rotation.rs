@@ -148,14 +148,16 @@ pub struct Obstacles {
     pub lagging: u32,
     /// Some of them, at most 16, as the audit log names them.
     pub named: Vec<String>,
-    /// Agents and ingests that have not taken the phase up and are offline: they stand against nothing, and may have to
-    /// join anew.
+    /// Agents and ingests that have not taken the phase up and are offline: they stand against nothing once they have had the time
+    /// to report, and may have to join anew.
     pub absent: u32,
     /// Certificates of users, still good, of the key that is about to be forgotten; or that came without the key which
     /// hosts are about to show.
     pub certificates: u32,
     /// When the last of them ends.
     pub certificates_end_ms: UnixMillis,
+    /// How long those that are absent may only not have been able to report: until then they stand against the step too.
+    pub settling: Duration,
 }
 
 impl Obstacles {
@@ -177,6 +179,12 @@ impl Obstacles {
         found.look_at_agents(state, rotation, ttl)?;
         found.look_at_certificates(state, rotation)?;
         Ok(found)
+    }
+
+    /// With the time that agents have left to report after an outage of the auth cluster.
+    #[must_use]
+    pub fn settling(self, settling: Duration) -> Self {
+        Self { settling, ..self }
     }
 
     fn lags(&mut self, who: impl FnOnce() -> String) {
@@ -277,6 +285,14 @@ impl Obstacles {
                 "{} have not taken this phase up: {}{more}",
                 self.lagging,
                 self.named.join(", ")
+            ));
+        }
+        if self.absent > 0 && !self.settling.is_zero() {
+            reasons.push(format!(
+                "{} have not taken this phase up and are offline, and the auth cluster could not take reports a short while ago: \
+                 they have {} s left to report",
+                self.absent,
+                self.settling.as_millis().div_ceil(1000)
             ));
         }
         if self.certificates > 0 {

@@ -177,6 +177,34 @@ fn live_agents_that_lag_hold_it_up_and_absent_ones_do_not() {
 }
 
 #[test]
+fn absent_agents_hold_it_up_as_long_as_an_outage_may_have_kept_them_from_reporting() {
+    let mut world = World::new();
+    let host = world.joined(NodeKind::Ssh, "web1", &[]);
+    let try_step = |world: &mut World, target, force, settling| {
+        let step = Step { force, ..to(CaKind::Host, target) };
+        let seen = (world.rotation(step.kind), world.obstacles(step.kind, &[]).settling(settling));
+        world.run(|tx, context| super::step(tx, context, &step, (&seen.0, &seen.1), Some(new_key(step.kind))))
+    };
+    let left = Duration::from_millis(29_001);
+    // Nobody is absent that there is something to follow for.
+    world.now += 61_000;
+    try_step(&mut world, Init, false, left).unwrap();
+    refused(try_step(&mut world, UpdateClients, false, left), "they have 30 s left to report");
+    // It reports: then it is known that it lags, and then that it does not.
+    world.beat(&host, &report("web1:22", &[])).unwrap();
+    refused(try_step(&mut world, UpdateClients, false, left), &format!("agent:{}", host.id()));
+    world.follow(&host);
+    world.now += 61_000;
+    try_step(&mut world, UpdateClients, false, left).unwrap();
+    // It is gone: the way on is open by force, and when it has had its time; the way back always.
+    refused(try_step(&mut world, UpdateServers, false, Duration::from_millis(1)), "1 s left");
+    try_step(&mut world, UpdateServers, true, left).unwrap();
+    assert!(world.last_audit().fields["against"].contains("offline"));
+    try_step(&mut world, Rollback, false, left).unwrap();
+    try_step(&mut world, Standby, false, Duration::ZERO).unwrap();
+}
+
+#[test]
 fn an_ack_of_an_earlier_rotation_does_not_count() {
     let mut world = World::new();
     let host = world.joined(NodeKind::Ssh, "web1", &[]);

@@ -1,5 +1,7 @@
 //! The rotation of the authorities' keys.
 
+use std::sync::Arc;
+
 use auth_core::{
     CoreError,
     rotation::{self, Obstacles, Rotation, Step},
@@ -21,11 +23,13 @@ pub(crate) async fn rotate(
     let once = Once::of(call, &request);
     let step = parse(&request)?;
     let (kind, store, ttl) = (step.kind, service.store.clone(), service.settings.presence_ttl);
+    let attendance = Arc::clone(&service.attendance);
     let look = service.unless_answered(call, &once, move |view, _| {
         let seen = rotation::get(view, kind)?;
         // Once the view is confirmed: before, this node may not have known of all of them.
         let obstacles = Obstacles::of(view, &seen, &ca_rotation::members(&store), ttl)?;
-        Ok((seen, obstacles))
+        // An outage that ended while the view was waited for has been seen by now.
+        Ok((seen, obstacles.settling(attendance.settling())))
     });
     let (seen, obstacles) = match look.await? {
         std::ops::ControlFlow::Break(answered) => return Ok(answered),
@@ -107,36 +111,5 @@ fn reply(rotation: &Rotation, obstacles: &Obstacles) -> v1::CaRotation {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn request() -> v1::RotateCaRequest {
-        v1::RotateCaRequest {
-            kind: v1::CaKind::Host.into(),
-            target_phase: v1::RotationPhase::Init.into(),
-            ..Default::default()
-        }
-    }
-
-    #[track_caller]
-    fn refused(request: v1::RotateCaRequest, named: &str) {
-        let refused = parse(&request);
-        assert!(matches!(&refused, Err(CoreError::Invalid { field, .. }) if field == named), "{refused:?}");
-    }
-
-    #[test]
-    fn what_cannot_be_rotated_names_its_field() {
-        assert!(parse(&request()).is_ok());
-        for kind in [v1::CaKind::Unspecified as i32, v1::CaKind::Spiffe as i32, 77] {
-            refused(v1::RotateCaRequest { kind, ..request() }, "kind");
-        }
-        for target_phase in [0, 77] {
-            refused(v1::RotateCaRequest { target_phase, ..request() }, "target_phase");
-        }
-        let grace_period = Some(prost_types::Duration { seconds: -1, nanos: 0 });
-        refused(v1::RotateCaRequest { grace_period, ..request() }, "grace_period");
-        let grace_period = Some(prost_types::Duration { seconds: 60, nanos: 0 });
-        let step = parse(&v1::RotateCaRequest { grace_period, ..request() }).unwrap();
-        assert_eq!(step.grace, Some(std::time::Duration::from_secs(60)));
-    }
-}
+#[path = "rotation_tests.rs"]
+mod tests;

@@ -39,6 +39,7 @@ use zeroize::Zeroizing;
 use super::{RevocationList, login};
 use crate::{
     access::Listeners,
+    attendance::Attendance,
     authn::Call,
     ca_keys::CaKeys,
     config::LimitsConfig,
@@ -103,6 +104,7 @@ impl Node {
             passwords,
             cas: Arc::new(CaKeys::new(Arc::new(Kek::new(Zeroizing::new([7; 32]))))),
             presence: Presence::start(store.clone(), ttl),
+            attendance: Arc::new(Attendance::new(ttl)),
             uses: Uses::start(store.clone()),
             backups: Arc::new(tokio::sync::Semaphore::new(1)),
             refusals: Arc::default(),
@@ -152,16 +154,16 @@ impl Node {
 }
 
 /// Another cluster, `test`: one auth node of it, which answers an exchange once for each token, whatever that is.
-pub(super) struct Other {
-    pub(super) server: FakeServer,
-    pub(super) ca: TestCa,
+pub(crate) struct Other {
+    pub(crate) server: FakeServer,
+    pub(crate) ca: TestCa,
 }
 
 impl Other {
     /// A token of it that is never spent.
     pub(super) const FOR_MANY: &str = "for-many";
 
-    pub(super) fn start() -> Self {
+    pub(crate) fn start() -> Self {
         let ca = TestCa::new();
         let mut bundle = ca.bundle(&[]);
         for kind in [v1::CaKind::User, v1::CaKind::Host] {
