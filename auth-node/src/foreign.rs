@@ -1,7 +1,7 @@
 //! Asks other clusters: for their authorities against a token, and what those are now. Each question is bounded in time, and
 //! its answer in size; no transaction waits for one.
 
-use std::time::Duration;
+use std::{future::Future, time::Duration};
 
 use auth_core::{
     CoreError,
@@ -13,6 +13,8 @@ use mezite_client::{
     AuthClient, CaPin, Client, ClientConfig, ClientError, ClusterTrust, FirstContact, Retry, RetryPolicy,
 };
 use mezite_proto::v1;
+use tokio::time::{Instant, sleep_until, timeout_at};
+use tonic::Code;
 use zeroize::Zeroizing;
 
 /// Longest token that is looked at, in bytes.
@@ -53,48 +55,93 @@ pub(crate) struct Asker<'a> {
     pub(crate) exchange_id: [u8; 32],
 }
 
+/// Why another cluster told nothing.
+#[derive(Debug)]
+pub(crate) enum Unanswered {
+    /// It was not reached, or nobody there has proved to be that cluster. What was found instead is for the log alone: who
+    /// chooses the addresses is not to learn what is at them.
+    Unproved(String),
+    /// It has proved itself, and what it says does not do. For people.
+    Refused(CoreError),
+}
+
+impl From<ClientError> for Unanswered {
+    fn from(error: ClientError) -> Self {
+        match error.status().filter(|status| status.code == Code::PermissionDenied) {
+            // The one answer that ends a call at once. What it says is of whoever has the key that was asked for.
+            Some(status) => refused(format!("the other cluster refused: {}", status.message)),
+            None => Self::Unproved(error.to_string()),
+        }
+    }
+}
+
+fn refused(reason: String) -> Unanswered {
+    Unanswered::Refused(CoreError::Precondition(reason))
+}
+
 /// Gets the authorities of a cluster against its token, within `limit`. Who is at the addresses is known by the token's pin
 /// before it sees the token.
 ///
 /// # Errors
-/// [`CoreError::Invalid`] when the cluster there has another name: then the token is not used;
-/// [`CoreError::Precondition`] when it cannot be asked, or refuses.
+/// [`Unanswered::Unproved`], after `limit` and not before; [`Unanswered::Refused`] with [`CoreError::Invalid`] when the cluster
+/// there has another name: then the token is not used; with [`CoreError::Precondition`] when it refuses.
 pub(crate) async fn exchange(
     addresses: &[String],
     name: &ClusterName,
     token: &Token,
     asker: Asker<'_>,
     limit: Duration,
-) -> Result<Authorities, CoreError> {
-    let failed = |error: ClientError| CoreError::Precondition(why(&error));
-    let policy = policy(limit);
-    let found = FirstContact::Pin(token.pin).establish(addresses, policy).await.map_err(failed)?;
-    if found.trust.cluster_name() != name.as_str() {
-        let reason = format!("the cluster at these addresses calls itself {}", found.trust.cluster_name());
-        return Err(CoreError::invalid("trusted_cluster.name", reason));
-    }
-    let client = client(addresses, found.trust, policy).map_err(failed)?;
-    let request = v1::ExchangeTrustRequest {
-        token: token.secret.as_str().to_owned(),
-        cluster_name: asker.cluster.to_owned(),
-        exchange_id: asker.exchange_id.to_vec().into(),
-    };
-    let exchange = |mut auth: AuthClient, request| async move { auth.exchange_trust(request).await };
-    let reply = client.call(Retry::Idempotent, request, exchange).await.map_err(failed)?;
-    authorities(name, reply.trust_bundle.unwrap_or_default()).map_err(CoreError::Precondition)
+) -> Result<Authorities, Unanswered> {
+    evenly(limit, async {
+        let policy = policy(limit);
+        let found = FirstContact::Pin(token.pin).establish(addresses, policy).await?;
+        if found.trust.cluster_name() != name.as_str() {
+            let reason =
+                format!("the cluster at these addresses calls itself {}", found.trust.cluster_name());
+            return Err(Unanswered::Refused(CoreError::invalid("trusted_cluster.name", reason)));
+        }
+        let client = client(addresses, found.trust, policy)?;
+        let request = v1::ExchangeTrustRequest {
+            token: token.secret.as_str().to_owned(),
+            cluster_name: asker.cluster.to_owned(),
+            exchange_id: asker.exchange_id.to_vec().into(),
+        };
+        let exchange = |mut auth: AuthClient, request| async move { auth.exchange_trust(request).await };
+        let reply = client.call(Retry::Idempotent, request, exchange).await?;
+        authorities(name, reply.trust_bundle.unwrap_or_default()).map_err(refused)
+    })
+    .await
 }
 
 /// Asks a trusted cluster what its authorities are now. It is recognised by those that are known.
 ///
 /// # Errors
-/// Why it cannot be asked, for people.
-pub(crate) async fn refresh(name: &ClusterName, row: &TrustedClusterRow) -> Result<Authorities, String> {
-    let known = trusted_cluster::keys(row, CaKind::Tls).concat();
-    let ask = async {
+/// As of [`exchange`], after [`LONGEST`].
+pub(crate) async fn refresh(name: &ClusterName, row: &TrustedClusterRow) -> Result<Authorities, Unanswered> {
+    evenly(LONGEST, async {
+        let known = trusted_cluster::keys(row, CaKind::Tls).concat();
         let trust = ClusterTrust::new(name.as_str(), &known)?;
-        client(&row.addresses, trust, policy(LONGEST))?.trust_bundle().await
-    };
-    authorities(name, ask.await.map_err(|error| why(&error))?)
+        let bundle = client(&row.addresses, trust, policy(LONGEST))?.trust_bundle().await?;
+        authorities(name, bundle).map_err(refused)
+    })
+    .await
+}
+
+/// Asks within `limit`. An answer that nobody vouches for comes when that is over, not earlier: the time would tell a closed port
+/// from one where something listens.
+async fn evenly<T>(
+    limit: Duration,
+    ask: impl Future<Output = Result<T, Unanswered>>,
+) -> Result<T, Unanswered> {
+    let over = Instant::now() + limit;
+    match timeout_at(over, ask).await {
+        Ok(Err(Unanswered::Unproved(found))) => {
+            sleep_until(over).await;
+            Err(Unanswered::Unproved(found))
+        }
+        Ok(answer) => answer,
+        Err(_) => Err(Unanswered::Unproved("no answer in time".into())),
+    }
 }
 
 fn client(addresses: &[String], trust: ClusterTrust, policy: RetryPolicy) -> Result<Client, ClientError> {
@@ -109,13 +156,6 @@ fn policy(limit: Duration) -> RetryPolicy {
         connect_timeout: usual.connect_timeout.min(limit),
         attempts_per_address: 3,
         ..usual
-    }
-}
-
-fn why(error: &ClientError) -> String {
-    match error.status() {
-        Some(status) => format!("the other cluster refused: {}", status.message),
-        None => format!("the other cluster cannot be asked: {error}"),
     }
 }
 

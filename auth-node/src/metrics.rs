@@ -42,7 +42,7 @@ pub(crate) fn rotation_held(kind: &'static str, held: bool) {
     metrics::gauge!("mezite_auth_ca_rotation_held", "kind" => kind).set(f64::from(u8::from(held)));
 }
 
-/// Trusted clusters that could not be asked for their authorities the last time.
+/// Trusted clusters, not disabled, that could not be asked for their authorities the last time.
 pub(crate) fn trusted_clusters_unrefreshed(count: usize) {
     metrics::gauge!("mezite_auth_trusted_clusters_unrefreshed")
         .set(f64::from(u32::try_from(count).unwrap_or(u32::MAX)));

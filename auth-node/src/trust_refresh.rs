@@ -1,7 +1,7 @@
 //! Asks trusted clusters for their authorities now and then: those change, and users with certificates of new ones are to be
 //! let in. The leader does it, and at once when one is trusted or changed.
 
-use std::time::Duration;
+use std::{future::Future, pin::pin, time::Duration};
 
 use auth_core::{
     Caller, Context, CoreError, Origin,
@@ -9,13 +9,16 @@ use auth_core::{
     tables::{TrustedClusterKey, TrustedClusterRow},
     trusted_cluster::{self, Refreshed},
 };
-use futures::{StreamExt as _, stream};
+use futures::{Stream, StreamExt as _, stream};
 use raft_store::{Store, TransactError};
 use store_txn::{Key as _, KeyRange};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 use tokio_util::sync::CancellationToken;
 
-use crate::{foreign, metrics};
+use crate::{
+    foreign::{self, Unanswered},
+    metrics,
+};
 
 /// From one look to the next.
 const INTERVAL: Duration = Duration::from_secs(5 * 60);
@@ -24,12 +27,33 @@ const PAUSE: Duration = Duration::from_secs(10);
 /// Clusters that are asked at a time.
 const AT_ONCE: usize = 8;
 
+/// What is kept of a cluster that has not proved itself.
+const UNPROVED: &str = "it could not be reached at its addresses, or did not prove that it is this cluster: the log of the auth node that leads has more";
+
 /// Asks from time to time, until `stop`.
 pub(crate) async fn keep(store: Store, node_id: u64, stop: CancellationToken) {
+    let changes = store.watch(KeyRange::table(TrustedClusterKey::TABLE), store.status().revision);
+    let changes =
+        stream::unfold(changes, |mut changes| async move { Some((changes.next().await?, changes)) });
+    paced(changes, stop, || async {
+        match look(&store, node_id).await {
+            Ok(failed) => metrics::trusted_clusters_unrefreshed(failed),
+            Err(error) => tracing::warn!(%error, "trusted clusters could not be looked at"),
+        }
+    })
+    .await;
+}
+
+/// Looks from time to time and when something changes, with a pause in between, until `stop` or the end of `changes`.
+async fn paced<T, F: Future<Output = ()>>(
+    changes: impl Stream<Item = T>,
+    stop: CancellationToken,
+    mut look: impl FnMut() -> F,
+) {
     let mut ticks = interval(INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut looked = Instant::now() - PAUSE;
-    let mut changes = store.watch(KeyRange::table(TrustedClusterKey::TABLE), store.status().revision);
+    let mut looked: Option<Instant> = None;
+    let mut changes = pin!(changes);
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
@@ -39,36 +63,48 @@ pub(crate) async fn keep(store: Store, node_id: u64, stop: CancellationToken) {
         // Whatever the others answer, they are not asked more often than this.
         tokio::select! {
             () = stop.cancelled() => return,
-            () = sleep_until(looked + PAUSE) => {}
+            () = sleep_until(looked.map_or_else(Instant::now, |looked| looked + PAUSE)) => {}
         }
-        looked = Instant::now();
-        let failed = tokio::select! {
+        looked = Some(Instant::now());
+        tokio::select! {
             () = stop.cancelled() => return,
-            failed = look(&store, node_id) => failed,
-        };
-        match failed {
-            Ok(failed) => metrics::trusted_clusters_unrefreshed(failed),
-            Err(error) => tracing::warn!(%error, "trusted clusters could not be looked at"),
+            () = look() => {}
         }
     }
 }
 
-/// Asks all of them, if this node leads; answers how many could not be asked.
+/// Asks all of them, if this node leads; answers how many could not be asked, of those that are not disabled. The disabled ones are
+/// asked too: nobody of them is let in, and when one is enabled again, that it has rotated its authorities meanwhile has not ended
+/// the trust.
 async fn look(store: &Store, node_id: u64) -> Result<usize, TransactError<CoreError>> {
     if store.status().leader_id != Some(node_id) {
         return Ok(0);
     }
-    let clusters = store.read_local(|view| trusted_cluster::enabled(view)).await?;
-    let asked = clusters.into_iter().map(|(name, row)| refresh(store, node_id, name, row));
-    Ok(stream::iter(asked).buffer_unordered(AT_ONCE).filter(|good| std::future::ready(!good)).count().await)
+    let clusters = store.read_local(|view| trusted_cluster::all(view)).await?;
+    let asked = clusters.into_iter().map(|(name, row)| async move {
+        let counts = !row.disabled;
+        !refresh(store, node_id, name, row).await && counts
+    });
+    Ok(stream::iter(asked)
+        .buffer_unordered(AT_ONCE)
+        .filter(|failed| std::future::ready(*failed))
+        .count()
+        .await)
+}
+
+/// What is kept of why a cluster told nothing, for whoever may read it; the log has more.
+fn told(cluster: &ClusterName, unanswered: Unanswered) -> String {
+    let (found, kept) = match unanswered {
+        Unanswered::Refused(error) => (error.to_string(), error.to_string()),
+        Unanswered::Unproved(found) => (found, UNPROVED.to_owned()),
+    };
+    tracing::warn!(%cluster, found, "a trusted cluster did not tell its authorities");
+    kept
 }
 
 /// Asks one, and takes in what it says. Answers whether that went well.
 async fn refresh(store: &Store, node_id: u64, name: ClusterName, row: TrustedClusterRow) -> bool {
-    let asked = foreign::refresh(&name, &row).await;
-    if let Err(error) = &asked {
-        tracing::warn!(cluster = %name, %error, "a trusted cluster could not be asked for its authorities");
-    }
+    let asked = foreign::refresh(&name, &row).await.map_err(|unanswered| told(&name, unanswered));
     let origin = Origin { node_id, request_id: "trust refresh".into(), ..Origin::default() };
     let context = Context { caller: Caller::Cluster, origin };
     let of = name.clone();
@@ -86,3 +122,7 @@ async fn refresh(store: &Store, node_id: u64, name: ClusterName, row: TrustedClu
         }
     }
 }
+
+#[cfg(test)]
+#[path = "trust_refresh_tests.rs"]
+mod tests;

@@ -249,7 +249,7 @@ async fn a_trusted_cluster_that_cannot_be_asked_is_seen() {
     };
     // Another cluster answers there, and is not believed.
     update(&here.addresses().join(","));
-    status(|error| error.contains("cannot be asked")).await;
+    status(|error| error.contains("did not prove that it is this cluster")).await;
     update(&home.addresses().join(","));
     status(str::is_empty).await;
 }

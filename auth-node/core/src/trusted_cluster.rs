@@ -91,14 +91,21 @@ pub fn list(state: &mut (impl Read + ?Sized), page: &PageRequest) -> Result<Page
     Ok(Page::cut(clusters?, page.size, |cluster| cluster.name.to_string()))
 }
 
-/// All trusted clusters that are not disabled, at most 256.
+/// All trusted clusters, at most 256.
+///
+/// # Errors
+/// [`CoreError::Storage`].
+pub fn all(state: &mut (impl Read + ?Sized)) -> Result<Vec<(ClusterName, TrustedClusterRow)>, CoreError> {
+    let rows = state.scan::<TrustedClusterKey>(None, MAX_CLUSTERS)?;
+    Ok(rows.into_iter().map(|(key, stored)| (key.0, stored.row)).collect())
+}
+
+/// All trusted clusters that are not disabled.
 ///
 /// # Errors
 /// [`CoreError::Storage`].
 pub fn enabled(state: &mut (impl Read + ?Sized)) -> Result<Vec<(ClusterName, TrustedClusterRow)>, CoreError> {
-    let rows = state.scan::<TrustedClusterKey>(None, MAX_CLUSTERS)?;
-    let rows = rows.into_iter().map(|(key, stored)| (key.0, stored.row));
-    Ok(rows.filter(|(_, row)| !row.disabled).collect())
+    Ok(all(state)?.into_iter().filter(|(_, row)| !row.disabled).collect())
 }
 
 /// Keys of one authority of a trusted cluster: OpenSSH public key lines, or PEM certificates for TLS. All verify.

@@ -355,40 +355,6 @@ fn nobody_is_trusted_with_more_than_an_admin_may_give_and_none_of_itself() {
     world.admin(|tx, context| role::delete(tx, context, &role_name("guest"))).unwrap();
 }
 
-#[test]
-fn every_field_is_checked() {
-    let try_new = |name: &str, addresses: &[&str], mappings: &[(&str, &[&str])]| {
-        let addresses = addresses.iter().map(|&address| address.to_owned()).collect();
-        let mapping = |(remote, local): &(&str, &[&str])| RoleMappingRow {
-            remote: (*remote).to_owned(),
-            local: local.iter().map(|&role| role.to_owned()).collect(),
-        };
-        NewTrustedCluster::new(name, addresses, mappings.iter().map(mapping).collect(), false)
-    };
-    assert!(try_new("other", &["a:1", "[::1]:2"], &[("Dev", &["x"]), ("*", &["x", "y"])]).is_ok());
-    assert_invalid(try_new("Other", &["a:1"], &[]), "trusted_cluster.name");
-    assert_invalid(try_new("other", &[], &[]), "trusted_cluster.addresses");
-    assert_invalid(try_new("other", &["a:1"; 17], &[]), "trusted_cluster.addresses");
-    assert_invalid(try_new("other", &["a:1", "a"], &[]), "trusted_cluster.addresses[1]");
-    assert_invalid(try_new("other", &["a:1", "a:1"], &[]), "trusted_cluster.addresses[1]");
-    let mapping = |mappings: &[(&str, &[&str])]| try_new("other", &["a:1"], mappings);
-    assert_invalid(mapping(&[("", &["x"])]), "trusted_cluster.role_mappings[0].remote");
-    assert_invalid(mapping(&[("dev*", &["x"])]), "trusted_cluster.role_mappings[0].remote");
-    assert_invalid(mapping(&[("dev", &[])]), "trusted_cluster.role_mappings[0].local");
-    assert_invalid(mapping(&[("dev", &["*"])]), "trusted_cluster.role_mappings[0].local[0]");
-    assert_invalid(mapping(&[("dev", &["x"]), ("Dev", &["y"])]), "trusted_cluster.role_mappings[1].remote");
-    assert_invalid(mapping(&[("a", &["x"][..]); 65]), "trusted_cluster.role_mappings");
-
-    let tls = X509Ca::generate("t", 1, 2).unwrap().certificate_pem().to_owned();
-    let line = SshCa::generate().unwrap().public_line();
-    let good = || vec![(CaKind::User, vec![line.clone()]), (CaKind::Host, vec![line.clone()])];
-    let told = |keys: Vec<String>| Authorities::new([good(), vec![(CaKind::Tls, keys)]].concat(), 1);
-    assert!(told(vec![tls.clone()]).is_ok());
-    for bad in [vec![], vec!["x".to_owned()], vec![line.clone()], vec![tls; 17]] {
-        assert!(told(bad).unwrap_err().contains("tls CA"));
-    }
-}
-
 fn exchange_token(name: &str) -> NewToken {
     NewToken { method: JoinMethod::Exchange, ..new_token(name, NodeKind::Unspecified) }
 }

@@ -20,7 +20,7 @@ use super::{convert, trust};
 use crate::{
     authn::Call,
     error::ApiError,
-    foreign::{self, Asker, Token},
+    foreign::{self, Asker, Token, Unanswered},
     once::Once,
     service::Service,
 };
@@ -75,12 +75,27 @@ pub(crate) async fn create(
         return Ok(answered);
     }
     let asker = Asker { cluster: &service.settings.cluster, exchange_id: exchange_id(call) };
-    let told = foreign::exchange(new.addresses(), new.name(), &token, asker, time_to_ask(call)).await?;
+    let told = foreign::exchange(new.addresses(), new.name(), &token, asker, time_to_ask(call)).await;
+    let told = told.map_err(|unanswered| refusal(call, unanswered))?;
     let create = service.write_once(call, once, move |tx, context| {
         let made = trusted_cluster::create(tx, context, &new, &told)?;
         Ok(v1::CreateTrustedClusterResponse { trusted_cluster: Some(reply(made)) })
     });
     create.await.map_err(|error| spent(call, error))
+}
+
+/// What the caller is told of a cluster that told nothing: of one that has not proved itself, always the same.
+fn refusal(call: &Call, unanswered: Unanswered) -> CoreError {
+    let found = match unanswered {
+        Unanswered::Refused(error) => return error,
+        Unanswered::Unproved(found) => found,
+    };
+    let request_id = &call.origin.request_id;
+    tracing::warn!(request_id, found, "a cluster that is to be trusted has not proved itself");
+    CoreError::Precondition(format!(
+        "the other cluster could not be reached, or did not prove that it is the one that made the token: look at the addresses and \
+         the token; the node's log has more under request id {request_id}"
+    ))
 }
 
 /// The same for all attempts of the call: one that breaks off between exchange and commit can go on at another node.

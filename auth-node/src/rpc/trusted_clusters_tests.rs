@@ -37,9 +37,23 @@ async fn trust_it(
     cluster: v1::TrustedCluster,
     token: String,
 ) -> Result<v1::TrustedCluster, ApiError> {
+    within_seconds(60, node, session, cluster, token).await
+}
+
+/// By a client that waits for so long.
+async fn within_seconds(
+    seconds: u64,
+    node: &Node,
+    session: &str,
+    cluster: v1::TrustedCluster,
+    token: String,
+) -> Result<v1::TrustedCluster, ApiError> {
+    let call = Call {
+        deadline: Some(Instant::now() + Duration::from_secs(seconds)),
+        ..with(session, "CreateTrustedCluster")
+    };
     let request = v1::CreateTrustedClusterRequest { trusted_cluster: Some(cluster), token };
-    let reply = create(&node.service, &with(session, "CreateTrustedCluster"), request).await?;
-    Ok(reply.trusted_cluster.unwrap())
+    Ok(create(&node.service, &call, request).await?.trusted_cluster.unwrap())
 }
 
 /// Methods that the other cluster was called with.
@@ -85,9 +99,9 @@ async fn what_can_be_refused_before_is_refused_before_the_token_is_shown() {
     assert_eq!((ghost.code(), asked(&other).len()), (Code::NotFound, 0));
     // Neither whoever has no part in that pin is shown the token, nor a cluster of another name.
     let stranger = Other::start();
-    let wrong = trust_it(&node, &boss, other.trusted(), stranger.token("one")).await.unwrap_err();
+    let wrong = within_seconds(2, &node, &boss, other.trusted(), stranger.token("one")).await.unwrap_err();
     assert_eq!(wrong.code(), Code::FailedPrecondition);
-    assert!(wrong.to_string().contains("pin"), "{wrong}");
+    assert!(wrong.to_string().contains("did not prove"), "{wrong}");
     let misnamed = trust_it(&node, &boss, cluster(|it| it.name = "prod".into()), token()).await;
     assert_invalid(misnamed, "trusted_cluster.name");
     assert_eq!(asked(&other), ["GetTrustBundle"]);
@@ -119,22 +133,42 @@ async fn a_token_that_is_spent_in_vain_is_told_of() {
 }
 
 #[tokio::test]
-async fn who_cannot_be_reached_is_told_of_in_time() {
+async fn a_closed_port_is_answered_like_an_open_one_and_like_another_cluster() {
     let (node, boss) = node().await;
-    let other = Other::start();
-    let token = other.token("one");
-    let dead =
-        v1::TrustedCluster { addresses: vec![mezite_client::testing::dead_address()], ..other.trusted() };
-    let call = crate::authn::Call {
-        deadline: Some(Instant::now() + Duration::from_secs(2)),
-        ..with(&boss, "CreateTrustedCluster")
-    };
-    let begun = Instant::now();
-    let request = v1::CreateTrustedClusterRequest { trusted_cluster: Some(dead), token };
-    let failed = create(&node.service, &call, request).await.unwrap_err();
-    assert_eq!(failed.code(), Code::FailedPrecondition);
-    assert!(failed.to_string().contains("cannot be asked"), "{failed}");
-    assert!(begun.elapsed() < Duration::from_secs(2), "the answer is there before the deadline");
+    let (other, stranger) = (Other::start(), Other::start());
+    // One that takes connections and says nothing, one that closes them, one that speaks no TLS.
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let curt = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let open = [silent.local_addr().unwrap(), curt.local_addr().unwrap()].map(|address| address.to_string());
+    let curt = tokio::spawn(async move {
+        while let Ok((mut stream, _)) = curt.accept().await {
+            let _ = tokio::io::AsyncWriteExt::write_all(&mut stream, b"220 mail\r\n").await;
+        }
+    });
+    let addresses = [mezite_client::testing::dead_address(), stranger.server.address()];
+    let attempts = addresses.into_iter().chain(open).map(|address| {
+        let cluster = v1::TrustedCluster { addresses: vec![address], ..other.trusted() };
+        let (node, boss, token) = (&node, &boss, other.token("one"));
+        async move {
+            let begun = Instant::now();
+            let failed = within_seconds(4, node, boss, cluster, token).await.unwrap_err();
+            (failed.code(), failed.to_string(), begun.elapsed())
+        }
+    });
+    let answers = futures::future::join_all(attempts).await;
+    let (code, told, _) = answers[0].clone();
+    assert_eq!(code, Code::FailedPrecondition);
+    assert!(
+        told.contains("could not be reached, or did not prove") && told.contains("request id r"),
+        "{told}"
+    );
+    for (of, answer, took) in answers {
+        assert_eq!((of, answer), (code, told.clone()));
+        // Half of the call's time, whatever is found; the other half is for the commit.
+        assert!(took >= Duration::from_millis(1_900), "{took:?} tells what was found");
+        assert!(took < Duration::from_secs(4), "the answer is there before the deadline");
+    }
+    curt.abort();
 }
 
 #[tokio::test]

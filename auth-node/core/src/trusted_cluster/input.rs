@@ -25,6 +25,10 @@ const MAX_ADDRESS: usize = 512;
 const MAX_MAPPINGS: usize = 64;
 /// Most keys of one authority: that of a rotation that is going on, and those of earlier ones.
 const MAX_KEYS: usize = 16;
+/// Longest key or certificate that another cluster tells, in bytes.
+const MAX_KEY: usize = 8 << 10;
+/// Most bytes of all that are kept of a cluster's.
+const MAX_ALL: usize = 64 << 10;
 
 /// A cluster to trust, or what is to be changed of it: checked but for what the state says.
 #[derive(Debug, Clone, PartialEq)]
@@ -116,7 +120,7 @@ pub struct Authorities {
 
 impl Authorities {
     /// Reads what a trust bundle of this revision says: OpenSSH public keys of users' and hosts' authorities, PEM
-    /// certificates of that for TLS. What it says of others is passed over.
+    /// certificates of that for TLS. What it says of others is passed over. Each has at most 8 KiB, and all of them 64 KiB.
     ///
     /// # Errors
     /// Why it cannot be used, for people.
@@ -125,11 +129,17 @@ impl Authorities {
         for kind in [CaKind::User, CaKind::Host, CaKind::Tls] {
             let keys = told.iter().filter(|(of, _)| *of == kind).flat_map(|(_, keys)| keys);
             let keys: Result<Vec<_>, _> = keys.take(MAX_KEYS + 1).map(|key| canonical(kind, key)).collect();
-            let keys = keys.map_err(|error| format!("its {} CA: {error}", kind.name()))?;
+            let keys = keys.map_err(|reason| format!("its {} CA: {reason}", kind.name()))?;
             if !(1..=MAX_KEYS).contains(&keys.len()) {
                 return Err(format!("its {} CA has not 1 to {MAX_KEYS} keys", kind.name()));
             }
             rows.push(ForeignCaRow { kind: kind.into(), keys });
+        }
+        let all: usize = rows.iter().flat_map(|row| &row.keys).map(String::len).sum();
+        if all > MAX_ALL {
+            return Err(format!(
+                "its keys and certificates have {all} bytes, and at most {MAX_ALL} are taken"
+            ));
         }
         Ok(Self { rows, revision })
     }
@@ -150,11 +160,15 @@ impl Authorities {
     }
 }
 
-fn canonical(kind: CaKind, key: &str) -> Result<String, mezite_pki::PkiError> {
-    match kind {
+fn canonical(kind: CaKind, key: &str) -> Result<String, String> {
+    if key.len() > MAX_KEY {
+        return Err(format!("a key or certificate of {} bytes, and at most {MAX_KEY} are taken", key.len()));
+    }
+    let read = match kind {
         CaKind::Tls | CaKind::Peer => authority_certificate(key),
         CaKind::User | CaKind::Host | CaKind::Audit => SshPublicKey::parse(key).map(|key| key.line()),
-    }
+    };
+    read.map_err(|error| error.to_string())
 }
 
 /// Keys of one authority of another cluster.
@@ -162,3 +176,7 @@ pub(super) fn keys(rows: &[ForeignCaRow], kind: CaKind) -> &[String] {
     let row = rows.iter().find(|row| CaKind::try_from(row.kind) == Ok(kind));
     row.map(|row| row.keys.as_slice()).unwrap_or_default()
 }
+
+#[cfg(test)]
+#[path = "input_tests.rs"]
+mod tests;
