@@ -165,6 +165,18 @@ fn no_invite_of_the_past_counts_in_a_cluster_that_was_restored() {
 }
 
 #[test]
+fn the_secret_of_an_invite_is_stored_only_as_a_hash() {
+    use store_txn::{KeyRange, Read as _};
+    let mut cluster = inviting("s3cret-of-ann");
+    let everything = KeyRange { start: Vec::new(), end: vec![0xff; 8] };
+    let rows = cluster.run(|tx| Ok::<_, CoreError>(tx.scan_raw(&everything, usize::MAX)?)).unwrap();
+    let stored: Vec<u8> = rows.into_iter().flat_map(|(key, row)| [key, row.value]).flatten().collect();
+    let has = |part: &[u8]| stored.windows(part.len()).any(|window| window == part);
+    assert!(!has(b"s3cret-of-ann"));
+    assert!(has(&digest("s3cret-of-ann").0), "this is where it would be found");
+}
+
+#[test]
 fn the_life_of_an_invite_is_bounded() {
     let of = |seconds| NewInvite::new(digest("s"), Some(Duration::from_secs(seconds)));
     for bad in [0, 59, 7 * 24 * 3600 + 1] {

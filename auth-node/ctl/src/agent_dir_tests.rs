@@ -95,3 +95,36 @@ fn leaving_removes_the_agents_files_and_no_others() {
     let left: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     assert_eq!(left, ["notes"]);
 }
+
+#[test]
+fn new_certificates_that_are_kept_by_half_leave_the_renewal_due() {
+    let (_temp, dir) = agent_dir();
+    let ca = TestCa::new();
+    let mut state = AgentState { progress: Progress::Joined, ..state() };
+    let issued = |ssh: &str| v1::GenerateHostCertsResponse {
+        ssh_certificate: ssh.into(),
+        tls_certificate: ca.agent(&[]).certificate,
+        trust_bundle: Some(ca.bundle(&["ssh-ed25519 AAAA one"])),
+        ..Default::default()
+    };
+    let on_disk = |name: &str| read_text(&dir.file(name)).unwrap();
+    let (first, second) = (issued("first"), issued("second"));
+    // `agent run` renews by the time of this one.
+    write_atomic(&dir.file(TLS_CERTIFICATE), first.tls_certificate.as_bytes(), PUBLIC).unwrap();
+    // It ends at the host certificate: nothing can be put in the place of a folder.
+    fs::create_dir(dir.file(SSH_CERTIFICATE)).unwrap();
+    assert!(dir.keep_certificates(&mut state, &second).is_err());
+    assert_eq!(
+        on_disk(TLS_CERTIFICATE),
+        first.tls_certificate,
+        "as long as sshd lacks its own, it is renewed again"
+    );
+    assert!(dir.load().unwrap().unwrap().reload_pending);
+    // The next attempt does all of it.
+    fs::remove_dir(dir.file(SSH_CERTIFICATE)).unwrap();
+    dir.keep_certificates(&mut state, &second).unwrap();
+    assert_eq!(
+        (on_disk(SSH_CERTIFICATE).as_str(), on_disk(TLS_CERTIFICATE)),
+        ("second\n", second.tls_certificate)
+    );
+}

@@ -1,10 +1,10 @@
 //! The file of the key-encryption key. It is never in the log, a snapshot or a backup: who has a backup and
 //! not this file has no CA key.
 
-use std::path::Path;
+use std::{io::ErrorKind, path::Path};
 
 use auth_core::ca::{KEK_LENGTH, Kek};
-use mezite_daemon::files::{PRIVATE, read_secret, write_atomic};
+use mezite_daemon::files::{FileError, PRIVATE, read_secret, write_atomic};
 use zeroize::Zeroizing;
 
 use crate::fault::NodeError;
@@ -17,15 +17,19 @@ const MAGIC: &str = "mezite-kek-v1:";
 /// # Errors
 /// When the file is not there, others can read it, or it is not such a file.
 pub(crate) fn load_kek(path: &Path) -> Result<Kek, NodeError> {
-    let text = read_secret(path)?;
+    let reason =
+        format!("is not a key-encryption key: {MAGIC} and 64 hexadecimal digits, on one line of text");
+    let malformed = || NodeError::Malformed { file: path.to_owned(), reason };
+    let text = match read_secret(path) {
+        Err(FileError::TooLarge(_)) => return Err(malformed()),
+        // Bytes that are no text, such as the key itself.
+        Err(FileError::Io { cause, .. }) if cause.kind() == ErrorKind::InvalidData => return Err(malformed()),
+        read => read?,
+    };
     let mut bytes = Zeroizing::new([0; KEK_LENGTH]);
     let digits = text.trim_end().strip_prefix(MAGIC);
     let good = digits.is_some_and(|digits| hex::decode_to_slice(digits, bytes.as_mut_slice()).is_ok());
-    if good {
-        return Ok(Kek::new(bytes));
-    }
-    let reason = format!("is not a key-encryption key: {MAGIC} and 64 hexadecimal digits");
-    Err(NodeError::Malformed { file: path.to_owned(), reason })
+    if good { Ok(Kek::new(bytes)) } else { Err(malformed()) }
 }
 
 /// Keeps the key. One that is there already must be the same.
@@ -94,6 +98,13 @@ mod tests {
                 matches!(error, NodeError::Malformed { .. }) && !error.to_string().contains("zz"),
                 "{bad}"
             );
+        }
+        // The bare key, as from a generator of random bytes, and a file that is something else.
+        for bad in [[0xfe; KEK_LENGTH].to_vec(), vec![b'x'; 1 << 20]] {
+            write_atomic(&path, &bad, PRIVATE).unwrap();
+            let error = load_kek(&path).unwrap_err();
+            assert!(matches!(error, NodeError::Malformed { .. }), "{error}");
+            assert!(error.to_string().contains("mezite-kek-v1: and 64 hexadecimal digits"), "{error}");
         }
         write_atomic(&path, format!("{MAGIC}{}", "ab".repeat(32)).as_bytes(), 0o640).unwrap();
         assert!(load_kek(&path).is_err(), "others can read it");

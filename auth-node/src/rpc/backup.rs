@@ -6,7 +6,11 @@ use auth_core::audit::{self, EventType};
 use bytes::{Bytes, BytesMut};
 use futures::{Stream, StreamExt as _, stream};
 use mezite_proto::v1;
-use tokio::io::{AsyncRead, AsyncReadExt as _};
+use raft_store::Backup;
+use tokio::{
+    io::{AsyncRead, AsyncReadExt as _},
+    sync::OwnedSemaphorePermit,
+};
 
 use super::Replies;
 use crate::{
@@ -45,7 +49,17 @@ pub(crate) async fn save(
     // It is written to its end, and takes its space, also when the client has given up meanwhile.
     let taken = tokio::spawn(async move { (store.backup().await, permit) });
     let (backup, permit) = taken.await.map_err(|error| ApiError::Internal(error.to_string()))?;
-    let backup = backup?;
+    stream_of(service, call, backup?, permit).await
+}
+
+/// Streams a backup that is written, if its caller may have it still: writing it may have taken long.
+async fn stream_of(
+    service: &Arc<Service>,
+    call: &Call,
+    backup: Backup,
+    permit: OwnedSemaphorePermit,
+) -> Result<Replies<v1::SaveBackupResponse>, ApiError> {
+    service.readmit(call, |_| Ok(())).await?;
     let head = v1::SaveBackupResponse {
         data: Bytes::new(),
         length: backup.length(),
@@ -55,8 +69,6 @@ pub(crate) async fn save(
         cluster_id: service.settings.cluster_id.clone(),
     };
     let pace = Pace { silence: service.settings.message_timeout, whole: Some(longest(head.length)) };
-    // Writing it may have taken long.
-    service.readmit(call, |_| Ok(())).await?;
     let lost = standing::lost(Arc::clone(service), call.clone(), |_| Ok(()));
     let request_id = call.origin.request_id.clone();
     Ok(outlet::open(messages(head, backup.into_reader()), pace, lost, request_id, permit).boxed())
@@ -178,6 +190,13 @@ mod tests {
         let (last, before) = rest.split_last().unwrap();
         assert_eq!(last.as_ref().unwrap_err().code(), Code::Unauthenticated);
         assert!(before.len() <= WAITING && before.iter().all(Result::is_ok));
+
+        // Of one that was written meanwhile nothing is streamed at all.
+        let backup = node.service.store.backup().await.unwrap();
+        let permit = node.service.backups.clone().try_acquire_owned().unwrap();
+        let late = stream_of(&node.service, &call, backup, permit).await.err().unwrap();
+        assert_eq!(late.code(), Code::Unauthenticated);
+        assert_eq!(node.service.backups.available_permits(), 1);
 
         // A lock does as much, and the audit log has it.
         let boss = node.boss().await;

@@ -202,6 +202,26 @@ async fn who_is_invited_sets_a_password_that_nobody_else_knows() {
 }
 
 #[tokio::test]
+async fn the_secret_of_an_invite_is_shown_once() {
+    let node = Node::start().await;
+    let boss = node.boss().await;
+    let request = v1::CreateUserRequest { user: Some(ann(&["access"])), ..Default::default() };
+    let made = create(&node.service, &with(&boss, "CreateUser"), request).await.unwrap();
+    let request = v1::ResetUserPasswordRequest { name: "ann".into(), ..Default::default() };
+    let reset = reset_password(&node.service, &with(&boss, "ResetUserPassword"), request).await.unwrap();
+    assert!(made.invite_secret.len() == 64 && reset.invite_secret.len() == 64);
+    assert_ne!(made.invite_secret, reset.invite_secret);
+    // Whoever may see all users and the whole log is told that there is an invite, and no more.
+    let listed =
+        list(&node.service, &with(&boss, "ListUsers"), v1::ListUsersRequest::default()).await.unwrap();
+    let told = format!("{listed:?} {:?} {:?}", get_ann(&node, &boss).await.unwrap(), node.audit().await);
+    assert!(told.contains("invite_expires_at: Some") && told.contains("user.invite"));
+    for secret in [&made.invite_secret, &reset.invite_secret] {
+        assert!(!told.contains(secret.as_str()));
+    }
+}
+
+#[tokio::test]
 async fn one_of_two_who_use_an_invite_at_the_same_time_is_refused() {
     let node = Node::start().await;
     let boss = node.boss().await;
