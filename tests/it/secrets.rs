@@ -3,8 +3,9 @@
 use std::fs;
 
 use mezite_client::SessionSecret;
-use mezite_e2e::{ADMIN, Agent, AgentSpec, Cluster, PASSWORD, Setup, api, call};
+use mezite_e2e::{ADMIN, Agent, AgentSpec, Cluster, PASSWORD, Setup, api, call, http};
 use mezite_proto::v1::{self, TokenKind};
+use tonic::Code;
 
 use crate::support::{add_user, certificates};
 
@@ -51,21 +52,89 @@ async fn no_secret_is_logged_at_any_level() {
     let _ = cluster.ctl().ok(&["cluster", "token", "--out", made.to_str().unwrap()]);
     secrets.extend([token, guessed.to_owned(), fs::read_to_string(made).unwrap().trim().to_owned()]);
 
+    // Invites: made with a user and by a reset, used, and guessed.
+    let request = v1::CreateUserRequest {
+        user: Some(v1::User { name: "bob".into(), ..Default::default() }),
+        ..Default::default()
+    };
+    let first = call!(admin, create_user, request).unwrap().invite_secret;
+    let reset = v1::ResetUserPasswordRequest { name: "bob".into(), ..Default::default() };
+    let second = call!(admin, reset_user_password, reset).unwrap().invite_secret;
+    let guessed = "an-invite-that-somebody-guessed";
+    let accept =
+        |secret: &str| v1::AcceptInviteRequest { secret: secret.into(), new_password: changed.into() };
+    for refused in [&first, guessed] {
+        call!(cluster.anonymous_at(1), accept_invite, accept(refused)).unwrap_err();
+    }
+    call!(cluster.anonymous_at(1), accept_invite, accept(&second)).unwrap();
+    call!(cluster.anonymous_at(1), accept_invite, accept(&second)).unwrap_err();
+    secrets.extend([first, second, guessed.to_owned()]);
+
+    // Client secrets of a connector: one that is kept, its successor, and one of a connector that is refused.
+    let connector = |name: &str, secret: &str| {
+        let github = v1::GithubConnector {
+            client_id: "Iv1".into(),
+            client_secret: secret.into(),
+            organizations: vec!["mezite-io".into()],
+        };
+        let provider = Some(v1::connector::Provider::Github(github));
+        Some(v1::Connector { name: name.into(), provider, ..Default::default() })
+    };
+    let [kept, successor, refused] =
+        ["client-secret-that-is-kept", "client-secret-that-follows", "client-secret-of-none"];
+    let create = |name: &str, secret: &str| v1::CreateConnectorRequest { connector: connector(name, secret) };
+    call!(admin, create_connector, create("github", kept)).unwrap();
+    call!(admin, create_connector, create("github", refused)).unwrap_err();
+    call!(admin, create_connector, create("no name", refused)).unwrap_err();
+    let update = v1::UpdateConnectorRequest { connector: connector("github", successor) };
+    call!(admin, update_connector, update).unwrap();
+    secrets.extend([kept, successor, refused].map(str::to_owned));
+
+    // Tokens of trusted clusters: given away, used, and brought by an admin of the cluster that is to trust.
+    let request = v1::CreateTokenRequest { kind: TokenKind::TrustedCluster.into(), ..Default::default() };
+    let token = call!(admin, create_token, request).unwrap().secret;
+    let secret = token.split_once('.').unwrap().0.to_owned();
+    let brought = v1::CreateTrustedClusterRequest {
+        trusted_cluster: Some(v1::TrustedCluster {
+            name: "elsewhere".into(),
+            addresses: cluster.addresses(),
+            ..Default::default()
+        }),
+        token: token.clone(),
+    };
+    // The cluster there is this one, and has another name.
+    api::refused(call!(admin, create_trusted_cluster, brought), Code::InvalidArgument);
+    let exchange = |secret: &str, id: u8| v1::ExchangeTrustRequest {
+        token: secret.into(),
+        cluster_name: "elsewhere".into(),
+        exchange_id: vec![id; 32].into(),
+    };
+    call!(cluster.anonymous_at(1), exchange_trust, exchange(&secret, 1)).unwrap();
+    call!(cluster.anonymous_at(1), exchange_trust, exchange(&secret, 2)).unwrap_err();
+    let guessed = "an-exchange-that-somebody-guessed";
+    call!(cluster.anonymous_at(1), exchange_trust, exchange(guessed, 3)).unwrap_err();
+    secrets.extend([secret, guessed.to_owned()]);
+
     // Keys, of which only the public sides come.
     let _ = certificates(&cluster, "alice", &["--tls"]);
     let _ = agent.ctl().ok(&["agent", "renew", "--dir", agent.dir.to_str().unwrap()]);
     secrets.push("PRIVATE KEY".into());
+    let audit = cluster.ctl().json(&["audit", "ls", "--limit", "1000"]).to_string();
+    for event in ["user.invite.accept", "user.invite.denied", "connector.update", "trust.exchange.denied"] {
+        assert!(audit.contains(event), "{event} is where a secret would be found");
+    }
     for node in cluster.nodes() {
         let kek = fs::read_to_string(node.data_dir().join("kek")).unwrap();
         secrets.push(kek.trim().rsplit(':').next().unwrap().to_owned());
+        let (_, metrics) = http::get(&node.diagnostics_address(), "/metrics").await.unwrap();
+        assert!(metrics.contains("grpc_server_handled_total"), "{metrics}");
         let log = node.log();
         assert!(log.contains("TRACE") && log.len() > 100_000, "it tells all that it can");
         for secret in &secrets {
-            assert!(
-                secret.len() > 8 && !log.contains(secret),
-                "{} has {secret:?} in its log",
-                node.address()
-            );
+            assert!(secret.len() > 8, "{secret:?} could be there by chance");
+            for (place, text) in [("its log", &log), ("its metrics", &metrics), ("the audit log", &audit)] {
+                assert!(!text.contains(secret.as_str()), "{} has {secret:?} in {place}", node.address());
+            }
         }
     }
 }

@@ -29,6 +29,11 @@ const RULES: &[&str] = &[
     "usernames-compared-canonical",
     "change-password-verifies-the-old",
     "change-password-ends-sessions",
+    "invite-once",
+    "invite-stored-as-hash",
+    "invite-shown-once",
+    "invite-expires",
+    "invite-same-answer",
     "webauthn-challenge-once",
     "webauthn-any-node",
     "webauthn-last-factor-stays",
@@ -200,10 +205,17 @@ fn exists(roots: &Roots, test: &str) -> bool {
             None => return false,
         }
     }
-    let Some((before, _)) = place.1.split_once(&format!("fn {function}(")) else { return false };
+    is_test(&place.1, function)
+}
+
+/// Whether a file has a test of this name that is run: one that is ignored proves nothing.
+fn is_test(text: &str, function: &str) -> bool {
+    let Some((before, _)) = text.split_once(&format!("fn {function}(")) else { return false };
     let above = before.trim_end_matches("async ").trim_end().lines().rev().map(str::trim);
-    let mut attributes = above.take_while(|line| line.starts_with("#[") || line.starts_with("//"));
-    attributes.any(|line| line == "#[test]" || line.starts_with("#[tokio::test"))
+    let attributes: Vec<_> =
+        above.take_while(|line| line.starts_with("#[") || line.starts_with("//")).collect();
+    let is = |what: fn(&str) -> bool| attributes.iter().any(|line| line.starts_with("#[") && what(line));
+    is(|line| line == "#[test]" || line.starts_with("#[tokio::test")) && !is(|line| line.contains("ignore"))
 }
 
 #[test]
@@ -234,10 +246,30 @@ fn a_name_that_is_no_test_is_found_out() {
     for other in [
         "mezite-e2e::it security::rows",
         "mezite-e2e::it security::no_such_test",
+        // It is there, and a part of another one.
+        "raft-store tests::crash::child_store",
         "mezite-e2e::it nowhere::a_name_that_is_no_test_is_found_out",
         "mezite-e2e security::a_name_that_is_no_test_is_found_out",
         "a_name_that_is_no_test_is_found_out",
     ] {
         assert!(!exists(&roots, other), "{other}");
+    }
+}
+
+#[test]
+fn a_test_that_is_ignored_is_none() {
+    let test = |above: &str| is_test(&format!("fn other() {{}}\n\n{above}\nasync fn name() {{}}\n"), "name");
+    for good in ["#[test]", "#[tokio::test]", "/// It is not to ignore this.\n#[tokio::test(flavor = \"x\")]"]
+    {
+        assert!(test(good), "{good}");
+    }
+    for bad in [
+        "",
+        "#[inline]",
+        "#[test]\n#[ignore]",
+        "#[ignore = \"it takes long\"]\n#[tokio::test]",
+        "#[cfg_attr(not(target_os = \"linux\"), ignore)]\n#[test]",
+    ] {
+        assert!(!test(bad), "{bad}");
     }
 }
