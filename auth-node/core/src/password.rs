@@ -96,12 +96,25 @@ const WORDS: &[&str] = &[
     "121212",
 ];
 
-/// The form in which a password is hashed.
+/// Of a character's bytes, the most that its NFKC form can have: U+FDFA comes to 33 from 3. By Unicode Standard Annex #15,
+/// "Maximum Expansion Factors".
+const NFKC_FACTOR: usize = 11;
+/// Of a character's bytes, the most that it can have in lower case: U+0130 comes to 3 from 2.
+const LOWER_FACTOR: usize = 2;
+
+/// The form in which a password is hashed: at most eleven times as long.
 pub fn normalized(password: &str) -> Zeroizing<String> {
-    // Room for everything at once: a string that grows would leave copies.
-    let mut form = Zeroizing::new(String::with_capacity(4 * password.len()));
-    form.extend(password.nfkc());
-    form
+    collected(NFKC_FACTOR.saturating_mul(password.len()), password.nfkc())
+}
+
+/// Characters that have at most so many bytes. There is room for all of them at once: a string that grows would leave copies
+/// of a secret.
+fn collected(most_bytes: usize, chars: impl Iterator<Item = char>) -> Zeroizing<String> {
+    let mut text = Zeroizing::new(String::with_capacity(most_bytes));
+    for char in chars {
+        text.push(char);
+    }
+    text
 }
 
 /// Checks a new password: 12 characters or more, at most 1024 bytes, at least 5 different characters, and more than `names`, of
@@ -118,7 +131,9 @@ pub fn check_new(field: &str, password: &str, names: &[&str]) -> Result<(), Core
             "a password has at least {LEAST_CHARS} characters, and at most {MOST_BYTES} bytes"
         ));
     }
-    if form.chars().collect::<BTreeSet<_>>().len() < LEAST_DIFFERENT {
+    // Each where it is first: a set of them would be left in memory.
+    let firsts = form.char_indices().filter(|(at, char)| form.find(*char) == Some(*at));
+    if firsts.take(LEAST_DIFFERENT).count() < LEAST_DIFFERENT {
         return refused(format!("a password has at least {LEAST_DIFFERENT} different characters"));
     }
     if is_guessed_first(&form, names) {
@@ -157,16 +172,27 @@ fn is_guessed_first(password: &str, names: &[&str]) -> bool {
     let mut rest = whole.clone();
     for word in &words {
         // The blank keeps what is left from becoming another word.
-        rest = Zeroizing::new(rest.replace(word.as_str(), " "));
+        rest = without(&rest, word);
     }
     *rest != *whole && rest.chars().filter(|c| c.is_alphabetic()).count() < LEAST_OWN
 }
 
+/// With a blank wherever there was a word, which is not empty.
+fn without(text: &str, word: &str) -> Zeroizing<String> {
+    let mut rest = Zeroizing::new(String::with_capacity(text.len()));
+    for (number, part) in text.split(word).enumerate() {
+        if number > 0 {
+            rest.push(' ');
+        }
+        rest.push_str(part);
+    }
+    rest
+}
+
 /// Letters and digits alone, lower case.
 fn plain(text: &str) -> Zeroizing<String> {
-    let mut plain = Zeroizing::new(String::with_capacity(4 * text.len()));
-    plain.extend(text.chars().flat_map(char::to_lowercase).filter(|c| c.is_alphanumeric()));
-    plain
+    let lower = text.chars().flat_map(char::to_lowercase).filter(|c| c.is_alphanumeric());
+    collected(LOWER_FACTOR.saturating_mul(text.len()), lower)
 }
 
 #[cfg(test)]
@@ -205,6 +231,42 @@ mod tests {
         }
         // Case and blanks are the user's.
         assert_eq!(normalized(" Ab c").as_str(), " Ab c");
+    }
+
+    #[test]
+    fn no_form_of_a_password_outgrows_the_room_that_was_made_for_it() {
+        use unicode_normalization::char::compose;
+        let bytes = |chars: &[char]| chars.iter().map(|c| c.len_utf8()).sum::<usize>();
+        let (mut nfkd, mut lower) = (0, 0);
+        for c in (0..=u32::from(char::MAX)).filter_map(char::from_u32) {
+            let text = c.to_string();
+            // The composed form is made of the decomposed one, and never longer.
+            let decomposed: Vec<_> = text.nfkd().collect();
+            assert!(bytes(&decomposed) <= NFKC_FACTOR * c.len_utf8(), "{c:?}");
+            nfkd = nfkd.max(bytes(&decomposed).div_ceil(c.len_utf8()));
+            if let [first, second] = text.nfd().collect::<Vec<_>>()[..] {
+                let composed = compose(first, second).map_or(0, char::len_utf8);
+                assert!(composed <= bytes(&[first, second]), "{c:?}");
+            }
+            let in_lower: Vec<_> = c.to_lowercase().collect();
+            assert!(bytes(&in_lower) <= LOWER_FACTOR * c.len_utf8(), "{c:?}");
+            lower = lower.max(bytes(&in_lower).div_ceil(c.len_utf8()));
+        }
+        assert_eq!((nfkd, lower), (NFKC_FACTOR, LOWER_FACTOR), "neither is more than is needed");
+
+        for sign in
+            ["\u{fdfa}", "\u{fdfb}", "\u{3300}", "\u{1e9b}\u{323}", "\u{ac01}", "a\u{308}", "\u{130}", "x"]
+        {
+            let given = sign.repeat(MOST_BYTES / sign.len());
+            let form = normalized(&given);
+            assert_eq!(form.as_str(), given.nfkc().collect::<String>());
+            // A string that has grown has more room than was asked for.
+            assert_eq!(form.capacity(), NFKC_FACTOR * given.len(), "{sign:?}");
+            let plain = plain(&form);
+            assert_eq!(plain.capacity(), LOWER_FACTOR * form.len(), "{sign:?}");
+            assert_eq!(without(&plain, "x").as_str(), plain.replace('x', " "));
+            assert_eq!(without(&plain, "x").capacity(), plain.len());
+        }
     }
 
     #[test]
