@@ -91,7 +91,9 @@ pub struct LimitsConfig {
     pub call_timeout: Duration,
     /// Threads that hash passwords. Default: half of the processors, at least one.
     pub password_threads: usize,
-    /// Passwords that may wait to be hashed; more are RESOURCE_EXHAUSTED. Default: 64.
+    /// Passwords that may wait to be hashed; more are RESOURCE_EXHAUSTED. Of these and the threads together, one network (a
+    /// /24, for IPv6 a /64) or user may have a quarter: behind a load balancer that hides where clients are, all who log in
+    /// are one network, and a longer queue gives them more. Default: 64.
     pub password_queue: usize,
     /// Recordings that are relayed to ingests at a time; more are RESOURCE_EXHAUSTED. Default: 128.
     pub max_relays: usize,

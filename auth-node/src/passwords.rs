@@ -1,26 +1,29 @@
 //! Passwords: hashed and verified with Argon2id, so many at a time and so many waiting. Each takes tens of milliseconds
 //! of a processor and 19 MiB, so a storm of logins is turned away at the door rather than starve what else the node does.
 //!
+//! No network has more than its share of the places, nor has a user: a stranger who takes all that it can leaves the others
+//! to log in. Behind a load balancer that hides where clients are, they are one network.
+//!
 //! The name of a user that does not exist costs the same: a hash that nobody's password made is verified instead.
 //!
 //! What is hashed is a password's NFKC form. Earlier releases hashed what was typed: so a password that is spelt otherwise is
 //! tried as it is, too.
 
-use std::{
-    sync::{Arc, Mutex, PoisonError, mpsc},
-    time::Duration,
-};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
 
 use argon2::{
     Algorithm, Argon2, Params, Version,
     password_hash::{Error as HashError, PasswordHasher as _, PasswordVerifier as _, phc},
 };
-use auth_core::{CoreError, password, secret::PasswordHash};
+use auth_core::{CoreError, lockout, password, secret::PasswordHash};
 use base64::{Engine as _, engine::general_purpose::STANDARD_NO_PAD};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio::sync::{Semaphore, oneshot};
 use zeroize::Zeroizing;
 
-use crate::error::ApiError;
+use crate::{
+    error::ApiError,
+    places::{Place, Places, Room},
+};
 
 /// Memory of one hash, in KiB; with the passes and lanes, the first choice of OWASP's Password Storage Cheat Sheet.
 const MEMORY_KIB: u32 = 19_456;
@@ -28,8 +31,8 @@ const MEMORY_KIB: u32 = 19_456;
 const PASSES: u32 = 2;
 /// Lanes.
 const LANES: u32 = 1;
-/// When somebody who was turned away may try again.
-const RETRY_AFTER: Duration = Duration::from_secs(1);
+/// Of so many places, one caller or network may have one.
+const SHARES: usize = 4;
 
 /// Work for a thread of the pool.
 type Job = Box<dyn FnOnce() + Send>;
@@ -65,14 +68,14 @@ impl Threads {
 
 /// Bounds the passwords that are hashed at a time, and that wait for it.
 pub(crate) struct PasswordPool {
-    places: Arc<Semaphore>,
+    places: Arc<Places>,
     threads: Threads,
     nobodys: PasswordHash,
 }
 
 /// A place in the pool, for the passwords of one call. Dropping it gives it up.
 pub(crate) struct Turn {
-    _place: OwnedSemaphorePermit,
+    _place: Place,
     threads: Threads,
     nobodys: PasswordHash,
 }
@@ -84,23 +87,35 @@ impl PasswordPool {
     /// [`CoreError::Internal`] when the operating system gives no randomness or memory.
     pub(crate) fn new(threads: usize, queue: usize) -> Result<Self, CoreError> {
         let unguessable = Zeroizing::new(STANDARD_NO_PAD.encode(rand::random::<[u8; 32]>()));
+        let most = threads.saturating_add(queue);
+        let room = Room {
+            most,
+            each: (most / SHARES).max(1),
+            full: "too many passwords are being checked",
+            own_full: "too many passwords of your network, or of yours, are being checked",
+            measure: |_| (),
+        };
         Ok(Self {
-            places: Arc::new(Semaphore::new(threads.saturating_add(queue))),
+            places: Places::new(room),
             threads: Threads::start(threads)?,
             nobodys: hash(&unguessable)?,
         })
     }
 
-    /// Takes a place, or refuses at once.
+    /// Takes a place, or refuses at once. For whoever has not proved who it is, as [`network`]; for others, by the name
+    /// that they have in the audit log. Each has at most a quarter of all places, and one at least.
     ///
     /// # Errors
-    /// [`ApiError::Busy`] when all places are taken.
-    pub(crate) fn admit(&self) -> Result<Turn, ApiError> {
-        let busy =
-            |_| ApiError::Busy { what: "too many passwords are being checked", retry_after: RETRY_AFTER };
-        let place = Arc::clone(&self.places).try_acquire_owned().map_err(busy)?;
+    /// [`ApiError::Busy`] when all places are taken, or all that the holder may have.
+    pub(crate) fn admit(&self, holder: String) -> Result<Turn, ApiError> {
+        let place = self.places.take(holder)?;
         Ok(Turn { _place: place, threads: self.threads.clone(), nobodys: self.nobodys.clone() })
     }
+}
+
+/// Who takes a place for whoever is at an address and has not proved who it is: its network, as lockouts count it.
+pub(crate) fn network(client_address: &str) -> String {
+    format!("network:{}", lockout::network(client_address))
 }
 
 impl Turn {
@@ -179,19 +194,28 @@ fn verify(hash: &PasswordHash, password: &str) -> Result<bool, CoreError> {
 #[cfg(test)]
 impl PasswordPool {
     /// Takes a thread: while all are taken, no password is hashed.
-    pub(crate) async fn take_thread(&self) -> OwnedSemaphorePermit {
+    pub(crate) async fn take_thread(&self) -> tokio::sync::OwnedSemaphorePermit {
         Arc::clone(&self.threads.free).acquire_owned().await.unwrap()
     }
 
-    /// How many calls may still be admitted.
-    pub(crate) fn free_places(&self) -> usize {
-        self.places.available_permits()
+    /// How many calls are admitted.
+    pub(crate) fn taken_places(&self) -> usize {
+        self.places.count()
+    }
+
+    /// Takes all places, as so many networks.
+    pub(crate) fn take_places(&self) -> Vec<Turn> {
+        (0..).map_while(|number| self.admit(format!("network:test {number}")).ok()).collect()
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn holder() -> String {
+        network("192.0.2.1")
+    }
 
     fn password(text: &str) -> Zeroizing<String> {
         Zeroizing::new(text.to_owned())
@@ -204,7 +228,7 @@ mod tests {
     #[tokio::test]
     async fn the_password_of_a_hash_is_known_and_another_is_not() {
         let pool = PasswordPool::new(1, 0).unwrap();
-        let turn = pool.admit().unwrap();
+        let turn = pool.admit(holder()).unwrap();
         let hash = turn.hash(&password("correct horse")).await.unwrap();
         assert!(hash.as_str().starts_with("$argon2id$v=19$m=19456,t=2,p=1$"), "{}", hash.as_str());
         assert!(turn.verify(Some(&hash), &password("correct horse")).await.unwrap());
@@ -216,7 +240,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_password_is_one_however_it_is_spelt_and_one_that_was_hashed_as_it_was_typed_is_good_still() {
-        let turn = PasswordPool::new(1, 0).unwrap().admit().unwrap();
+        let turn = PasswordPool::new(1, 0).unwrap().admit(holder()).unwrap();
         let (composed, decomposed) = (password("pässwörter"), password("pa\u{308}sswo\u{308}rter"));
         for typed in [&composed, &decomposed] {
             let made = turn.hash(typed).await.unwrap();
@@ -231,7 +255,7 @@ mod tests {
 
     #[tokio::test]
     async fn hashes_are_those_of_the_reference_implementation() {
-        let turn = PasswordPool::new(1, 0).unwrap().admit().unwrap();
+        let turn = PasswordPool::new(1, 0).unwrap().admit(holder()).unwrap();
         let reference = PasswordHash::new(REFERENCE.to_owned());
         assert!(turn.verify(Some(&reference), &password("correct horse")).await.unwrap());
         assert!(!turn.verify(Some(&reference), &password("correct house")).await.unwrap());
@@ -247,7 +271,7 @@ mod tests {
         let unguessable = password("what the dummy is of");
         let turn = Turn {
             nobodys: hash(&unguessable).unwrap(),
-            ..PasswordPool::new(1, 0).unwrap().admit().unwrap()
+            ..PasswordPool::new(1, 0).unwrap().admit(holder()).unwrap()
         };
         let costs = |hash: &PasswordHash| hash.as_str().rsplitn(3, '$').last().unwrap().to_owned();
         assert_eq!(costs(&turn.nobodys), costs(&hash("another").unwrap()));
@@ -259,8 +283,8 @@ mod tests {
     #[tokio::test]
     async fn past_the_bound_a_call_is_refused_at_once() {
         let pool = PasswordPool::new(1, 1).unwrap();
-        let (first, second) = (pool.admit().unwrap(), pool.admit().unwrap());
-        let refused = pool.admit().err().unwrap();
+        let (first, second) = (pool.admit(holder()).unwrap(), pool.admit(network("198.51.100.1")).unwrap());
+        let refused = pool.admit(network("203.0.113.1")).err().unwrap();
         assert!(matches!(refused, ApiError::Busy { .. }));
         let status = refused.into_status("r");
         assert_eq!(status.code(), tonic::Code::ResourceExhausted);
@@ -284,13 +308,13 @@ mod tests {
         go.send(()).unwrap();
         working.await.unwrap().unwrap();
         assert_eq!((&mut waiting).await.unwrap().unwrap(), 7);
-        assert!(pool.admit().is_ok());
+        assert!(pool.admit(holder()).is_ok());
     }
 
     #[tokio::test]
     async fn a_call_that_is_given_up_keeps_its_thread_until_it_is_done() {
         let pool = PasswordPool::new(1, 0).unwrap();
-        let turn = pool.admit().unwrap();
+        let turn = pool.admit(holder()).unwrap();
         let (go, wait) = mpsc::channel::<()>();
         let (began, begin) = tokio::sync::oneshot::channel();
         let work = move || {
@@ -302,9 +326,45 @@ mod tests {
         given_up.abort();
         assert!(given_up.await.is_err());
         // Its place is free, its thread is not.
-        assert!(pool.admit().is_ok());
+        assert!(pool.admit(holder()).is_ok());
         assert_eq!(pool.threads.free.available_permits(), 0);
         go.send(()).unwrap();
         drop(pool.threads.free.acquire().await.unwrap());
+    }
+
+    #[test]
+    fn a_network_or_a_user_has_its_share_of_the_places_and_others_still_get_in() {
+        let pool = PasswordPool::new(2, 10).unwrap();
+        let taken = |address: &str| {
+            let turns = (0..20).map(|_| pool.admit(network(address)));
+            let (had, refused): (Vec<_>, Vec<_>) = turns.partition(Result::is_ok);
+            for refused in refused {
+                let status = refused.err().unwrap().into_status("r");
+                assert_eq!(status.code(), tonic::Code::ResourceExhausted);
+                assert!(tonic_types::StatusExt::get_details_retry_info(&status).is_some());
+            }
+            had
+        };
+        // A whole /24 or /64 is one network, in either notation.
+        let strangers = taken("192.0.2.1");
+        assert_eq!((strangers.len(), taken("192.0.2.77").len(), taken("::ffff:192.0.2.5").len()), (3, 0, 0));
+        let others = taken("2001:db8::1");
+        assert_eq!((others.len(), taken("2001:db8::2").len()), (3, 0));
+        // Who has proved who it is does not depend on where it is.
+        let user = pool.admit("user:ann".into()).unwrap();
+        drop(strangers);
+        assert_eq!(taken("192.0.2.77").len(), 3);
+        drop((others, user));
+        assert_eq!(pool.taken_places(), 0);
+    }
+
+    #[test]
+    fn a_small_pool_leaves_everybody_a_place() {
+        let pool = PasswordPool::new(1, 1).unwrap();
+        let turn = pool.admit(network("192.0.2.1")).unwrap();
+        assert!(pool.admit(network("192.0.2.1")).is_err());
+        assert!(pool.admit(network("198.51.100.1")).is_ok());
+        drop(turn);
+        assert!(pool.admit(network("192.0.2.1")).is_ok());
     }
 }

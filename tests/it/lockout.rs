@@ -2,8 +2,13 @@
 
 use std::{fs, time::Duration};
 
+use mezite_client::{ClientError, RetryPolicy, StatusError};
 use mezite_e2e::{ADMIN, Cluster, PASSWORD, Scratch, Setup, api, call, eventually, tools};
 use mezite_proto::v1;
+use tokio::{
+    io,
+    net::{TcpListener, TcpSocket},
+};
 use tonic::Code;
 
 const WRONG: &str = "wrong horse battery staple";
@@ -13,6 +18,30 @@ async fn refused(cluster: &Cluster, index: usize, user: &str, password: &str) ->
     let client = cluster.anonymous_at(index);
     let refused = api::refused(api::log_in(&client, user, password).await, Code::Unauthenticated);
     (refused.message, refused.reason.unwrap_or_default())
+}
+
+/// The address of a node for clients who are to be seen at another one than this machine's usual: what connects to it is
+/// passed on from there.
+async fn seen_at(source: &'static str, node: &str) -> String {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+    let (at, node) = (listener.local_addr().unwrap(), node.parse().unwrap());
+    tokio::spawn(async move {
+        while let Ok((mut client, _)) = listener.accept().await {
+            let socket = TcpSocket::new_v4().unwrap();
+            socket.bind((source.parse::<std::net::Ipv4Addr>().unwrap(), 0).into()).unwrap();
+            tokio::spawn(async move {
+                let mut server = socket.connect(node).await.unwrap();
+                // Its end is for its two ends to notice.
+                let _ = io::copy_bidirectional(&mut client, &mut server).await;
+            });
+        }
+    });
+    at.to_string()
+}
+
+/// Asks once, and takes what is answered.
+fn once() -> RetryPolicy {
+    RetryPolicy { attempts_per_address: 1, ..RetryPolicy::default() }
 }
 
 async fn configure(cluster: &Cluster, config: v1::ClusterConfig) {
@@ -85,4 +114,80 @@ async fn a_lockout_ends_by_itself() {
         api::log_in(&client, "alice", PASSWORD).await.map(drop)
     })
     .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_tries_many_names_shuts_out_its_own_network_on_all_nodes_and_nobody_who_is_known_there() {
+    let cluster = Cluster::start(3).await;
+    configure(&cluster, v1::ClusterConfig { lockout_threshold: 3, ..Default::default() }).await;
+    cluster.add_user("alice", &["access"], &[]).await;
+    cluster.add_user("bob", &["access"], &[]).await;
+    // The admin is known here; alice is so at another network.
+    let elsewhere = api::client(
+        &[seen_at("127.0.7.1", &cluster.nodes()[0].address()).await],
+        cluster.trust(),
+        None,
+        None,
+    );
+    api::log_in(&elsewhere, "alice", PASSWORD).await.unwrap();
+
+    let mut answers = Vec::new();
+    for number in 0..30 {
+        answers.push(refused(&cluster, number % 3, &format!("name{number}"), WRONG).await);
+    }
+    for index in 0..3 {
+        answers.push(refused(&cluster, index, "alice", PASSWORD).await);
+        answers.push(refused(&cluster, index, "bob", PASSWORD).await);
+        api::log_in(&cluster.anonymous_at(index), ADMIN, PASSWORD).await.unwrap();
+    }
+    answers.dedup();
+    assert_eq!(answers.len(), 1, "{answers:?}");
+    for user in ["alice", "bob"] {
+        api::log_in(&elsewhere, user, PASSWORD).await.unwrap();
+    }
+
+    let shown = cluster.ctl().json(&["users", "get", "alice"]);
+    assert_eq!(shown["lockouts"][0]["network"], "127.0.0.0/24");
+    assert_eq!(
+        (&shown["lockouts"][0]["of_all_users"], &shown["lockouts"][0]["failures"]),
+        (&true.into(), &30.into())
+    );
+    let _ = cluster.ctl().ok(&["users", "clear-lockout", "alice"]);
+    for index in 0..3 {
+        api::log_in(&cluster.anonymous_at(index), "alice", PASSWORD).await.unwrap();
+        api::log_in(&cluster.anonymous_at(index), "bob", PASSWORD).await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_network_that_has_all_that_it_can_hashed_leaves_places_for_the_others() {
+    const STRANGERS: usize = 16;
+    let set = vec!["limits.password_threads=1".to_owned(), "limits.password_queue=7".to_owned()];
+    let cluster = Cluster::start_with(&Setup { set, ..Setup::default() }).await;
+    configure(&cluster, v1::ClusterConfig { lockout_threshold: 1000, ..Default::default() }).await;
+    let elsewhere = seen_at("127.0.7.1", &cluster.nodes()[0].address()).await;
+    let (stop, stopped) = tokio::sync::watch::channel(false);
+    let flood = (0..STRANGERS).map(|number| {
+        let (client, stopped) = (cluster.anonymous_at(0).with_policy(once()), stopped.clone());
+        tokio::spawn(async move {
+            let mut busy = 0;
+            while !*stopped.borrow() {
+                let answer = api::log_in(&client, &format!("name{number}"), WRONG).await.unwrap_err();
+                let full = |status: &StatusError| status.code == Code::ResourceExhausted;
+                busy += usize::from(matches!(answer, ClientError::Status(status) if full(&status)));
+            }
+            busy
+        })
+    });
+    let flood: Vec<_> = flood.collect();
+    let admin = api::client(&[elsewhere], cluster.trust(), None, None).with_policy(once());
+    for _ in 0..20 {
+        api::log_in(&admin, ADMIN, PASSWORD).await.unwrap();
+    }
+    stop.send_replace(true);
+    let mut busy = 0;
+    for stranger in flood {
+        busy += stranger.await.unwrap();
+    }
+    assert!(busy > 0, "the strangers asked for no more than their share");
 }

@@ -5,11 +5,17 @@
 //! guesses from many networks shuts out those alone that the user has never proved itself from. What is tried while it is
 //! shut is not counted, so that a program with an old password does not keep its user out for ever.
 //!
+//! Beside that, failures from a network count for all users together that are not known from it (`crowd`): whoever tries a
+//! few passwords of each of very many names is shut out with all names that are strange to its network.
+//!
 //! A name that is nobody's is counted in the same way and costs the same, and comes to the same answer.
+
+mod crowd;
+mod slots;
 
 use std::net::IpAddr;
 
-use sha2::{Digest, Sha256};
+pub use slots::{SlotSecret, TypedName};
 use store_txn::{Read, ReadExt, Transaction, TransactionExt, UnixMillis};
 
 use crate::{
@@ -21,18 +27,19 @@ use crate::{
     tables::{FailingNetworkRow, KnownNetworkRow, LoginsKey, LoginsRow, NobodysLoginsKey, UserKey},
 };
 
+use crowd::Crowd;
+
 /// Failures from all networks that are not known, per failure of the threshold of one.
 const STRANGE_FACTOR: u32 = 10;
-/// Most networks that are not known of which failures are remembered. More are as good as the bound on those failures.
+/// Most networks that are not known of which failures are remembered one by one: those with the fewest go first. All of them
+/// are counted in the sum, whose bound follows from the threshold.
 const MAX_STRANGE: usize = 100;
 /// Most networks of a user that are known: one more, and the one that was used least recently is not.
 const MAX_KNOWN: usize = 16;
 /// How long a network is known after the user has proved itself from it: 90 days.
 const KNOWN_MS: UnixMillis = 90 * 24 * 3600 * 1000;
-/// Rows for all names that are nobody's.
-const SLOTS: u64 = 1024;
-/// First part of the digest that says which of them is a name's.
-const SLOT_DOMAIN: &[u8] = b"mezite login slot\0";
+/// Most networks of which it is remembered that a name was refused for what was tried from them as others.
+const MAX_SHUT: usize = 16;
 
 /// Whose logins are counted.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,20 +47,7 @@ pub(crate) enum Whose {
     /// A user's.
     User(UserName),
     /// Nobody's: those of the names of a slot.
-    Nobody(Slot),
-}
-
-/// Where a name is counted that is nobody's.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Slot(u64);
-
-impl Slot {
-    /// Of a name: its canonical form, or as it was given if it has none.
-    pub fn of(name: &str) -> Self {
-        let digest = Sha256::new().chain_update(SLOT_DOMAIN).chain_update(name).finalize();
-        let number = digest.first_chunk().map_or(0, |bytes| u64::from_be_bytes(*bytes));
-        Self(number % SLOTS)
-    }
+    Nobody(u64),
 }
 
 /// That password logins of a user are refused.
@@ -61,6 +55,8 @@ impl Slot {
 pub struct Lockout {
     /// The network that it is for; `None`: for all that the user has never proved itself from.
     pub network: Option<String>,
+    /// Whether the failures were those from the network as all users together. It is for those that are not known from it.
+    pub of_all_users: bool,
     /// Failures that were counted.
     pub failures: u32,
     /// When it ends.
@@ -72,6 +68,8 @@ pub(crate) struct Tries {
     whose: Whose,
     network: String,
     row: LoginsRow,
+    /// What was tried from the network as others; `None` where that does not count.
+    crowd: Option<Crowd>,
     settings: Settings,
     now: UnixMillis,
 }
@@ -88,11 +86,27 @@ impl Tries {
     ) -> Result<Self, CoreError> {
         let settings = cluster_config::settings(state)?;
         let row = stored(state, &whose)?;
-        Ok(Self { whose, network: network(client_address), row, settings, now: state.now() })
+        let network = network(client_address);
+        // Not read for those whom it does not keep out: their logins do not wait for others' failures to commit.
+        let crowd = match is_known(&row, &network) {
+            true => None,
+            false => Crowd::load(state, &network, &settings)?,
+        };
+        Ok(Self { whose, network, row, crowd, settings, now: state.now() })
     }
 
     /// Whether no password is taken from this network now.
     pub(crate) fn are_shut(&self) -> bool {
+        self.own_are_shut() || self.crowd_is_shut().is_some()
+    }
+
+    /// Whether what was tried from this network as others shuts it out.
+    fn crowd_is_shut(&self) -> Option<&FailingNetworkRow> {
+        self.crowd.as_ref().and_then(Crowd::shut)
+    }
+
+    /// Whether what was tried under the name itself shuts it.
+    fn own_are_shut(&self) -> bool {
         let threshold = self.settings.lockout_threshold;
         let failing = self.row.failing.iter().find(|failing| failing.network == self.network);
         if failing.is_some_and(|failing| failing.failures >= threshold) {
@@ -107,25 +121,27 @@ impl Tries {
         is_known(&self.row, &self.network)
     }
 
-    /// Counts a failure. Answers until when the lockout lasts that it begins, if it does. Not for tries that
-    /// [`Self::are_shut`].
-    pub(crate) fn fail(&mut self) -> Option<UnixMillis> {
+    /// Counts a failure. Not for tries that [`Self::are_shut`].
+    fn fail(&mut self) {
         let until_ms = self.now.saturating_add(self.settings.lockout_ms);
-        match self.row.failing.iter_mut().find(|failing| failing.network == self.network) {
+        let LoginsRow { failing, known, .. } = &mut self.row;
+        match failing.iter_mut().find(|failing| failing.network == self.network) {
             Some(failing) => {
                 failing.failures = failing.failures.saturating_add(1);
                 failing.until_ms = until_ms;
             }
             None => {
-                let network = self.network.clone();
-                self.row.failing.push(FailingNetworkRow { network, failures: 1, until_ms });
+                make_room(failing, MAX_STRANGE, |failing| !among(known, &failing.network));
+                failing.push(FailingNetworkRow { network: self.network.clone(), failures: 1, until_ms });
             }
         }
         if !is_known(&self.row, &self.network) {
             self.row.strange_failures = self.row.strange_failures.saturating_add(1);
             self.row.strange_until_ms = until_ms;
         }
-        self.are_shut().then_some(until_ms)
+        if let Some(crowd) = &mut self.crowd {
+            crowd.fail(self.now, self.settings.lockout_ms);
+        }
     }
 
     /// Forgets the failures from this network, and knows it from now on: the user has proved itself.
@@ -136,6 +152,9 @@ impl Tries {
             self.row.strange_failures = self.row.strange_failures.saturating_sub(failing.failures);
         }
         self.row.failing.retain(|failing| !own(failing));
+        self.row.shut.retain(|shut| !own(shut));
+        // Nothing that was counted for others is taken back, or keeps this user out any longer.
+        self.crowd = None;
         self.row.known.retain(|known| known.network != self.network);
         self.row.known.sort_by_key(|known| std::cmp::Reverse(known.last_ms));
         self.row.known.truncate(MAX_KNOWN - 1);
@@ -143,21 +162,47 @@ impl Tries {
     }
 
     /// Keeps them. That nothing has changed is written too: a try takes as long whatever comes of it.
-    pub(crate) fn save(self, tx: &mut (impl Transaction + ?Sized)) {
-        let Self { whose, mut row, now, settings, .. } = self;
-        let failing = row.failing.iter().map(|failing| failing.until_ms);
+    pub(crate) fn save(mut self, tx: &mut (impl Transaction + ?Sized)) {
+        self.note_crowd();
+        let Self { whose, mut row, crowd, now, settings, .. } = self;
+        if let Some(crowd) = crowd {
+            crowd.save(tx);
+        }
+        let failing = row.failing.iter().chain(&row.shut).map(|failing| failing.until_ms);
         let known = row.known.iter().map(|known| known.last_ms.saturating_add(KNOWN_MS));
         row.expires_at_ms =
             failing.chain(known).max().unwrap_or_else(|| now.saturating_add(settings.lockout_ms));
         match whose {
             Whose::User(name) => tx.put(&LoginsKey(name), &row),
-            Whose::Nobody(slot) => tx.put(&NobodysLoginsKey(slot.0), &row),
+            Whose::Nobody(slot) => tx.put(&NobodysLoginsKey(slot), &row),
         }
+    }
+
+    /// Remembers beside the name that what was tried as others keeps it out from here: so it is seen where its own lockouts
+    /// are, and ended with them.
+    fn note_crowd(&mut self) {
+        let Some(shut) = self.crowd_is_shut().cloned() else { return };
+        self.row.shut.retain(|noted| noted.network != shut.network);
+        if self.row.shut.len() >= MAX_SHUT {
+            self.row.shut.drain(..1);
+        }
+        self.row.shut.push(shut);
     }
 }
 
-/// The network that an address counts for.
-fn network(client_address: &str) -> String {
+/// Forgets networks with failures until there is room for one more of those that `count`, of which there are at most `most`.
+fn make_room(failing: &mut Vec<FailingNetworkRow>, most: usize, counts: impl Fn(&FailingNetworkRow) -> bool) {
+    while failing.iter().filter(|failing| counts(failing)).count() >= most {
+        let counted = failing.iter().enumerate().filter(|(_, failing)| counts(failing));
+        let Some((least, _)) = counted.min_by_key(|(_, failing)| (failing.failures, failing.until_ms)) else {
+            return;
+        };
+        failing.remove(least);
+    }
+}
+
+/// The network that an address counts for: the /24 around an IPv4 address, the /64 around another; empty for what is no address.
+pub fn network(client_address: &str) -> String {
     let address: Result<IpAddr, _> = client_address.parse();
     address.map_or_else(|_| String::new(), |address| Network::around(address).to_string())
 }
@@ -167,10 +212,11 @@ fn stored(state: &mut (impl Read + ?Sized), whose: &Whose) -> Result<LoginsRow, 
     let now = state.now();
     let found = match whose {
         Whose::User(name) => state.get(&LoginsKey(name.clone()))?,
-        Whose::Nobody(slot) => state.get(&NobodysLoginsKey(slot.0))?,
+        Whose::Nobody(slot) => state.get(&NobodysLoginsKey(*slot))?,
     };
     let mut row = found.map(|found| found.row).unwrap_or_default();
     row.failing.retain(|failing| now < failing.until_ms);
+    row.shut.retain(|shut| now < shut.until_ms);
     row.known.retain(|known| now < known.last_ms.saturating_add(KNOWN_MS));
     if row.strange_until_ms <= now {
         (row.strange_failures, row.strange_until_ms) = (0, 0);
@@ -179,13 +225,16 @@ fn stored(state: &mut (impl Read + ?Sized), whose: &Whose) -> Result<LoginsRow, 
 }
 
 fn is_known(row: &LoginsRow, network: &str) -> bool {
-    row.known.iter().any(|known| known.network == network)
+    among(&row.known, network)
+}
+
+fn among(known: &[KnownNetworkRow], network: &str) -> bool {
+    known.iter().any(|known| known.network == network)
 }
 
 /// Whether networks that are not known are shut out together.
 fn strangers_are_out(row: &LoginsRow, threshold: u32) -> bool {
-    let strange = row.failing.iter().filter(|failing| !is_known(row, &failing.network)).count();
-    row.strange_failures >= threshold.saturating_mul(STRANGE_FACTOR) || strange >= MAX_STRANGE
+    row.strange_failures >= threshold.saturating_mul(STRANGE_FACTOR)
 }
 
 /// The lockouts of a user that last.
@@ -193,19 +242,24 @@ fn strangers_are_out(row: &LoginsRow, threshold: u32) -> bool {
 /// # Errors
 /// [`CoreError::Storage`].
 pub fn of(state: &mut (impl Read + ?Sized), name: &UserName) -> Result<Vec<Lockout>, CoreError> {
-    let threshold = cluster_config::settings(state)?.lockout_threshold;
+    let settings = cluster_config::settings(state)?;
     let row = stored(state, &Whose::User(name.clone()))?;
-    let shut = row.failing.iter().filter(|failing| failing.failures >= threshold);
-    let mut lockouts: Vec<_> = shut
-        .map(|failing| Lockout {
-            network: Some(failing.network.clone()),
-            failures: failing.failures,
-            until_ms: failing.until_ms,
-        })
-        .collect();
-    if strangers_are_out(&row, threshold) {
+    let of = |failing: &FailingNetworkRow, of_all_users| Lockout {
+        network: Some(failing.network.clone()),
+        of_all_users,
+        failures: failing.failures,
+        until_ms: failing.until_ms,
+    };
+    let shut = row.failing.iter().filter(|failing| failing.failures >= settings.lockout_threshold);
+    let mut lockouts: Vec<_> = shut.map(|failing| of(failing, false)).collect();
+    if strangers_are_out(&row, settings.lockout_threshold) {
         let (failures, until_ms) = (row.strange_failures, row.strange_until_ms);
-        lockouts.push(Lockout { network: None, failures, until_ms });
+        lockouts.push(Lockout { network: None, of_all_users: false, failures, until_ms });
+    }
+    // As the networks are now: what was noted may have been ended since.
+    for noted in row.shut.iter().filter(|noted| !is_known(&row, &noted.network)) {
+        let crowd = Crowd::load(state, &noted.network, &settings)?;
+        lockouts.extend(crowd.as_ref().and_then(Crowd::shut).map(|shut| of(shut, true)));
     }
     Ok(lockouts)
 }
@@ -245,17 +299,23 @@ pub(crate) fn prove(
     Ok(())
 }
 
-/// Counts a failure of a user, and tells the audit log when it begins a lockout.
+/// Counts a failure, and tells the audit log of the lockouts that it begins.
 pub(crate) fn fail(tx: &mut (impl Transaction + ?Sized), context: &Context, tries: &mut Tries) {
-    let Some(until_ms) = tries.fail() else { return };
+    tries.fail();
+    let until_ms = tries.now.saturating_add(tries.settings.lockout_ms).to_string();
     // As many as there are users and networks, and no more while they last: so they are recorded always.
-    if let Whose::User(name) = &tries.whose {
-        let fields = [("network", tries.network.clone()), ("until_ms", until_ms.to_string())];
+    if let (Whose::User(name), true) = (&tries.whose, tries.own_are_shut()) {
+        let fields = [("network", tries.network.clone()), ("until_ms", until_ms.clone())];
         audit::append(tx, context, EventType::Lockout, format!("user:{name}"), &fields);
+    }
+    if let Some(shut) = tries.crowd_is_shut() {
+        let fields = [("failures", shut.failures.to_string()), ("until_ms", until_ms)];
+        audit::append(tx, context, EventType::Lockout, format!("network:{}", shut.network), &fields);
     }
 }
 
-/// Ends the lockouts of a user, and forgets its failures.
+/// Ends the lockouts of a user, and forgets its failures; and those of the networks that it was refused from for what was
+/// tried there as others.
 ///
 /// # Errors
 /// [`CoreError::NotFound`] when there is no such user; [`CoreError::Storage`].
@@ -270,8 +330,21 @@ pub fn clear(
     let mut tries = Tries::load(tx, Whose::User(name.clone()), "")?;
     tries.row.failing.clear();
     (tries.row.strange_failures, tries.row.strange_until_ms) = (0, 0);
+    let shut = std::mem::take(&mut tries.row.shut);
+    tries.crowd = None;
+    let settings = tries.settings;
     tries.save(tx);
-    audit::append(tx, context, EventType::LockoutClear, format!("user:{name}"), &[]);
+    let mut opened = Vec::new();
+    for FailingNetworkRow { network, .. } in shut {
+        let Some(mut crowd) = Crowd::load(tx, &network, &settings)? else { continue };
+        if crowd.shut().is_some() {
+            crowd.forget();
+            crowd.save(tx);
+            opened.push(network);
+        }
+    }
+    let fields = (!opened.is_empty()).then(|| ("networks", opened.join(",")));
+    audit::append(tx, context, EventType::LockoutClear, format!("user:{name}"), fields.as_slice());
     Ok(())
 }
 

@@ -10,28 +10,32 @@ use crate::{
     user::{self, Grants},
 };
 
-const THRESHOLD: u32 = 3;
-const LASTS_MS: u64 = 60_000;
+pub(super) const THRESHOLD: u32 = 3;
+pub(super) const LASTS_MS: u64 = 60_000;
 
-fn with_ann() -> Cluster {
+pub(super) fn with_ann() -> Cluster {
     let mut cluster = Cluster::new();
-    cluster
-        .run(|tx| {
-            let mut row = cluster_config::get(tx)?.row;
-            (row.lockout_threshold, row.lockout_duration_ms) = (Some(THRESHOLD), Some(LASTS_MS));
-            tx.put(&ClusterConfigKey, &row);
-            Ok(())
-        })
-        .unwrap();
+    set_threshold(&mut cluster, THRESHOLD);
     cluster.add_user("ann", Grants::default());
     cluster
 }
 
-fn from(address: &str) -> Context {
+fn set_threshold(cluster: &mut Cluster, threshold: u32) {
+    cluster
+        .run(|tx| {
+            let mut row = cluster_config::get(tx)?.row;
+            (row.lockout_threshold, row.lockout_duration_ms) = (Some(threshold), Some(LASTS_MS));
+            tx.put(&ClusterConfigKey, &row);
+            Ok(())
+        })
+        .unwrap();
+}
+
+pub(super) fn from(address: &str) -> Context {
     Context { origin: Origin { client_address: address.into(), ..anonymous().origin }, ..anonymous() }
 }
 
-fn log_in(
+pub(super) fn log_in(
     cluster: &mut Cluster,
     address: &str,
     user: &str,
@@ -42,15 +46,15 @@ fn log_in(
 }
 
 #[track_caller]
-fn fails(cluster: &mut Cluster, address: &str, user: &str) {
+pub(super) fn fails(cluster: &mut Cluster, address: &str, user: &str) {
     assert_eq!(log_in(cluster, address, user, None), Err(WRONG));
 }
 
-fn right(cluster: &mut Cluster, address: &str) -> Result<SessionRow, CoreError> {
+pub(super) fn right(cluster: &mut Cluster, address: &str) -> Result<SessionRow, CoreError> {
     log_in(cluster, address, "ann", Some(hash("ann")))
 }
 
-fn lockouts(cluster: &mut Cluster) -> Vec<Lockout> {
+pub(super) fn lockouts(cluster: &mut Cluster) -> Vec<Lockout> {
     cluster.run(|tx| of(tx, &name("ann"))).unwrap()
 }
 
@@ -64,7 +68,8 @@ fn failures_from_a_network_shut_it_out_and_no_other_and_only_for_a_while() {
     cluster.now += 10;
     fails(&mut cluster, "192.0.2.3", "ann");
     let until_ms = cluster.now + LASTS_MS;
-    let lockout = Lockout { network: Some("192.0.2.0/24".into()), failures: THRESHOLD, until_ms };
+    let lockout =
+        Lockout { network: Some("192.0.2.0/24".into()), of_all_users: false, failures: THRESHOLD, until_ms };
     assert_eq!(lockouts(&mut cluster), std::slice::from_ref(&lockout));
     let records = cluster.audit();
     let [.., begun, failed] = records.as_slice() else { panic!() };
@@ -119,7 +124,10 @@ fn who_guesses_from_everywhere_shuts_out_those_networks_alone_that_are_not_known
     }
     assert_eq!(tried, THRESHOLD * STRANGE_FACTOR);
     let until_ms = cluster.now + LASTS_MS;
-    assert_eq!(lockouts(&mut cluster), [Lockout { network: None, failures: tried, until_ms }]);
+    assert_eq!(
+        lockouts(&mut cluster),
+        [Lockout { network: None, of_all_users: false, failures: tried, until_ms }]
+    );
     assert_eq!(right(&mut cluster, "203.0.113.1"), Err(WRONG));
     // Ann at home is not kept out, and may mistake herself as anybody may.
     fails(&mut cluster, "192.0.2.9", "ann");
@@ -133,20 +141,12 @@ fn who_guesses_from_everywhere_shuts_out_those_networks_alone_that_are_not_known
 #[test]
 fn what_is_remembered_is_bounded_however_many_networks_and_names_are_tried() {
     let mut cluster = with_ann();
-    cluster
-        .run(|tx| {
-            let mut row = cluster_config::get(tx)?.row;
-            row.lockout_threshold = Some(1000);
-            tx.put(&ClusterConfigKey, &row);
-            Ok(())
-        })
-        .unwrap();
+    set_threshold(&mut cluster, 1000);
     for number in 0..300_u32 {
         fails(&mut cluster, &format!("2001:db8:{number:x}::1"), "ann");
     }
     let row = cluster.run(|tx| stored(tx, &Whose::User(name("ann")))).unwrap();
-    assert_eq!((row.failing.len(), row.strange_failures), (MAX_STRANGE, MAX_STRANGE as u32));
-    assert_eq!(right(&mut cluster, "203.0.113.1"), Err(WRONG));
+    assert_eq!((row.failing.len(), row.strange_failures), (MAX_STRANGE, 300));
 
     for number in 0..50 {
         cluster.now += 1;
@@ -161,14 +161,38 @@ fn what_is_remembered_is_bounded_however_many_networks_and_names_are_tried() {
         fails(&mut cluster, "192.0.2.1", &format!("nobody{number}"));
         fails(&mut cluster, "192.0.2.1", &format!("no name {number}"));
     }
-    let slots = cluster.rows(KeyWriter::table(NobodysLoginsKey::TABLE));
-    assert!(slots as u64 <= SLOTS && slots > 900, "{slots}");
+    let rows = cluster.rows(KeyWriter::table(NobodysLoginsKey::TABLE));
+    assert!(rows as u64 <= slots::NAME_SLOTS && rows > 900, "{rows}");
     assert_eq!(cluster.rows(KeyWriter::table(LoginsKey::TABLE)), 2);
     // They are gone when there is nothing left to remember.
     cluster.now += LASTS_MS;
     assert_eq!(cluster.rows(KeyWriter::table(NobodysLoginsKey::TABLE)), 0);
     cluster.now += KNOWN_MS;
     assert_eq!(cluster.rows(KeyWriter::table(LoginsKey::TABLE)), 0);
+}
+
+#[test]
+fn the_bound_of_strangers_follows_from_the_threshold_however_many_networks_they_have() {
+    let mut cluster = with_ann();
+    set_threshold(&mut cluster, 15);
+    right(&mut cluster, "10.0.0.1").unwrap();
+    // One network tries in earnest, many others once.
+    for _ in 1..15 {
+        fails(&mut cluster, "192.0.2.1", "ann");
+    }
+    for number in 15..150 {
+        assert!(lockouts(&mut cluster).is_empty(), "{number}");
+        fails(&mut cluster, &format!("2001:db8:{number:x}::1"), "ann");
+    }
+    // Those that are forgotten to make room are the ones that tried least: this one is not.
+    let row = cluster.run(|tx| stored(tx, &Whose::User(name("ann")))).unwrap();
+    let kept = row.failing.iter().find(|failing| failing.network == "192.0.2.0/24").unwrap();
+    assert_eq!((row.failing.len(), kept.failures), (MAX_STRANGE, 14));
+    assert_eq!((row.strange_failures, lockouts(&mut cluster).len()), (149, 0));
+    fails(&mut cluster, "203.0.113.9", "ann");
+    assert_eq!((lockouts(&mut cluster)[0].network.clone(), lockouts(&mut cluster)[0].failures), (None, 150));
+    assert_eq!(right(&mut cluster, "203.0.113.1"), Err(WRONG));
+    assert!(right(&mut cluster, "10.0.0.1").is_ok());
 }
 
 #[test]

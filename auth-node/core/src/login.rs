@@ -9,7 +9,7 @@ use crate::{
     audit::{self, EventType},
     context::{Role, UserCaller, roles},
     lock,
-    lockout::{self, Slot, Tries, Whose},
+    lockout::{self, SlotSecret, Tries, TypedName, Whose},
     names::UserName,
     secret::PasswordHash,
     session::{self, NewSession},
@@ -27,8 +27,10 @@ pub const WRONG: CoreError = CoreError::Unauthenticated(
 pub struct Attempt {
     /// The name, if what was given is one.
     pub name: Option<UserName>,
-    /// Where it is counted if it is nobody's. It is not written down itself: it may be a password in the wrong field.
-    pub slot: Slot,
+    /// By what it is counted if it is nobody's. It is not written down itself: it may be a password in the wrong field.
+    pub typed: TypedName,
+    /// What slots are to depend on, if the cluster has no such secret yet.
+    pub slot_secret: SlotSecret,
     /// What the password was found to be the one of, if it was.
     pub verified: Option<PasswordHash>,
     /// The session to make.
@@ -58,9 +60,10 @@ pub fn conclude(
         Some(name) => tx.get(&UserKey(name.clone()))?.map(|user| (name.clone(), user.row)),
         None => None,
     };
+    let secret = attempt.slot_secret.load_or_keep(tx)?;
     let whose = match &user {
         Some((name, _)) => Whose::User(name.clone()),
-        None => Whose::Nobody(attempt.slot),
+        None => Whose::Nobody(secret.of_name(attempt.typed)),
     };
     let mut tries = Tries::load(tx, whose, &context.origin.client_address)?;
     let reason = if tries.are_shut() {

@@ -12,7 +12,7 @@ use crate::{
     audit::{self, AuditRow},
     context,
     evaluate::Traits,
-    lockout::Slot,
+    lockout::{SlotSecret, TypedName},
     login::{self, Attempt},
     names::{RoleName, SessionHandle, UserName},
     role,
@@ -170,8 +170,13 @@ impl Cluster {
         verified: Option<PasswordHash>,
         new: NewSession,
     ) -> Result<SessionRow, CoreError> {
-        let attempt =
-            Attempt { name: UserName::parse("name", user).ok(), slot: Slot::of(user), verified, new };
+        let attempt = Attempt {
+            name: UserName::parse("name", user).ok(),
+            typed: TypedName::of(user),
+            slot_secret: SlotSecret::from_random([7; 32]),
+            verified,
+            new,
+        };
         self.run(|tx| login::conclude(tx, context, &attempt))?.into_result()
     }
 

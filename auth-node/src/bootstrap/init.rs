@@ -120,7 +120,7 @@ pub async fn init(config: &Config, new: Init) -> Result<Initialized, NodeError> 
         _ => Some(folder.secret(ADMIN_PASSWORD, || Ok(generate_password()))?),
     };
     let password = generated.as_ref().or(new.admin_password.as_ref()).cloned().unwrap_or_default();
-    let hash = PasswordPool::new(1, 0)?.admit()?.hash(&password).await?;
+    let hash = PasswordPool::new(1, 0)?.admit(Caller::Init.actor())?.hash(&password).await?;
     let cluster = NewCluster {
         cluster_id: state.cluster_id.clone(),
         cas: authorities(&kek, &name, &peer_ca, now)?,

@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 
 use auth_core::{
     CoreError, Credential, invite,
-    lockout::{self, Slot},
+    lockout::{self, SlotSecret, TypedName},
     login::{self, Attempt},
     names::{SessionHandle, UserName},
     password,
@@ -18,7 +18,7 @@ use mezite_proto::v1;
 use zeroize::Zeroizing;
 
 use super::{convert, sessions};
-use crate::{authn::Call, error::ApiError, once::Once, service::Service};
+use crate::{authn::Call, error::ApiError, once::Once, passwords, service::Service};
 
 /// Longest username that is looked at, in bytes: far longer than any name, in whatever spelling.
 const MAX_USERNAME: usize = 1024;
@@ -38,7 +38,7 @@ pub(crate) async fn authenticate_local(
     }
     // The request is its own credential: a session that has ended must not stand in the way of the next.
     let call = &Call { credential: Credential::None, ..call.clone() };
-    let turn = service.passwords.admit()?;
+    let turn = service.passwords.admit(passwords::network(&call.origin.client_address))?;
 
     // What has no canonical form is nobody's name, and goes the way of all unknown names.
     let name = UserName::parse("username", &request.username).ok();
@@ -53,7 +53,8 @@ pub(crate) async fn authenticate_local(
 
     let id = convert::secret();
     let attempt = Attempt {
-        slot: Slot::of(name.as_ref().map_or(request.username.as_str(), UserName::as_str)),
+        typed: TypedName::of(name.as_ref().map_or(request.username.as_str(), UserName::as_str)),
+        slot_secret: SlotSecret::from_random(rand::random()),
         name,
         verified: known.filter(|_| matches),
         new: NewSession {
@@ -106,7 +107,7 @@ pub(crate) async fn change_password(
         ControlFlow::Continue(own) => own,
     };
     password::check_new("new_password", &new, &[name.as_str(), cluster])?;
-    let turn = service.passwords.admit()?;
+    let turn = service.passwords.admit(format!("user:{name}"))?;
     if !turn.verify(Some(&verified).filter(|hash| !hash.as_str().is_empty()), &old).await? {
         return service.decide(call, |tx, context| login::refuse_old_password(tx, context)).await;
     }
@@ -138,7 +139,7 @@ pub(crate) async fn accept_invite(
     let hash = match service.read(call, move |view, _| invite::holder(view, secret)).await? {
         Some(name) => {
             password::check_new("new_password", &password, &[name.as_str(), cluster])?;
-            Some(service.passwords.admit()?.hash(&password).await?)
+            Some(service.passwords.admit(format!("user:{name}"))?.hash(&password).await?)
         }
         None => None,
     };

@@ -115,7 +115,7 @@ async fn a_session_that_has_ended_does_not_stand_in_the_way_of_a_login() {
 #[tokio::test]
 async fn past_the_bound_of_the_pool_a_login_is_refused_at_once() {
     let node = Node::start().await;
-    let turns = [node.service.passwords.admit().unwrap(), node.service.passwords.admit().unwrap()];
+    let turns = node.service.passwords.take_places();
     let records = node.audit().await.len();
     for password in [BOSS, "not the password"] {
         let refused = node.log_in("boss", password).await.unwrap_err();
@@ -202,7 +202,7 @@ async fn guesses_at_the_same_time_are_all_counted() {
     let node = Node::start().await;
     let session = node.boss().await;
     let admit = || node.log_in("boss", "not the password");
-    // The pool of the tests takes two at a time.
+    // The pool of the tests takes two of a network at a time.
     for _ in 0..5 {
         let (one, two) = tokio::join!(admit(), admit());
         assert!(one.is_err() && two.is_err());

@@ -149,8 +149,7 @@ async fn a_repeated_call_is_answered_again_and_has_one_effect() {
         assert_eq!(world.node.audited(case.event).await.last().unwrap().actor, "user:boss", "{method}");
 
         // Repeated where nothing could be hashed, for that need not be done again.
-        let turns =
-            [world.node.service.passwords.admit().unwrap(), world.node.service.passwords.admit().unwrap()];
+        let turns = world.node.service.passwords.take_places();
         for _ in 0..2 {
             assert_eq!(
                 world.call(&case, &world.boss, Some(KEY), Asked::This).await.unwrap(),

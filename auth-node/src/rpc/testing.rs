@@ -86,8 +86,8 @@ impl Node {
         let store = Store::open(config, identity(clock() / 1000), fatal).await.unwrap();
         store.initialize().await.unwrap();
 
-        let passwords = PasswordPool::new(1, 1).unwrap();
-        let hash = passwords.admit().unwrap().hash(&Zeroizing::new(BOSS.into())).await.unwrap();
+        let passwords = PasswordPool::new(1, 7).unwrap();
+        let hash = passwords.admit("test".into()).unwrap().hash(&Zeroizing::new(BOSS.into())).await.unwrap();
         let rows = store.transact(move |tx| {
             tx.put(&ClusterKey, &ClusterRow { session_epoch: 1, ..ClusterRow::default() });
             for role in role::built_ins() {

@@ -185,10 +185,10 @@ impl Given {
             Self::Invite(new, secret) => return Ok(ControlFlow::Continue((Proof::Invite(new), secret))),
             Self::Password(password) => password,
         };
-        match service.unless_answered(call, once, |_, _| Ok(())).await? {
+        match service.unless_answered(call, once, |_, context| Ok(context.caller.actor())).await? {
             ControlFlow::Break(answered) => Ok(ControlFlow::Break(answered)),
-            ControlFlow::Continue(()) => {
-                let hash = service.passwords.admit()?.hash(&password).await?;
+            ControlFlow::Continue(caller) => {
+                let hash = service.passwords.admit(caller)?.hash(&password).await?;
                 Ok(ControlFlow::Continue((hash.into(), Zeroizing::default())))
             }
         }
@@ -218,6 +218,7 @@ fn shown(state: &mut (impl Read + ?Sized), manages: bool, found: User) -> Result
     }
     let lockout = |lockout: Lockout| v1::Lockout {
         network: lockout.network.unwrap_or_default(),
+        of_all_users: lockout.of_all_users,
         failures: lockout.failures,
         ends_at: Some(convert::timestamp(lockout.until_ms)),
     };

@@ -65,7 +65,7 @@ async fn a_role_taken_while_a_password_is_hashed_counts() {
     create(&node.service, &with(&boss, "CreateUser"), request).await.unwrap();
     let session = node.log_in("second", PASSWORD).await.unwrap();
 
-    let (thread, places) = (node.service.passwords.take_thread().await, node.service.passwords.free_places());
+    let thread = node.service.passwords.take_thread().await;
     let (service, by_second) = (std::sync::Arc::clone(&node.service), with(&session, "CreateUser"));
     let making = tokio::spawn(async move {
         let request = v1::CreateUserRequest {
@@ -75,7 +75,7 @@ async fn a_role_taken_while_a_password_is_hashed_counts() {
         };
         create(&service, &by_second, request).await
     });
-    while node.service.passwords.free_places() == places {
+    while node.service.passwords.taken_places() == 0 {
         tokio::task::yield_now().await;
     }
     let lowered = v1::User { roles: vec!["access".into()], ..second };
@@ -126,7 +126,7 @@ async fn nobody_but_an_admin_has_passwords_hashed() {
     create_ann(&node, &boss, PASSWORD).await.unwrap();
     let session = node.log_in("ann", PASSWORD).await.unwrap();
     // With the pool full, whoever got as far as it would be told that it is busy.
-    let _turns = [node.service.passwords.admit().unwrap(), node.service.passwords.admit().unwrap()];
+    let _turns = node.service.passwords.take_places();
     let reset = async |session: &str| {
         let request = v1::ResetUserPasswordRequest {
             name: "boss".into(),
@@ -167,7 +167,7 @@ async fn who_is_invited_sets_a_password_that_nobody_else_knows() {
     // What is refused for the password leaves the invite as it is.
     assert_invalid(accept(&secret, "eleven byte").await, "new_password");
     // Whoever has no invite has nothing hashed: else it would be told that the pool is full.
-    let turns = [node.service.passwords.admit().unwrap(), node.service.passwords.admit().unwrap()];
+    let turns = node.service.passwords.take_places();
     let mut answers = vec![accept("guessed", PASSWORD).await.unwrap_err().into_status("r")];
     assert_eq!(accept(&secret, PASSWORD).await.unwrap_err().code(), Code::ResourceExhausted);
     drop(turns);

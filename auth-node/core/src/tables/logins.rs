@@ -26,6 +26,38 @@ impl Key for NobodysLoginsKey {
     }
 }
 
+/// Failures from networks as all users together: the networks of a slot share a row, so that there are only so many.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NetworkLoginsKey(pub u64);
+
+impl Key for NetworkLoginsKey {
+    type Row = NetworkLoginsRow;
+    const TABLE: Table = Table { id: 68, name: "network_logins" };
+
+    fn write(&self, out: &mut KeyWriter) {
+        out.number(self.0);
+    }
+
+    fn read(parts: &mut KeyReader<'_>) -> Option<Self> {
+        parts.number().map(Self)
+    }
+}
+
+/// The one row of the secret that slots depend on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SlotSecretKey;
+
+impl Key for SlotSecretKey {
+    type Row = SlotSecretRow;
+    const TABLE: Table = Table { id: 69, name: "slot_secret" };
+
+    fn write(&self, _out: &mut KeyWriter) {}
+
+    fn read(_parts: &mut KeyReader<'_>) -> Option<Self> {
+        Some(Self)
+    }
+}
+
 /// What is known of the logins under a name. `lockout` says what comes of it.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct LoginsRow {
@@ -44,8 +76,32 @@ pub struct LoginsRow {
     /// When there is nothing left to remember.
     #[prost(uint64, tag = "5")]
     pub expires_at_ms: UnixMillis,
+    /// Networks from which the name was refused for what was tried there as others, and until when. How many failures those
+    /// are is in the networks' own rows.
+    #[prost(message, repeated, tag = "6")]
+    pub shut: Vec<FailingNetworkRow>,
 }
-ending_rows!(LoginsRow);
+ending_rows!(LoginsRow, NetworkLoginsRow);
+
+/// What is known of the networks of a slot.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct NetworkLoginsRow {
+    /// Those with failures of late, as users who are not known from them.
+    #[prost(message, repeated, tag = "1")]
+    pub failing: Vec<FailingNetworkRow>,
+    /// When there is nothing left to remember.
+    #[prost(uint64, tag = "2")]
+    pub expires_at_ms: UnixMillis,
+}
+
+/// What slots of names and networks depend on.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct SlotSecretRow {
+    /// 32 random bytes.
+    #[prost(bytes = "vec", tag = "1")]
+    pub secret: Vec<u8>,
+}
+rows!(SlotSecretRow);
 
 /// A network with failures of late.
 #[derive(Clone, PartialEq, prost::Message)]

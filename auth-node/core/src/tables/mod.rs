@@ -119,7 +119,10 @@ pub use joining::{
     JoinKey, JoinMethod, JoinRow, TokenKey, TokenRow, TokenSecretKey, TokenSecretRow, TokenUseKey,
     TokenUseRow,
 };
-pub use logins::{FailingNetworkRow, KnownNetworkRow, LoginsKey, LoginsRow, NobodysLoginsKey};
+pub use logins::{
+    FailingNetworkRow, KnownNetworkRow, LoginsKey, LoginsRow, NetworkLoginsKey, NetworkLoginsRow,
+    NobodysLoginsKey, SlotSecretKey, SlotSecretRow,
+};
 pub use nodes::{
     AgentLabelsKey, AgentLabelsRow, IngestKey, IngestRow, NodeKey, NodeKind, NodeRow, PresenceKey,
     PresenceRow, PrincipalKey, PrincipalRow,

@@ -198,9 +198,22 @@ fn golden_bytes_of_logins() {
         strange_failures: 4,
         strange_until_ms: 5,
         expires_at_ms: 6,
+        shut: Vec::new(),
     };
-    assert_eq!(hex::encode(logins.encode_row()), "0a070a016e1001180212050a016d1003180420052806");
+    let bytes = "0a070a016e1001180212050a016d1003180420052806";
+    assert_eq!(hex::encode(logins.encode_row()), bytes);
     assert_eq!(logins.expires_at(), Some(6));
+    let failing = FailingNetworkRow { network: "o".into(), failures: 7, until_ms: 8 };
+    let shut = LoginsRow { shut: vec![failing.clone()], ..logins };
+    assert_eq!(hex::encode(shut.encode_row()), format!("{bytes}32070a016f10071808"));
+
+    assert_eq!(hex::encode(NetworkLoginsKey(258).encode()), "00440000000000000102");
+    let network = NetworkLoginsRow { failing: vec![failing], expires_at_ms: 9 };
+    assert_eq!(hex::encode(network.encode_row()), "0a070a016f100718081009");
+    assert_eq!(network.expires_at(), Some(9));
+    assert_eq!(hex::encode(SlotSecretKey.encode()), "0045");
+    let secret = SlotSecretRow { secret: vec![1, 2] };
+    assert_eq!((hex::encode(secret.encode_row()), secret.expires_at()), ("0a020102".into(), None));
 }
 
 #[test]

@@ -182,6 +182,8 @@ impl Report for ResetUser {
 struct LockoutView {
     /// `other`: all networks that the user has never logged in from.
     network: String,
+    /// Whether the failures were those as all users together.
+    of_all_users: bool,
     failures: u32,
     ends_at: Option<String>,
 }
@@ -190,6 +192,7 @@ impl From<v1::Lockout> for LockoutView {
     fn from(lockout: v1::Lockout) -> Self {
         Self {
             network: if lockout.network.is_empty() { "other".to_owned() } else { lockout.network },
+            of_all_users: lockout.of_all_users,
             failures: lockout.failures,
             ends_at: output::time(lockout.ends_at.as_ref()),
         }
@@ -199,7 +202,8 @@ impl From<v1::Lockout> for LockoutView {
 impl LockoutView {
     fn text(&self) -> String {
         let until = self.ends_at.as_deref().unwrap_or_default();
-        format!("{} until {until} ({} failures)", self.network, self.failures)
+        let whose = if self.of_all_users { " as all users" } else { "" };
+        format!("{} until {until} ({} failures{whose})", self.network, self.failures)
     }
 }
 
