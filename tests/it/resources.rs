@@ -3,7 +3,7 @@
 
 use std::{fs, path::PathBuf, process::Command};
 
-use mezite_e2e::{Agent, AgentSpec, Cluster, Ctl, PASSWORD, run, run_on, secret_file};
+use mezite_e2e::{Agent, AgentSpec, Cluster, Ctl, PASSWORD, Setup, run, run_on, secret_file};
 use serde_json::Value;
 
 use crate::support::{add_role, add_user};
@@ -244,6 +244,116 @@ async fn what_is_there_by_itself_is_changed_and_not_made() {
 
     let _ = admin.ctl.ok(&["rm", &node]);
     let _ = admin.ctl.run(&["get", &node]).failed(4);
+}
+
+const CONNECTOR: &str = "\
+kind: connector
+metadata: {name: corporate}
+spec:
+  mappings:
+    - {claim: groups, value: developers, roles: [developer, access]}
+    - {claim: groups, value: admins, roles: [admin]}
+  oidc:
+    issuer_url: https://login.example.com
+    client_id: mezite
+    client_secret: what the provider gave us
+    scopes: [profile, groups]
+";
+
+/// Something of every kind; with the agent, which keeps its node.
+async fn one_of_each(admin: &Admin) -> Agent {
+    let Admin { cluster, ctl } = admin;
+    add_role(cluster, "developer", ROLE);
+    add_role(cluster, "asker", "  allow: {requests: {request_roles: [access, developer]}}\n");
+    add_user(cluster, "alice", "developer,asker", "alice,deploy");
+    let principals = "*.example.org,web.example.net,192.0.2.7";
+    let _ = ctl.ok(&["tokens", "add", "--name", "web", "--principals", principals]);
+    let _ = ctl.ok(&["locks", "add", "user:Nobody", "--message", "call 1234"]);
+    let alice = cluster.ctl_named("alice");
+    let _ = alice.login("alice", PASSWORD).ok();
+    let _ = alice.by_profile().ok(&["requests", "create", "--roles", "access", "--reason", "ticket 7"]);
+    assert_eq!(admin.create(CONNECTOR, &[]), done("created", &["connector/corporate"]));
+    let home = Cluster::start_with(&Setup { name: "home".into(), ..Setup::default() }).await;
+    let token = cluster.dir().join("trust.token");
+    let token = token.to_str().unwrap();
+    let _ = home.ctl().ok(&["trusted-clusters", "token", "--out", token]);
+    let add =
+        ["trusted-clusters", "add", "home", "--addresses", &home.addresses().join(",")].map(str::to_owned);
+    let maps = ["--token-file", token, "--map", "dev=developer,access", "--map", "ops=access"];
+    let add: Vec<_> = add.iter().map(String::as_str).chain(maps).collect();
+    let _ = ctl.ok(&add);
+    Agent::join(cluster, AgentSpec { admin_labels: "env=dev,rack=7", ..AgentSpec::default() })
+}
+
+/// Turns all lists around, but for what is asked in its order.
+fn turn(value: &mut Value) {
+    match value {
+        Value::Array(list) => {
+            list.reverse();
+            list.iter_mut().for_each(turn);
+        }
+        Value::Object(fields) => {
+            fields.iter_mut().filter(|(name, _)| *name != "addresses").for_each(|(_, value)| turn(value));
+        }
+        _ => {}
+    }
+}
+
+/// Every kind, as it is printed, and printed the other way round.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_in_another_order_and_spelling_changes_nothing() {
+    let admin = Admin::new().await;
+    let _agent = one_of_each(&admin).await;
+    let help = admin.ctl.ok(&["create", "--help"]);
+    let kinds = help.lines().find_map(|line| line.strip_prefix("Kinds: ")).unwrap();
+    assert_eq!(kinds.split(", ").count(), 10, "{kinds}");
+    for kind in kinds.split(", ") {
+        let mut documents = admin.ctl.json(&["get", kind]);
+        let list = documents.as_array_mut().unwrap();
+        assert!(!list.is_empty(), "{kind}");
+        let names: Vec<_> =
+            list.iter().map(|it| format!("{kind}/{}", it["metadata"]["name"].as_str().unwrap())).collect();
+        let expected = names.iter().map(|name| ("unchanged".to_owned(), name.clone())).collect::<Vec<_>>();
+        assert_eq!(admin.create(&serde_json::to_string(&*list).unwrap(), &["-f"]), expected);
+        for document in &mut *list {
+            turn(document);
+            if ["user", "role", "connector"].contains(&kind) {
+                let name = document["metadata"]["name"].as_str().unwrap().to_uppercase();
+                document["metadata"]["name"] = name.into();
+            }
+        }
+        assert_eq!(admin.create(&serde_json::to_string(&*list).unwrap(), &["-f"]), expected);
+    }
+
+    // What a person writes: without what the cluster fills in, and for a lock without its id.
+    let written = "\
+kind: lock
+spec: {target: 'user:NOBODY', message: call 1234}
+---
+kind: connector
+metadata: {name: Corporate}
+spec:
+  mappings:
+    - {claim: groups, value: admins, roles: [Admin]}
+    - {claim: groups, value: developers, roles: [access, developer]}
+  oidc: {issuer_url: 'https://login.example.com', client_id: mezite, scopes: [groups, profile]}
+---
+kind: token
+metadata: {name: web}
+spec: {allowed_principals: [192.0.2.7, Web.Example.NET, '*.example.org']}
+---
+kind: cluster_config
+spec: {}
+";
+    let actions: Vec<_> = admin.create(written, &["-f"]).into_iter().map(|(action, _)| action).collect();
+    assert_eq!(actions, ["unchanged"; 4]);
+    // What is not there is not made by its likeness to something else.
+    let other = admin.create("kind: lock\nspec: {target: 'user:nobody'}\n", &["-f"]);
+    assert_eq!(other[0].0, "created");
+    assert_eq!(
+        admin.create("kind: user\nmetadata: {name: Cleo}\nspec: {}\n", &[]),
+        done("created", &["user/cleo"])
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -25,13 +25,13 @@ use mezite_proto::v1::{
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
-use crate::exit::Usage;
+use crate::{exit::Usage, normal};
 
 /// What is answered in place of a secret, and what in an update keeps it.
 pub(crate) const REDACTED: &str = "[redacted]";
 
 /// A connector, as a file says it.
-#[derive(Serialize, Deserialize)]
+#[derive(Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct ConnectorFile {
     kind: Kind,
@@ -54,7 +54,7 @@ enum Version {
     V1,
 }
 
-#[derive(Serialize, Deserialize)]
+#[derive(Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Metadata {
     name: String,
@@ -66,7 +66,7 @@ struct Metadata {
 }
 
 /// One of the providers.
-#[derive(Default, Serialize, Deserialize)]
+#[derive(Default, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Spec {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -79,7 +79,7 @@ struct Spec {
     saml: Option<Saml>,
 }
 
-#[derive(Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Mapping {
     claim: String,
@@ -87,7 +87,7 @@ struct Mapping {
     roles: Vec<String>,
 }
 
-#[derive(Serialize, Deserialize)]
+#[derive(Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Oidc {
     issuer_url: String,
@@ -100,7 +100,7 @@ struct Oidc {
     scopes: Vec<String>,
 }
 
-#[derive(Serialize, Deserialize)]
+#[derive(Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Github {
     client_id: String,
@@ -109,7 +109,7 @@ struct Github {
     organizations: Vec<String>,
 }
 
-#[derive(Serialize, Deserialize)]
+#[derive(Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Saml {
     entity_id: String,
@@ -145,6 +145,40 @@ impl ConnectorFile {
         let oidc = self.spec.oidc.as_ref().and_then(|oidc| oidc.client_secret.as_ref());
         let github = self.spec.github.as_ref().and_then(|github| github.client_secret.as_ref());
         oidc.or(github).is_some_and(|secret| secret.as_str() != REDACTED)
+    }
+
+    /// Brings it into the form in which it is compared.
+    pub(crate) fn settle(&mut self) {
+        self.metadata.name = normal::name(&self.metadata.name);
+        let Spec { mappings, oidc, github, saml } = &mut self.spec;
+        mappings.iter_mut().for_each(|mapping| normal::names(&mut mapping.roles));
+        normal::set(mappings);
+        if let Some(oidc) = oidc {
+            normal::set(&mut oidc.scopes);
+        }
+        if let Some(github) = github {
+            normal::set(&mut github.organizations);
+        }
+        if let Some(saml) = saml {
+            // Lines of PEM may be of any length.
+            let bare = |pem: &String| pem.split_whitespace().collect();
+            saml.certificates = saml.certificates.iter().map(bare).collect();
+            normal::set(&mut saml.certificates);
+        }
+    }
+
+    /// Takes over what another says of its client secret, where it says nothing itself.
+    pub(crate) fn keep_secret_of(&mut self, other: &Self) {
+        if let (Some(own), Some(other)) = (&mut self.spec.oidc, &other.spec.oidc)
+            && own.client_secret.is_none()
+        {
+            own.client_secret.clone_from(&other.client_secret);
+        }
+        if let (Some(own), Some(other)) = (&mut self.spec.github, &other.spec.github)
+            && own.client_secret.is_none()
+        {
+            own.client_secret.clone_from(&other.client_secret);
+        }
     }
 
     /// The connector, with a client secret from elsewhere; `without` is sent where there is none at all.

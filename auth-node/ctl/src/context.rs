@@ -11,7 +11,7 @@ use crate::{
     cli::{Format, Global},
     exit::{NotLoggedIn, Usage},
     files::read_text,
-    output::{self, Listing, Report, Row},
+    output::{self, Journal, Listing, Report, Row},
     profile::{Home, LoginState, Profile},
 };
 
@@ -68,6 +68,11 @@ impl Context {
     /// A list that is printed as it comes.
     pub(crate) fn listing<const N: usize, T: Row<N>>(&self) -> Listing<N, T> {
         Listing::new(self.format)
+    }
+
+    /// Reports that are printed as they come.
+    pub(crate) fn journal(&self) -> Journal {
+        Journal::new(self.format)
     }
 
     /// The cluster that the options name, or else the profile, or else what `known` knows.

@@ -13,6 +13,8 @@ mod connector_file;
 mod context;
 mod exit;
 mod files;
+mod hidden;
+mod normal;
 mod output;
 mod profile;
 mod resource;

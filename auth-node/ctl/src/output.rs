@@ -12,7 +12,12 @@ use comfy_table::{ColumnConstraint, ContentArrangement, Table, Width, presets};
 use prost_types::Timestamp;
 use serde::Serialize;
 
-use crate::cli::Format;
+use crate::{
+    cli::Format,
+    hidden::{Escape, escaped, is_hidden},
+};
+
+pub(crate) use crate::hidden::printable;
 
 /// Spaces between the columns of a table.
 const GAP: u16 = 2;
@@ -35,7 +40,9 @@ pub(crate) fn write(text: &str) -> Result<()> {
 
 /// Writes to standard output; breaks when nobody reads any more.
 fn write_some(text: &str) -> Result<ControlFlow<()>> {
-    match io::stdout().lock().write_all(text.as_bytes()) {
+    let mut stdout = io::stdout().lock();
+    // What is printed as it comes is there at once, also where it does not end a line.
+    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
         // Whoever read it has seen enough.
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(ControlFlow::Break(())),
         written => Ok(ControlFlow::Continue(written?)),
@@ -45,19 +52,45 @@ fn write_some(text: &str) -> Result<ControlFlow<()>> {
 fn render(format: Format, report: &impl Report) -> Result<String> {
     let mut text = match format {
         Format::Text => printable(&report.text()),
-        Format::Json => serde_json::to_string_pretty(report)?,
-        Format::Yaml => serde_norway::to_string(report)?,
+        Format::Json => json(report)?,
+        Format::Yaml => yaml(report)?,
     };
-    if !text.is_empty() && !text.ends_with('\n') {
-        text.push('\n');
-    }
+    end_line(&mut text);
     Ok(text)
 }
 
-/// Replaces control characters, so that what a host reports cannot steer the terminal of who reads it.
-pub(crate) fn printable(text: &str) -> String {
-    let keep = |c: char| if c.is_control() && c != '\n' { '\u{fffd}' } else { c };
-    text.chars().map(keep).collect()
+fn end_line(text: &mut String) {
+    if !text.is_empty() && !text.ends_with('\n') {
+        text.push('\n');
+    }
+}
+
+/// As JSON, in which nothing is hidden.
+pub(crate) fn json(value: &(impl Serialize + ?Sized)) -> Result<String> {
+    Ok(escaped(&serde_json::to_string_pretty(value)?, Escape::Json))
+}
+
+/// As YAML, in which nothing is hidden: where something would be, in the form of JSON, which has escapes for it. The mark in
+/// front says that it is YAML all the same, which has other escapes.
+pub(crate) fn yaml(value: &(impl Serialize + ?Sized)) -> Result<String> {
+    let text = serde_norway::to_string(value)?;
+    if text.chars().any(is_hidden) { Ok(format!("--- {}\n", flow(value)?)) } else { Ok(text) }
+}
+
+/// As JSON that is YAML too, in one line.
+fn flow(value: &(impl Serialize + ?Sized)) -> Result<String> {
+    let text = serde_json::to_string_pretty(value)?;
+    let line = text.lines().map(str::trim_start).collect::<Vec<_>>().join(" ");
+    Ok(escaped(&line, Escape::Yaml))
+}
+
+/// Entries of a list in YAML.
+fn yaml_entries(entries: &[impl Serialize]) -> Result<String> {
+    let text = serde_norway::to_string(entries)?;
+    match text.chars().any(is_hidden) {
+        true => entries.iter().map(|entry| Ok(format!("- {}\n", flow(entry)?))).collect(),
+        false => Ok(text),
+    }
 }
 
 /// A table with these columns.
@@ -94,11 +127,13 @@ fn part_of_table<const N: usize>(
     table.to_string().lines().map(|line| line.trim_end().to_owned() + "\n").collect()
 }
 
-/// `name: value` lines; those without a value are left out.
+/// `name: value` lines; those without a value are left out. Further lines of a value stand under its first: none looks like a
+/// field of its own.
 pub(crate) fn fields(fields: &[(&str, String)]) -> String {
     let width = fields.iter().map(|(name, _)| name.len()).max().unwrap_or_default() + 1;
     let given = fields.iter().filter(|(_, value)| !value.is_empty());
-    given.map(|(name, value)| format!("{:width$} {value}\n", format!("{name}:"))).collect()
+    let indented = |value: &str| value.trim_end().replace('\n', &format!("\n{:width$} ", ""));
+    given.map(|(name, value)| format!("{:width$} {}\n", format!("{name}:"), indented(value))).collect()
 }
 
 /// RFC 3339 in UTC, to the second; `None` when there is no such time.
@@ -145,19 +180,57 @@ pub(crate) fn table_of<const N: usize, T: Row<N>>(entries: &[T]) -> String {
     table(T::HEADER, entries.iter().map(Row::row))
 }
 
-/// A list in the making: entries for programs, a table for people. Its parts, one after the other, are what it looks like as a
-/// whole, but that a column of a table becomes wider where an entry needs it.
-pub(crate) struct Listing<const N: usize, T> {
+/// The entries of a list, printed as they come. Its parts, one after the other, are what it looks like as a whole.
+struct Entries {
     format: Format,
     begun: bool,
+}
+
+impl Entries {
+    fn new(format: Format) -> Self {
+        Self { format, begun: false }
+    }
+
+    /// Some entries; `text` is told whether they are the first.
+    fn part(&mut self, entries: &[impl Serialize], text: impl FnOnce(bool) -> String) -> Result<String> {
+        if entries.is_empty() {
+            return Ok(String::new());
+        }
+        let first = !std::mem::replace(&mut self.begun, true);
+        Ok(match self.format {
+            Format::Text => text(first),
+            Format::Json => {
+                let whole = json(entries)?;
+                let inner = whole.strip_prefix('[').and_then(|rest| rest.strip_suffix("\n]"));
+                let front = if first { "[" } else { "," };
+                format!("{front}{}", inner.unwrap_or_default())
+            }
+            Format::Yaml => yaml_entries(entries)?,
+        })
+    }
+
+    /// What belongs after the last; `empty` is the text of none at all.
+    fn rest(&self, empty: impl FnOnce() -> String) -> String {
+        match (self.format, self.begun) {
+            (Format::Text, false) => empty(),
+            (Format::Json, true) => "\n]\n".into(),
+            (Format::Json | Format::Yaml, false) => "[]\n".into(),
+            (Format::Text | Format::Yaml, true) => String::new(),
+        }
+    }
+}
+
+/// A list in the making: entries for programs, a table for people. A column of the table becomes wider where an entry needs it.
+pub(crate) struct Listing<const N: usize, T> {
+    entries: Entries,
     /// Of the columns so far.
     widths: [u16; N],
-    entries: PhantomData<fn(T)>,
+    of: PhantomData<fn(T)>,
 }
 
 impl<const N: usize, T: Row<N>> Listing<N, T> {
     pub(crate) fn new(format: Format) -> Self {
-        Self { format, begun: false, widths: [0; N], entries: PhantomData }
+        Self { entries: Entries::new(format), widths: [0; N], of: PhantomData }
     }
 
     /// Prints further entries; breaks when nobody reads any more.
@@ -171,103 +244,46 @@ impl<const N: usize, T: Row<N>> Listing<N, T> {
     }
 
     fn part(&mut self, entries: &[T]) -> Result<String> {
-        if entries.is_empty() {
-            return Ok(String::new());
-        }
-        let first = !std::mem::replace(&mut self.begun, true);
-        Ok(match self.format {
-            Format::Text => {
-                let header = first.then_some(T::HEADER);
-                part_of_table(&mut self.widths, header, entries.iter().map(Row::row))
-            }
-            Format::Json => {
-                let whole = serde_json::to_string_pretty(entries)?;
-                let inner = whole.strip_prefix('[').and_then(|rest| rest.strip_suffix("\n]"));
-                let front = if first { "[" } else { "," };
-                format!("{front}{}", inner.unwrap_or_default())
-            }
-            Format::Yaml => serde_norway::to_string(entries)?,
+        let widths = &mut self.widths;
+        self.entries.part(entries, |first| {
+            part_of_table(widths, first.then_some(T::HEADER), entries.iter().map(Row::row))
         })
     }
 
     fn rest(&self) -> String {
-        match (self.format, self.begun) {
-            (Format::Text, false) => table(T::HEADER, []),
-            (Format::Json, true) => "\n]\n".into(),
-            (Format::Json | Format::Yaml, false) => "[]\n".into(),
-            (Format::Text | Format::Yaml, true) => String::new(),
-        }
+        self.entries.rest(|| table(T::HEADER, []))
+    }
+}
+
+/// Reports that are printed one by one, each as soon as there is something to tell; for programs they are a list.
+pub(crate) struct Journal {
+    entries: Entries,
+}
+
+impl Journal {
+    pub(crate) fn new(format: Format) -> Self {
+        Self { entries: Entries::new(format) }
+    }
+
+    /// Prints a further one; breaks when nobody reads any more.
+    pub(crate) fn print(&mut self, report: &impl Report) -> Result<ControlFlow<()>> {
+        write_some(&self.part(report)?)
+    }
+
+    /// Prints what belongs after the last; nothing, if there is none.
+    pub(crate) fn end(&self) -> Result<()> {
+        if self.entries.begun { write(&self.entries.rest(String::new)) } else { Ok(()) }
+    }
+
+    fn part(&mut self, report: &impl Report) -> Result<String> {
+        self.entries.part(std::slice::from_ref(report), |_| {
+            let mut text = printable(&report.text());
+            end_line(&mut text);
+            text
+        })
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_report_has_three_forms() {
-        let done = Done::new("done");
-        assert_eq!(render(Format::Text, &done).unwrap(), "done\n");
-        assert_eq!(render(Format::Json, &done).unwrap(), "{\n  \"message\": \"done\"\n}\n");
-        assert_eq!(render(Format::Yaml, &done).unwrap(), "message: done\n");
-    }
-
-    #[test]
-    fn what_a_host_reports_cannot_steer_the_terminal() {
-        let text = table(["a", "b"], [["x\x1b[2J".to_owned(), "y\nz".to_owned()]]);
-        assert_eq!(
-            text,
-            "a          b\nx\u{fffd}[2J  y\u{fffd}z\n".replace("a          b", text.lines().next().unwrap())
-        );
-        assert!(!text.contains('\x1b') && text.lines().count() == 2);
-    }
-
-    #[derive(Serialize)]
-    struct Entry {
-        name: &'static str,
-        size: u32,
-    }
-
-    impl Row<2> for Entry {
-        const HEADER: [&'static str; 2] = ["NAME", "SIZE"];
-
-        fn row(&self) -> [String; 2] {
-            [self.name.to_owned(), self.size.to_string()]
-        }
-    }
-
-    fn listed(format: Format, pages: &[&[Entry]]) -> String {
-        let mut listing = Listing::new(format);
-        let text: String = pages.iter().map(|page| listing.part(page).unwrap()).collect();
-        text + &listing.rest()
-    }
-
-    #[test]
-    fn the_parts_of_a_list_are_the_list() {
-        let entry = |name| Entry { name, size: 5 };
-        let json = serde_json::to_string_pretty(&[entry("longer-1"), entry("x"), entry("y")]).unwrap() + "\n";
-        for (format, whole) in [
-            (Format::Text, "NAME      SIZE\nlonger-1  5\nx         5\ny         5\n"),
-            (Format::Yaml, "- name: longer-1\n  size: 5\n- name: x\n  size: 5\n- name: y\n  size: 5\n"),
-            (Format::Json, &json),
-        ] {
-            let one = listed(format, &[&[entry("longer-1"), entry("x"), entry("y")]]);
-            let parts: [&[Entry]; 4] = [&[entry("longer-1")], &[], &[entry("x"), entry("y")], &[]];
-            assert_eq!((one.as_str(), listed(format, &parts).as_str()), (whole, whole));
-        }
-        let empty = [Format::Text, Format::Json, Format::Yaml].map(|format| listed(format, &[]));
-        assert_eq!(empty, ["NAME  SIZE\n", "[]\n", "[]\n"]);
-    }
-
-    #[test]
-    fn times_are_rfc_3339() {
-        let time = time(Some(&Timestamp { seconds: 1_795_512_000, nanos: 5 }));
-        assert_eq!(time.as_deref(), Some("2026-11-24T09:20:00Z"));
-        assert_eq!(super::time(None), None);
-    }
-
-    #[test]
-    fn empty_fields_are_left_out() {
-        assert_eq!(fields(&[("a", "1".into()), ("long", String::new())]), "a:    1\n");
-    }
-}
+#[path = "output_tests.rs"]
+mod tests;

@@ -34,6 +34,7 @@ use serde::{
 use crate::{
     args::{Human, proto_duration},
     exit::Usage,
+    normal,
 };
 
 /// A role, as a file says it.
@@ -112,7 +113,7 @@ enum Values {
     Many(Vec<String>),
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Rule {
     resources: Vec<String>,
@@ -190,6 +191,41 @@ impl RoleFile {
             serde_norway::from_str(text).map_err(|error| error.to_string())
         };
         parsed.map_err(|error| Usage(format!("the role file cannot be read: {error}")).into())
+    }
+}
+
+impl RoleFile {
+    /// Brings it into the form in which it is compared.
+    pub(crate) fn settle(&mut self) {
+        self.metadata.name = normal::name(&self.metadata.name);
+        self.spec.allow.settle();
+        self.spec.deny.settle();
+        normal::hosts(&mut self.spec.options.source_addresses);
+    }
+}
+
+impl Conditions {
+    fn settle(&mut self) {
+        normal::set(&mut self.logins);
+        for values in self.node_labels.values_mut() {
+            let mut all = match std::mem::replace(values, Values::Many(Vec::new())) {
+                Values::One(value) => vec![value],
+                Values::Many(values) => values,
+            };
+            normal::set(&mut all);
+            *values = Values::Many(all);
+        }
+        for rule in &mut self.rules {
+            normal::set(&mut rule.resources);
+            normal::set(&mut rule.verbs);
+        }
+        normal::set(&mut self.rules);
+        if let Some(requests) = &mut self.requests {
+            normal::names(&mut requests.request_roles);
+            normal::names(&mut requests.review_roles);
+            requests.approvals = requests.approvals.filter(|approvals| *approvals > 0);
+        }
+        self.requests = self.requests.take().filter(|requests| *requests != Requests::default());
     }
 }
 

@@ -117,3 +117,14 @@ fn a_value_of_the_wrong_type_is_refused() {
     refused(&minimal("{allow: {node_labels: {env: {a: b}}}}"));
     refused(&minimal("{options: {permit_pty: sometimes}}"));
 }
+
+/// What is printed is a file, also of a role with a text that is not to be seen as it is.
+#[test]
+fn a_role_with_hidden_characters_is_read_again_as_it_was() {
+    let role = Role { name: "dev".into(), description: "a\u{202e}b\u{e0041}c".into(), ..Default::default() };
+    let file = RoleFile::from(role);
+    for printed in [crate::output::yaml(&file).unwrap(), crate::output::json(&file).unwrap()] {
+        assert!(!printed.chars().any(crate::hidden::is_hidden), "{printed}");
+        assert_eq!(RoleFile::parse(&printed).unwrap(), file);
+    }
+}

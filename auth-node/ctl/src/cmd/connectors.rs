@@ -15,7 +15,7 @@ use crate::{
     connector_file::{ConnectorFile, REDACTED},
     context::Context,
     files,
-    output::{Done, Report, Row},
+    output::{self, Done, Report, Row},
     secret,
 };
 
@@ -90,7 +90,7 @@ struct ConnectorReport(ConnectorFile);
 
 impl Report for ConnectorReport {
     fn text(&self) -> String {
-        serde_norway::to_string(&self.0).unwrap_or_default()
+        output::yaml(&self.0).unwrap_or_default()
     }
 }
 

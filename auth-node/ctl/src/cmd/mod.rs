@@ -22,6 +22,8 @@ pub(crate) mod tokens;
 pub(crate) mod trusted_clusters;
 pub(crate) mod users;
 
+use std::ops::ControlFlow;
+
 use anyhow::Result;
 
 use crate::{cli::Command, context::Context};
@@ -87,6 +89,14 @@ macro_rules! list {
     }};
 }
 pub(crate) use list;
+
+/// Looks for an entry in a page of a list that is ordered by ids. Breaks when it is there, or will not come any more.
+pub(crate) fn seek<T>(page: Vec<T>, wanted: &str, id: impl Fn(&T) -> &str) -> ControlFlow<Option<T>> {
+    match page.into_iter().find(|entry| id(entry) >= wanted) {
+        Some(entry) => ControlFlow::Break(Some(entry).filter(|entry| id(entry) == wanted)),
+        None => ControlFlow::Continue(()),
+    }
+}
 
 /// Fails like the server when it left out what the reply must have.
 pub(crate) fn present<T>(value: Option<T>, what: &str) -> Result<T> {

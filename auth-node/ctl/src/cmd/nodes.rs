@@ -4,15 +4,16 @@ use std::collections::BTreeMap;
 
 use anyhow::Result;
 use clap::{Args, Subcommand};
-use mezite_client::{Client, Retry};
+use mezite_client::{Client, ClientError, Retry};
 use mezite_proto::v1;
 use serde::Serialize;
 use tonic::Code;
 
 use crate::{
     args::{key_value, label_map},
-    cmd::{call, list, present},
+    cmd::{call, list, present, seek},
     context::Context,
+    exit::NotFound,
     output::{self, Done, Report, Row},
 };
 
@@ -25,7 +26,7 @@ pub(crate) enum Nodes {
     Update(Update),
     /// Remove a node or an ingest that will not come back, registered or not: its certificates end, its names are free
     Rm {
-        /// Agent id of the node
+        /// Agent id of the node, as `mezctl nodes ls` shows it
         agent_id: String,
     },
 }
@@ -48,7 +49,7 @@ pub(crate) struct Ls {
 /// Arguments of `nodes update`.
 #[derive(Debug, Args)]
 pub(crate) struct Update {
-    /// Agent id of the node
+    /// Agent id of the node, as `mezctl nodes ls` shows it
     agent_id: String,
     /// The labels, all of them
     #[arg(long, value_delimiter = ',', value_parser = key_value, value_name = "KEY=VALUE,…", required_unless_present = "no_labels")]
@@ -146,13 +147,25 @@ pub(crate) async fn run(context: &Context, command: Nodes) -> Result<()> {
     }
 }
 
-/// The SSH nodes that the caller sees, by `request`'s filters.
-pub(crate) async fn all(client: &Client, request: &v1::ListNodesRequest) -> Result<Vec<v1::AccessibleNode>> {
-    Ok(list!(client, list_nodes, nodes, |page_token| v1::ListNodesRequest {
-        page_size: mezite_client::PAGE_SIZE,
-        page_token,
-        ..request.clone()
-    })?)
+fn page(page_token: String) -> v1::ListNodesRequest {
+    v1::ListNodesRequest { page_size: mezite_client::PAGE_SIZE, page_token, ..Default::default() }
+}
+
+/// The SSH nodes that the caller sees.
+pub(crate) async fn all(client: &Client) -> Result<Vec<v1::AccessibleNode>> {
+    Ok(list!(client, list_nodes, nodes, |page_token| page(page_token))?)
+}
+
+fn id_of(accessible: &v1::AccessibleNode) -> &str {
+    accessible.node.as_ref().map_or("", |node| &node.agent_id)
+}
+
+/// A node that the caller sees.
+pub(crate) async fn one(client: &Client, agent_id: &str) -> Result<v1::AccessibleNode> {
+    let mut found = None;
+    let look = |page| Ok::<_, ClientError>(seek(page, agent_id, id_of).map_break(|hit| found = hit));
+    list!(client, list_nodes, nodes, |page_token| page(page_token), look)?;
+    found.ok_or_else(|| NotFound(format!("you see no node with the agent id {agent_id}")).into())
 }
 
 /// Replaces the labels that an admin gave a node.
@@ -185,8 +198,7 @@ async fn ls(context: &Context, args: Ls) -> Result<()> {
         labels: labels.clone(),
         online_only: args.online,
         unfinished: args.unfinished,
-        page_size: mezite_client::PAGE_SIZE,
-        page_token,
+        ..self::page(page_token)
     };
     let print = |page: Vec<_>| {
         let nodes: Vec<NodeView> = page.into_iter().filter_map(view).collect();

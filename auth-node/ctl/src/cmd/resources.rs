@@ -1,17 +1,16 @@
 //! `get`, `create` and `rm`: resources of every kind, from and to documents.
 
-use std::path::PathBuf;
+use std::{ops::ControlFlow, path::PathBuf};
 
 use anyhow::{Context as _, Result};
 use clap::Args;
-use serde::Serialize;
 
 use crate::{
     cli::Format,
     context::Context,
     exit::{Usage, is_conflict},
     files,
-    output::{self, Done, Report},
+    output::{self, Done, Journal, Report},
     resource::{self, AnyKind, Applied, Options, Reference},
     secret,
 };
@@ -51,8 +50,10 @@ spec:
   message: call 1234
   ttl: 8h
 
-All of them are read before the first is made; what follows one that is refused is not. A field that is not known is an
-error. `status` is what the cluster said when it was printed, and is ignored. What is shown as a secret is shown once.";
+All of them are read before the first is made; what follows one that is refused is not. What was done is printed one by
+one; what is shown as a secret is shown once. The same file again, with --force, goes on from there: what already is as the
+file says is unchanged, whatever the order of its lists. A field that is not known is an error. `status` is what the cluster
+said when it was printed, and is ignored.";
 
 /// Arguments of `create`.
 #[derive(Debug, Args)]
@@ -60,7 +61,7 @@ error. `status` is what the cluster said when it was printed, and is ignored. Wh
 pub(crate) struct Create {
     /// File of documents, YAML or JSON; `-` reads standard input
     file: PathBuf,
-    /// Replace what is there; with `metadata.revision` only if it is still that one
+    /// Replace what is there, if it is not as the file says; with `metadata.revision` only if it is still that one
     #[arg(long, short = 'f')]
     force: bool,
     /// Password of users that are made, mode 0600 [default: an invite for each, which is shown once]
@@ -68,9 +69,14 @@ pub(crate) struct Create {
     password_file: Option<PathBuf>,
 }
 
+const RM_EXAMPLES: &str = "\
+Examples:
+  mezctl rm user/alice
+  mezctl rm role/developer,lock/1f0c…        the lock by the id that `mezctl get locks` shows";
+
 /// Arguments of `rm`.
 #[derive(Debug, Args)]
-#[command(after_help = KINDS)]
+#[command(after_help = format!("{KINDS}\n\n{RM_EXAMPLES}"))]
 pub(crate) struct Rm {
     /// What to remove
     #[arg(required = true, value_name = "KIND/NAME,…")]
@@ -95,21 +101,13 @@ pub(crate) async fn get(context: &Context, args: Get) -> Result<()> {
     output::write(&text)
 }
 
-/// What `create` did, document by document.
-#[derive(Serialize)]
-#[serde(transparent)]
-struct AppliedReport<'a>(&'a [Applied]);
-
-impl Report for AppliedReport<'_> {
+impl Report for Applied {
     fn text(&self) -> String {
-        let line = |Applied { kind, name, action, secret_of, secret }: &Applied| {
-            let done = format!("{action} {kind}/{name}\n");
-            match (secret_of, secret) {
-                (Some(what), Some(secret)) => format!("{done}  {what}: {}\n", secret.as_str()),
-                _ => done,
-            }
-        };
-        self.0.iter().map(line).collect()
+        let done = format!("{} {}/{}\n", self.action, self.kind, self.name);
+        match (self.secret_of, &self.secret) {
+            (Some(what), Some(secret)) => format!("{done}  {what}: {}\n", secret.as_str()),
+            _ => done,
+        }
     }
 }
 
@@ -119,26 +117,40 @@ pub(crate) async fn create(context: &Context, args: Create) -> Result<()> {
     let password = args.password_file.as_deref().map(secret::line).transpose()?;
     let options = Options { force: args.force, password };
     let client = context.user().await?;
-    let (count, mut done, mut failed) = (plans.len(), Vec::new(), None);
-    for (title, plan) in plans {
-        match plan.apply(&client, &options).await {
-            Ok(applied) => done.push(applied),
-            Err(error) => {
-                let force =
-                    if is_conflict(&error) && !args.force { " (--force replaces what is there)" } else { "" };
-                let (before, after) = (done.len(), count - done.len() - 1);
-                let rest =
-                    format!("{title}{force}; of the others, {before} were done and {after} were not tried");
-                failed = Some(error.context(if count > 1 { rest } else { format!("{title}{force}") }));
-                break;
+    let mut journal = context.journal();
+    let (count, mut outcome) = (plans.len(), Ok(()));
+    for (index, (title, plan)) in plans.into_iter().enumerate() {
+        let can_force = plan.can_replace() && !args.force;
+        let done = match plan.apply(&client, &options).await {
+            // At once: a secret comes once, and what follows may fail, or take long.
+            Ok(applied) => tell(&mut journal, &applied),
+            Err(error) if can_force && is_conflict(&error) => {
+                Err(error.context("--force replaces what is there"))
             }
+            Err(error) => Err(error),
+        };
+        if let Err(error) = done {
+            let after = count - index - 1;
+            let rest = format!("{title}; of the others, {index} were done and {after} were not tried");
+            outcome = Err(error.context(if count > 1 { rest } else { title }));
+            break;
         }
     }
-    // Also when one failed: a secret among them comes once.
-    if !done.is_empty() {
-        context.print(&AppliedReport(&done))?;
+    // Also when one failed: programs read a whole list.
+    journal.end()?;
+    outcome
+}
+
+/// Prints what was done. Who reads it must get it: nobody can be told a secret again.
+fn tell(journal: &mut Journal, applied: &Applied) -> Result<()> {
+    let lost =
+        || format!("{}/{} was {}, and nobody could be told", applied.kind, applied.name, applied.action);
+    match journal.print(applied).with_context(lost)? {
+        ControlFlow::Continue(()) => Ok(()),
+        ControlFlow::Break(()) => {
+            Err(anyhow::anyhow!("nobody reads standard output any more").context(lost()))
+        }
     }
-    failed.map_or(Ok(()), Err)
 }
 
 /// The documents of a file, all read.

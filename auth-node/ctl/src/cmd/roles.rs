@@ -13,7 +13,7 @@ use crate::{
     cmd::{call, list, present},
     context::Context,
     files,
-    output::{Done, Report, Row},
+    output::{self, Done, Report, Row},
     role_file::RoleFile,
 };
 
@@ -72,7 +72,7 @@ struct RoleReport(RoleFile);
 
 impl Report for RoleReport {
     fn text(&self) -> String {
-        serde_norway::to_string(&self.0).unwrap_or_default()
+        output::yaml(&self.0).unwrap_or_default()
     }
 }
 

@@ -2,14 +2,15 @@
 
 use anyhow::Result;
 use clap::Subcommand;
-use mezite_client::{Client, Retry};
+use mezite_client::{Client, ClientError, Retry};
 use mezite_proto::v1;
 use serde::Serialize;
 use tonic::Code;
 
 use crate::{
-    cmd::{call, list},
+    cmd::{call, list, seek},
     context::Context,
+    exit::NotFound,
     output::{self, Done, Row},
 };
 
@@ -90,13 +91,26 @@ pub(crate) async fn run(context: &Context, command: Sessions) -> Result<()> {
     }
 }
 
+fn page(user: &str, page_token: String) -> v1::ListActiveSessionsRequest {
+    let user = user.to_owned();
+    v1::ListActiveSessionsRequest { user, page_size: mezite_client::PAGE_SIZE, page_token }
+}
+
 /// Active sessions: of `user`, or, if it is empty, all that the caller sees.
 pub(crate) async fn all(client: &Client, user: &str) -> Result<Vec<v1::Session>> {
-    Ok(list!(client, list_active_sessions, sessions, |page_token| v1::ListActiveSessionsRequest {
-        user: user.to_owned(),
-        page_size: mezite_client::PAGE_SIZE,
-        page_token
-    })?)
+    Ok(list!(client, list_active_sessions, sessions, |page_token| page(user, page_token))?)
+}
+
+fn handle_of(session: &v1::Session) -> &str {
+    &session.handle
+}
+
+/// An active session that the caller sees.
+pub(crate) async fn one(client: &Client, handle: &str) -> Result<v1::Session> {
+    let mut found = None;
+    let look = |page| Ok::<_, ClientError>(seek(page, handle, handle_of).map_break(|hit| found = hit));
+    list!(client, list_active_sessions, sessions, |page_token| page("", page_token), look)?;
+    found.ok_or_else(|| NotFound(format!("you see no active session {handle}")).into())
 }
 
 /// Revokes a session.

@@ -13,7 +13,7 @@ use crate::{
     args::{Human, proto_duration},
     cmd::requests::{self, RequestView, ReviewView},
     exit::Usage,
-    output,
+    normal, output,
 };
 
 pub(super) struct AccessRequest;
@@ -70,9 +70,24 @@ impl Kind for AccessRequest {
     const PLURAL: &'static str = "access_requests";
     type Item = v1::AccessRequest;
     type Document = RequestDocument;
+    const REPLACEABLE: bool = false;
 
     fn name(document: &RequestDocument) -> Option<&str> {
         document.name()
+    }
+
+    fn settle(document: &mut RequestDocument) {
+        normal::names(&mut document.spec.roles);
+        normal::set(&mut document.spec.nodes);
+    }
+
+    fn fill(document: &mut RequestDocument, current: &RequestDocument) {
+        let (spec, current) = (&mut document.spec, &current.spec);
+        spec.duration = spec.duration.or(current.duration);
+        // Without roles, those are asked for that reach the nodes.
+        if spec.roles.is_empty() {
+            spec.roles.clone_from(&current.roles);
+        }
     }
 
     fn table(requests: Vec<v1::AccessRequest>) -> String {

@@ -122,9 +122,18 @@ impl Kind for ClusterConfig {
     const PLURAL: &'static str = "cluster_configs";
     type Item = v1::ClusterConfig;
     type Document = ConfigDocument;
+    const REPLACEABLE: bool = true;
 
     fn name(document: &ConfigDocument) -> Option<&str> {
         Some(document.name().unwrap_or(Self::NAME))
+    }
+
+    fn settle(document: &mut ConfigDocument) {
+        document.metadata.name.get_or_insert_with(|| Self::NAME.to_owned());
+        let spec = &mut document.spec;
+        // None at all is the default, as a field that is absent.
+        spec.audit_max_events = spec.audit_max_events.filter(|count| *count > 0);
+        spec.lockout_threshold = spec.lockout_threshold.filter(|count| *count > 0);
     }
 
     fn table(configs: Vec<v1::ClusterConfig>) -> String {

@@ -18,9 +18,19 @@ impl Kind for Connector {
     const PLURAL: &'static str = "connectors";
     type Item = v1::Connector;
     type Document = ConnectorFile;
+    const REPLACEABLE: bool = true;
 
     fn name(document: &ConnectorFile) -> Option<&str> {
         Some(document.name())
+    }
+
+    fn settle(document: &mut ConnectorFile) {
+        document.settle();
+    }
+
+    /// The secret that is stored is kept where the document has none.
+    fn fill(document: &mut ConnectorFile, current: &ConnectorFile) {
+        document.keep_secret_of(current);
     }
 
     fn table(connectors: Vec<v1::Connector>) -> String {

@@ -104,19 +104,25 @@ pub(crate) async fn refuse_existing<K: Kind>(client: &Client, name: Option<&str>
     }
 }
 
-/// Whether two documents want the same.
+/// Whether a document wants what is there.
 ///
 /// # Errors
 /// When one cannot be written.
-pub(crate) fn says_the_same(one: &impl Serialize, other: &impl Serialize) -> Result<bool> {
-    Ok(wanted(one)? == wanted(other)?)
+pub(crate) fn says_the_same<K: Kind>(current: &K::Document, wanted: &K::Document) -> Result<bool> {
+    let (mut current, mut wanted) = (current.clone(), wanted.clone());
+    K::fill(&mut wanted, &current);
+    K::settle(&mut current);
+    K::settle(&mut wanted);
+    Ok(said(&current)? == said(&wanted)?)
 }
 
 /// A document without what the cluster says.
-fn wanted(document: &impl Serialize) -> Result<Value> {
+fn said(document: &impl Serialize) -> Result<Value> {
     let mut value = serde_json::to_value(document)?;
     if let Some(fields) = value.as_object_mut() {
         fields.remove("status");
+        // Which it is, is known; it may be told in the plural.
+        fields.remove("kind");
         if let Some(metadata) = fields.get_mut("metadata").and_then(Value::as_object_mut) {
             metadata.remove("revision");
             metadata.remove("built_in");

@@ -7,13 +7,13 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Kind, Made, Options,
-    document::{Document, lasts, refuse_existing},
+    document::{Document, lasts, refuse_existing, says_the_same},
 };
 use crate::{
     args::{Human, proto_duration},
     cmd::locks::{self, LockView},
     exit::Usage,
-    output,
+    normal, output,
 };
 
 pub(super) struct Lock;
@@ -61,9 +61,33 @@ impl Kind for Lock {
     const PLURAL: &'static str = "locks";
     type Item = v1::Lock;
     type Document = LockDocument;
+    const REPLACEABLE: bool = false;
 
     fn name(document: &LockDocument) -> Option<&str> {
         document.name()
+    }
+
+    fn settle(document: &mut LockDocument) {
+        let target = &mut document.spec.target;
+        if let Some((kind @ ("user" | "role"), name)) = target.split_once(':') {
+            *target = format!("{kind}:{}", normal::name(name));
+        }
+    }
+
+    fn fill(document: &mut LockDocument, current: &LockDocument) {
+        if document.metadata.name.is_none() {
+            document.metadata.name.clone_from(&current.metadata.name);
+        }
+    }
+
+    /// A lock is there for what it keeps out, so the same once more would keep out nothing more.
+    async fn like(client: &Client, document: &LockDocument) -> Result<Option<v1::Lock>> {
+        for lock in locks::all(client).await? {
+            if says_the_same::<Self>(&lock.clone().into(), document)? {
+                return Ok(Some(lock));
+            }
+        }
+        Ok(None)
     }
 
     fn table(locks: Vec<v1::Lock>) -> String {

@@ -26,6 +26,7 @@ use zeroize::Zeroizing;
 use crate::{
     cli::Format,
     exit::{Usage, is_not_found},
+    output,
 };
 
 pub(crate) use document::{Source, read};
@@ -77,10 +78,25 @@ pub(crate) trait Kind: 'static {
     /// What the cluster answers.
     type Item;
     /// What is printed and read. Its `status`, if it has one, and `metadata.revision` say nothing of what is wanted.
-    type Document: Serialize + DeserializeOwned + From<Self::Item> + 'static;
+    type Document: Clone + Serialize + DeserializeOwned + From<Self::Item> + 'static;
+
+    /// Whether [`Kind::replace`] can do anything.
+    const REPLACEABLE: bool;
 
     /// The name in a document. `None`: the cluster gives one.
     fn name(document: &Self::Document) -> Option<&str>;
+
+    /// Brings a document into the form in which it is compared (see [`crate::normal`]): names in their canonical spelling,
+    /// and sets in one order.
+    fn settle(document: &mut Self::Document);
+
+    /// Fills in, from what is there, what a document leaves to the cluster.
+    fn fill(_document: &mut Self::Document, _current: &Self::Document) {}
+
+    /// One that stands for a document without a name; `None` where each such document makes another.
+    async fn like(_client: &Client, _document: &Self::Document) -> Result<Option<Self::Item>> {
+        Ok(None)
+    }
 
     /// For people.
     fn table(items: Vec<Self::Item>) -> String;
@@ -117,6 +133,9 @@ pub(crate) struct Applied {
 
 /// A document that was read, and is to be applied.
 pub(crate) trait Plan {
+    /// Whether what is there already can be replaced by it.
+    fn can_replace(&self) -> bool;
+
     /// Makes what it says, or, if that is wanted, replaces what is there.
     fn apply<'a>(
         self: Box<Self>,
@@ -183,6 +202,10 @@ impl<K: Kind> AnyKind for Of<K> {
 }
 
 impl<K: Kind> Plan for Planned<K> {
+    fn can_replace(&self) -> bool {
+        K::REPLACEABLE
+    }
+
     fn apply<'a>(
         self: Box<Self>,
         client: &'a Client,
@@ -202,21 +225,25 @@ async fn show<K: Kind>(client: &Client, name: Option<&str>, format: Format) -> R
     }
     let print = |item: K::Item| -> Result<String> {
         let document = K::Document::from(item);
-        Ok(match format {
-            Format::Json => serde_json::to_string_pretty(&document)? + "\n",
-            Format::Yaml | Format::Text => serde_norway::to_string(&document)?,
-        })
+        match format {
+            Format::Json => Ok(output::json(&document)? + "\n"),
+            Format::Yaml | Format::Text => output::yaml(&document),
+        }
     };
     items.into_iter().map(print).collect()
 }
 
 async fn apply<K: Kind>(client: &Client, document: K::Document, options: &Options) -> Result<Applied> {
     let done = |name, action| Applied { kind: K::NAME, name, action, secret_of: None, secret: None };
-    if options.force
-        && let Some(name) = K::name(&document).map(str::to_owned)
-        && let Some(current) = existing::<K>(client, &name).await?
-    {
-        if document::says_the_same(&K::Document::from(current), &document)? {
+    let current = match K::name(&document) {
+        _ if !options.force => None,
+        Some(name) => existing::<K>(client, name).await?,
+        None => K::like(client, &document).await?,
+    };
+    if let Some(current) = current.map(K::Document::from) {
+        // In the spelling of the cluster.
+        let name = K::name(&current).unwrap_or_default().to_owned();
+        if document::says_the_same::<K>(&current, &document)? {
             return Ok(done(name, "unchanged"));
         }
         K::replace(client, document).await?;

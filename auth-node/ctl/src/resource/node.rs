@@ -11,12 +11,7 @@ use super::{
     Kind, Made, Options,
     document::{Document, refuse_existing},
 };
-use crate::{
-    cmd::nodes,
-    exit::{NotFound, Usage},
-    output,
-    role_file::unique_keys,
-};
+use crate::{cmd::nodes, exit::Usage, output, role_file::unique_keys};
 
 pub(super) struct Node;
 
@@ -67,23 +62,25 @@ impl Kind for Node {
     const PLURAL: &'static str = "nodes";
     type Item = v1::AccessibleNode;
     type Document = NodeDocument;
+    const REPLACEABLE: bool = true;
 
     fn name(document: &NodeDocument) -> Option<&str> {
         document.name()
     }
+
+    /// Its name is an id and its labels are a map: there is one way to say it.
+    fn settle(_: &mut NodeDocument) {}
 
     fn table(nodes: Vec<v1::AccessibleNode>) -> String {
         output::table_of(&nodes.into_iter().filter_map(nodes::view).collect::<Vec<_>>())
     }
 
     async fn all(client: &Client) -> Result<Vec<v1::AccessibleNode>> {
-        nodes::all(client, &v1::ListNodesRequest::default()).await
+        nodes::all(client).await
     }
 
     async fn one(client: &Client, name: &str) -> Result<v1::AccessibleNode> {
-        let is = |found: &v1::AccessibleNode| found.node.as_ref().is_some_and(|node| node.agent_id == name);
-        let found = Self::all(client).await?.into_iter().find(is);
-        found.ok_or_else(|| NotFound(format!("you see no node with the agent id {name}")).into())
+        nodes::one(client, name).await
     }
 
     async fn create(client: &Client, document: NodeDocument, _: &Options) -> Result<Made> {

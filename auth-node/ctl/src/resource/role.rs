@@ -18,9 +18,14 @@ impl Kind for Role {
     const PLURAL: &'static str = "roles";
     type Item = v1::Role;
     type Document = RoleFile;
+    const REPLACEABLE: bool = true;
 
     fn name(document: &RoleFile) -> Option<&str> {
         Some(document.name())
+    }
+
+    fn settle(document: &mut RoleFile) {
+        document.settle();
     }
 
     fn table(roles: Vec<v1::Role>) -> String {

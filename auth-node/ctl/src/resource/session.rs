@@ -11,8 +11,8 @@ use super::{
 };
 use crate::{
     cmd::sessions::{self, SessionView},
-    exit::{NotFound, Usage},
-    output,
+    exit::Usage,
+    normal, output,
 };
 
 pub(super) struct Session;
@@ -51,9 +51,14 @@ impl Kind for Session {
     const PLURAL: &'static str = "sessions";
     type Item = v1::Session;
     type Document = SessionDocument;
+    const REPLACEABLE: bool = false;
 
     fn name(document: &SessionDocument) -> Option<&str> {
         document.name()
+    }
+
+    fn settle(document: &mut SessionDocument) {
+        document.spec.user = normal::name(&document.spec.user);
     }
 
     fn table(sessions: Vec<v1::Session>) -> String {
@@ -65,8 +70,7 @@ impl Kind for Session {
     }
 
     async fn one(client: &Client, name: &str) -> Result<v1::Session> {
-        let found = Self::all(client).await?.into_iter().find(|session| session.handle == name);
-        found.ok_or_else(|| NotFound(format!("you see no active session {name}")).into())
+        sessions::one(client, name).await
     }
 
     async fn create(client: &Client, document: SessionDocument, _: &Options) -> Result<Made> {

@@ -1,7 +1,6 @@
 use mezite_proto::v1;
 
 use super::*;
-use crate::role_file::RoleFile;
 
 fn refused(text: &str) -> String {
     let read = || -> Result<()> {
@@ -111,18 +110,218 @@ fn references_are_kinds_with_or_without_a_name() {
     }
 }
 
-#[test]
-fn what_the_cluster_says_is_no_difference() {
-    let of = |revision, description: &str| {
-        RoleFile::from(v1::Role {
-            name: "dev".into(),
-            description: description.into(),
-            revision,
-            ..Default::default()
-        })
+/// What the cluster answers, and a file that wants the same.
+struct Pair<K: Kind>(K::Item, &'static str);
+
+trait SaysTheSame {
+    /// Name of the kind, whether the file says the same, and whether it does when in it one text is another.
+    fn compare(&self, change: (&str, &str)) -> (&'static str, bool, bool);
+}
+
+impl<K: Kind<Item: Clone>> SaysTheSame for Pair<K> {
+    fn compare(&self, (from, to): (&str, &str)) -> (&'static str, bool, bool) {
+        let current = K::Document::from(self.0.clone());
+        let same = |text: &str| {
+            let file = read(text).unwrap().remove(0).parse().unwrap();
+            document::says_the_same::<K>(&current, &file).unwrap()
+        };
+        assert!(self.1.contains(from), "{}", K::NAME);
+        (K::NAME, same(self.1), same(&self.1.replace(from, to)))
+    }
+}
+
+fn pair<K: Kind<Item: Clone>>(item: K::Item, file: &'static str) -> Box<dyn SaysTheSame> {
+    Box::new(Pair::<K>(item, file))
+}
+
+fn list(texts: &[&str]) -> Vec<String> {
+    texts.iter().map(|&text| text.to_owned()).collect()
+}
+
+fn strings(values: &[&str]) -> v1::Strings {
+    v1::Strings { values: list(values) }
+}
+
+fn a_role() -> v1::Role {
+    let rule =
+        |resources: &[&str], verbs: &[&str]| v1::RoleRule { resources: list(resources), verbs: list(verbs) };
+    let allow = v1::RoleConditions {
+        logins: list(&["dev", "ops"]),
+        node_labels: [("env".into(), strings(&["dev", "test"])), ("tier".into(), strings(&["web"]))].into(),
+        rules: vec![rule(&["locks"], &["list"]), rule(&["users", "roles"], &["list", "read"])],
+        requests: Some(v1::RequestRules { request_roles: list(&["access", "dev"]), ..Default::default() }),
     };
-    assert!(document::says_the_same(&of(1, ""), &of(2, "")).unwrap());
-    assert!(!document::says_the_same(&of(1, ""), &of(1, "another")).unwrap());
+    let options =
+        v1::RoleOptions { source_addresses: list(&["10.0.0.0/8", "2001:db8::7"]), ..Default::default() };
+    v1::Role {
+        name: "developer".into(),
+        allow: Some(allow),
+        options: Some(options),
+        revision: 7,
+        ..Default::default()
+    }
+}
+
+fn a_connector() -> v1::Connector {
+    let mapping = |value: &str, roles: &[&str]| v1::ClaimMapping {
+        claim: "groups".into(),
+        value: value.into(),
+        roles: list(roles),
+    };
+    let oidc = v1::OidcConnector {
+        issuer_url: "https://login.example.com".into(),
+        client_id: "mezite".into(),
+        client_secret: crate::connector_file::REDACTED.into(),
+        scopes: list(&["groups", "profile"]),
+        ..Default::default()
+    };
+    v1::Connector {
+        name: "corporate".into(),
+        mappings: vec![mapping("admins", &["access", "admin"]), mapping("devs", &["developer"])],
+        provider: Some(v1::connector::Provider::Oidc(oidc)),
+        ..Default::default()
+    }
+}
+
+fn a_trusted_cluster() -> v1::TrustedCluster {
+    let mapping =
+        |remote: &str, local: &[&str]| v1::RoleMapping { remote: remote.into(), local: list(local) };
+    v1::TrustedCluster {
+        name: "home".into(),
+        addresses: list(&["b:1", "a:1"]),
+        role_mappings: vec![mapping("*", &["access"]), mapping("dev", &["access", "developer"])],
+        ..Default::default()
+    }
+}
+
+fn seconds(seconds: i64) -> Option<prost_types::Timestamp> {
+    Some(prost_types::Timestamp { seconds, nanos: 0 })
+}
+
+fn a_token() -> v1::Token {
+    v1::Token {
+        name: "web".into(),
+        kind: v1::TokenKind::Node.into(),
+        max_uses: 1,
+        allowed_principals: list(&["*.example.org", "192.0.2.7"]),
+        created_at: seconds(10),
+        expires_at: seconds(3610),
+        ..Default::default()
+    }
+}
+
+/// In every kind: lists are compared as the sets that they are, names as the cluster spells them, and what is left to the
+/// cluster is as it is; something else is something else.
+#[test]
+fn a_file_in_another_order_and_spelling_wants_the_same() {
+    let user = v1::User {
+        name: "alice".into(),
+        roles: list(&["access", "developer"]),
+        traits: [("logins".into(), strings(&["alice", "deploy"]))].into(),
+        ..Default::default()
+    };
+    let lock = v1::Lock {
+        lock_id: "1f".into(),
+        target: Some(v1::LockTarget { target: Some(v1::lock_target::Target::User("alice".into())) }),
+        ..Default::default()
+    };
+    let node = v1::Node {
+        agent_id: "6f".into(),
+        admin_labels: [("env".into(), "dev".into()), ("rack".into(), "7".into())].into(),
+        ..Default::default()
+    };
+    let node = v1::AccessibleNode { node: Some(node), logins: Vec::new() };
+    let session = v1::Session { handle: "5e".into(), user: "alice".into(), ..Default::default() };
+    let request = v1::AccessRequest {
+        request_id: "ac".into(),
+        roles: list(&["access", "dev"]),
+        nodes: list(&["n1", "n2"]),
+        duration: Some(prost_types::Duration { seconds: 3600, nanos: 0 }),
+        ..Default::default()
+    };
+    let config = v1::ClusterConfig {
+        session_ttl: Some(prost_types::Duration { seconds: 28800, nanos: 0 }),
+        ..Default::default()
+    };
+    let table = [
+        (
+            pair::<user::User>(
+                user,
+                "kind: users\nmetadata: {name: Alice}\nspec: {roles: [Developer, access, developer], traits: \
+                 {logins: [deploy, alice]}}",
+            ),
+            ("[deploy, alice]", "[deploy, Alice]"),
+        ),
+        (
+            pair::<role::Role>(
+                a_role(),
+                "{\"kind\": \"role\", \"metadata\": {\"name\": \"DEVELOPER\"}, \"spec\": {\"allow\": {\"logins\": \
+                 [\"ops\", \"dev\"], \"node_labels\": {\"tier\": \"web\", \"env\": [\"test\", \"dev\"]}, \"rules\": \
+                 [{\"resources\": [\"roles\", \"users\"], \"verbs\": [\"read\", \"list\"]}, {\"resources\": \
+                 [\"locks\"], \"verbs\": [\"list\"]}], \"requests\": {\"request_roles\": [\"Dev\", \"access\"], \
+                 \"approvals\": 0}}, \"options\": {\"source_addresses\": [\"2001:DB8:0::7/128\", \"10.0.0.0/8\"]}}}",
+            ),
+            ("\"ops\", ", ""),
+        ),
+        (
+            pair::<token::Token>(
+                a_token(),
+                "kind: token\nmetadata: {name: web}\nspec: {max_uses: 0, allowed_principals: [192.0.2.7, \
+                 '*.Example.org']}",
+            ),
+            ("max_uses: 0", "ttl: 2h"),
+        ),
+        (
+            pair::<lock::Lock>(lock, "kind: lock\nspec: {target: 'user:Alice'}"),
+            ("{target", "{message: x, target"),
+        ),
+        (
+            pair::<node::Node>(
+                node,
+                "kind: node\nmetadata: {name: 6f}\nspec: {admin_labels: {rack: '7', env: dev}}",
+            ),
+            ("env: dev", "env: ''"),
+        ),
+        (
+            pair::<session::Session>(session, "kind: session\nmetadata: {name: 5e}\nspec: {user: ALICE}"),
+            ("ALICE", "bob"),
+        ),
+        (
+            pair::<access_request::AccessRequest>(
+                request,
+                "kind: access_request\nmetadata: {name: ac}\nspec: {roles: [Dev, access], nodes: [n2, n1]}",
+            ),
+            ("n2, n1", "n2"),
+        ),
+        (
+            pair::<cluster_config::ClusterConfig>(
+                config,
+                "kind: cluster_config\nspec: {session_ttl: 480m, audit_max_events: 0, lockout_threshold: 0}",
+            ),
+            ("480m", "481m"),
+        ),
+        (
+            pair::<connector::Connector>(
+                a_connector(),
+                "kind: connector\nmetadata: {name: Corporate}\nspec:\n  mappings:\n  - {claim: groups, value: devs, \
+                 roles: [Developer]}\n  - {claim: groups, value: admins, roles: [admin, access]}\n  oidc: {issuer_url: \
+                 'https://login.example.com', client_id: mezite, scopes: [profile, groups]}",
+            ),
+            ("client_id: mezite", "client_id: mezite, client_secret: another"),
+        ),
+        (
+            pair::<trusted_cluster::TrustedCluster>(
+                a_trusted_cluster(),
+                "kind: trusted_cluster\nmetadata: {name: home}\nspec: {addresses: ['b:1', 'a:1'], role_mappings: [{remote: \
+                 Dev, local: [Developer, access]}, {remote: '*', local: [access]}]}",
+            ),
+            // The order in which they are asked.
+            ("'b:1', 'a:1'", "'a:1', 'b:1'"),
+        ),
+    ];
+    let compared = table.map(|(pair, change)| pair.compare(change));
+    let names = KINDS.iter().map(|kind| (kind.name(), true, false));
+    assert_eq!(compared.to_vec(), names.collect::<Vec<_>>());
 }
 
 #[test]

@@ -19,7 +19,7 @@ use crate::{
         tokens::{self, TokenView},
     },
     exit::Usage,
-    output,
+    normal, output,
     role_file::unique_keys,
 };
 
@@ -108,9 +108,20 @@ impl Kind for Token {
     const PLURAL: &'static str = "tokens";
     type Item = v1::Token;
     type Document = TokenDocument;
+    const REPLACEABLE: bool = false;
 
     fn name(document: &TokenDocument) -> Option<&str> {
         document.name()
+    }
+
+    fn settle(document: &mut TokenDocument) {
+        let spec = &mut document.spec;
+        spec.max_uses = spec.max_uses.max(1);
+        normal::hosts(&mut spec.allowed_principals);
+    }
+
+    fn fill(document: &mut TokenDocument, current: &TokenDocument) {
+        document.spec.ttl = document.spec.ttl.or(current.spec.ttl);
     }
 
     fn table(tokens: Vec<v1::Token>) -> String {

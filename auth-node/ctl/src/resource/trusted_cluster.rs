@@ -12,7 +12,7 @@ use super::{
 use crate::{
     cmd::trusted_clusters::{self, ClusterView},
     exit::Usage,
-    output,
+    normal, output,
 };
 
 pub(super) struct TrustedCluster;
@@ -27,7 +27,7 @@ pub(super) struct Spec {
     disabled: bool,
 }
 
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Mapping {
     remote: String,
@@ -64,9 +64,19 @@ impl Kind for TrustedCluster {
     const PLURAL: &'static str = "trusted_clusters";
     type Item = v1::TrustedCluster;
     type Document = ClusterDocument;
+    const REPLACEABLE: bool = true;
 
     fn name(document: &ClusterDocument) -> Option<&str> {
         document.name()
+    }
+
+    /// Addresses stay as they stand: they are asked in this order.
+    fn settle(document: &mut ClusterDocument) {
+        for mapping in &mut document.spec.role_mappings {
+            mapping.remote = normal::name(&mapping.remote);
+            normal::names(&mut mapping.local);
+        }
+        normal::set(&mut document.spec.role_mappings);
     }
 
     fn table(clusters: Vec<v1::TrustedCluster>) -> String {

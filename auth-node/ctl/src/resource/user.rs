@@ -10,8 +10,11 @@ use zeroize::Zeroizing;
 
 use super::{Kind, Made, Options, document::Document};
 use crate::{
-    cmd::users::{self, UserView},
-    output,
+    cmd::{
+        present,
+        users::{self, UserView},
+    },
+    normal, output,
     role_file::unique_keys,
 };
 
@@ -61,9 +64,16 @@ impl Kind for User {
     const PLURAL: &'static str = "users";
     type Item = v1::User;
     type Document = UserDocument;
+    const REPLACEABLE: bool = true;
 
     fn name(document: &UserDocument) -> Option<&str> {
         document.name()
+    }
+
+    fn settle(document: &mut UserDocument) {
+        normal::optional_name(&mut document.metadata.name);
+        normal::names(&mut document.spec.roles);
+        document.spec.traits.values_mut().for_each(normal::set);
     }
 
     fn table(users: Vec<v1::User>) -> String {
@@ -80,11 +90,11 @@ impl Kind for User {
 
     async fn create(client: &Client, document: UserDocument, options: &Options) -> Result<Made> {
         let user = v1::User { revision: 0, ..message(document)? };
-        let name = user.name.clone();
         let password = options.password.as_deref().cloned().unwrap_or_default();
         let request = v1::CreateUserRequest { user: Some(user), password, invite_ttl: None };
         let reply = users::make(client, request).await?;
         let invite = Some(Zeroizing::new(reply.invite_secret)).filter(|invite| !invite.is_empty());
+        let name = present(reply.user, "the user")?.name;
         Ok(Made { name, secret: invite.map(|invite| ("invite", invite)) })
     }
 

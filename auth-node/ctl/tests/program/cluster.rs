@@ -246,16 +246,16 @@ impl Cluster {
         self.run_with(arguments, &BTreeMap::new())
     }
 
+    /// The program in the folder, not started yet.
+    pub(crate) fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_mezctl"));
+        let home = self.dir.path();
+        command.args(arguments).current_dir(home).env_clear().env("HOME", home).stdin(Stdio::null());
+        command
+    }
+
     pub(crate) fn run_with(&self, arguments: &[&str], environment: &BTreeMap<&str, String>) -> Ran {
-        let output = Command::new(env!("CARGO_BIN_EXE_mezctl"))
-            .args(arguments)
-            .current_dir(self.dir.path())
-            .env_clear()
-            .env("HOME", self.dir.path())
-            .envs(environment)
-            .stdin(Stdio::null())
-            .output()
-            .unwrap();
+        let output = self.command(arguments).envs(environment).output().unwrap();
         let text = |bytes| String::from_utf8(bytes).unwrap();
         Ran { code: output.status.code(), stdout: text(output.stdout), stderr: text(output.stderr) }
     }

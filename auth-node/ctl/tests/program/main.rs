@@ -7,3 +7,4 @@ mod openssh;
 mod outcome;
 mod recordings;
 mod report;
+mod resources;
