@@ -34,6 +34,7 @@ async fn a_user_who_is_invited_sets_its_own_password_and_logs_in() {
 
     let alice = cluster.ctl_named("alice");
     let said = accept(&cluster, &alice, "guessed", PASSWORD).failed(3);
+    assert!(said.contains("mezctl users reset"), "no role helps: {said}");
     assert!(said.contains("invite"), "{said}");
     assert!(accept(&cluster, &alice, secret, PASSWORD).ok().contains("alice"));
     let used = accept(&cluster, &alice, secret, "another good password").failed(3);

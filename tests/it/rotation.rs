@@ -273,6 +273,70 @@ async fn the_tls_and_peer_cas_rotate_under_agents_ingests_and_auth_nodes_that_re
     let _ = world.agent.upload(&cast, &[]);
 }
 
+/// Users who neither log in nor get certificates while the TLS CA is rotated.
+#[tokio::test(flavor = "multi_thread")]
+async fn any_command_of_a_user_follows_the_tls_ca() {
+    let cluster = Cluster::start(1).await;
+    let admin = cluster.ctl().at(&cluster.addresses());
+    for user in ["alice", "bob"] {
+        add_user(&cluster, user, "access", user);
+        let _ = cluster.ctl_named(user).login(user, PASSWORD).ok();
+    }
+    let [alice, bob] = ["alice", "bob"].map(|user| cluster.ctl_named(user).by_profile());
+    let profile = |ctl: &Ctl| -> Value {
+        serde_json::from_str(&fs::read_to_string(ctl.home().join("profile.json")).unwrap()).unwrap()
+    };
+    // As if it was written that long ago.
+    let age = |ctl: &Ctl| {
+        let file = fs::File::options().write(true).open(ctl.home().join("profile.json")).unwrap();
+        let written = file.metadata().unwrap().modified().unwrap();
+        file.set_modified(written - Duration::from_secs(2 * 60 * 60)).unwrap();
+    };
+    let cas =
+        |ctl: &Ctl| profile(ctl)["ca_certificates"].as_str().unwrap().matches("BEGIN CERTIFICATE").count();
+    for to in ["init", "update-clients"] {
+        eventually("the step is taken", PATIENCE, async || {
+            let output = admin.run(&["auth", "rotate", "tls", "--to", to]);
+            if output.code == 0 { Ok(()) } else { Err(output.stderr) }
+        })
+        .await;
+    }
+    let _ = alice.ok(&["nodes", "ls"]);
+    assert_eq!(cas(&alice), 1, "they were looked at just now");
+    age(&alice);
+    // By another address she means another cluster, which may be a copy of this one.
+    let elsewhere = [cluster.addresses(), vec!["127.0.0.1:9".into()]].concat();
+    let _ = alice.at(&elsewhere).ok(&["nodes", "ls"]);
+    assert_eq!(cas(&alice), 1);
+    // However many run at a time, each finds a whole profile and leaves one.
+    let before = profile(&alice);
+    let running: Vec<_> = (0..8).map(|_| alice.command(&["nodes", "ls"]).spawn().unwrap()).collect();
+    for mut child in running {
+        assert!(child.wait().unwrap().success());
+    }
+    assert_eq!(cas(&alice), 2);
+    let after = profile(&alice);
+    assert!(["session_id", "addresses", "user"].iter().all(|field| before[field] == after[field]));
+
+    for to in ["update-servers", "standby"] {
+        eventually("the step is taken", PATIENCE, async || {
+            let output = admin.run(&["auth", "rotate", "tls", "--to", to, "--force"]);
+            if output.code == 0 { Ok(()) } else { Err(output.stderr) }
+        })
+        .await;
+    }
+    // The one who ran nothing is left behind, and is told what to do.
+    eventually("the server shows its new certificate", PATIENCE, async || {
+        let output = bob.run(&["nodes", "ls"]);
+        if output.code == 1 && output.stderr.contains("--ca-pin") { Ok(()) } else { Err(output.stderr) }
+    })
+    .await;
+    let _ = alice.ok(&["nodes", "ls"]);
+    age(&alice);
+    let _ = alice.ok(&["nodes", "ls"]);
+    assert_eq!(cas(&alice), 1, "the old one is forgotten");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_automatic_rotation_goes_through_all_phases_by_itself() {
     let mut world = World::start(3).await;

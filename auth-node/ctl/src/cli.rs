@@ -4,7 +4,7 @@ use std::{path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::{args::human_duration, cmd};
+use crate::{args::human_duration, cmd, exit::Proof};
 
 const EXIT_CODES: &str = "\
 Exit codes:
@@ -158,6 +158,19 @@ pub(crate) enum Command {
     Cluster(cmd::cluster::Cluster),
     /// Print what a shell reads to complete commands and options
     Completion(cmd::completion::Completion),
+}
+
+impl Command {
+    /// With what it proves who calls.
+    pub(crate) fn proof(&self) -> Proof {
+        match self {
+            Self::Login(_) => Proof::Password,
+            Self::AcceptInvite(_) => Proof::Invite,
+            Self::Agent(cmd::agent::Agent::Join(_)) => Proof::JoinToken,
+            Self::Agent(_) | Self::Recordings(cmd::recordings::Recordings::Upload(_)) => Proof::Agent,
+            _ => Proof::Session,
+        }
+    }
 }
 
 #[cfg(test)]

@@ -1,10 +1,10 @@
 //! What a command works with: the options that all share, the profile, and clients made of both.
 
-use std::{ops::ControlFlow, time::Duration};
+use std::{cell::RefCell, ops::ControlFlow, time::Duration};
 
 use anyhow::Result;
 use mezite_client::{Client, ClientConfig, ClusterTrust, FirstContact, RetryPolicy, parse_addresses};
-use mezite_proto::v1::GetTrustBundleResponse;
+use mezite_daemon::clock;
 use serde::Serialize;
 
 use crate::{
@@ -15,6 +15,11 @@ use crate::{
     profile::{Home, LoginState, Profile},
 };
 
+/// How long the profile's CAs are not looked at again: the most that a rotation by hand has to wait for users who are at work.
+const TRUST_AGE: Duration = Duration::from_secs(60 * 60);
+/// How long looking at them may hold up the end of a command.
+const FOLLOW_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// The options that all commands share.
 pub(crate) struct Context {
     pub(crate) home: Home,
@@ -22,6 +27,8 @@ pub(crate) struct Context {
     pub(crate) policy: RetryPolicy,
     addresses: Option<Vec<String>>,
     first_contact: Option<FirstContact>,
+    /// What talked to the profile's own cluster, if anything did.
+    used: RefCell<Option<Client>>,
 }
 
 /// A cluster to talk to.
@@ -50,6 +57,7 @@ impl Context {
             policy: policy(global.timeout),
             addresses,
             first_contact,
+            used: RefCell::default(),
         })
     }
 
@@ -114,29 +122,62 @@ impl Context {
         }
         let cluster = self.cluster(None).await?;
         let LoginState { session, .. } = self.login_at(&cluster)?.ok_or(NotLoggedIn)?;
-        Ok(self.client(&cluster)?.with_session(Some(session)))
+        let client = self.client(&cluster)?.with_session(Some(session));
+        self.note_use(&client)?;
+        Ok(client)
     }
 
-    /// Keeps the TLS CAs of the profile's own cluster, as they are now: so a rotation leaves behind only those who neither log
-    /// in nor get certificates for as long as it lasts. What the command was for is done: a failure is but told.
+    /// Takes note of a client that is used, for [`Self::done`].
+    pub(crate) fn note_use(&self, client: &Client) -> Result<()> {
+        if self.is_home()? {
+            self.used.replace(Some(client.clone()));
+        }
+        Ok(())
+    }
+
+    /// Whether the options name no other cluster than the profile's, not even by addresses: a copy of a cluster that was
+    /// restored elsewhere has its name and its CAs, and is not to be followed.
+    fn is_home(&self) -> Result<bool> {
+        Ok(match (&self.addresses, self.home.load()?) {
+            _ if self.first_contact.is_some() => false,
+            (None, profile) => profile.is_some(),
+            (Some(given), Some(profile)) => given.iter().all(|address| profile.addresses.contains(address)),
+            (Some(_), None) => false,
+        })
+    }
+
+    /// After a command that was done: keeps the TLS CAs as [`Self::follow_trust`] does, if it talked to the profile's own
+    /// cluster and they have not been looked at for an hour.
+    pub(crate) async fn done(&self) {
+        let age = self.home.written().and_then(|written| clock::now().duration_since(written).ok());
+        let used = self.used.take().filter(|_| age.is_none_or(|age| age >= TRUST_AGE));
+        if let Some(client) = used {
+            let timeout = self.policy.overall_timeout.min(FOLLOW_TIMEOUT);
+            self.follow_trust(&client.with_policy(policy(timeout))).await;
+        }
+    }
+
+    /// Keeps the TLS CAs of the profile's own cluster, as they are now: so a rotation leaves behind only those who run no
+    /// command for as long as it lasts. What the command was for is done: a failure is but told.
     pub(crate) async fn follow_trust(&self, client: &Client) {
-        let bundle = client.trust_bundle().await;
-        if let Err(error) = bundle.map_err(Into::into).and_then(|bundle| self.keep_trust(&bundle)) {
+        if let Err(error) = self.look_at_trust(client).await {
             let error = output::printable(&format!("{error:#}"));
             eprintln!("warning: the profile has the cluster's CAs as they were before: {error}");
         }
     }
 
-    fn keep_trust(&self, bundle: &GetTrustBundleResponse) -> Result<()> {
-        let trust = ClusterTrust::from_bundle(bundle)?;
-        match self.home.load()? {
-            Some(profile)
-                if profile.trust.cluster_name() == trust.cluster_name() && profile.trust != trust =>
-            {
-                self.home.save(&Profile { trust, ..profile })
-            }
-            _ => Ok(()),
-        }
+    async fn look_at_trust(&self, client: &Client) -> Result<()> {
+        let trust = ClusterTrust::from_bundle(&client.trust_bundle().await?)?;
+        // Another process may have logged in elsewhere since the client was made.
+        let is_ours = |profile: &Profile| {
+            let asked = client.trust().is_some_and(|asked| is_same(asked, &profile.trust));
+            asked && profile.trust.cluster_name() == trust.cluster_name()
+        };
+        let Some(profile) = self.home.load()?.filter(is_ours) else { return Ok(()) };
+        let kept = |profile: Profile| Profile { trust: trust.clone(), ..profile };
+        // Written also when nothing is new: when that was, says when they were looked at.
+        let written = self.home.update(|profile| profile.filter(is_ours).map(kept));
+        if profile.trust == trust { Ok(()) } else { written.map(drop) }
     }
 
     /// The login of the profile.
@@ -147,10 +188,14 @@ impl Context {
     /// The login of the profile, if it is one at this cluster: no other may see the session.
     pub(crate) fn login_at(&self, cluster: &Cluster) -> Result<Option<LoginState>> {
         let Some(profile) = self.home.load()? else { return Ok(None) };
-        let (ours, theirs) = (profile.trust.pins(), cluster.trust.pins());
-        let same_name = profile.trust.cluster_name() == cluster.trust.cluster_name();
-        Ok(profile.login.filter(|_| same_name && ours.iter().any(|pin| theirs.contains(pin))))
+        Ok(profile.login.filter(|_| is_same(&profile.trust, &cluster.trust)))
     }
+}
+
+/// Whether two are of one cluster, at whatever step of a rotation: its name, and a CA that both know.
+fn is_same(one: &ClusterTrust, other: &ClusterTrust) -> bool {
+    let others = other.pins();
+    one.cluster_name() == other.cluster_name() && one.pins().iter().any(|pin| others.contains(pin))
 }
 
 fn policy(timeout: Duration) -> RetryPolicy {

@@ -1,6 +1,6 @@
 //! How the program ends: the exit code, what is said, and what to do next.
 
-use std::process::ExitCode;
+use std::{process::ExitCode, time::Duration};
 
 use mezite_client::{ClientError, UploadError};
 use tonic::Code;
@@ -39,10 +39,26 @@ enum Outcome {
     Conflict = 7,
 }
 
+/// With what a command proves who calls: it says what helps against a refusal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Proof {
+    /// The session of the profile.
+    Session,
+    /// A password.
+    Password,
+    /// An invite.
+    Invite,
+    /// A join token.
+    JoinToken,
+    /// The certificate of an agent.
+    Agent,
+}
+
 /// Prints the error and what to do, on standard error, and chooses the exit code.
-pub(crate) fn report(error: &anyhow::Error) -> ExitCode {
-    eprintln!("error: {}", crate::output::printable(&format!("{error:#}")));
-    if let Some(hint) = hint(error) {
+pub(crate) fn report(error: &anyhow::Error, proof: Proof) -> ExitCode {
+    // Further lines stand apart: none looks like a hint of ours.
+    eprintln!("error: {}", crate::output::printable(&format!("{error:#}")).replace('\n', "\n  "));
+    if let Some(hint) = hint(error, proof) {
         eprintln!("hint: {hint}");
     }
     ExitCode::from(outcome(error) as u8)
@@ -93,84 +109,87 @@ pub(crate) fn is_conflict(error: &anyhow::Error) -> bool {
     outcome(error) == Outcome::Conflict
 }
 
-fn hint(error: &anyhow::Error) -> Option<String> {
+fn hint(error: &anyhow::Error, proof: Proof) -> Option<String> {
     if error.chain().any(|cause| cause.is::<NotLoggedIn>()) {
         return Some("run `mezctl login`".into());
     }
     let error = client_error(error)?;
-    if matches!(error, ClientError::Untrusted { .. }) {
-        return Some(
-            "check --addr; for a cluster with a new CA, check its pin and log in again with --ca-pin".into(),
-        );
-    }
-    let hint = match (error, error.code()?) {
-        (_, Code::Unauthenticated) => {
-            "log in again with `mezctl login`; a host joins with `mezctl agent join`"
-        }
-        (_, Code::PermissionDenied) => "ask an admin for a role that allows this",
-        (_, Code::Aborted) => "it was changed meanwhile: get it again, and repeat your change",
-        (_, Code::Unimplemented) => "the cluster does not offer this yet",
-        (ClientError::Unavailable { retry_after: Some(wait), .. }, _) => {
-            return Some(format!("try again in {}", humantime::format_duration(*wait)));
-        }
-        (_, Code::Unavailable | Code::DeadlineExceeded) => {
+    let hint = match (error, error.code()) {
+        (ClientError::Untrusted { .. }, _) => untrusted(proof),
+        (_, Some(Code::Unauthenticated)) => unknown_caller(proof),
+        (_, Some(Code::PermissionDenied)) => return refused(error, proof).map(str::to_owned),
+        (_, Some(Code::Aborted)) => "it was changed meanwhile: get it again, and repeat your change",
+        (_, Some(Code::Unimplemented)) => "the cluster does not offer this yet",
+        (ClientError::Unavailable { retry_after: Some(wait), .. }, _) => return Some(again_in(*wait)),
+        (_, Some(Code::Unavailable | Code::DeadlineExceeded)) => {
             "try again, or name further nodes with --addr host:port,host:port"
         }
         // The message says what to do.
-        (_, Code::ResourceExhausted) if is_full(error) => return None,
-        (_, Code::ResourceExhausted) => {
+        (_, Some(Code::ResourceExhausted)) if has_reason(error, "DATABASE_FULL") => return None,
+        (_, Some(Code::ResourceExhausted)) => {
             let wait = error.status().and_then(|status| status.retry_after);
-            return Some(wait.map_or_else(
-                || "try again later".into(),
-                |wait| format!("try again in {}", humantime::format_duration(wait)),
-            ));
+            return Some(wait.map_or_else(|| "try again later".into(), again_in));
         }
         _ => return None,
     };
     Some(hint.into())
 }
 
-/// Whether the cluster's database is full: waiting does not help.
-fn is_full(error: &ClientError) -> bool {
-    error.status().is_some_and(|status| status.reason.as_deref() == Some("DATABASE_FULL"))
+fn again_in(wait: Duration) -> String {
+    format!("try again in {}", humantime::format_duration(wait))
+}
+
+/// The cluster is not the one that is known.
+fn untrusted(proof: Proof) -> &'static str {
+    match proof {
+        Proof::Session | Proof::Password => {
+            "check --addr; for a cluster with a new CA, check its pin and log in again with --ca-pin"
+        }
+        Proof::Invite | Proof::JoinToken => {
+            "check --addr and --ca-pin: an admin sees the pin of the cluster with `mezctl status`"
+        }
+        Proof::Agent => {
+            "check --addr; if the cluster has a new CA, run `mezctl agent leave --local` and join again with its pin"
+        }
+    }
+}
+
+/// The cluster does not know who calls.
+fn unknown_caller(proof: Proof) -> &'static str {
+    match proof {
+        Proof::Session => "log in again with `mezctl login`",
+        Proof::Password => {
+            "check the name and the password; an admin can let you set another: `mezctl users reset NAME`"
+        }
+        Proof::Invite => "ask an admin for another invite: `mezctl users reset NAME`",
+        Proof::JoinToken => "ask an admin for another join token: `mezctl tokens add`",
+        Proof::Agent => "run `mezctl agent leave --local`, and join again with a new token",
+    }
+}
+
+/// The cluster does not let who calls do this.
+fn refused(error: &ClientError, proof: Proof) -> Option<&'static str> {
+    match proof {
+        _ if has_reason(error, "LOCKED") => {
+            Some("while the lock is there nothing else helps: admins see it with `mezctl locks ls`")
+        }
+        Proof::Session | Proof::Password => Some(
+            "if it is a role that you lack, an admin can give you one, or you ask: `mezctl requests create`",
+        ),
+        Proof::Invite => {
+            Some("an invite is good once and for a time: ask an admin for another: `mezctl users reset NAME`")
+        }
+        Proof::JoinToken => Some("ask an admin for another join token (`mezctl tokens add`), if it is that"),
+        // It has no roles; the message says why.
+        Proof::Agent => None,
+    }
+}
+
+/// Whether the cluster named this condition.
+fn has_reason(error: &ClientError, reason: &str) -> bool {
+    error.status().is_some_and(|status| status.reason.as_deref() == Some(reason))
 }
 
 #[cfg(test)]
-mod tests {
-    use anyhow::Context as _;
-
-    use super::*;
-
-    fn unavailable() -> ClientError {
-        ClientError::Unavailable {
-            addresses: "a:1".into(),
-            attempts: 1,
-            reason: "x".into(),
-            retry_after: None,
-        }
-    }
-
-    #[test]
-    fn exit_codes_tell_failures_apart() {
-        let wrapped = Err::<(), _>(unavailable()).context("listing users").unwrap_err();
-        assert_eq!(outcome(&wrapped), Outcome::Unavailable);
-        assert_eq!(outcome(&UploadError::from(unavailable()).into()), Outcome::Unavailable);
-        assert_eq!(outcome(&Usage("x".into()).into()), Outcome::Usage);
-        assert_eq!(outcome(&NotLoggedIn.into()), Outcome::Denied);
-        assert_eq!(outcome(&NotFound("x".into()).into()), Outcome::NotFound);
-        let wrapped = Err::<(), _>(Conflict("x".into())).context("document 2").unwrap_err();
-        assert_eq!(outcome(&wrapped), Outcome::Conflict);
-        assert_eq!(outcome(&anyhow::anyhow!("x")), Outcome::Failed);
-        let untrusted = ClientError::Untrusted { address: "a:1".into(), reason: "x".into() };
-        assert_eq!(outcome(&untrusted.into()), Outcome::Failed);
-        assert_eq!(outcome(&ClientError::Protocol("x".into()).into()), Outcome::Failed);
-        let unknown = ClientError::OutcomeUnknown { check: "look".into(), reason: "x".into() };
-        assert_eq!(outcome(&unknown.into()), Outcome::Unknown);
-    }
-
-    #[test]
-    fn an_error_says_what_to_do() {
-        assert!(hint(&NotLoggedIn.into()).unwrap().contains("mezctl login"));
-        assert!(hint(&unavailable().into()).unwrap().contains("--addr"));
-    }
-}
+#[path = "exit_tests.rs"]
+mod tests;

@@ -1,8 +1,11 @@
 //! The profile: which cluster a user works with, and the session. One file, readable by its owner alone.
 
 use std::{
-    fs, io,
+    fs::{self, File},
+    io,
+    os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
+    time::SystemTime,
 };
 
 use anyhow::{Context as _, Result, bail};
@@ -48,9 +51,37 @@ impl Home {
 
     /// Replaces the profile.
     pub(crate) fn save(&self, profile: &Profile) -> Result<()> {
+        self.update(|_| Some(profile.clone())).map(drop)
+    }
+
+    /// Replaces the profile with what `change` makes of the one that is there; `None`: it stays as it is. No other process
+    /// writes it in between. Answers whether it was replaced.
+    pub(crate) fn update(&self, change: impl FnOnce(Option<Profile>) -> Option<Profile>) -> Result<bool> {
         create_dir(&self.0)?;
-        let text = profile.encode()?;
-        write_atomic(&self.file(), text.as_bytes(), PRIVATE)
+        // Until the end of this function, or of the process.
+        let _held = self.lock()?;
+        let Some(profile) = change(self.load()?) else { return Ok(false) };
+        write_atomic(&self.file(), profile.encode()?.as_bytes(), PRIVATE)?;
+        Ok(true)
+    }
+
+    /// Waits until no other process writes the profile, which takes no longer than writing a small file.
+    fn lock(&self) -> Result<File> {
+        let path = self.0.join("profile.lock");
+        let open = || {
+            let file = File::options().create(true).truncate(false).write(true).mode(PRIVATE).open(&path)?;
+            match file.lock() {
+                // Where the file system has no locks, the last one to write is the one that counts.
+                Err(error) if error.kind() == io::ErrorKind::Unsupported => Ok(file),
+                locked => locked.map(|()| file),
+            }
+        };
+        open().with_context(|| format!("cannot lock {}", path.display()))
+    }
+
+    /// When the profile was written; `None` when there is none, or that cannot be told.
+    pub(crate) fn written(&self) -> Option<SystemTime> {
+        fs::metadata(self.file()).ok()?.modified().ok()
     }
 }
 

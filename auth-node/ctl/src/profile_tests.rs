@@ -73,3 +73,26 @@ fn another_version_or_a_damaged_file_is_refused() {
         assert!(Profile::decode(&text, Path::new("profile.json")).is_err(), "{to}");
     }
 }
+
+/// Each as a process of its own would: none overwrites what another has written.
+#[test]
+fn those_who_write_at_a_time_take_turns() {
+    let (_dir, home) = home();
+    home.save(&Profile { addresses: Vec::new(), ..golden() }).unwrap();
+    let add = |address: String| {
+        let added = |profile: Option<Profile>| {
+            let mut profile = profile.unwrap();
+            profile.addresses.push(address);
+            Some(profile)
+        };
+        assert!(home.update(added).unwrap());
+    };
+    std::thread::scope(|scope| {
+        for thread in 0..4 {
+            let add = &add;
+            scope.spawn(move || (0..8).for_each(|turn| add(format!("{thread}.example:{turn}"))));
+        }
+    });
+    assert_eq!(home.load().unwrap().unwrap().addresses.len(), 32);
+    assert!(!home.update(|_| None).unwrap());
+}

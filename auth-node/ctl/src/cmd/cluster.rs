@@ -32,7 +32,7 @@ pub(crate) enum Cluster {
     Status,
     /// Make a node that has joined as a learner a voter
     Add {
-        /// Id of the node
+        /// Id of the node, as `mezctl cluster ls` shows it
         node: u64,
     },
     /// Remove a node for ever: its id never returns
@@ -41,9 +41,9 @@ pub(crate) enum Cluster {
     /// back.
     ///
     /// The machine still holds the key-encryption key and the state, and with them the keys of all CAs: destroy its data
-    /// directory. A node that may have been stolen needs new CAs; rotating them is not built yet.
+    /// directory. If it may have got into other hands, exchange the key of every CA: `mezctl auth rotate`.
     Rm {
-        /// Id of the node
+        /// Id of the node, as `mezctl cluster ls` shows it
         node: u64,
         /// Although the rest has no quorum now: nothing can be written any more until enough of the rest is back
         #[arg(long)]
@@ -59,6 +59,9 @@ pub(crate) enum Cluster {
         out: PathBuf,
     },
     /// Create a single-use token with which another auth node joins
+    #[command(
+        after_help = "On the new machine, in the same hour: `auth-node join --help` says how it is used."
+    )]
     Token {
         /// How long it is good for, a day at most
         #[arg(long, default_value = "1h", value_parser = human_duration, value_name = "DURATION")]

@@ -16,7 +16,7 @@ use zeroize::Zeroizing;
 use crate::{
     args::{human_duration, proto_duration},
     cmd::call,
-    context::Context,
+    context::{Cluster, Context},
     exit::Usage,
     files::Pending,
     output::{self, Done, Report},
@@ -154,9 +154,11 @@ pub(crate) async fn accept(context: &Context, args: Accept) -> Result<()> {
         Err(error) => return Err(error.into()),
     };
     // So that the login needs no options.
-    if context.home.load()?.is_none() {
-        context.home.save(&Profile { addresses: cluster.addresses, trust: cluster.trust, login: None })?;
-    }
+    let Cluster { addresses, trust } = cluster;
+    context.home.update(|profile| match profile {
+        Some(_) => None,
+        None => Some(Profile { addresses, trust, login: None }),
+    })?;
     context.print(&Done::new(format!(
         "The password of {user} is set: log in with `mezctl login --user {user}`."
     )))

@@ -97,16 +97,23 @@ fn refreshed(bundle: &Result<v1::GetTrustBundleResponse, ClientError>, known: Cl
 
 pub(crate) async fn logout(context: &Context) -> Result<()> {
     let profile = context.home.load()?.ok_or(NotLoggedIn)?;
-    let Some(login) = profile.login.clone() else { return Err(NotLoggedIn.into()) };
-    let cluster = Cluster { addresses: profile.addresses.clone(), trust: profile.trust.clone() };
-    let client = context.client(&cluster)?.with_session(Some(login.session));
+    let Profile { addresses, trust, login } = profile;
+    let login = login.ok_or(NotLoggedIn)?;
+    let cluster = Cluster { addresses, trust };
+    let client = context.client(&cluster)?.with_session(Some(login.session.clone()));
     match call!(client, Retry::Idempotent, logout, v1::LogoutRequest {}) {
         Ok(v1::LogoutResponse {}) => {}
         // It had ended already.
         Err(error) if error.code() == Some(Code::Unauthenticated) => {}
         Err(error) => return Err(error.into()),
     }
-    context.home.save(&Profile { login: None, ..profile })?;
+    // A login that was made meanwhile stays.
+    let ended = |now: Profile| {
+        let session = login.session.expose();
+        let same = now.login.as_ref().is_some_and(|now| now.session.expose() == session);
+        same.then_some(Profile { login: None, ..now })
+    };
+    context.home.update(|now| now.and_then(ended))?;
     context.print(&Done::new(format!("Logged {} out.", login.user)))
 }
 

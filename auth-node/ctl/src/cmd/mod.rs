@@ -28,8 +28,14 @@ use anyhow::Result;
 
 use crate::{cli::Command, context::Context};
 
-/// Carries a command out.
+/// Carries a command out, and does what belongs after any.
 pub(crate) async fn run(context: &Context, command: Command) -> Result<()> {
+    carry_out(context, command).await?;
+    context.done().await;
+    Ok(())
+}
+
+async fn carry_out(context: &Context, command: Command) -> Result<()> {
     match command {
         Command::Login(args) => login::login(context, args).await,
         Command::Logout => login::logout(context).await,

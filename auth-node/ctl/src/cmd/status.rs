@@ -77,6 +77,7 @@ impl Report for Status {
 pub(crate) async fn status(context: &Context) -> Result<()> {
     let cluster = context.cluster(None).await?;
     let client = context.client(&cluster)?;
+    context.note_use(&client)?;
     let mut login = context.login_at(&cluster)?.map(|login| {
         (LoginView { user: login.user, expires_at: login.expires_at, active: None }, login.session)
     });

@@ -8,3 +8,4 @@ mod outcome;
 mod recordings;
 mod report;
 mod resources;
+mod trust;

@@ -1,0 +1,60 @@
+use std::collections::HashMap;
+
+use anyhow::Context as _;
+use tonic_types::{ErrorDetails, StatusExt as _};
+
+use super::*;
+
+fn unavailable() -> ClientError {
+    ClientError::Unavailable { addresses: "a:1".into(), attempts: 1, reason: "x".into(), retry_after: None }
+}
+
+#[test]
+fn exit_codes_tell_failures_apart() {
+    let wrapped = Err::<(), _>(unavailable()).context("listing users").unwrap_err();
+    assert_eq!(outcome(&wrapped), Outcome::Unavailable);
+    assert_eq!(outcome(&UploadError::from(unavailable()).into()), Outcome::Unavailable);
+    assert_eq!(outcome(&Usage("x".into()).into()), Outcome::Usage);
+    assert_eq!(outcome(&NotLoggedIn.into()), Outcome::Denied);
+    assert_eq!(outcome(&NotFound("x".into()).into()), Outcome::NotFound);
+    let wrapped = Err::<(), _>(Conflict("x".into())).context("document 2").unwrap_err();
+    assert_eq!(outcome(&wrapped), Outcome::Conflict);
+    assert_eq!(outcome(&anyhow::anyhow!("x")), Outcome::Failed);
+    let untrusted = ClientError::Untrusted { address: "a:1".into(), reason: "x".into() };
+    assert_eq!(outcome(&untrusted.into()), Outcome::Failed);
+    assert_eq!(outcome(&ClientError::Protocol("x".into()).into()), Outcome::Failed);
+    let unknown = ClientError::OutcomeUnknown { check: "look".into(), reason: "x".into() };
+    assert_eq!(outcome(&unknown.into()), Outcome::Unknown);
+}
+
+#[test]
+fn an_error_says_what_to_do() {
+    assert!(hint(&NotLoggedIn.into(), Proof::Session).unwrap().contains("mezctl login"));
+    assert!(hint(&unavailable().into(), Proof::Session).unwrap().contains("--addr"));
+}
+
+/// What helps depends on how the caller proves who it is.
+#[test]
+fn a_hint_fits_the_command() {
+    let refused = |code: Code, reason: &str, proof| {
+        let details = ErrorDetails::with_error_info(reason, "mezite", HashMap::new());
+        let status = tonic::Status::with_error_details(code, "no", details);
+        let error = ClientError::Status(Box::new((&status).into()));
+        hint(&error.into(), proof).unwrap_or_default()
+    };
+    for (proof, unknown, denied) in [
+        (Proof::Session, "mezctl login", "requests create"),
+        (Proof::Password, "users reset", "requests create"),
+        (Proof::Invite, "users reset", "users reset"),
+        (Proof::JoinToken, "tokens add", "tokens add"),
+        (Proof::Agent, "join again", ""),
+    ] {
+        assert!(refused(Code::Unauthenticated, "UNAUTHENTICATED", proof).contains(unknown), "{proof:?}");
+        assert!(refused(Code::PermissionDenied, "DENIED", proof).contains(denied), "{proof:?}");
+        assert!(refused(Code::PermissionDenied, "LOCKED", proof).contains("locks ls"), "{proof:?}");
+        let untrusted = ClientError::Untrusted { address: "a:1".into(), reason: "x".into() };
+        assert!(hint(&untrusted.into(), proof).unwrap().contains("check --addr"), "{proof:?}");
+    }
+    assert_eq!(refused(Code::PermissionDenied, "DENIED", Proof::Agent), "");
+    assert_eq!(refused(Code::ResourceExhausted, "DATABASE_FULL", Proof::Session), "");
+}
