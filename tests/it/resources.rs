@@ -266,6 +266,7 @@ async fn one_of_each(admin: &Admin) -> Agent {
     add_role(cluster, "developer", ROLE);
     add_role(cluster, "asker", "  allow: {requests: {request_roles: [access, developer]}}\n");
     add_user(cluster, "alice", "developer,asker", "alice,deploy");
+    add_user(cluster, "nobody", "access", "nobody");
     let principals = "*.example.org,web.example.net,192.0.2.7";
     let _ = ctl.ok(&["tokens", "add", "--name", "web", "--principals", principals]);
     let _ = ctl.ok(&["locks", "add", "user:Nobody", "--message", "call 1234"]);

@@ -91,12 +91,15 @@ pub fn settings(state: &mut (impl Read + ?Sized)) -> Result<Settings, CoreError>
     Ok(Settings::of(&get(state)?.row))
 }
 
-/// What admins have decided; revision 0 before anybody has.
+/// Revision before anybody has decided anything: no row has it, and unlike 0 it is not taken for any.
+const UNDECIDED: u64 = 1;
+
+/// What admins have decided; revision 1 before anybody has.
 ///
 /// # Errors
 /// [`CoreError::Storage`].
 pub fn get(state: &mut (impl Read + ?Sized)) -> Result<Versioned<ClusterConfigRow>, CoreError> {
-    let nothing = Versioned { revision: 0, row: ClusterConfigRow::default() };
+    let nothing = Versioned { revision: UNDECIDED, row: ClusterConfigRow::default() };
     Ok(state.get(&ClusterConfigKey)?.unwrap_or(nothing))
 }
 
@@ -115,7 +118,7 @@ pub fn update(
     check(row)?;
     check_built(row)?;
     let before = get(tx)?;
-    CoreError::check_revision("cluster configuration", "", revision, before.revision)?;
+    CoreError::check_revision("cluster", "configuration", revision, before.revision)?;
     let same_idle = row.session_idle_timeout_ms == before.row.session_idle_timeout_ms;
     let row = ClusterConfigRow {
         session_idle_since_ms: if same_idle { before.row.session_idle_since_ms } else { tx.now() },

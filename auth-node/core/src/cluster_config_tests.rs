@@ -43,6 +43,25 @@ fn a_change_counts_at_once_is_audited_and_needs_the_current_revision() {
 }
 
 #[test]
+fn of_two_who_decide_first_one_is_told_that_the_other_has() {
+    let mut cluster = Cluster::new();
+    cluster
+        .run(|tx| {
+            tx.delete(&ClusterConfigKey);
+            Ok(())
+        })
+        .unwrap();
+    let seen = cluster.run(|tx| get(tx)).unwrap();
+    assert_eq!((seen.revision, &seen.row), (UNDECIDED, &ClusterConfigRow::default()));
+    let threshold = ClusterConfigRow { lockout_threshold: Some(3), ..seen.row.clone() };
+    set(&mut cluster, &threshold, seen.revision).unwrap();
+    let ttl = ClusterConfigRow { session_ttl_ms: Some(HOUR), ..seen.row };
+    let stale = set(&mut cluster, &ttl, seen.revision);
+    assert!(matches!(stale, Err(CoreError::StaleRevision { .. })), "{stale:?}");
+    assert_eq!(cluster.run(|tx| settings(tx)).unwrap().lockout_threshold, 3);
+}
+
+#[test]
 fn what_would_protect_nothing_yet_is_refused() {
     let mut cluster = Cluster::new();
     let default = ClusterConfigRow::default;

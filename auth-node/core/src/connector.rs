@@ -299,8 +299,10 @@ pub fn delete(
 }
 
 fn record(tx: &mut (impl Transaction + ?Sized), context: &Context, event: EventType, new: &NewConnector) {
-    let roles: Vec<_> = new.roles.iter().map(RoleName::as_str).collect();
-    let fields = [("provider", new.provider_word().to_owned()), ("roles", roles.join(","))];
+    let mapping = |of: &ClaimMappingRow| format!("{}={}:{}", of.claim, of.value, of.roles.join("|"));
+    let mappings: Vec<_> = new.row.mappings.iter().map(mapping).collect();
+    let mut fields = vec![("provider", new.provider_word().to_owned()), ("mappings", mappings.join(","))];
+    fields.extend(new.row.provider.as_ref().map(provider::record).unwrap_or_default());
     audit::append(tx, context, event, format!("connector:{}", new.name), &fields);
 }
 

@@ -163,6 +163,11 @@ fn a_connector_lives_and_is_told_of_without_its_secret() {
     let record = cluster.last_audit();
     assert_eq!((record.event.as_str(), record.target.as_str()), ("connector.create", "connector:corp"));
     assert!(!format!("{record:?}").contains("s3cret"));
+    assert_eq!(
+        (record.fields["issuer_url"].as_str(), record.fields["provider"].as_str()),
+        (oidc().issuer_url.as_str(), "oidc")
+    );
+    assert!(record.fields["mappings"].ends_with(":access"), "{record:?}");
     let new = connector(ProviderRow::Oidc(oidc()), &["access"]);
     let again = cluster.admin(|tx, context| create(tx, context, &new, &sealed(&new, "x")));
     assert!(matches!(again, Err(CoreError::AlreadyExists { .. })));

@@ -46,6 +46,11 @@ pub fn effective(agent: &Labels, admin: &Labels) -> Labels {
     labels
 }
 
+/// As the audit log has them: `key=value`, with commas between.
+pub(crate) fn shown(labels: &Labels) -> String {
+    labels.iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(",")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

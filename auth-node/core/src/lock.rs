@@ -96,6 +96,7 @@ impl TargetKind {
             Self::AgentIdentity => "agent identity",
             Self::Session => "session",
             Self::TrustedCluster => "trusted cluster",
+            Self::NodeLabels => "labels of node",
         }
     }
 }

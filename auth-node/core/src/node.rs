@@ -224,7 +224,9 @@ fn seen(
     (sees_all || !logins.is_empty()).then_some(AccessibleNode { node, online, logins })
 }
 
-/// Replaces the labels that an admin gave a node. Its revision is that of the commit.
+/// Replaces the labels that an admin gave a node. Its revision is that of the commit. Roles reach nodes by their labels: so
+/// certificates that name the node are revoked if its labels change. Those of a login that roles allow on every node name none. What
+/// an agent says of itself revokes nothing: it could take their certificates from all who may log in there.
 ///
 /// # Errors
 /// [`CoreError::NotFound`], [`CoreError::StaleRevision`], [`CoreError::Invalid`], [`CoreError::Storage`];
@@ -243,9 +245,12 @@ pub fn update_labels(
     node.row.admin_labels = admin_labels;
     gains_no_login(&context.caller, &node, &before)?;
     tx.put(&NodeKey(id.clone()), &node.row);
-    let shown: Vec<_> = node.row.admin_labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
+    if node.labels() != before {
+        revocation::revoke(tx, TargetKind::NodeLabels, id.as_str());
+    }
     let target = join::target(node.row.kind(), id);
-    audit::append(tx, context, EventType::NodeUpdate, target, &[("admin_labels", shown.join(","))]);
+    let fields = [("admin_labels", labels::shown(&node.row.admin_labels))];
+    audit::append(tx, context, EventType::NodeUpdate, target, &fields);
     Ok(node)
 }
 

@@ -82,6 +82,7 @@ impl Revocations {
             || any(TargetKind::Role, &issued.roles)
             || any(TargetKind::Login, &issued.logins)
             || any(TargetKind::Node, &issued.nodes)
+            || any(TargetKind::NodeLabels, &issued.nodes)
     }
 }
 

@@ -6,6 +6,7 @@ use crate::{
     issue::{self, UserCertRequest},
     lock::{self, NewLock, Target},
     names::LockId,
+    node,
     secret::SecretDigest,
     session::{self, SessionRef},
     tables::{ConditionsRow, NodeKind, RoleOptionsRow, RoleRow},
@@ -176,4 +177,33 @@ fn what_has_ended_is_not_on_the_list_and_the_head_only_rises() {
     assert_eq!(head_of(&mut world), first);
     let front = store_txn::KeyWriter::table(<RevocationKey as store_txn::Key>::TABLE);
     assert_eq!(world.rows(front), 0);
+}
+
+#[test]
+fn other_labels_of_a_node_revoke_what_names_it_and_not_what_is_good_everywhere_or_elsewhere() {
+    let mut world = World::new();
+    world.add_role("prod", &labelled(&["root"]));
+    let (one, two) = (world.joined(NodeKind::Ssh, "web1", &[]), world.joined(NodeKind::Ssh, "web2", &[]));
+    let label = |world: &mut World, host: &Host, pairs: &[(&str, &str)]| {
+        let labels = pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+        world.admin(|tx, context| node::update_labels(tx, context, &host.id(), labels, 0)).unwrap();
+    };
+    label(&mut world, &one, &[("env", "prod")]);
+    let ann = world.user_with("ann", "prod", own_logins(&[]));
+    issue(&mut world, ann, 1);
+    let bob = world.user_with("bob", "access", own_logins(&["bob"]));
+    issue(&mut world, bob, 2);
+    // The same labels, and those of another node.
+    label(&mut world, &one, &[("env", "prod")]);
+    label(&mut world, &two, &[("env", "prod")]);
+    assert!(revoked(&mut world).is_empty());
+    issue(&mut world, ann, 3);
+    label(&mut world, &two, &[("env", "dev")]);
+    assert_eq!(revoked(&mut world), [3]);
+    label(&mut world, &one, &[]);
+    assert_eq!(revoked(&mut world), [1, 3]);
+    // It is no lock: the host itself goes on, and what is issued by its new labels counts.
+    label(&mut world, &one, &[("env", "prod")]);
+    issue(&mut world, ann, 4);
+    assert_eq!(revoked(&mut world), [1, 3]);
 }

@@ -1,5 +1,7 @@
 //! Roles: what they may say, and their life. What a set of roles means is in `evaluate`.
 
+mod record;
+
 use prost::Message as _;
 use store_txn::{Read, ReadExt, Transaction, TransactionExt, Versioned};
 
@@ -135,7 +137,7 @@ pub fn create(
         return Err(CoreError::AlreadyExists { kind: KIND, name: name.to_string() });
     }
     tx.put(&key, &row);
-    audit::append(tx, context, EventType::RoleCreate, target(name), &[]);
+    audit::append(tx, context, EventType::RoleCreate, target(name), &record::content(&row));
     Ok(row)
 }
 
@@ -160,7 +162,7 @@ pub fn update(
     if narrows(&current.row, &row) {
         revocation::revoke(tx, TargetKind::Role, name.as_str());
     }
-    audit::append(tx, context, EventType::RoleUpdate, target(name), &[]);
+    audit::append(tx, context, EventType::RoleUpdate, target(name), &record::changes(&current.row, &row));
     Ok(row)
 }
 

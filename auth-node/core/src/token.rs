@@ -94,6 +94,7 @@ pub fn create(
     };
     let fields = [
         ("kind", kind.to_owned()),
+        ("labels", labels::shown(&row.labels)),
         ("max_uses", row.max_uses.to_string()),
         ("expires_at_ms", row.expires_at_ms.to_string()),
         ("allowed_principals", row.allowed_principals.join(",")),

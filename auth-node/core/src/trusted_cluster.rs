@@ -298,16 +298,16 @@ pub fn refreshed(
 
 /// The authorities, unless they are older than what is known: a node that is behind may have told them.
 fn newer<'a>(told: &'a Authorities, known: &TrustedClusterRow) -> Result<&'a Authorities, String> {
-    let (older, newer) = (told.revision, known.bundle_revision);
-    if older > newer || (older == newer && told.rows == known.authorities) {
+    let (revision, known_revision) = (told.revision, known.bundle_revision);
+    if revision > known_revision || (revision == known_revision && told.rows == known.authorities) {
         return Ok(told);
     }
-    if older == newer {
-        return Err(format!("it told different authorities of the same revision {newer}"));
+    if revision == known_revision {
+        return Err(format!("it told different authorities of the same revision {revision}"));
     }
     Err(format!(
-        "it told authorities of revision {older}, and those of revision {newer} are known: if it was restored from a backup, \
-         remove it and trust it anew"
+        "it told authorities of revision {revision}, and those of revision {known_revision} are known: if it was restored from \
+         a backup, remove it and trust it anew"
     ))
 }
 

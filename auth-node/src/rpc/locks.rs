@@ -88,7 +88,10 @@ fn reply(id: LockId, row: LockRow) -> v1::Lock {
         TargetKind::Node => Some(Told::Node(row.name)),
         TargetKind::Device => Some(Told::Device(row.name)),
         TargetKind::AgentIdentity => Some(Told::AgentIdentity(row.name)),
-        TargetKind::Session | TargetKind::TrustedCluster | TargetKind::Unspecified => None,
+        TargetKind::Session
+        | TargetKind::TrustedCluster
+        | TargetKind::NodeLabels
+        | TargetKind::Unspecified => None,
     };
     v1::Lock {
         lock_id: id.into(),

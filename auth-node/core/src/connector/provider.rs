@@ -1,6 +1,7 @@
 //! What a connector says of its provider, field by field.
 
 use mezite_pki::x509::signing_certificate;
+use sha2::{Digest as _, Sha256};
 
 use crate::{
     CoreError,
@@ -29,6 +30,29 @@ pub(super) fn word(provider: &ProviderRow) -> &'static str {
         ProviderRow::Oidc(_) => "oidc",
         ProviderRow::Github(_) => "github",
         ProviderRow::Saml(_) => "saml",
+    }
+}
+
+/// What the audit log says of it: whom it has vouch for users.
+pub(super) fn record(provider: &ProviderRow) -> Vec<(&'static str, String)> {
+    match provider {
+        ProviderRow::Oidc(oidc) => vec![
+            ("issuer_url", oidc.issuer_url.clone()),
+            ("client_id", oidc.client_id.clone()),
+            ("username_claim", oidc.username_claim.clone()),
+        ],
+        ProviderRow::Github(github) => {
+            vec![("client_id", github.client_id.clone()), ("organizations", github.organizations.join(","))]
+        }
+        ProviderRow::Saml(saml) => {
+            let digest = |pem: &String| hex::encode(Sha256::digest(pem));
+            let digests: Vec<_> = saml.certificates.iter().map(digest).collect();
+            vec![
+                ("entity_id", saml.entity_id.clone()),
+                ("sso_url", saml.sso_url.clone()),
+                ("certificates_sha256", digests.join(",")),
+            ]
+        }
     }
 }
 

@@ -110,6 +110,8 @@ pub enum TargetKind {
     Session = 7,
     /// A trusted cluster. It can be revoked, and not locked.
     TrustedCluster = 8,
+    /// The labels of a node, by its id: what was issued for the node by them. It can be revoked, and not locked.
+    NodeLabels = 9,
 }
 
 /// A lock.
