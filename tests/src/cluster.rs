@@ -29,11 +29,13 @@ pub struct Setup {
     pub set: Vec<String>,
     /// Environment of every node.
     pub env: Vec<(String, String)>,
+    /// Whether its nodes are killed when the thread that starts them has ended, as when its process is killed.
+    pub tied: bool,
 }
 
 impl Default for Setup {
     fn default() -> Self {
-        Self { name: CLUSTER.into(), nodes: 1, set: Vec::new(), env: Vec::new() }
+        Self { name: CLUSTER.into(), nodes: 1, set: Vec::new(), env: Vec::new(), tied: false }
     }
 }
 
@@ -49,7 +51,8 @@ impl AuthNode {
     /// A node with a configuration and nothing else.
     #[must_use]
     pub fn configure(name: &str, dir: &Path, setup: &Setup) -> Self {
-        let program = Program::new("auth-node", name, dir, &setup.set, &setup.env);
+        let mut program = Program::new("auth-node", name, dir, &setup.set, &setup.env);
+        program.tied = setup.tied;
         let (api, peer) = (Port::lease(), Port::lease());
         let (at, peer_at) = (api.address(), peer.address());
         program.write_config(&format!(

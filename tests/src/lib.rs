@@ -2,7 +2,7 @@
 //! them.
 //!
 //! [`Cluster`] starts auth nodes, [`Ingest`] recording ingests, [`Agent`] makes a host of the cluster and [`Sshd`] a
-//! real OpenSSH server of it, [`fleet`] has very many agents in one process; [`Ctl`] runs `mezctl`, [`tools`] has programs that nobody here wrote. [`chaos`] and
+//! real OpenSSH server of it, [`fleet`] has very many agents in few processes; [`Ctl`] runs `mezctl`, [`tools`] has programs that nobody here wrote. [`chaos`] and
 //! [`soak`] run the replicated store alone, over links that can be cut, and check what its clients saw. All of it
 //! listens on leased ports, logs to files that a failing test prints, and dies with the test. Nothing here is part of
 //! any program, and no test shares anything with another.
@@ -49,7 +49,7 @@ pub use files::{all_files, secret_file};
 pub use ingest::Ingest;
 pub use interrupt::interrupted;
 pub use mezite_test_ports::Port;
-pub use process::Process;
+pub use process::{Process, resident_bytes, tied};
 pub use program::Program;
 pub use scratch::Scratch;
 pub use sshd::{Ssh, Sshd, account};

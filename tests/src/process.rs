@@ -1,6 +1,7 @@
 //! A program that runs: signals to it, its end, its log.
 
 use std::{
+    ffi::OsStr,
     fs::{self, File},
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
@@ -17,6 +18,26 @@ use crate::eventually;
 
 /// Lines of a log that a failing test prints.
 const TAIL: usize = 80;
+
+/// A command that runs a program (Debian's setpriv executes it) which is killed when the thread that started it has ended, however
+/// that ends.
+#[must_use]
+pub fn tied(program: impl AsRef<OsStr>) -> Command {
+    let mut command = Command::new("setpriv");
+    command.args(["--pdeathsig", "KILL", "--"]).arg(program);
+    command
+}
+
+/// Memory that a process holds now, in bytes (`VmRSS` of proc(5)).
+///
+/// # Panics
+/// When there is no such process.
+#[must_use]
+pub fn resident_bytes(process: u32) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{process}/status")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
+}
 
 /// A program in the background. It is killed when this is dropped, and its log printed if the test failed.
 #[derive(Debug)]
@@ -92,12 +113,10 @@ impl Process {
         String::from_utf8_lossy(&fs::read(&self.log).unwrap_or_default()).into_owned()
     }
 
-    /// Memory that it holds now, in bytes (`VmRSS` of proc(5)).
+    /// Memory that it holds now, in bytes.
     #[must_use]
     pub fn resident_bytes(&self) -> u64 {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
-        line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
+        resident_bytes(self.id())
     }
 
     fn pid(&self) -> Pid {
@@ -120,6 +139,8 @@ impl Drop for Process {
 
 #[cfg(test)]
 mod tests {
+    use std::{os::unix::process::ExitStatusExt as _, sync::mpsc};
+
     use super::*;
     use crate::Scratch;
 
@@ -148,5 +169,27 @@ mod tests {
         process.assert_running();
         process.signal(Signal::SIGTERM);
         assert_eq!(process.exited(Duration::from_secs(60)).await.code(), Some(4));
+    }
+
+    #[tokio::test]
+    async fn what_is_tied_ends_with_the_thread_that_started_it() {
+        let dir = Scratch::new();
+        let log = dir.path().join("log");
+        let (started, process) = mpsc::channel();
+        let (end, ended) = mpsc::channel::<()>();
+        thread::spawn(move || {
+            let mut command = tied("sh");
+            command.args(["-c", "echo ready; while :; do sleep 0.01; done"]);
+            started.send(Process::spawn("sh", command, &log)).unwrap();
+            let _ = ended.recv();
+        });
+        let mut process = process.recv().unwrap();
+        eventually("the program", Duration::from_secs(60), async || {
+            process.log().contains("ready").then_some(()).ok_or("no")
+        })
+        .await;
+        process.assert_running();
+        drop(end);
+        assert_eq!(process.exited(Duration::from_secs(60)).await.signal(), Some(Signal::SIGKILL as i32));
     }
 }

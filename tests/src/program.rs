@@ -10,7 +10,7 @@ use std::{
 
 use nix::sys::signal::Signal;
 
-use crate::{Output, Port, Process, binary, ctl::run, eventually, http};
+use crate::{Output, Port, Process, binary, ctl::run, eventually, http, tied};
 
 /// A program that does not become ready in this time never will. A debug build on a loaded machine takes its time.
 pub(crate) const READY: Duration = Duration::from_secs(60);
@@ -27,6 +27,8 @@ pub struct Program {
     dir: PathBuf,
     set: Vec<String>,
     env: Vec<(String, String)>,
+    /// Whether it is killed when the thread that starts it has ended.
+    pub(crate) tied: bool,
 }
 
 impl Program {
@@ -41,7 +43,8 @@ impl Program {
         let dir = dir.join(name);
         fs::create_dir(&dir).unwrap();
         let (set, env) = (set.to_vec(), env.to_vec());
-        Self { process: None, binary, name: name.to_owned(), diagnostics: Port::lease(), dir, set, env }
+        let (name, diagnostics) = (name.to_owned(), Port::lease());
+        Self { process: None, binary, name, diagnostics, dir, set, env, tied: false }
     }
 
     /// Writes its configuration file: `fields`, and those that every program has.
@@ -87,7 +90,8 @@ impl Program {
     /// `BINARY COMMAND --config … ARGS…`, with nothing of this environment that configures it.
     #[must_use]
     pub fn command(&self, subcommand: &str, args: &[&str]) -> Command {
-        let mut command = Command::new(binary(self.binary));
+        let binary = binary(self.binary);
+        let mut command = if self.tied { tied(binary) } else { Command::new(binary) };
         for (name, _) in env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("MEZITE_")) {
             command.env_remove(name);
         }

@@ -22,19 +22,11 @@ use rustls::{
     sign::{CertifiedKey, SingleCertAndKey},
 };
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _};
-use tokio::{sync::Mutex, task::JoinSet};
+use tokio::sync::Mutex;
 use tonic::{Streaming, transport::Channel};
 
-use crate::{
-    Cluster,
-    api::{self, HostKeys},
-    call,
-};
+use crate::api::{self, HostKeys};
 
-/// Agents that join at a time. Each lane has a token of its own: a use is a write of the token's row.
-const LANES: usize = 64;
-/// Joins with one token: the most that there may be.
-const TOKEN_USES: u32 = 10_000;
 /// Connections from one local address: well below the number of ports that the system gives.
 const FROM_ONE_ADDRESS: usize = 20_000;
 /// A connection is made within this, on a machine that is busy.
@@ -45,12 +37,14 @@ const BEAT_TIMEOUT: Duration = Duration::from_secs(10);
 const ATTEMPTS: u32 = 6;
 const PAUSE: Duration = Duration::from_millis(500);
 
-type Stub = AuthServiceClient<Channel>;
+/// The API over a connection.
+pub(super) type Stub = AuthServiceClient<Channel>;
 
 /// What agents know of the cluster.
 #[derive(Debug)]
-struct Site {
-    addresses: Vec<String>,
+pub(super) struct Site {
+    /// Of the auth nodes.
+    pub(super) addresses: Vec<String>,
     trust: ClusterTrust,
     /// Without a certificate.
     tls: ClientConfig,
@@ -58,11 +52,17 @@ struct Site {
 }
 
 impl Site {
-    fn of(cluster: &Cluster) -> Self {
-        let mut tls = Arc::unwrap_or_clone(api::tls(cluster.trust(), true, None));
+    /// A cluster at these addresses.
+    pub(super) fn new(addresses: Vec<String>, trust: ClusterTrust) -> Self {
+        let mut tls = Arc::unwrap_or_clone(api::tls(&trust, true, None));
         // Its cache has places for hundreds of servers.
         tls.resumption = Resumption::disabled();
-        Self { addresses: cluster.addresses(), trust: cluster.trust().clone(), tls, epoch: Instant::now() }
+        Self { addresses, trust, tls, epoch: Instant::now() }
+    }
+
+    /// A connection to a node without a certificate.
+    pub(super) async fn connect_as_stranger(&self, node: usize) -> Result<Stub> {
+        self.connect(Ipv4Addr::LOCALHOST.into(), node, &Arc::new(self.tls.clone())).await
     }
 
     /// TLS with a certificate and its key, PEM.
@@ -95,7 +95,7 @@ struct Connection {
 pub struct Agent {
     /// Its id.
     pub id: String,
-    number: usize,
+    pub(super) number: usize,
     site: Arc<Site>,
     tls: Arc<ClientConfig>,
     connection: Mutex<Option<Connection>>,
@@ -120,7 +120,12 @@ fn hostname(number: usize) -> String {
 
 impl Agent {
     /// Joins through a connection without a certificate, registers over one of its own, and keeps that.
-    async fn join(site: &Arc<Site>, stranger: &mut Stub, token: &str, number: usize) -> Result<Self> {
+    pub(super) async fn join(
+        site: &Arc<Site>,
+        stranger: &mut Stub,
+        token: &str,
+        number: usize,
+    ) -> Result<Self> {
         let keys = HostKeys::new();
         let request = keys.request(token, &hostname(number));
         let issued = stranger.generate_host_certs(request).await.context("GenerateHostCerts")?.into_inner();
@@ -259,38 +264,4 @@ impl Connection {
         let news = stub.watch_access(v1::WatchAccessRequest {}).await.context("WatchAccess")?.into_inner();
         Ok(Self { node, stub, _news: news })
     }
-}
-
-/// Has so many agents join, spread evenly over the nodes. They are in the order of their numbers, from 0.
-///
-/// # Errors
-/// What the cluster answers.
-pub async fn join_all(cluster: &Cluster, count: usize) -> Result<Vec<Arc<Agent>>> {
-    let (site, mut lanes) = (Arc::new(Site::of(cluster)), JoinSet::new());
-    let lane_count = LANES.max(count / TOKEN_USES as usize + 1).min(count);
-    for lane in 0..lane_count {
-        let request = v1::CreateTokenRequest {
-            kind: v1::TokenKind::Node.into(),
-            max_uses: TOKEN_USES,
-            ..Default::default()
-        };
-        let token = call!(cluster.admin(), create_token, request)?.secret;
-        let site = Arc::clone(&site);
-        lanes.spawn(async move {
-            let tls = Arc::new(site.tls.clone());
-            let node = lane % site.addresses.len();
-            let mut stranger = site.connect(Ipv4Addr::LOCALHOST.into(), node, &tls).await?;
-            let mut agents = Vec::new();
-            for number in (lane..count).step_by(lane_count) {
-                agents.push(Arc::new(Agent::join(&site, &mut stranger, &token, number).await?));
-            }
-            Ok::<_, anyhow::Error>(agents)
-        });
-    }
-    let mut agents = Vec::with_capacity(count);
-    while let Some(joined) = lanes.join_next().await {
-        agents.extend(joined??);
-    }
-    agents.sort_by_key(|agent| agent.number);
-    Ok(agents)
 }

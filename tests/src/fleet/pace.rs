@@ -6,12 +6,13 @@ use std::{
 };
 
 use anyhow::Result;
+use serde::{Deserialize, Serialize};
 use tokio::task::JoinSet;
 
 use super::Agent;
 
 /// What became of heartbeats.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 pub struct Beats {
     /// From the first attempt to the answer, in microseconds.
     times: Vec<u32>,

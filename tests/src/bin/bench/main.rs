@@ -54,6 +54,9 @@ enum Args {
     /// Runs one member; `store` starts them.
     #[command(hide = true)]
     Node(node::NodeArgs),
+    /// Has a share of the agents; `fleet` starts them.
+    #[command(hide = true)]
+    Worker,
 }
 
 #[tokio::main]
@@ -66,5 +69,6 @@ async fn main() -> Result<()> {
         }
         Args::Fleet(plan) => fleet::run(plan).await,
         Args::Node(args) => node::run(args).await,
+        Args::Worker => fleet::worker::run().await,
     }
 }

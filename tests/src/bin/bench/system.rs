@@ -9,7 +9,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, anyhow};
-use mezite_e2e::{Port, Process, eventually, http};
+use mezite_e2e::{Port, Process, eventually, http, tied};
 use rustls::ClientConfig;
 
 use crate::{
@@ -93,7 +93,7 @@ impl System {
     }
 
     fn store(&self, index: usize) -> io::Result<Command> {
-        let mut command = Command::new(std::env::current_exe()?);
+        let mut command = tied(std::env::current_exe()?);
         let peers: Vec<_> = self.ports.iter().map(|ports| ports.peer.address()).collect();
         let id = (index + 1).to_string();
         command.args(["node", "--id", &id, "--peers", &peers.join(",")]);
@@ -119,7 +119,7 @@ impl System {
             .map(|(index, ports)| format!("{}=https://{}", name(index), ports.peer.address()))
             .collect();
         let (api, peer) = (format!("https://{}", api.address()), format!("https://{}", peer.address()));
-        let mut command = Command::new("etcd");
+        let mut command = tied("etcd");
         command.args(["--name", &name(index), "--initial-cluster", &members.join(",")]);
         command.args(["--listen-client-urls", &api, "--advertise-client-urls", &api]);
         command.args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer]);
@@ -196,15 +196,8 @@ impl System {
     }
 
     /// Resident memory of the largest member, in bytes.
-    pub(crate) fn resident(&self) -> Result<u64> {
-        let mut largest = 0;
-        for process in &self.processes {
-            let status = fs::read_to_string(format!("/proc/{}/status", process.id()))?;
-            let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-            let kib = line.and_then(|line| line.trim().strip_suffix(" kB")).context("no VmRSS")?;
-            largest = largest.max(kib.parse::<u64>()? * 1024);
-        }
-        Ok(largest)
+    pub(crate) fn resident(&self) -> u64 {
+        self.processes.iter().map(Process::resident_bytes).max().unwrap_or_default()
     }
 
     /// What it has used so far.

@@ -6,7 +6,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use bytes::Bytes;
 use mezite_client::{Client, SessionSecret};
-use mezite_e2e::{Cluster, call, fleet::labels};
+use mezite_e2e::{
+    Cluster, call,
+    fleet::{self, labels},
+};
 use mezite_proto::v1;
 use prost::Message as _;
 use tokio::task::JoinSet;
@@ -64,7 +67,7 @@ impl Walk {
 /// Goes through the lists.
 pub(crate) async fn run(fleet: &Fleet, alone: bool) -> Result<()> {
     let cluster = &fleet.cluster;
-    let total = fleet.agents.len();
+    let total = fleet.agents;
     let narrow = narrow(cluster).await?;
     let admin = cluster.session();
     let all = v1::ListNodesRequest::default();
@@ -80,10 +83,10 @@ pub(crate) async fn run(fleet: &Fleet, alone: bool) -> Result<()> {
         ("all, by a role for env=dev", &narrow, &all, Some(dev)),
     ] {
         for time in 0..TIMES {
-            let before = Usage::of(cluster).await?;
+            let before = Usage::of(fleet).await?;
             let walk = walk(&cluster.user_at(0, session), request).await?;
             ensure!(wanted.is_none_or(|wanted| wanted == walk.rows), "{what}: {} rows", walk.rows);
-            let used = Usage::of(cluster).await?.since(&before);
+            let used = Usage::of(fleet).await?.since(&before);
             if time > 0 {
                 walk.print(what, Some(used.nodes_cpu));
             }
@@ -126,13 +129,14 @@ async fn etcd(fleet: &Fleet) -> Result<()> {
     let request = v1::ListNodesRequest { page_size: 1, ..Default::default() };
     let sample = call!(fleet.cluster.admin(), list_nodes, request)?.nodes;
     let value = Bytes::from(sample.first().context("no node")?.encode_to_vec());
+    let ids = fleet::online(&fleet.cluster).await?;
     let folder = tempfile::tempdir()?;
     let system = System::start(Kind::Etcd, folder.path()).await?;
     let channel = connect(&system.address(system.leader().await?), system.tls()).await?;
     let mut lanes = JoinSet::new();
     for lane in 0..LANES {
         let (mut client, value) = (KvClient::new(channel.clone()), value.clone());
-        let own: Vec<_> = fleet.agents.iter().skip(lane).step_by(LANES).map(|agent| key(&agent.id)).collect();
+        let own: Vec<_> = ids.keys().skip(lane).step_by(LANES).map(|id| key(id)).collect();
         lanes.spawn(async move {
             for key in own {
                 client.put(PutRequest { key, value: value.clone() }).await?;
@@ -158,7 +162,7 @@ async fn etcd(fleet: &Fleet) -> Result<()> {
             from = [last.key.as_ref(), b"\0"].concat().into();
         }
         walk.time = begun.elapsed();
-        ensure!(walk.rows == fleet.agents.len(), "etcd has {} rows", walk.rows);
+        ensure!(walk.rows == fleet.agents, "etcd has {} rows", walk.rows);
         if time > 0 {
             walk.print("all, etcd", None);
         }

@@ -1,27 +1,22 @@
-//! A cluster of auth nodes with very many agents: what their heartbeats cost, how many it takes, how long lists take, and
-//! whether those who live count as alive.
+//! A cluster of auth nodes with very many agents: what their heartbeats cost, how many it takes, and how long lists take.
 //!
-//! The agents are those of [`mezite_e2e::fleet`]. [`load`] has them report, [`lists`] reads them back, beside etcd, and [`presence`]
-//! sees who counts as online while some fall silent and the leader dies.
+//! The agents are those of [`mezite_e2e::fleet`]. A process may have only so many connections, so they are spread over processes of
+//! their own: [`worker`] is one of them, [`workers`] has all of them do the same at the same time. [`load`] has the agents report,
+//! [`lists`] reads them back, beside etcd.
 
 mod lists;
 mod load;
-mod presence;
 mod usage;
+pub(crate) mod worker;
+mod workers;
 
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, ensure};
-use mezite_e2e::{
-    Cluster, Setup,
-    fleet::{self, Agent},
-};
+use anyhow::{Result, ensure};
+use mezite_e2e::{Cluster, Setup};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
-use self::usage::Usage;
+use self::{usage::Usage, workers::Workers};
 
 /// What is to be measured.
 #[derive(Debug, Clone, clap::Args)]
@@ -29,14 +24,17 @@ pub(crate) struct Plan {
     /// Agents.
     #[arg(long, default_value_t = 100_000)]
     agents: usize,
+    /// Auth nodes. More of them have room for more connections where files are few, and take more processors than three.
+    #[arg(long, default_value_t = 3)]
+    nodes: usize,
     /// Time from one heartbeat of an agent to the next, in seconds.
     #[arg(long, default_value_t = 60)]
     interval: u64,
     /// Length of the measurement of the steady state, in seconds.
     #[arg(long, default_value_t = 120)]
     seconds: u64,
-    /// Only these parts. `presence` takes three intervals.
-    #[arg(long, value_enum, value_delimiter = ',', default_values_t = [Part::Steady, Part::Connecting, Part::Most, Part::Lists, Part::Presence])]
+    /// Only these parts.
+    #[arg(long, value_enum, value_delimiter = ',', default_values_t = [Part::Steady, Part::Connecting, Part::Most, Part::Lists])]
     only: Vec<Part>,
     /// Leaves etcd out of the lists.
     #[arg(long)]
@@ -54,81 +52,100 @@ enum Part {
     Most,
     /// All nodes, page by page.
     Lists,
-    /// Who counts as online.
-    Presence,
 }
 
-/// Auth nodes.
-const NODES: usize = 3;
-/// Open files that a process of the cluster needs beside the agents' connections.
-const FILES: u64 = 4096;
+/// Open files of a process beside the connections that its agents keep: half of them for other connections, half for
+/// what is none.
+const ROOM: usize = 1000;
 
 /// What all parts work with.
 struct Fleet {
     cluster: Cluster,
-    agents: Vec<Arc<Agent>>,
+    workers: Workers,
+    agents: usize,
     interval: Duration,
-    ttl: Duration,
 }
 
 /// Goes through the parts and prints what they come to.
 pub(crate) async fn run(plan: Plan) -> Result<()> {
-    ensure!(plan.agents >= NODES && plan.interval > 0, "too few agents, or no interval");
-    let_files(plan.agents)?;
-    let interval = Duration::from_secs(plan.interval);
-    let ttl = interval * 2;
-    let set = vec![
-        format!("presence.interval={}s", interval.as_secs()),
-        format!("presence.ttl={}s", ttl.as_secs()),
-        // All of them move to the others when one node dies.
-        format!("limits.max_connections={}", plan.agents + 1000),
-    ];
-    let cluster = Cluster::start_with(&Setup { nodes: NODES, set, ..Setup::default() }).await;
+    ensure!(
+        plan.nodes > 0 && plan.agents >= plan.nodes && plan.interval > 0,
+        "too few agents, or no interval"
+    );
+    let files = let_files()?;
+    plan.check(files)?;
+    let mut fleet = Fleet {
+        cluster: plan.start(files).await,
+        workers: Workers::start(plan.agents.div_ceil(files - ROOM))?,
+        agents: plan.agents,
+        interval: Duration::from_secs(plan.interval),
+    };
     println!(
-        "{} agents, a heartbeat each {} s, {NODES} auth nodes, {} processors, load {}\n",
+        "{} agents in {} processes, a heartbeat each {} s, {} auth nodes, {} processors, load {}\n",
         plan.agents,
+        fleet.workers.count(),
         plan.interval,
+        plan.nodes,
         std::thread::available_parallelism()?,
         crate::comparison::load_average(),
     );
-    let mut fleet = Fleet { cluster, agents: Vec::new(), interval, ttl };
-    join(&mut fleet, plan.agents).await?;
+    join(&mut fleet).await?;
     for part in &plan.only {
         match part {
-            Part::Steady => load::steady(&fleet, Duration::from_secs(plan.seconds)).await?,
-            Part::Connecting => load::connecting(&fleet).await?,
-            Part::Most => load::most(&fleet).await?,
+            Part::Steady => load::steady(&mut fleet, Duration::from_secs(plan.seconds)).await?,
+            Part::Connecting => load::connecting(&mut fleet).await?,
+            Part::Most => load::most(&mut fleet).await?,
             Part::Lists => lists::run(&fleet, plan.alone).await?,
-            Part::Presence => presence::run(&mut fleet).await?,
         }
     }
     Ok(())
 }
 
+impl Plan {
+    /// Whether auth nodes with so many open files each can hold the agents' connections.
+    fn check(&self, files: usize) -> Result<()> {
+        let fit = files.saturating_sub(ROOM) * self.nodes;
+        ensure!(
+            self.agents <= fit,
+            "{} auth nodes that may have {files} open files each hold the connections of {fit} agents, not of {}: raise \
+             `ulimit -Hn`, or take more --nodes or fewer --agents",
+            self.nodes,
+            self.agents,
+        );
+        Ok(())
+    }
+
+    /// The cluster. When a node dies, its agents move to the others, as far as these may have files.
+    async fn start(&self, files: usize) -> Cluster {
+        let connections = (self.agents + ROOM).min(files - ROOM / 2);
+        let set = vec![
+            format!("presence.interval={}s", self.interval),
+            format!("presence.ttl={}s", self.interval * 2),
+            format!("limits.max_connections={connections}"),
+        ];
+        Cluster::start_with(&Setup { nodes: self.nodes, set, tied: true, ..Setup::default() }).await
+    }
+}
+
 /// All agents join, by the API: GenerateHostCerts, RegisterAgent, and WatchAccess on the connection that stays.
-async fn join(fleet: &mut Fleet, count: usize) -> Result<()> {
-    let (before, begun) = (Usage::of(&fleet.cluster).await?, Instant::now());
-    fleet.agents = fleet::join_all(&fleet.cluster, count).await?;
-    let used = Usage::of(&fleet.cluster).await?.since(&before);
-    let taken = begun.elapsed().as_secs_f64();
+async fn join(fleet: &mut Fleet) -> Result<()> {
+    let (before, begun) = (Usage::of(fleet).await?, Instant::now());
+    fleet.workers.join(&fleet.cluster, fleet.agents).await?;
+    let used = Usage::of(fleet).await?.since(&before);
+    let (count, taken) = (fleet.agents as f64, begun.elapsed().as_secs_f64());
     println!(
         "joined: {count} agents in {taken:.0} s, {:.0} a second; processor time an agent: auth nodes {:.2} ms, agents {:.2} ms",
-        count as f64 / taken,
-        used.nodes_cpu * 1e3 / count as f64,
-        used.own_cpu * 1e3 / count as f64,
+        count / taken,
+        used.nodes_cpu * 1e3 / count,
+        used.agents_cpu * 1e3 / count,
     );
-    println!("{}\n", Usage::memory(&fleet.cluster));
+    println!("{}\n", Usage::memory(fleet));
     Ok(())
 }
 
-/// Lets this process and those that it starts open as many files as there are agents.
-fn let_files(agents: usize) -> Result<()> {
-    let wanted = agents as u64 + FILES;
-    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
-    if soft >= wanted {
-        return Ok(());
-    }
-    setrlimit(Resource::RLIMIT_NOFILE, wanted, hard.max(wanted)).with_context(|| {
-        format!("{agents} connections need {wanted} open files: raise `ulimit -n`, run as root, or take fewer --agents")
-    })
+/// Lets this process and those that it starts open as many files as they may: how many.
+fn let_files() -> Result<usize> {
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
+    Ok(usize::try_from(hard)?)
 }

@@ -3,8 +3,9 @@
 use std::time::Instant;
 
 use anyhow::Result;
-use mezite_e2e::{Cluster, http};
+use mezite_e2e::http;
 
+use super::Fleet;
 use crate::system::cpu_seconds;
 
 /// Since the processes began; or, after [`Usage::since`], in between.
@@ -15,8 +16,8 @@ pub(crate) struct Usage {
     pub(crate) time: f64,
     /// Processor time of all auth nodes, in seconds.
     pub(crate) nodes_cpu: f64,
-    /// That of this process, which is all agents.
-    pub(crate) own_cpu: f64,
+    /// That of the workers, which have the agents.
+    pub(crate) agents_cpu: f64,
     /// Log entries, as the node has applied them that has applied most.
     pub(crate) entries: f64,
     /// Synced writes of all nodes' logs.
@@ -27,19 +28,19 @@ pub(crate) struct Usage {
 }
 
 impl Usage {
-    /// Of a cluster whose nodes run.
-    pub(crate) async fn of(cluster: &Cluster) -> Result<Self> {
+    /// Of a cluster whose nodes run, and of the agents.
+    pub(crate) async fn of(fleet: &Fleet) -> Result<Self> {
         let mut usage = Self {
             at: Instant::now(),
             time: 0.0,
             nodes_cpu: 0.0,
-            own_cpu: cpu_seconds("self")?,
+            agents_cpu: fleet.workers.cpu_seconds()?,
             entries: 0.0,
             fsyncs: 0.0,
             batches: 0.0,
             beats: 0.0,
         };
-        for node in cluster.nodes() {
+        for node in fleet.cluster.nodes() {
             usage.nodes_cpu += cpu_seconds(&node.process().id().to_string())?;
             let (_, page) = http::get(&node.diagnostics_address(), "/metrics").await?;
             let value = |name: &str| -> f64 {
@@ -61,7 +62,7 @@ impl Usage {
             at: self.at,
             time: (self.at - before.at).as_secs_f64(),
             nodes_cpu: self.nodes_cpu - before.nodes_cpu,
-            own_cpu: self.own_cpu - before.own_cpu,
+            agents_cpu: self.agents_cpu - before.agents_cpu,
             entries: self.entries - before.entries,
             fsyncs: self.fsyncs - before.fsyncs,
             batches: self.batches - before.batches,
@@ -71,8 +72,8 @@ impl Usage {
 
     /// Processors that the auth nodes took together, that the agents took, and the former in percent of two.
     pub(crate) fn processors(&self) -> String {
-        let (nodes, own) = (self.nodes_cpu / self.time, self.own_cpu / self.time);
-        format!("auth nodes {nodes:.2} processors ({:.0} % of two), agents {own:.2}", nodes * 50.0)
+        let (nodes, agents) = (self.nodes_cpu / self.time, self.agents_cpu / self.time);
+        format!("auth nodes {nodes:.2} processors ({:.0} % of two), agents {agents:.2}", nodes * 50.0)
     }
 
     /// What the log took.
@@ -86,9 +87,14 @@ impl Usage {
     }
 
     /// Memory that is held now.
-    pub(crate) fn memory(cluster: &Cluster) -> String {
-        let nodes = cluster.nodes().iter().map(|node| node.process().resident_bytes() >> 20);
-        let nodes: Vec<_> = nodes.map(|mebibytes| mebibytes.to_string()).collect();
-        format!("memory: auth nodes {} MiB", nodes.join(" + "))
+    pub(crate) fn memory(fleet: &Fleet) -> String {
+        let nodes = fleet.cluster.nodes().iter().map(|node| node.process().resident_bytes());
+        let agents = fleet.workers.resident_bytes();
+        format!("memory: auth nodes {} MiB, agents {} MiB", mebibytes(nodes), mebibytes(agents))
     }
+}
+
+fn mebibytes(each: impl Iterator<Item = u64>) -> String {
+    let each: Vec<_> = each.map(|bytes| (bytes >> 20).to_string()).collect();
+    each.join(" + ")
 }
