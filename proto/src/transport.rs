@@ -259,9 +259,12 @@ impl AsyncWrite for TlsConnection {
 }
 
 /// An HTTP/2 ping after so much silence finds a dead server. Calls have deadlines of their own: what waits for this is who
-/// only listens, and a hundred thousand of those make every ping a cost.
-const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(30);
-const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(5);
+/// only listens. Of those there may be a hundred thousand, which make every ping a cost; they report once a minute, and who is
+/// answered is not silent.
+const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(75);
+/// A server that is overloaded is not dead: if its clients took it for that, they would all come back at once, which costs it more
+/// than their pings. As long as gRPC's default.
+const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// HTTP/2 windows: the connection's well above the stream's, so that one stalled stream does not block the rest.
 const STREAM_WINDOW: u32 = 1 << 20;

@@ -37,7 +37,7 @@ const CONNECTION_WINDOW: u32 = 8 << 20;
 /// An HTTP/2 ping after so much silence finds a dead client, whose place another can then have. Agents that live report more
 /// often than that, and are not asked.
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(90);
-const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(10);
+const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// The one method, for agents alone, whose request lasts; its relay bounds the silence between its messages.
 const LASTING: &str = "/mezite.v1.AuthService/StreamSessionRecording";
