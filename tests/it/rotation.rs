@@ -8,6 +8,7 @@ use std::{
 
 use mezite_e2e::{
     Agent, AgentSpec, Cluster, Ctl, Ingest, PASSWORD, Port, Process, Setup, Sshd, account, eventually,
+    secret_file,
 };
 use nix::sys::signal::Signal;
 use serde_json::Value;
@@ -304,10 +305,6 @@ async fn any_command_of_a_user_follows_the_tls_ca() {
     let _ = alice.ok(&["nodes", "ls"]);
     assert_eq!(cas(&alice), 1, "they were looked at just now");
     age(&alice);
-    // By another address she means another cluster, which may be a copy of this one.
-    let elsewhere = [cluster.addresses(), vec!["127.0.0.1:9".into()]].concat();
-    let _ = alice.at(&elsewhere).ok(&["nodes", "ls"]);
-    assert_eq!(cas(&alice), 1);
     // However many run at a time, each finds a whole profile and leaves one.
     let before = profile(&alice);
     let running: Vec<_> = (0..8).map(|_| alice.command(&["nodes", "ls"]).spawn().unwrap()).collect();
@@ -333,8 +330,20 @@ async fn any_command_of_a_user_follows_the_tls_ca() {
     .await;
     let _ = alice.ok(&["nodes", "ls"]);
     age(&alice);
-    let _ = alice.ok(&["nodes", "ls"]);
+    // By whichever address: it knows her session. And also with a command that it refuses her.
+    let elsewhere = [cluster.addresses(), vec!["127.0.0.1:9".into()]].concat();
+    let _ = alice.at(&elsewhere).run(&["tokens", "ls"]).failed(3);
     assert_eq!(cas(&alice), 1, "the old one is forgotten");
+    // Who is invited now is told the new one.
+    let command = admin.json(&["users", "add", "carol"])["invite"]["command"].as_str().unwrap().to_owned();
+    let pin = command.split(' ').next_back().unwrap();
+    assert_eq!(admin.json(&["status"])["ca_pin"], pin);
+    let carol = Ctl::new(&cluster.dir().join("carol"), &cluster.addresses(), pin);
+    let guess = cluster.dir().join("guess");
+    secret_file(&guess, "a password or an invite");
+    let guess = guess.to_str().unwrap();
+    let said = carol.run(&["accept-invite", "--secret-file", guess, "--password-file", guess]).failed(3);
+    assert!(said.contains("invite"), "it was recognised by the pin: {said}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -23,6 +23,9 @@ Examples:
   mezctl certs issue --out ~/.ssh/mezite
   mezctl nodes ls --format json";
 
+/// Says the pin where no option does.
+pub(crate) const CA_PIN_VARIABLE: &str = "MEZITE_CA_PIN";
+
 /// Talks to a Mezite cluster: for its users, its admins, and the hosts that they reach.
 ///
 /// `login` keeps the cluster's addresses, its CAs and the session in a profile; every other command works with that.
@@ -66,7 +69,7 @@ pub(crate) struct Global {
     /// First contact: pin of the cluster's TLS CA, as `auth-node init` and `mezctl status` print it
     #[arg(
         long,
-        env = "MEZITE_CA_PIN",
+        env = CA_PIN_VARIABLE,
         hide_env_values = true,
         global = true,
         value_name = "sha256:HEX",

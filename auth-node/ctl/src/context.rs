@@ -1,15 +1,20 @@
 //! What a command works with: the options that all share, the profile, and clients made of both.
 
-use std::{cell::RefCell, ops::ControlFlow, time::Duration};
+use std::{cell::RefCell, env, ops::ControlFlow, time::Duration};
 
-use anyhow::Result;
-use mezite_client::{Client, ClientConfig, ClusterTrust, FirstContact, RetryPolicy, parse_addresses};
+use anyhow::{Error, Result};
+use mezite_client::{
+    Client, ClientConfig, ClientError, ClusterTrust, FirstContact, Retry, RetryPolicy, parse_addresses,
+};
 use mezite_daemon::clock;
+use mezite_proto::v1;
 use serde::Serialize;
+use tonic::Code;
 
 use crate::{
-    cli::{Format, Global},
-    exit::{NotLoggedIn, Usage},
+    cli::{CA_PIN_VARIABLE, Format, Global},
+    cmd::call,
+    exit::{NotLoggedIn, StrangePin, Usage, is_answer},
     files::read_text,
     output::{self, Journal, Listing, Report, Row},
     profile::{Home, LoginState, Profile},
@@ -27,7 +32,9 @@ pub(crate) struct Context {
     pub(crate) policy: RetryPolicy,
     addresses: Option<Vec<String>>,
     first_contact: Option<FirstContact>,
-    /// What talked to the profile's own cluster, if anything did.
+    /// What says the pin, if one is given: an option or a variable.
+    pin_from: &'static str,
+    /// What was made to talk to the profile's cluster, for [`Self::done`].
     used: RefCell<Option<Client>>,
 }
 
@@ -46,6 +53,7 @@ impl Context {
         };
         let ca_pin = global.ca_pin.filter(|pin| !pin.is_empty());
         let ca_file = global.ca_file.filter(|file| !file.as_os_str().is_empty());
+        let of_variable = ca_pin.is_some() && env::var(CA_PIN_VARIABLE).ok() == ca_pin;
         let first_contact = match (ca_pin, ca_file) {
             (Some(pin), _) => Some(FirstContact::Pin(pin.parse()?)),
             (None, Some(file)) => Some(FirstContact::CaPem(read_text(&file)?)),
@@ -57,6 +65,7 @@ impl Context {
             policy: policy(global.timeout),
             addresses,
             first_contact,
+            pin_from: if of_variable { CA_PIN_VARIABLE } else { "--ca-pin" },
             used: RefCell::default(),
         })
     }
@@ -85,6 +94,7 @@ impl Context {
 
     /// The cluster that the options name, or else the profile, or else what `known` knows.
     pub(crate) async fn cluster(&self, known: Option<Cluster>) -> Result<Cluster> {
+        let of_profile = known.is_none();
         let known = match known {
             Some(known) => Some(known),
             None => self.home.load()?.map(|Profile { addresses, trust, .. }| Cluster { addresses, trust }),
@@ -98,7 +108,15 @@ impl Context {
             .into());
         };
         let trust = match (&self.first_contact, known) {
-            (Some(first), _) => first.establish(&addresses, self.policy).await?.trust,
+            // The CAs beside it were told by who is recognised by it.
+            (Some(FirstContact::Pin(pin)), Some(known)) if of_profile && known.trust.pins().contains(pin) => {
+                known.trust
+            }
+            (Some(first), _) => match first.establish(&addresses, self.policy).await {
+                Ok(established) => established.trust,
+                Err(error) if of_profile => return Err(self.pinned(error.into())),
+                Err(error) => return Err(error.into()),
+            },
             (None, Some(known)) => known.trust,
             (None, None) => {
                 let what = "this cluster was never talked to: give --ca-pin (as `auth-node init` printed it) or \
@@ -121,34 +139,30 @@ impl Context {
             return Err(NotLoggedIn.into());
         }
         let cluster = self.cluster(None).await?;
-        let LoginState { session, .. } = self.login_at(&cluster)?.ok_or(NotLoggedIn)?;
+        let not_here = || self.pinned(NotLoggedIn.into());
+        let LoginState { session, .. } = self.login_at(&cluster)?.ok_or_else(not_here)?;
         let client = self.client(&cluster)?.with_session(Some(session));
-        self.note_use(&client)?;
+        self.used.replace(Some(client.clone()));
         Ok(client)
     }
 
-    /// Takes note of a client that is used, for [`Self::done`].
-    pub(crate) fn note_use(&self, client: &Client) -> Result<()> {
-        if self.is_home()? {
-            self.used.replace(Some(client.clone()));
+    /// Says of a failure that a pin overrides the profile, if one does.
+    fn pinned(&self, error: Error) -> Error {
+        let Some(FirstContact::Pin(pin)) = &self.first_contact else { return error };
+        match self.home.load() {
+            Ok(Some(profile)) if !profile.trust.pins().contains(pin) => {
+                error.context(StrangePin(self.pin_from))
+            }
+            _ => error,
         }
-        Ok(())
     }
 
-    /// Whether the options name no other cluster than the profile's, not even by addresses: a copy of a cluster that was
-    /// restored elsewhere has its name and its CAs, and is not to be followed.
-    fn is_home(&self) -> Result<bool> {
-        Ok(match (&self.addresses, self.home.load()?) {
-            _ if self.first_contact.is_some() => false,
-            (None, profile) => profile.is_some(),
-            (Some(given), Some(profile)) => given.iter().all(|address| profile.addresses.contains(address)),
-            (Some(_), None) => false,
-        })
-    }
-
-    /// After a command that was done: keeps the TLS CAs as [`Self::follow_trust`] does, if it talked to the profile's own
-    /// cluster and they have not been looked at for an hour.
-    pub(crate) async fn done(&self) {
+    /// After a command that the cluster answered, though it may have refused it: keeps the TLS CAs as [`Self::follow_trust`]
+    /// does, if they have not been looked at for an hour.
+    pub(crate) async fn done(&self, outcome: &Result<()>) {
+        if outcome.as_ref().is_err_and(|error| !is_answer(error)) {
+            return;
+        }
         let age = self.home.written().and_then(|written| clock::now().duration_since(written).ok());
         let used = self.used.take().filter(|_| age.is_none_or(|age| age >= TRUST_AGE));
         if let Some(client) = used {
@@ -160,24 +174,39 @@ impl Context {
     /// Keeps the TLS CAs of the profile's own cluster, as they are now: so a rotation leaves behind only those who run no
     /// command for as long as it lasts. What the command was for is done: a failure is but told.
     pub(crate) async fn follow_trust(&self, client: &Client) {
-        if let Err(error) = self.look_at_trust(client).await {
-            let error = output::printable(&format!("{error:#}"));
-            eprintln!("warning: the profile has the cluster's CAs as they were before: {error}");
+        if let Err(error) = self.trust_bundle(client).await {
+            not_followed(&error);
         }
     }
 
-    async fn look_at_trust(&self, client: &Client) -> Result<()> {
-        let trust = ClusterTrust::from_bundle(&client.trust_bundle().await?)?;
+    /// The trust bundle as it is now. Its TLS CAs are kept where the cluster is the profile's own; if that fails, it is but
+    /// told.
+    pub(crate) async fn trust_bundle(&self, client: &Client) -> Result<v1::GetTrustBundleResponse> {
+        let bundle = client.trust_bundle().await?;
+        let trust = ClusterTrust::from_bundle(&bundle)?;
+        if let Err(error) = self.keep_trust(client, &trust).await {
+            not_followed(&error);
+        }
+        Ok(bundle)
+    }
+
+    async fn keep_trust(&self, client: &Client, trust: &ClusterTrust) -> Result<()> {
         // Another process may have logged in elsewhere since the client was made.
         let is_ours = |profile: &Profile| {
             let asked = client.trust().is_some_and(|asked| is_same(asked, &profile.trust));
             asked && profile.trust.cluster_name() == trust.cluster_name()
         };
         let Some(profile) = self.home.load()?.filter(is_ours) else { return Ok(()) };
+        // A copy that was restored elsewhere has the name and the CAs, and is not to be followed: it has no sessions.
+        let at_home =
+            client.addresses().iter().all(|&asked| profile.addresses.iter().any(|known| known == asked));
+        if !at_home && !knows_session(client).await? {
+            return Ok(());
+        }
         let kept = |profile: Profile| Profile { trust: trust.clone(), ..profile };
         // Written also when nothing is new: when that was, says when they were looked at.
         let written = self.home.update(|profile| profile.filter(is_ours).map(kept));
-        if profile.trust == trust { Ok(()) } else { written.map(drop) }
+        if profile.trust == *trust { Ok(()) } else { written.map(drop) }
     }
 
     /// The login of the profile.
@@ -189,6 +218,23 @@ impl Context {
     pub(crate) fn login_at(&self, cluster: &Cluster) -> Result<Option<LoginState>> {
         let Some(profile) = self.home.load()? else { return Ok(None) };
         Ok(profile.login.filter(|_| is_same(&profile.trust, &cluster.trust)))
+    }
+}
+
+fn not_followed(error: &Error) {
+    let error = output::printable(&format!("{error:#}"));
+    eprintln!("warning: the profile has the cluster's CAs as they were before: {error}");
+}
+
+/// Whether a cluster knows the client's session.
+async fn knows_session(client: &Client) -> Result<bool, ClientError> {
+    let request = v1::ListActiveSessionsRequest { page_size: 1, ..Default::default() };
+    match call!(client, Retry::Idempotent, list_active_sessions, request) {
+        Ok(_) => Ok(true),
+        // Whom it does not let do this, it knows.
+        Err(error) if error.code() == Some(Code::PermissionDenied) => Ok(true),
+        Err(error) if error.code() == Some(Code::Unauthenticated) => Ok(false),
+        Err(error) => Err(error),
     }
 }
 

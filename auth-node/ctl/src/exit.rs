@@ -27,6 +27,11 @@ pub(crate) struct NotFound(pub(crate) String);
 #[error("{0}")]
 pub(crate) struct Conflict(pub(crate) String);
 
+/// The pin that is given is of no CA that the profile knows.
+#[derive(Debug, thiserror::Error)]
+#[error("{0} names a CA that the profile does not know")]
+pub(crate) struct StrangePin(pub(crate) &'static str);
+
 /// What a failure amounts to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Outcome {
@@ -99,6 +104,12 @@ fn outcome(error: &anyhow::Error) -> Outcome {
     }
 }
 
+/// Whether the cluster was reached, and answered this.
+pub(crate) fn is_answer(error: &anyhow::Error) -> bool {
+    let status = client_error(error).and_then(ClientError::status);
+    status.is_some_and(|status| !matches!(status.code, Code::Unavailable | Code::DeadlineExceeded))
+}
+
 /// Whether it failed because something is not there.
 pub(crate) fn is_not_found(error: &anyhow::Error) -> bool {
     outcome(error) == Outcome::NotFound
@@ -110,6 +121,13 @@ pub(crate) fn is_conflict(error: &anyhow::Error) -> bool {
 }
 
 fn hint(error: &anyhow::Error, proof: Proof) -> Option<String> {
+    if let Some(StrangePin(by)) = error.downcast_ref() {
+        let undo = if by.starts_with('-') { "leave it out" } else { "unset it" };
+        return Some(format!(
+            "{by} overrides the profile: {undo} to go by the profile; for the cluster that it names, check it and --addr, \
+             and run `mezctl login`"
+        ));
+    }
     if error.chain().any(|cause| cause.is::<NotLoggedIn>()) {
         return Some("run `mezctl login`".into());
     }

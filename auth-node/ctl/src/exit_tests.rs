@@ -31,6 +31,35 @@ fn exit_codes_tell_failures_apart() {
 fn an_error_says_what_to_do() {
     assert!(hint(&NotLoggedIn.into(), Proof::Session).unwrap().contains("mezctl login"));
     assert!(hint(&unavailable().into(), Proof::Session).unwrap().contains("--addr"));
+    for (by, undo) in [("--ca-pin", "leave it out"), ("MEZITE_CA_PIN", "unset it")] {
+        let untrusted = ClientError::Untrusted { address: "a:1".into(), reason: "x".into() };
+        for error in [anyhow::Error::from(untrusted), NotLoggedIn.into()] {
+            let before = outcome(&error);
+            let error = error.context(StrangePin(by)).context("document 1");
+            assert!(
+                hint(&error, Proof::Session)
+                    .unwrap()
+                    .starts_with(&format!("{by} overrides the profile: {undo}"))
+            );
+            assert_eq!(outcome(&error), before);
+        }
+    }
+}
+
+#[test]
+fn an_answer_is_what_the_cluster_said() {
+    let status = |code| ClientError::Status(Box::new((&tonic::Status::new(code, "no")).into()));
+    for (code, answered) in [
+        (Code::PermissionDenied, true),
+        (Code::Unauthenticated, true),
+        (Code::NotFound, true),
+        (Code::Unavailable, false),
+        (Code::DeadlineExceeded, false),
+    ] {
+        let error = anyhow::Error::from(status(code)).context("document 1");
+        assert_eq!(is_answer(&error), answered, "{code:?}");
+    }
+    assert!(!is_answer(&unavailable().into()) && !is_answer(&Usage("x".into()).into()));
 }
 
 /// What helps depends on how the caller proves who it is.

@@ -7,7 +7,7 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use clap::Args;
-use mezite_client::Retry;
+use mezite_client::{Client, ClusterTrust, Retry};
 use mezite_proto::v1;
 use serde::Serialize;
 use tonic::Code;
@@ -48,18 +48,31 @@ pub(crate) struct Proof<'a> {
     pub(crate) password: Zeroizing<String>,
     pub(crate) invite_ttl: Option<prost_types::Duration>,
     out: Option<(&'a Path, Pending<'a>)>,
+    /// What an invited user is to run.
+    command: String,
 }
 
 impl ProofArgs {
-    /// Reads the password, or makes the file for the secret.
-    pub(crate) fn read(&self, user: &str) -> Result<Proof<'_>> {
-        let password = match (&self.password_file, self.ask_password) {
-            (None, false) => Zeroizing::default(),
-            (file, _) => secret::new_password(file.as_deref(), &format!("Password for {user}: "))?,
+    /// Reads the password; or makes the file for the secret, and asks how the cluster will be recognised.
+    pub(crate) async fn read(&self, context: &Context, client: &Client, user: &str) -> Result<Proof<'_>> {
+        let (password, command) = match (&self.password_file, self.ask_password) {
+            (None, false) => (Zeroizing::default(), accept_command(context, client).await?),
+            (file, _) => {
+                let prompt = format!("Password for {user}: ");
+                (secret::new_password(file.as_deref(), &prompt)?, String::new())
+            }
         };
         let out = self.out.as_deref().map(|path| anyhow::Ok((path, Pending::create(path)?))).transpose()?;
-        Ok(Proof { password, invite_ttl: self.invite_ttl.map(proto_duration), out })
+        Ok(Proof { password, invite_ttl: self.invite_ttl.map(proto_duration), out, command })
     }
+}
+
+/// What an invited user is to run: with the pin of the CA by which servers are known now, which the profile may not have
+/// heard of yet.
+async fn accept_command(context: &Context, client: &Client) -> Result<String> {
+    let trust = ClusterTrust::from_bundle(&context.trust_bundle(client).await?)?;
+    let pin = trust.pins().first().map(|pin| format!(" --ca-pin {pin}")).unwrap_or_default();
+    Ok(format!("mezctl accept-invite --addr {}{pin}", client.addresses().join(",")))
 }
 
 /// An invite that was made.
@@ -77,8 +90,7 @@ pub(crate) struct InviteView {
 
 impl InviteView {
     /// Of what the cluster answered; `None` when it made no invite.
-    pub(crate) async fn new(
-        context: &Context,
+    pub(crate) fn new(
         proof: Proof<'_>,
         secret: String,
         expires_at: Option<prost_types::Timestamp>,
@@ -86,7 +98,6 @@ impl InviteView {
         if secret.is_empty() {
             return Ok(None);
         }
-        // First: whatever fails after this, the secret is there.
         let (secret, secret_file) = match proof.out {
             Some((path, out)) => {
                 out.write_secret(&Zeroizing::new(secret))?;
@@ -94,10 +105,8 @@ impl InviteView {
             }
             None => (Some(secret), None),
         };
-        let cluster = context.cluster(None).await?;
-        let pin = cluster.trust.pins().first().map(|pin| format!(" --ca-pin {pin}")).unwrap_or_default();
-        let command = format!("mezctl accept-invite --addr {}{pin}", cluster.addresses.join(","));
-        Ok(Some(Self { expires_at: output::time(expires_at.as_ref()), secret, secret_file, command }))
+        let (expires_at, command) = (output::time(expires_at.as_ref()), proof.command);
+        Ok(Some(Self { expires_at, secret, secret_file, command }))
     }
 }
 

@@ -30,9 +30,9 @@ use crate::{cli::Command, context::Context};
 
 /// Carries a command out, and does what belongs after any.
 pub(crate) async fn run(context: &Context, command: Command) -> Result<()> {
-    carry_out(context, command).await?;
-    context.done().await;
-    Ok(())
+    let outcome = carry_out(context, command).await;
+    context.done(&outcome).await;
+    outcome
 }
 
 async fn carry_out(context: &Context, command: Command) -> Result<()> {

@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use futures::future::join_all;
-use mezite_client::{Client, ClientError, Retry, RetryPolicy};
+use mezite_client::{Client, ClientError, ClusterTrust, Retry, RetryPolicy};
 use mezite_proto::v1;
 use serde::Serialize;
 use tonic::Code;
@@ -19,8 +19,13 @@ struct Status {
     /// Absent, as all that only a node can say, when no address serves.
     cluster_id: Option<String>,
     server_version: Option<String>,
-    /// Pins of the TLS CAs, for the first contact of others.
+    /// Pin of the TLS CA by which servers are known now, for the first contact of others.
+    ca_pin: Option<String>,
+    /// Pins of all TLS CAs that are trusted: the cluster's, or, when no address serves, the profile's.
     ca_pins: Vec<String>,
+    /// Where the rotation of the TLS CA stands.
+    #[serde(skip)]
+    phase: v1::RotationPhase,
     addresses: Vec<AddressView>,
     ingest_addresses: Vec<String>,
     login: Option<LoginView>,
@@ -44,6 +49,19 @@ struct LoginView {
     active: Option<bool>,
 }
 
+impl Status {
+    /// What is to be said of the CAs that are trusted and by which no server is known now.
+    fn other_pins(&self) -> String {
+        let role = match (&self.ca_pin, self.phase) {
+            (None, _) => "known from before",
+            (_, v1::RotationPhase::Init | v1::RotationPhase::UpdateClients) => "next in the rotation",
+            _ => "on its way out",
+        };
+        let others = self.ca_pins.iter().filter(|pin| self.ca_pin.as_ref() != Some(*pin));
+        others.map(|pin| format!("{pin} ({role})\n")).collect()
+    }
+}
+
 impl Report for Status {
     fn text(&self) -> String {
         let login = match &self.login {
@@ -58,7 +76,8 @@ impl Report for Status {
             ("cluster", self.cluster_name.clone()),
             ("cluster id", self.cluster_id.clone().unwrap_or_default()),
             ("version", self.server_version.clone().unwrap_or_default()),
-            ("ca pin", self.ca_pins.join(", ")),
+            ("ca pin", self.ca_pin.clone().unwrap_or_else(|| "none can be told now".into())),
+            ("also trusted", self.other_pins()),
             ("logged in", login),
             ("ingests", self.ingest_addresses.join(", ")),
         ]);
@@ -77,15 +96,21 @@ impl Report for Status {
 pub(crate) async fn status(context: &Context) -> Result<()> {
     let cluster = context.cluster(None).await?;
     let client = context.client(&cluster)?;
-    context.note_use(&client)?;
     let mut login = context.login_at(&cluster)?.map(|login| {
         (LoginView { user: login.user, expires_at: login.expires_at, active: None }, login.session)
     });
     let mut asked = ask_each(context, &cluster).await?;
     let pong = asked.iter().find_map(|(_, pong)| pong.as_ref().ok()).cloned();
+    let user = client.with_session(login.as_ref().map(|(_, session)| session.clone()));
+    let (trust, phase) = match &pong {
+        Some(_) => now_trusted(context, &user).await.unwrap_or_default(),
+        None => Default::default(),
+    };
+    let pins = trust.as_ref().unwrap_or(&cluster.trust).pins();
+    let pins: Vec<_> = pins.iter().map(ToString::to_string).collect();
     let mut members = Ok(None);
-    if let (Some((view, session)), Some(_)) = (&mut login, &pong) {
-        members = self::members(&client.with_session(Some(session.clone()))).await;
+    if let (Some((view, _)), Some(_)) = (&mut login, &pong) {
+        members = self::members(&user).await;
         view.active = match &members {
             Ok(_) => Some(true),
             Err(error) if error.code() == Some(Code::Unauthenticated) => Some(false),
@@ -96,7 +121,9 @@ pub(crate) async fn status(context: &Context) -> Result<()> {
         cluster_name: cluster.trust.cluster_name().to_owned(),
         cluster_id: pong.as_ref().map(|pong| pong.cluster_id.clone()),
         server_version: pong.as_ref().map(|pong| pong.server_version.clone()),
-        ca_pins: cluster.trust.pins().iter().map(ToString::to_string).collect(),
+        ca_pin: trust.and_then(|_| pins.first().cloned()),
+        ca_pins: pins,
+        phase,
         addresses: asked.iter().map(|(address, pong)| AddressView::new(address, pong)).collect(),
         ingest_addresses: pong.as_ref().map(|pong| pong.ingest_addresses.clone()).unwrap_or_default(),
         login: login.map(|(view, _)| view),
@@ -108,6 +135,17 @@ pub(crate) async fn status(context: &Context) -> Result<()> {
         (_, _, Err(error)) if error.code() != Some(Code::Unauthenticated) => Err(error.into()),
         _ => Ok(()),
     }
+}
+
+/// The CAs as they are now, the one by which servers are known first, and where the rotation of the TLS CA stands.
+async fn now_trusted(
+    context: &Context,
+    client: &Client,
+) -> Result<(Option<ClusterTrust>, v1::RotationPhase)> {
+    let bundle = context.trust_bundle(client).await?;
+    let tls = bundle.authorities.iter().find(|ca| ca.kind() == v1::CaKind::Tls);
+    let phase = tls.map(v1::TrustedCa::phase).unwrap_or_default();
+    Ok((Some(ClusterTrust::from_bundle(&bundle)?), phase))
 }
 
 /// What an address answered to a ping.

@@ -280,20 +280,20 @@ async fn add(context: &Context, args: Add) -> Result<()> {
     let client = context.user().await?;
     let mut user = v1::User { name: args.name.clone(), roles: args.roles, ..Default::default() };
     args.traits.apply(&mut user.traits)?;
-    let proof = args.proof.read(&args.name)?;
+    let proof = args.proof.read(context, &client, &args.name).await?;
     let request = v1::CreateUserRequest {
         user: Some(user),
         password: proof.password.as_str().to_owned(),
         invite_ttl: proof.invite_ttl,
     };
     let reply = make(&client, request).await?;
-    let invite = InviteView::new(context, proof, reply.invite_secret, reply.invite_expires_at).await?;
+    let invite = InviteView::new(proof, reply.invite_secret, reply.invite_expires_at)?;
     context.print(&NewUser { user: present(reply.user, "the user")?.into(), invite })
 }
 
 async fn reset(context: &Context, args: Reset) -> Result<()> {
     let client = context.user().await?;
-    let proof = args.proof.read(&args.name)?;
+    let proof = args.proof.read(context, &client, &args.name).await?;
     let request = v1::ResetUserPasswordRequest {
         name: args.name.clone(),
         new_password: proof.password.as_str().to_owned(),
@@ -301,7 +301,7 @@ async fn reset(context: &Context, args: Reset) -> Result<()> {
     };
     let check = Retry::once("an invite that nobody has the secret of is of no use: repeat it");
     let reply = call!(client, check, reset_user_password, request)?;
-    let invite = InviteView::new(context, proof, reply.invite_secret, reply.invite_expires_at).await?;
+    let invite = InviteView::new(proof, reply.invite_secret, reply.invite_expires_at)?;
     context.print(&ResetUser { user: args.name, sessions_ended: reply.sessions_ended, invite })
 }
 

@@ -5,7 +5,7 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::{Command, Stdio},
-    sync::Arc,
+    sync::{Arc, Mutex},
 };
 
 use mezite_client::testing::{CLUSTER, Call, FakeServer, TestCa};
@@ -36,6 +36,8 @@ pub(crate) fn lifetime() -> (u64, u64) {
 /// What the cluster signs with.
 pub(crate) struct Authorities {
     tls: TestCa,
+    /// What is told of it in the middle of a rotation.
+    rotation: Mutex<Option<v1::TrustedCa>>,
     pub(crate) user: SshCa,
     pub(crate) host: SshCa,
     /// From when to when host certificates are good.
@@ -44,10 +46,12 @@ pub(crate) struct Authorities {
 
 impl Authorities {
     fn bundle(&self) -> v1::GetTrustBundleResponse {
-        v1::GetTrustBundleResponse {
-            known_hosts: vec![known_hosts(&self.host)],
-            ..self.tls.bundle(&[&self.user.public_line()])
-        }
+        let plain = self.tls.bundle(&[&self.user.public_line()]);
+        let authorities = match &*self.rotation.lock().unwrap() {
+            Some(rotation) => vec![rotation.clone()],
+            None => plain.authorities,
+        };
+        v1::GetTrustBundleResponse { known_hosts: vec![known_hosts(&self.host)], authorities, ..plain }
     }
 
     /// A user certificate for a key.
@@ -209,7 +213,13 @@ impl Cluster {
         rest: impl Fn(&Call) -> Result<Vec<u8>, Status> + Send + Sync + 'static,
     ) -> Self {
         let (user, host) = (SshCa::generate().unwrap(), SshCa::generate().unwrap());
-        let authorities = Arc::new(Authorities { tls: TestCa::new(), user, host, host_lifetime });
+        let authorities = Arc::new(Authorities {
+            tls: TestCa::new(),
+            rotation: Mutex::default(),
+            user,
+            host,
+            host_lifetime,
+        });
         let shared = Arc::clone(&authorities);
         let server = FakeServer::start(&authorities.tls.auth_node(), &authorities.tls, move |call| {
             let answer = match shared.answer(&call) {
@@ -223,6 +233,18 @@ impl Cluster {
         cluster.secret("password", PASSWORD);
         cluster.secret("token", "t0ken");
         cluster
+    }
+
+    /// Tells from now on of a rotation between the TLS CA that servers are known by and another. The one that is first is said
+    /// to be the one that servers are known by.
+    pub(crate) fn rotate(&self, other: &TestCa, other_is_first: bool, phase: v1::RotationPhase) {
+        let mut certificates = vec![self.authorities.tls.pem(), other.pem()];
+        if other_is_first {
+            certificates.reverse();
+        }
+        let kind = v1::CaKind::Tls.into();
+        let told = v1::TrustedCa { kind, certificates, phase: phase.into(), ..Default::default() };
+        self.authorities.rotation.lock().unwrap().replace(told);
     }
 
     /// A file or folder of who talks to it.

@@ -1,14 +1,16 @@
 //! How the profile follows its cluster's CAs.
 
 use std::{
+    collections::BTreeMap,
     fs::{self, File},
     time::{Duration, SystemTime},
 };
 
-use mezite_client::testing::dead_address as dead;
+use mezite_client::testing::{TestCa, dead_address as dead};
 use mezite_daemon::clock;
 use mezite_proto::v1;
 use prost::Message as _;
+use serde_json::Value;
 use tonic::Status;
 
 use crate::cluster::Cluster;
@@ -50,30 +52,133 @@ fn any_command_looks_at_the_cas_now_and_then() {
     age(&cluster, 2);
     cluster.run(&["status"]).ok();
     assert_eq!(asked(&cluster), at_login + 2);
-    // A command that failed has not shown that the cluster is there.
+    // Also with one that it refuses: it has answered.
     age(&cluster, 2);
     cluster.run(&["tokens", "ls"]).fails(3);
-    assert_eq!(asked(&cluster), at_login + 2);
+    assert_eq!(asked(&cluster), at_login + 3);
+    // What fails before it is asked anything has not shown that it is there.
+    age(&cluster, 2);
+    fs::write(cluster.path("role.yaml"), "kind: rule\n").unwrap();
+    cluster.run(&["roles", "create", "role.yaml"]).fails(2);
+    assert_eq!(asked(&cluster), at_login + 3);
+}
+
+/// How many TLS CAs the profile has.
+fn known(cluster: &Cluster) -> usize {
+    let profile = fs::read_to_string(cluster.path(".mezite/profile.json")).unwrap();
+    profile.matches("BEGIN CERTIFICATE").count()
 }
 
 #[test]
-fn another_address_or_a_pin_is_another_cluster() {
-    let cluster = logged_in();
-    let address = cluster.server.address();
-    let elsewhere = format!("{},{address}", dead());
-    let before = fs::read(cluster.path(".mezite/profile.json")).unwrap();
-    for (options, looks) in [(["--addr", &elsewhere], false), (["--addr", &address], true)] {
+fn the_profiles_cluster_is_followed_by_whatever_address_and_pin_it_is_named() {
+    for name in ["--addr", "MEZITE_ADDR", "--ca-pin", "MEZITE_CA_PIN"] {
+        let cluster = logged_in();
+        let value = match name {
+            "--addr" | "MEZITE_ADDR" => format!("{},{}", dead(), cluster.server.address()),
+            _ => cluster.first_contact()[3].clone(),
+        };
+        let nodes = || match name.starts_with('-') {
+            true => cluster.run(&["nodes", "ls", name, &value]).ok(),
+            false => cluster.run_with(&["nodes", "ls"], &BTreeMap::from([(name, value.clone())])).ok(),
+        };
+        cluster.rotate(&TestCa::new(), false, v1::RotationPhase::Init);
+        nodes();
+        assert_eq!(known(&cluster), 1, "{name}: they were looked at just now");
         age(&cluster, 2);
+        nodes();
+        assert_eq!(known(&cluster), 2, "{name}");
         let at_first = asked(&cluster);
-        cluster.run(&[&["nodes", "ls"][..], &options].concat()).ok();
-        assert_eq!(asked(&cluster) > at_first, looks, "{options:?}");
+        nodes();
+        assert_eq!(asked(&cluster), at_first, "{name}: and are not for an hour");
     }
-    // The pin is asked for once, to know the cluster; the profile is not looked after.
+}
+
+/// A copy of a cluster that was restored elsewhere has its name and its CAs, and none of its sessions.
+#[test]
+fn what_does_not_know_the_session_is_another_cluster() {
+    let cluster = Cluster::answering(|call| match call.method.as_str() {
+        "ListNodes" => Ok(v1::ListNodesResponse::default().encode_to_vec()),
+        _ => Err(Status::unauthenticated("no such session")),
+    });
+    cluster.log_in();
+    cluster.rotate(&TestCa::new(), false, v1::RotationPhase::Init);
+    let elsewhere = format!("{},{}", dead(), cluster.server.address());
     age(&cluster, 2);
-    let at_first = asked(&cluster);
-    cluster.first(&["nodes", "ls"]).ok();
-    assert_eq!(asked(&cluster), at_first + 1);
+    for command in [&["nodes", "ls"][..], &["status"]] {
+        cluster.run(&[command, &["--addr", &elsewhere]].concat()).ok();
+    }
+    cluster.run(&["tokens", "ls", "--addr", &elsewhere]).fails(3);
+    assert_eq!(known(&cluster), 1);
+    // At its own addresses it is the cluster that it was.
+    cluster.run(&["tokens", "ls"]).fails(3);
+    assert_eq!(known(&cluster), 2);
+}
+
+/// One that is named by a pin has another CA, and the profile is not touched.
+#[test]
+fn a_pin_that_the_profile_does_not_know_is_said_to_override_it() {
+    let (cluster, other) = (logged_in(), Cluster::start());
+    let before = fs::read(cluster.path(".mezite/profile.json")).unwrap();
+    let [_, there, _, pin] = other.first_contact();
+    let said = cluster.run(&["nodes", "ls", "--ca-pin", &pin]).fails(1);
+    assert!(said.contains("hint: --ca-pin overrides the profile: leave it out"), "{said}");
+    let variable = BTreeMap::from([("MEZITE_CA_PIN", pin.clone())]);
+    let said = cluster.run_with(&["nodes", "ls"], &variable).fails(1);
+    assert!(said.contains("hint: MEZITE_CA_PIN overrides the profile: unset it"), "{said}");
+    age(&cluster, 2);
+    let said = cluster.run_with(&["nodes", "ls", "--addr", &there], &variable).fails(3);
+    assert!(said.contains("not logged in") && said.contains("MEZITE_CA_PIN overrides"), "{said}");
+    cluster.run_with(&["status", "--addr", &there], &variable).ok();
     assert_eq!(fs::read(cluster.path(".mezite/profile.json")).unwrap(), before);
+}
+
+#[test]
+fn others_are_told_the_pin_of_the_ca_that_servers_are_known_by_now() {
+    let cluster = Cluster::answering(|call| match call.method.as_str() {
+        "CreateUser" => {
+            let user = call.request::<v1::CreateUserRequest>().user;
+            let invite_secret = "s3cret".into();
+            Ok(v1::CreateUserResponse { user, invite_secret, ..Default::default() }.encode_to_vec())
+        }
+        "ResetUserPassword" => {
+            let invite_secret = "s3cret".into();
+            Ok(v1::ResetUserPasswordResponse { invite_secret, ..Default::default() }.encode_to_vec())
+        }
+        _ => Err(Status::permission_denied("not for you")),
+    });
+    // The profile is of a time when the other one was it.
+    let other = TestCa::new();
+    cluster.rotate(&other, true, v1::RotationPhase::UpdateClients);
+    cluster.log_in();
+    let json = |line: &[&str]| -> Value {
+        serde_json::from_str(&cluster.run(&[line, &["-o", "json"]].concat()).ok()).unwrap()
+    };
+    cluster.rotate(&other, false, v1::RotationPhase::UpdateServers);
+    let (own, other_pin) = (cluster.first_contact()[3].clone(), other.pin().to_string());
+    for line in [["users", "add", "bob"], ["users", "reset", "bob"]] {
+        let invite = json(&line)["invite"].clone();
+        let command = invite["command"].as_str().unwrap();
+        assert!(
+            command.ends_with(&format!("--addr {} --ca-pin {own}", cluster.server.address())),
+            "{command}"
+        );
+    }
+    let status = json(&["status"]);
+    assert_eq!(status["ca_pin"], own);
+    assert_eq!(status["ca_pins"], serde_json::json!([own, other_pin]));
+    for (phase, role) in [
+        (v1::RotationPhase::UpdateServers, "on its way out"),
+        (v1::RotationPhase::Rollback, "on its way out"),
+        (v1::RotationPhase::Init, "next in the rotation"),
+        (v1::RotationPhase::UpdateClients, "next in the rotation"),
+    ] {
+        cluster.rotate(&other, false, phase);
+        let text = cluster.run(&["status"]).ok();
+        let line =
+            |name: &str| text.lines().find_map(|line| line.strip_prefix(name)).unwrap().trim().to_owned();
+        assert_eq!(line("ca pin:"), own);
+        assert_eq!(line("also trusted:"), format!("{other_pin} ({role})"));
+    }
 }
 
 #[test]
