@@ -36,7 +36,8 @@ impl Admin {
 
     fn file(&self, name: &str, text: &str) -> PathBuf {
         let file = self.cluster.dir().join(name);
-        fs::write(&file, text).unwrap();
+        // There may be a secret in it.
+        secret_file(&file, text);
         file
     }
 
@@ -182,6 +183,13 @@ async fn what_the_cluster_names_is_made_again_under_another_id() {
         let json = |name: &str| wanted(&scene.ctl.ok(&["get", name, "-o", "json"]));
         assert_eq!(json(&made[0].1), json(&name));
         let _ = scene.ctl.ok(&["rm", &made[0].1]);
+        if kind == "lock" {
+            // Gone, it is made once, and is known again by what it says.
+            let _ = scene.ctl.ok(&["rm", &name]);
+            let made = scene.create(&printed, &["-f"]);
+            assert!(made[0].0 == "created" && made[0].1 != name, "{made:?}");
+            assert_eq!(scene.create(&printed, &["-f"]), done("unchanged", &[&made[0].1]));
+        }
     }
     // A request that was taken back is still told of, a lock that was removed is not.
     let states = scene.ctl.json(&["get", "access_requests"]);

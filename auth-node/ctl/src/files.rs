@@ -17,6 +17,9 @@ use crate::exit::Usage;
 
 pub(crate) use mezite_daemon::files::{PRIVATE, PUBLIC};
 
+/// What some editors put in front of a text to say that it is Unicode.
+const MARK: char = '\u{feff}';
+
 /// Makes a folder that only its owner can enter; one that is there stays as it is.
 pub(crate) fn create_dir(path: &Path) -> Result<()> {
     let made = files::create_dir(path).map_err(|error| match error {
@@ -90,7 +93,19 @@ impl<'a> Pending<'a> {
 
 /// Reads a file that holds a secret; `-` is standard input. A regular file that others can read is refused.
 pub(crate) fn read_secret(path: &Path) -> Result<Zeroizing<String>> {
-    files::read_secret_or_stdin(path).map_err(|error| match error {
+    files::read_secret_or_stdin(path).map_err(|error| unusable(path, error))
+}
+
+/// Refuses a regular file that others can read, for a secret was found in it. `-` is standard input.
+pub(crate) fn refuse_open(path: &Path) -> Result<()> {
+    if path == Path::new(STDIN) {
+        return Ok(());
+    }
+    files::refuse_open(path).map_err(|error| unusable(path, error))
+}
+
+fn unusable(path: &Path, error: FileError) -> Error {
+    match error {
         FileError::Io { cause, .. } if path == Path::new(STDIN) => {
             Error::from(cause).context("cannot read standard input")
         }
@@ -100,15 +115,19 @@ pub(crate) fn read_secret(path: &Path) -> Result<Zeroizing<String>> {
             Usage(format!("{name} can be read by others (mode {mode:04o}): run `chmod 600 {name}`")).into()
         }
         FileError::TooLarge(_) => error.into(),
-    })
+    }
 }
 
-/// Reads a text file, or standard input for `-`.
+/// Reads a text file, or standard input for `-`, without [`MARK`].
 pub(crate) fn read_text(path: &Path) -> Result<String> {
-    if path == Path::new(STDIN) {
-        return io::read_to_string(io::stdin()).context("cannot read standard input");
+    let mut text = match path == Path::new(STDIN) {
+        true => io::read_to_string(io::stdin()).context("cannot read standard input")?,
+        false => fs::read_to_string(path).map_err(|error| unreadable(path, &error))?,
+    };
+    if text.starts_with(MARK) {
+        text.replace_range(..MARK.len_utf8(), "");
     }
-    fs::read_to_string(path).map_err(|error| unreadable(path, &error).into())
+    Ok(text)
 }
 
 fn unreadable(path: &Path, error: &io::Error) -> Usage {
@@ -156,6 +175,18 @@ mod tests {
     }
 
     #[test]
+    fn a_mark_in_front_of_a_text_is_not_of_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("text");
+        for (written, read) in
+            [("\u{feff}kind", "kind"), ("kind", "kind"), ("k\u{feff}", "k\u{feff}"), ("", "")]
+        {
+            fs::write(&path, written).unwrap();
+            assert_eq!(read_text(&path).unwrap(), read);
+        }
+    }
+
+    #[test]
     fn a_secret_that_others_can_read_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("secret");
@@ -166,7 +197,11 @@ mod tests {
             let error = read_secret(&path).unwrap_err();
             assert!(error.is::<Usage>(), "{wide:o}");
             assert!(error.to_string().contains("can be read by others"), "{error}");
+            assert_eq!(refuse_open(&path).unwrap_err().to_string(), error.to_string());
         }
+        fs::set_permissions(&path, Permissions::from_mode(PRIVATE)).unwrap();
+        refuse_open(&path).unwrap();
+        refuse_open(Path::new(STDIN)).unwrap();
         fs::remove_file(&path).unwrap();
         assert!(read_secret(&path).unwrap_err().is::<Usage>());
     }

@@ -270,9 +270,14 @@ impl Journal {
         write_some(&self.part(report)?)
     }
 
-    /// Prints what belongs after the last; nothing, if there is none.
+    /// Whether anything was printed.
+    pub(crate) fn has_begun(&self) -> bool {
+        self.entries.begun
+    }
+
+    /// Prints what belongs after the last.
     pub(crate) fn end(&self) -> Result<()> {
-        if self.entries.begun { write(&self.entries.rest(String::new)) } else { Ok(()) }
+        write(&self.entries.rest(String::new))
     }
 
     fn part(&mut self, report: &impl Report) -> Result<String> {

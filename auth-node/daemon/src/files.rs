@@ -114,11 +114,23 @@ pub fn write_atomic(path: &Path, bytes: &[u8], mode: u32) -> Result<(), FileErro
 /// See [`FileError`].
 pub fn read_secret(path: &Path) -> Result<Zeroizing<String>, FileError> {
     let file = File::open(path).map_err(failed(path))?;
-    let metadata = file.metadata().map_err(failed(path))?;
-    if metadata.is_file() && metadata.mode() & 0o077 != 0 {
-        return Err(FileError::TooOpen { path: path.to_owned(), mode: metadata.mode() & 0o7777 });
-    }
+    refuse_open_to_others(path, &file.metadata().map_err(failed(path))?)?;
     bounded(path, file)
+}
+
+/// Refuses a regular file that others can read, as [`read_secret`] does.
+///
+/// # Errors
+/// [`FileError::Io`], [`FileError::TooOpen`].
+pub fn refuse_open(path: &Path) -> Result<(), FileError> {
+    refuse_open_to_others(path, &fs::metadata(path).map_err(failed(path))?)
+}
+
+fn refuse_open_to_others(path: &Path, metadata: &fs::Metadata) -> Result<(), FileError> {
+    match metadata.is_file() && metadata.mode() & 0o077 != 0 {
+        true => Err(FileError::TooOpen { path: path.to_owned(), mode: metadata.mode() & 0o7777 }),
+        false => Ok(()),
+    }
 }
 
 /// As [`read_secret`]; [`STDIN`] is standard input.

@@ -1,11 +1,10 @@
 //! `connectors`: single sign-on providers, from and to connector files.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::{Args, Subcommand};
 use mezite_client::{Client, Retry};
-use mezite_daemon::files::STDIN;
 use mezite_proto::v1::{self, connector::Provider};
 use serde::Serialize;
 use tonic::Code;
@@ -41,7 +40,7 @@ A field that is not known is an error. `mezctl connectors get NAME` prints a con
 #[derive(Debug, Subcommand)]
 pub(crate) enum Connectors {
     /// Create a connector from a file
-    #[command(after_help = CONNECTOR_FILE)]
+    #[command(after_help = CONNECTOR_FILE, visible_alias = "create")]
     Add(Write),
     /// Replace a connector with that of a file; with `metadata.revision` only if it is still that one. Without a client
     /// secret, the one that is stored is kept, as long as issuer and client id are the same
@@ -55,6 +54,7 @@ pub(crate) enum Connectors {
         name: String,
     },
     /// Delete a connector, with its secret
+    #[command(visible_alias = "delete")]
     Rm {
         /// Name of the connector
         name: String,
@@ -75,9 +75,8 @@ impl Write {
     /// The connector; without a client secret, `without` is sent in its place.
     fn connector(&self, without: Option<&str>) -> Result<v1::Connector> {
         let file = ConnectorFile::parse(&files::read_text(&self.file)?)?;
-        if file.has_secret() && self.file != Path::new(STDIN) {
-            // Refused if others can read it.
-            drop(files::read_secret(&self.file)?);
+        if file.has_secret() {
+            files::refuse_open(&self.file)?;
         }
         let secret = self.client_secret_file.as_deref().map(secret::line).transpose()?;
         file.connector(secret.as_ref(), without)

@@ -4,6 +4,7 @@ use std::{ops::ControlFlow, path::PathBuf};
 
 use anyhow::{Context as _, Result};
 use clap::Args;
+use zeroize::Zeroizing;
 
 use crate::{
     cli::Format,
@@ -53,7 +54,10 @@ spec:
 All of them are read before the first is made; what follows one that is refused is not. What was done is printed one by
 one; what is shown as a secret is shown once. The same file again, with --force, goes on from there: what already is as the
 file says is unchanged, whatever the order of its lists. A field that is not known is an error. `status` is what the cluster
-said when it was printed, and is ignored.";
+said when it was printed, and is ignored.
+
+With --force a token needs a `metadata.name`. A lock or access request whose id is gone is the one that says the same, or is
+made under another id, which is told. A file with a client secret must have mode 0600.";
 
 /// Arguments of `create`.
 #[derive(Debug, Args)]
@@ -94,6 +98,8 @@ pub(crate) async fn get(context: &Context, args: Get) -> Result<()> {
     let single = matches!(references.as_slice(), [Reference { name: Some(_), .. }]);
     let text = match context.format {
         Format::Text => texts.join("\n"),
+        // Nothing would be no file of documents.
+        Format::Yaml if texts.is_empty() => "[]\n".into(),
         Format::Yaml => texts.join("---\n"),
         Format::Json if single => texts.concat(),
         Format::Json => format!("[\n{}]\n", texts.join(",\n")),
@@ -104,18 +110,24 @@ pub(crate) async fn get(context: &Context, args: Get) -> Result<()> {
 impl Report for Applied {
     fn text(&self) -> String {
         let done = format!("{} {}/{}\n", self.action, self.kind, self.name);
+        let instead = self.instead_of.as_ref();
+        let instead = instead.map(|id| format!("  in place of {id}, which is gone\n")).unwrap_or_default();
         match (self.secret_of, &self.secret) {
-            (Some(what), Some(secret)) => format!("{done}  {what}: {}\n", secret.as_str()),
-            _ => done,
+            (Some(what), Some(secret)) => format!("{done}{instead}  {what}: {}\n", secret.as_str()),
+            _ => done + &instead,
         }
     }
 }
 
 pub(crate) async fn create(context: &Context, args: Create) -> Result<()> {
-    let text = files::read_text(&args.file)?;
-    let plans = plans(&text).with_context(|| args.file.display().to_string())?;
+    let text = Zeroizing::new(files::read_text(&args.file)?);
     let password = args.password_file.as_deref().map(secret::line).transpose()?;
-    let options = Options { force: args.force, password };
+    let user = context.login()?.map(|login| login.user).unwrap_or_default();
+    let options = Options { force: args.force, password, user };
+    let plans = plans(&text, &options).with_context(|| args.file.display().to_string())?;
+    if plans.iter().any(|(_, plan)| plan.has_secret()) {
+        files::refuse_open(&args.file)?;
+    }
     let client = context.user().await?;
     let mut journal = context.journal();
     let (count, mut outcome) = (plans.len(), Ok(()));
@@ -136,8 +148,10 @@ pub(crate) async fn create(context: &Context, args: Create) -> Result<()> {
             break;
         }
     }
-    // Also when one failed: programs read a whole list.
-    journal.end()?;
+    // Also when one failed: programs read a whole list, unless there is nothing to tell but the failure.
+    if journal.has_begun() || outcome.is_ok() {
+        journal.end()?;
+    }
     outcome
 }
 
@@ -154,12 +168,12 @@ fn tell(journal: &mut Journal, applied: &Applied) -> Result<()> {
 }
 
 /// The documents of a file, all read.
-fn plans(text: &str) -> Result<Vec<(String, Box<dyn resource::Plan>)>> {
+fn plans(text: &str, options: &Options) -> Result<Vec<(String, Box<dyn resource::Plan>)>> {
     let sources = resource::read(text)?;
     let plan = |source: resource::Source<'_>| {
         let title = source.title();
         let kind = resource::kind(&source.kind).with_context(|| title.clone())?;
-        Ok((title, kind.plan(source)?))
+        Ok((title, kind.plan(source, options)?))
     };
     sources.into_iter().map(plan).collect()
 }

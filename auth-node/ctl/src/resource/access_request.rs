@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Kind, Made, Options,
-    document::{Document, refuse_existing},
+    document::{Document, refuse_existing, says_the_same},
 };
 use crate::{
     args::{Human, proto_duration},
@@ -71,6 +71,7 @@ impl Kind for AccessRequest {
     type Item = v1::AccessRequest;
     type Document = RequestDocument;
     const REPLACEABLE: bool = false;
+    const NAMED_BY_CLUSTER: bool = true;
 
     fn name(document: &RequestDocument) -> Option<&str> {
         document.name()
@@ -82,12 +83,32 @@ impl Kind for AccessRequest {
     }
 
     fn fill(document: &mut RequestDocument, current: &RequestDocument) {
+        if document.metadata.name.is_none() {
+            document.metadata.name.clone_from(&current.metadata.name);
+        }
         let (spec, current) = (&mut document.spec, &current.spec);
         spec.duration = spec.duration.or(current.duration);
         // Without roles, those are asked for that reach the nodes.
         if spec.roles.is_empty() {
             spec.roles.clone_from(&current.roles);
         }
+    }
+
+    /// Who has asked for the same, and may still get it or has it, need not ask again.
+    async fn like(
+        client: &Client,
+        document: &RequestDocument,
+        options: &Options,
+    ) -> Result<Option<v1::AccessRequest>> {
+        let wanted = document.unnamed();
+        for state in [v1::AccessRequestState::Pending, v1::AccessRequestState::Approved] {
+            for request in requests::all(client, state).await? {
+                if request.user == options.user && says_the_same::<Self>(&request.clone().into(), &wanted)? {
+                    return Ok(Some(request));
+                }
+            }
+        }
+        Ok(None)
     }
 
     fn table(requests: Vec<v1::AccessRequest>) -> String {

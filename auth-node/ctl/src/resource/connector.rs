@@ -24,6 +24,10 @@ impl Kind for Connector {
         Some(document.name())
     }
 
+    fn has_secret(document: &ConnectorFile) -> bool {
+        document.has_secret()
+    }
+
     fn settle(document: &mut ConnectorFile) {
         document.settle();
     }

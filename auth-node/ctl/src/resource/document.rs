@@ -72,6 +72,15 @@ impl<S, T> Document<S, T> {
         self.metadata.name.as_deref()
     }
 
+    /// The same without a name, and of whichever revision.
+    pub(crate) fn unnamed(&self) -> Self
+    where
+        S: Clone,
+        T: Clone,
+    {
+        Self { metadata: Metadata::default(), ..self.clone() }
+    }
+
     /// The name, where nobody but the document gives one.
     ///
     /// # Errors
@@ -182,10 +191,11 @@ impl Source<'_> {
 /// The documents of a file. Those that are empty are left out.
 ///
 /// # Errors
-/// [`Usage`] for what is neither YAML nor JSON, has a document without a kind, or has none at all.
+/// [`Usage`] for what is neither YAML nor JSON, has a document without a kind, or has none at all; but a list may be empty.
 pub(crate) fn read(text: &str) -> Result<Vec<Source<'_>>> {
-    let sources = if text.trim_start().starts_with(['{', '[']) { json(text)? } else { yaml(text)? };
-    if sources.is_empty() {
+    let text_of_json = text.trim_start();
+    let sources = if text_of_json.starts_with(['{', '[']) { json(text)? } else { yaml(text)? };
+    if sources.is_empty() && !text_of_json.starts_with('[') {
         return Err(Usage("there is no document in it".into()).into());
     }
     Ok(sources)

@@ -62,6 +62,7 @@ impl Kind for Lock {
     type Item = v1::Lock;
     type Document = LockDocument;
     const REPLACEABLE: bool = false;
+    const NAMED_BY_CLUSTER: bool = true;
 
     fn name(document: &LockDocument) -> Option<&str> {
         document.name()
@@ -81,9 +82,10 @@ impl Kind for Lock {
     }
 
     /// A lock is there for what it keeps out, so the same once more would keep out nothing more.
-    async fn like(client: &Client, document: &LockDocument) -> Result<Option<v1::Lock>> {
+    async fn like(client: &Client, document: &LockDocument, _: &Options) -> Result<Option<v1::Lock>> {
+        let wanted = document.unnamed();
         for lock in locks::all(client).await? {
-            if says_the_same::<Self>(&lock.clone().into(), document)? {
+            if says_the_same::<Self>(&lock.clone().into(), &wanted)? {
                 return Ok(Some(lock));
             }
         }

@@ -17,7 +17,7 @@ mod user;
 
 use std::marker::PhantomData;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use futures::{FutureExt as _, future::LocalBoxFuture};
 use mezite_client::Client;
 use serde::{Serialize, de::DeserializeOwned};
@@ -52,6 +52,8 @@ pub(crate) struct Options {
     pub(crate) force: bool,
     /// Password of users that are made; `None`: an invite is made for each, which is shown once.
     pub(crate) password: Option<Zeroizing<String>>,
+    /// Who is logged in.
+    pub(crate) user: String,
 }
 
 /// What was made.
@@ -83,8 +85,21 @@ pub(crate) trait Kind: 'static {
     /// Whether [`Kind::replace`] can do anything.
     const REPLACEABLE: bool;
 
+    /// Whether the cluster alone names what is made: under another id than a document has that was printed.
+    const NAMED_BY_CLUSTER: bool = false;
+
     /// The name in a document. `None`: the cluster gives one.
     fn name(document: &Self::Document) -> Option<&str>;
+
+    /// Refuses a document that cannot be applied whatever there is. Nothing is asked.
+    fn check(_document: &Self::Document, _options: &Options) -> Result<()> {
+        Ok(())
+    }
+
+    /// Whether it holds what nobody else may read.
+    fn has_secret(_document: &Self::Document) -> bool {
+        false
+    }
 
     /// Brings a document into the form in which it is compared (see [`crate::normal`]): names in their canonical spelling,
     /// and sets in one order.
@@ -93,8 +108,12 @@ pub(crate) trait Kind: 'static {
     /// Fills in, from what is there, what a document leaves to the cluster.
     fn fill(_document: &mut Self::Document, _current: &Self::Document) {}
 
-    /// One that stands for a document without a name; `None` where each such document makes another.
-    async fn like(_client: &Client, _document: &Self::Document) -> Result<Option<Self::Item>> {
+    /// One that stands for a document without a name, or with the name of one that is gone; `None` where there is none.
+    async fn like(
+        _client: &Client,
+        _document: &Self::Document,
+        _options: &Options,
+    ) -> Result<Option<Self::Item>> {
         Ok(None)
     }
 
@@ -124,6 +143,9 @@ pub(crate) struct Applied {
     pub(crate) name: String,
     /// `created`, `updated` or `unchanged`.
     pub(crate) action: &'static str,
+    /// The id in the document, where what stands for it has another.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) instead_of: Option<String>,
     /// What the secret is: an invite, a token's secret.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) secret_of: Option<&'static str>,
@@ -135,6 +157,9 @@ pub(crate) struct Applied {
 pub(crate) trait Plan {
     /// Whether what is there already can be replaced by it.
     fn can_replace(&self) -> bool;
+
+    /// Whether it holds what nobody else may read.
+    fn has_secret(&self) -> bool;
 
     /// Makes what it says, or, if that is wanted, replaces what is there.
     fn apply<'a>(
@@ -160,11 +185,11 @@ pub(crate) trait AnyKind: Sync {
         format: Format,
     ) -> LocalBoxFuture<'a, Result<Vec<String>>>;
 
-    /// Reads a document.
+    /// Reads a document, and looks whether it can be applied.
     ///
     /// # Errors
     /// What is wrong with it, and in which line.
-    fn plan(&self, source: Source<'_>) -> Result<Box<dyn Plan>>;
+    fn plan(&self, source: Source<'_>, options: &Options) -> Result<Box<dyn Plan>>;
 
     /// Removes one.
     fn remove<'a>(&self, client: &'a Client, name: &'a str) -> LocalBoxFuture<'a, Result<()>>;
@@ -192,8 +217,11 @@ impl<K: Kind> AnyKind for Of<K> {
         show::<K>(client, name, format).boxed_local()
     }
 
-    fn plan(&self, source: Source<'_>) -> Result<Box<dyn Plan>> {
-        Ok(Box::new(Planned::<K>(source.parse()?)))
+    fn plan(&self, source: Source<'_>, options: &Options) -> Result<Box<dyn Plan>> {
+        let title = source.title();
+        let document = source.parse()?;
+        K::check(&document, options).context(title)?;
+        Ok(Box::new(Planned::<K>(document)))
     }
 
     fn remove<'a>(&self, client: &'a Client, name: &'a str) -> LocalBoxFuture<'a, Result<()>> {
@@ -204,6 +232,10 @@ impl<K: Kind> AnyKind for Of<K> {
 impl<K: Kind> Plan for Planned<K> {
     fn can_replace(&self) -> bool {
         K::REPLACEABLE
+    }
+
+    fn has_secret(&self) -> bool {
+        K::has_secret(&self.0)
     }
 
     fn apply<'a>(
@@ -234,20 +266,32 @@ async fn show<K: Kind>(client: &Client, name: Option<&str>, format: Format) -> R
 }
 
 async fn apply<K: Kind>(client: &Client, document: K::Document, options: &Options) -> Result<Applied> {
-    let done = |name, action| Applied { kind: K::NAME, name, action, secret_of: None, secret: None };
-    let current = match K::name(&document) {
-        _ if !options.force => None,
-        Some(name) => existing::<K>(client, name).await?,
-        None => K::like(client, &document).await?,
+    let id = K::name(&document).filter(|_| K::NAMED_BY_CLUSTER).map(str::to_owned);
+    let done = |name: String, action| Applied {
+        instead_of: id.clone().filter(|id| *id != name),
+        kind: K::NAME,
+        name,
+        action,
+        secret_of: None,
+        secret: None,
     };
-    if let Some(current) = current.map(K::Document::from) {
-        // In the spelling of the cluster.
-        let name = K::name(&current).unwrap_or_default().to_owned();
-        if document::says_the_same::<K>(&current, &document)? {
-            return Ok(done(name, "unchanged"));
+    // In the spelling of the cluster.
+    let spelt = |document: &K::Document| K::name(document).unwrap_or_default().to_owned();
+    if options.force {
+        let named = match K::name(&document) {
+            Some(name) => existing::<K>(client, name).await?.map(K::Document::from),
+            None => None,
+        };
+        if let Some(current) = named {
+            if document::says_the_same::<K>(&current, &document)? {
+                return Ok(done(spelt(&current), "unchanged"));
+            }
+            K::replace(client, document).await?;
+            return Ok(done(spelt(&current), "updated"));
         }
-        K::replace(client, document).await?;
-        return Ok(done(name, "updated"));
+        if let Some(like) = K::like(client, &document, options).await? {
+            return Ok(done(spelt(&like.into()), "unchanged"));
+        }
     }
     let Made { name, secret } = K::create(client, document, options).await?;
     let (secret_of, secret) = secret.unzip();
@@ -281,15 +325,26 @@ pub(crate) struct Reference {
 
 /// Reads `users`, `user/alice`, `role/dev,lock/…`.
 pub(crate) fn references(texts: &[String]) -> Result<Vec<Reference>> {
-    let each = texts.iter().flat_map(|text| text.split(','));
-    each.map(|text| {
+    let mut found: Vec<Reference> = Vec::new();
+    for text in texts.iter().flat_map(|text| text.split(',')) {
         let (kind_name, name) = text.split_once('/').map_or((text, None), |(kind, name)| (kind, Some(name)));
         if name.is_some_and(|name| name.is_empty() || name.contains('/')) {
             return Err(Usage(format!("`{text}` names nothing: write KIND or KIND/NAME")).into());
         }
-        Ok(Reference { kind: kind(kind_name)?, name: name.map(str::to_owned) })
-    })
-    .collect()
+        let kind = match (kind(kind_name), found.last()) {
+            (Ok(kind), _) => kind,
+            (Err(_), Some(Reference { kind: before, name: None })) if name.is_none() && !text.is_empty() => {
+                let before = before.name();
+                let what = format!(
+                    "there is no kind `{text}`: for the {before} of this name, write {before}/{text}"
+                );
+                return Err(Usage(what).into());
+            }
+            (Err(error), _) => return Err(error),
+        };
+        found.push(Reference { kind, name: name.map(str::to_owned) });
+    }
+    Ok(found)
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use anyhow::Result;
+use anyhow::{Error, Result};
 use mezite_client::Client;
 use mezite_proto::v1;
 use serde::{Deserialize, Serialize};
@@ -57,6 +57,12 @@ impl From<v1::AccessibleNode> for NodeDocument {
     }
 }
 
+fn joins_by_itself() -> Error {
+    let what = "a node joins by itself, with `mezctl agent join`: a document changes its labels, with its id as \
+                `metadata.name`";
+    Usage(what.into()).into()
+}
+
 impl Kind for Node {
     const NAME: &'static str = "node";
     const PLURAL: &'static str = "nodes";
@@ -66,6 +72,10 @@ impl Kind for Node {
 
     fn name(document: &NodeDocument) -> Option<&str> {
         document.name()
+    }
+
+    fn check(document: &NodeDocument, _: &Options) -> Result<()> {
+        if document.name().is_some() { Ok(()) } else { Err(joins_by_itself()) }
     }
 
     /// Its name is an id and its labels are a map: there is one way to say it.
@@ -85,8 +95,7 @@ impl Kind for Node {
 
     async fn create(client: &Client, document: NodeDocument, _: &Options) -> Result<Made> {
         refuse_existing::<Self>(client, document.name()).await?;
-        Err(Usage("a node joins by itself, with `mezctl agent join`: a document changes its labels".into())
-            .into())
+        Err(joins_by_itself())
     }
 
     async fn replace(client: &Client, document: NodeDocument) -> Result<()> {

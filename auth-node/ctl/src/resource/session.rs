@@ -1,6 +1,6 @@
 //! `session`: a login that is active, by its public handle. It is seen and ended, and made by nobody but who logs in.
 
-use anyhow::Result;
+use anyhow::{Error, Result};
 use mezite_client::Client;
 use mezite_proto::v1;
 use serde::{Deserialize, Serialize};
@@ -46,6 +46,10 @@ impl From<v1::Session> for SessionDocument {
     }
 }
 
+fn made_by_logging_in() -> Error {
+    Usage("a session is made by logging in, with `mezctl login`".into()).into()
+}
+
 impl Kind for Session {
     const NAME: &'static str = "session";
     const PLURAL: &'static str = "sessions";
@@ -55,6 +59,10 @@ impl Kind for Session {
 
     fn name(document: &SessionDocument) -> Option<&str> {
         document.name()
+    }
+
+    fn check(document: &SessionDocument, _: &Options) -> Result<()> {
+        if document.name().is_some() { Ok(()) } else { Err(made_by_logging_in()) }
     }
 
     fn settle(document: &mut SessionDocument) {
@@ -75,7 +83,7 @@ impl Kind for Session {
 
     async fn create(client: &Client, document: SessionDocument, _: &Options) -> Result<Made> {
         refuse_existing::<Self>(client, document.name()).await?;
-        Err(Usage("a session is made by logging in, with `mezctl login`".into()).into())
+        Err(made_by_logging_in())
     }
 
     async fn replace(_: &Client, _: SessionDocument) -> Result<()> {

@@ -5,13 +5,13 @@ use super::*;
 fn refused(text: &str) -> String {
     let read = || -> Result<()> {
         for source in read(text)? {
-            let _ = kind(&source.kind)?.plan(source)?;
+            let _ = kind(&source.kind)?.plan(source, &Options::default())?;
         }
         Ok(())
     };
     let error = read().unwrap_err();
     assert!(error.is::<Usage>(), "{error:?}");
-    error.to_string()
+    format!("{error:#}")
 }
 
 /// Kind and name of each document.
@@ -45,9 +45,11 @@ fn a_file_has_one_document_or_several() {
     assert_eq!(titles(&format!("{one}\n{one}\n")), several);
     assert_eq!(titles(&format!("[{one},\n{one}]")), several);
     for source in read(TWO).unwrap() {
-        kind(&source.kind).unwrap().plan(source).unwrap();
+        kind(&source.kind).unwrap().plan(source, &Options::default()).unwrap();
     }
-    for nothing in ["", "---\n", "# nothing\n", "[]"] {
+    // As `get` prints none.
+    assert!(titles("[]\n").is_empty());
+    for nothing in ["", "---\n", "# nothing\n"] {
         assert!(refused(nothing).contains("no document"), "{nothing:?}");
     }
 }
@@ -95,6 +97,46 @@ fn no_kind_takes_a_field_that_it_does_not_know() {
     }
 }
 
+/// What is missing is known before anything is made.
+#[test]
+fn a_document_has_the_name_that_it_needs() {
+    for (kind, said) in [
+        ("user", "`metadata.name` is missing"),
+        ("role", "missing field `name`"),
+        ("connector", "missing field `name`"),
+        ("trusted_cluster", "`metadata.name` is missing"),
+        ("node", "mezctl agent join"),
+        ("session", "mezctl login"),
+    ] {
+        let spec = match kind {
+            "trusted_cluster" => "{addresses: []}",
+            "session" => "{user: a}",
+            _ => "{}",
+        };
+        let whole = refused(&format!(
+            "kind: user\nmetadata: {{name: a}}\nspec: {{}}\n---\nkind: {kind}\nmetadata: {{}}\nspec: {spec}\n"
+        ));
+        assert!(whole.contains(&format!("document 2 ({kind})")) && whole.contains(said), "{whole}");
+    }
+    // Each run of `create --force` would make another token.
+    let token = "kind: token\nspec: {}\n";
+    let plan = |text: &str, force: bool| {
+        let source = read(text).unwrap().remove(0);
+        kind(&source.kind).unwrap().plan(source, &Options { force, ..Options::default() }).map(drop)
+    };
+    plan(token, false).unwrap();
+    let error = plan(token, true).unwrap_err();
+    assert!(
+        error.is::<Usage>() && format!("{error:#}").contains("document 1 (token): with --force"),
+        "{error:#}"
+    );
+    plan("kind: token\nmetadata: {name: web}\nspec: {}\n", true).unwrap();
+    for named_by_the_cluster in ["kind: lock\nspec: {target: 'user:a'}\n", "kind: access_request\nspec: {}\n"]
+    {
+        plan(named_by_the_cluster, true).unwrap();
+    }
+}
+
 #[test]
 fn references_are_kinds_with_or_without_a_name() {
     let texts = |texts: &[&str]| {
@@ -107,6 +149,12 @@ fn references_are_kinds_with_or_without_a_name() {
     assert_eq!(found, [("user", None), ("role", dev), ("lock", lock), ("token", None)]);
     for wrong in ["", "user/", "user/a/b", "/a", "usr", "user,,role"] {
         assert!(texts(&[wrong]).unwrap_err().is::<Usage>(), "{wrong}");
+    }
+    for (words, meant) in [(&["user", "alice"][..], "user/alice"), (&["roles,dev"][..], "role/dev")] {
+        assert!(texts(words).unwrap_err().to_string().contains(&format!("write {meant}")), "{words:?}");
+    }
+    for words in [&["user/alice", "bob"][..], &["user", ""], &["usr", "alice"]] {
+        assert!(!texts(words).unwrap_err().to_string().contains("write "), "{words:?}");
     }
 }
 

@@ -114,6 +114,17 @@ impl Kind for Token {
         document.name()
     }
 
+    /// Without a name, each run would make another token.
+    fn check(document: &TokenDocument, options: &Options) -> Result<()> {
+        match document.name() {
+            None if options.force => {
+                Err(Usage("with --force a token needs a `metadata.name`, by which it is found again".into())
+                    .into())
+            }
+            _ => Ok(()),
+        }
+    }
+
     fn settle(document: &mut TokenDocument) {
         let spec = &mut document.spec;
         spec.max_uses = spec.max_uses.max(1);

@@ -70,6 +70,10 @@ impl Kind for TrustedCluster {
         document.name()
     }
 
+    fn check(document: &ClusterDocument, _: &Options) -> Result<()> {
+        document.needed_name().map(drop)
+    }
+
     /// Addresses stay as they stand: they are asked in this order.
     fn settle(document: &mut ClusterDocument) {
         for mapping in &mut document.spec.role_mappings {

@@ -70,6 +70,10 @@ impl Kind for User {
         document.name()
     }
 
+    fn check(document: &UserDocument, _: &Options) -> Result<()> {
+        document.needed_name().map(drop)
+    }
+
     fn settle(document: &mut UserDocument) {
         normal::optional_name(&mut document.metadata.name);
         normal::names(&mut document.spec.roles);

@@ -3,6 +3,7 @@
 use std::{
     fs,
     io::Read as _,
+    os::unix::fs::PermissionsExt as _,
     process::Stdio,
     sync::{Mutex, mpsc},
     thread,
@@ -128,4 +129,151 @@ fn no_page_is_fetched_behind_the_one_that_is_asked_for() {
         assert_eq!(ran.stdout.contains(name), code == 0, "{ran:?}");
         assert_eq!(cluster.calls().len(), pages, "{name}");
     }
+}
+
+const CONNECTOR: &str = "\
+kind: connector
+metadata: {name: corporate}
+spec:
+  mappings: [{claim: groups, value: admins, roles: [admin]}]
+  oidc: {issuer_url: 'https://login.example.com', client_id: mezite, client_secret: s3cret}
+";
+
+#[test]
+fn a_client_secret_that_others_can_read_is_refused_wherever_it_is_read() {
+    let cluster = Cluster::answering(|call| {
+        let connector = call.request::<v1::CreateConnectorRequest>().connector;
+        Ok(v1::CreateConnectorResponse { connector }.encode_to_vec())
+    });
+    cluster.log_in();
+    let write = |text: &str, mode| {
+        fs::write(cluster.path("c.yaml"), text).unwrap();
+        fs::set_permissions(cluster.path("c.yaml"), fs::Permissions::from_mode(mode)).unwrap();
+    };
+    write(CONNECTOR, 0o644);
+    for command in [&["create", "c.yaml"][..], &["create", "-f", "c.yaml"], &["connectors", "add", "c.yaml"]]
+    {
+        let said = cluster.run(command).fails(2);
+        assert!(said.contains("chmod 600 c.yaml") && !said.contains("s3cret"), "{said}");
+    }
+    assert!(cluster.calls().is_empty());
+    write(CONNECTOR, 0o600);
+    cluster.run(&["create", "c.yaml"]).ok();
+    // As it is printed, it holds nothing that is secret.
+    write(&CONNECTOR.replace("s3cret", "'[redacted]'"), 0o644);
+    let said = cluster.run(&["create", "c.yaml"]);
+    assert!(!said.stderr.contains("chmod"), "{said:?}");
+}
+
+/// Locks and access requests, which have no other id but the one that the cluster gives them; those of bob are not alice's.
+fn kept() -> Cluster {
+    let kept = Mutex::new((Vec::<v1::Lock>::new(), Vec::<v1::AccessRequest>::new()));
+    let state = v1::AccessRequestState::Pending;
+    let of_bob = v1::AccessRequest {
+        request_id: "of-bob".into(),
+        user: "bob".into(),
+        roles: vec!["dba".into()],
+        state: state.into(),
+        ..Default::default()
+    };
+    kept.lock().unwrap().1.push(of_bob);
+    let cluster = Cluster::answering(move |call| {
+        let (locks, requests) = &mut *kept.lock().unwrap();
+        Ok(match call.method.as_str() {
+            "ListLocks" => {
+                v1::ListLocksResponse { locks: locks.clone(), ..Default::default() }.encode_to_vec()
+            }
+            "CreateLock" => {
+                let v1::CreateLockRequest { target, message, .. } = call.request();
+                let lock_id = format!("lock-{}", locks.len());
+                let lock = v1::Lock { lock_id, target, message, ..Default::default() };
+                locks.push(lock.clone());
+                v1::CreateLockResponse { lock: Some(lock) }.encode_to_vec()
+            }
+            "ListAccessRequests" => {
+                let asked: v1::ListAccessRequestsRequest = call.request();
+                let found =
+                    requests.iter().filter(|request| request.state == asked.state || asked.state == 0);
+                let requests = found.cloned().collect();
+                v1::ListAccessRequestsResponse { requests, ..Default::default() }.encode_to_vec()
+            }
+            "CreateAccessRequest" => {
+                let v1::CreateAccessRequestRequest { roles, nodes, reason, duration } = call.request();
+                let (request_id, user) = (format!("request-{}", requests.len()), "alice".into());
+                let (request, state) = (v1::AccessRequest::default(), state.into());
+                let request =
+                    v1::AccessRequest { request_id, user, roles, nodes, reason, duration, state, ..request };
+                requests.push(request.clone());
+                v1::CreateAccessRequestResponse { request: Some(request) }.encode_to_vec()
+            }
+            _ => return Err(Status::not_found("there is none of this id")),
+        })
+    });
+    cluster.log_in();
+    cluster
+}
+
+#[test]
+fn what_is_gone_is_made_once_under_another_id() {
+    let cluster = kept();
+    let documents = "\
+kind: lock
+metadata: {name: gone}
+spec: {target: 'user:Carol', message: call 1234}
+---
+kind: access_request
+metadata: {name: gone-too}
+spec: {roles: [dba]}
+";
+    fs::write(cluster.path("kept.yaml"), documents).unwrap();
+    let create = || cluster.run(&["create", "-f", "kept.yaml"]).ok();
+    let told = |action: &str| {
+        format!(
+            "{action} lock/lock-0\n  in place of gone, which is gone\n{action} access_request/request-1\n  in place of \
+             gone-too, which is gone\n"
+        )
+    };
+    assert_eq!(create(), told("created"));
+    assert_eq!(create(), told("unchanged"));
+    let json: Value =
+        serde_json::from_str(&cluster.run(&["create", "-f", "kept.yaml", "-o", "json"]).ok()).unwrap();
+    assert_eq!((&json[0]["name"], &json[0]["instead_of"]), (&"lock-0".into(), &"gone".into()));
+    // Something else is something else, and without an id there is nothing to be in place of.
+    fs::write(
+        cluster.path("kept.yaml"),
+        documents.replace("1234", "5").replace("metadata: {name: gone}\n", ""),
+    )
+    .unwrap();
+    let told = create();
+    assert!(told.starts_with("created lock/lock-1\nunchanged access_request/request-1\n"), "{told}");
+    let calls = cluster.calls();
+    let made = |method: &str| calls.iter().filter(|call| *call == method).count();
+    assert_eq!((made("CreateLock"), made("CreateAccessRequest")), (2, 1));
+}
+
+#[test]
+fn a_list_of_none_is_printed_and_read() {
+    let cluster = kept();
+    for format in ["yaml", "json"] {
+        let printed = cluster.run(&["get", "locks", "-o", format]).ok();
+        let read: Value = serde_norway::from_str(&printed).unwrap();
+        assert_eq!(read, Value::Array(Vec::new()), "{format}");
+        fs::write(cluster.path("none.yaml"), format!("\u{feff}{printed}")).unwrap();
+        assert_eq!(cluster.run(&["create", "-f", "none.yaml"]).ok(), "");
+        assert_eq!(cluster.run(&["create", "-f", "none.yaml", "-o", "json"]).ok(), "[]\n");
+    }
+}
+
+#[test]
+fn nothing_is_made_of_a_file_with_a_document_that_lacks_its_name() {
+    let (_release, released) = mpsc::channel();
+    let cluster = users(released);
+    let nameless = "---\nkind: user\nspec: {}\n";
+    fs::write(cluster.path("users.yaml"), format!("{USERS}{nameless}")).unwrap();
+    let said = cluster.run(&["create", "users.yaml"]).fails(2);
+    assert!(said.contains("document 4 (user)") && said.contains("metadata.name"), "{said}");
+    fs::write(cluster.path("users.yaml"), format!("{USERS}---\nkind: token\nspec: {{}}\n")).unwrap();
+    let said = cluster.run(&["create", "-f", "users.yaml"]).fails(2);
+    assert!(said.contains("document 4 (token)") && said.contains("with --force a token needs"), "{said}");
+    assert!(cluster.calls().is_empty());
 }
