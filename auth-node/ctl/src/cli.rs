@@ -110,6 +110,7 @@ pub(crate) enum Command {
     /// Create resources of any kind from a file of documents
     Create(cmd::resources::Create),
     /// Remove resources of any kind
+    #[command(visible_alias = "delete")]
     Rm(cmd::resources::Rm),
     /// Manage users
     #[command(subcommand)]
@@ -185,6 +186,32 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn commands_have_the_names_that_people_try() {
+        for line in [
+            "delete user/a",
+            "users create a",
+            "users delete a",
+            "tokens create",
+            "tokens delete a",
+            "locks create user:a",
+            "locks delete a",
+            "connectors create a.yaml",
+            "connectors delete a",
+            "roles add a.yaml",
+            "roles delete a",
+            "requests add --roles a",
+            "sessions rm a",
+            "sessions delete a",
+            "nodes delete a",
+            "trusted-clusters delete a",
+            "cluster delete 1",
+        ] {
+            let words = std::iter::once("mezctl").chain(line.split(' '));
+            assert!(Cli::try_parse_from(words).is_ok(), "{line}");
+        }
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::{
     fs::File,
     io::{BufReader, Seek as _, Write as _},
     path::{Path, PathBuf},
-    time::SystemTime,
+    time::{Duration, SystemTime},
 };
 
 use anyhow::{Context as _, Result};
@@ -107,6 +107,12 @@ pub(crate) struct Verify {
     since: Option<PathBuf>,
 }
 
+/// Between what was and what is, in a field of an event.
+const CHANGE: &str = " -> ";
+
+/// The last second of the year 9999.
+const LAST_SECOND: i64 = 253_402_300_799;
+
 #[derive(Serialize)]
 struct EventView {
     index: u64,
@@ -150,9 +156,29 @@ impl Row<6> for EventView {
             self.event.clone(),
             self.actor.clone(),
             self.target.clone(),
-            output::pairs(&self.fields),
+            output::pairs(&self.fields.iter().map(readable).collect::<BTreeMap<_, _>>()),
         ]
     }
+}
+
+/// A field for people: what is stored in milliseconds as a time, or as how long something lasts. Of a change, both sides.
+fn readable((name, value): (&String, &String)) -> (String, String) {
+    let Some(bare) = name.strip_suffix("_ms") else { return (name.clone(), value.clone()) };
+    let is_time = bare.ends_with("_at") || bare == "until";
+    let side = |text: &str| match text.parse() {
+        // No end.
+        Ok(0) if is_time => "never".to_owned(),
+        Ok(millis) if is_time => timestamp(millis).unwrap_or_else(|| text.to_owned()),
+        Ok(millis) => humantime::format_duration(Duration::from_millis(millis)).to_string(),
+        Err(_) => text.to_owned(),
+    };
+    (bare.to_owned(), value.split(CHANGE).map(side).collect::<Vec<_>>().join(CHANGE))
+}
+
+/// RFC 3339; `None` for a time that it cannot write.
+fn timestamp(unix_millis: u64) -> Option<String> {
+    let seconds = i64::try_from(unix_millis / 1000).ok().filter(|seconds| *seconds <= LAST_SECOND)?;
+    output::time(Some(&prost_types::Timestamp { seconds, nanos: 0 }))
 }
 
 pub(crate) async fn run(context: &Context, command: Audit) -> Result<()> {
@@ -293,4 +319,28 @@ async fn audit_keys(context: &Context) -> Result<Vec<String>> {
     let bundle = context.client(&cluster)?.trust_bundle().await?;
     let authority = bundle.authorities.into_iter().find(|ca| ca.kind() == v1::CaKind::Audit);
     Ok(authority.map(|authority| authority.ssh_public_keys).unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn people_read_times_and_spans_and_programs_what_is_stored() {
+        for (name, value, shown) in [
+            ("expires_at_ms", "1795000000123", "expires_at=2026-11-18T11:06:40Z"),
+            ("until_ms", "1795000000000", "until=2026-11-18T11:06:40Z"),
+            ("expires_at_ms", "0", "expires_at=never"),
+            ("expires_at_ms", "18446744073709551615", "expires_at=18446744073709551615"),
+            ("session_ttl_ms", "28800000 -> 5400000", "session_ttl=8h -> 1h 30m"),
+            ("session_idle_ms", "unset -> 1800000", "session_idle=unset -> 30m"),
+            ("lockout_ms", "x", "lockout=x"),
+            ("rooms", "7", "rooms=7"),
+        ] {
+            let fields = BTreeMap::from([(name.to_owned(), value.to_owned())]);
+            let event = EventView::from(v1::AuditEvent { fields: fields.clone(), ..Default::default() });
+            assert_eq!(event.row()[5], shown);
+            assert_eq!(event.fields, fields);
+        }
+    }
 }

@@ -42,6 +42,7 @@ pub(crate) enum Cluster {
     ///
     /// The machine still holds the key-encryption key and the state, and with them the keys of all CAs: destroy its data
     /// directory. If it may have got into other hands, exchange the key of every CA: `mezctl auth rotate`.
+    #[command(visible_alias = "delete")]
     Rm {
         /// Id of the node, as `mezctl cluster ls` shows it
         node: u64,

@@ -22,6 +22,7 @@ use crate::{
 pub(crate) enum Locks {
     /// Lock a user, role, login or node out: when this returns, no node of the cluster lets it in, and its certificates
     /// are revoked
+    #[command(visible_alias = "create")]
     Add(Add),
     /// List locks
     Ls,
@@ -31,6 +32,7 @@ pub(crate) enum Locks {
         id: String,
     },
     /// Remove a lock; certificates that it revoked stay revoked
+    #[command(visible_alias = "delete")]
     Rm {
         /// Id of the lock
         id: String,

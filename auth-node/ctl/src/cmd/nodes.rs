@@ -25,6 +25,7 @@ pub(crate) enum Nodes {
     /// Replace the labels that an admin gave a node
     Update(Update),
     /// Remove a node or an ingest that will not come back, registered or not: its certificates end, its names are free
+    #[command(visible_alias = "delete")]
     Rm {
         /// Agent id of the node, as `mezctl nodes ls` shows it
         agent_id: String,

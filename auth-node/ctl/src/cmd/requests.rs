@@ -19,6 +19,7 @@ use crate::{
 #[derive(Debug, Subcommand)]
 pub(crate) enum Requests {
     /// Ask for roles, or for access to nodes, for a time
+    #[command(visible_alias = "add")]
     Create(Create),
     /// List requests that concern you: your own, and those that you may review
     Ls {

@@ -41,7 +41,7 @@ A field that is not known is an error. `mezctl roles get NAME` prints a role in 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Roles {
     /// Create a role from a file
-    #[command(after_help = ROLE_FILE)]
+    #[command(after_help = ROLE_FILE, visible_alias = "add")]
     Create {
         /// Role file, YAML or JSON; `-` reads standard input
         file: PathBuf,
@@ -60,6 +60,7 @@ pub(crate) enum Roles {
         name: String,
     },
     /// Delete a role that nobody holds
+    #[command(visible_alias = "delete")]
     Rm {
         /// Name of the role
         name: String,

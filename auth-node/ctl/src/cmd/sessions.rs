@@ -24,6 +24,7 @@ pub(crate) enum Sessions {
         user: String,
     },
     /// Revoke a session: when this returns, no node honours it
+    #[command(visible_aliases = ["rm", "delete"])]
     Revoke {
         /// Handle of the session, as `sessions ls` shows it
         handle: String,

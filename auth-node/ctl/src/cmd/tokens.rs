@@ -21,6 +21,7 @@ use crate::{
 #[derive(Debug, Subcommand)]
 pub(crate) enum Tokens {
     /// Create a join token; its secret is shown once
+    #[command(visible_alias = "create")]
     Add(Add),
     /// List join tokens
     Ls,
@@ -30,6 +31,7 @@ pub(crate) enum Tokens {
         name: String,
     },
     /// Delete a join token; hosts that joined with it stay
+    #[command(visible_alias = "delete")]
     Rm {
         /// Name of the token
         name: String,

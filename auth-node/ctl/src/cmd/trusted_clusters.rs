@@ -47,6 +47,7 @@ pub(crate) enum TrustedClusters {
     /// Change where a trusted cluster is, what its roles are here, or whether it is trusted for now
     Update(Update),
     /// Trust a cluster no more, and revoke what was issued to its users
+    #[command(visible_alias = "delete")]
     Rm {
         /// Name of the cluster
         name: String,

@@ -25,6 +25,7 @@ use crate::{
 #[derive(Debug, Subcommand)]
 pub(crate) enum Users {
     /// Create a user, with an invite to set its password, or with a password
+    #[command(visible_alias = "create")]
     Add(Add),
     /// End a user's sessions and its password, and make an invite to set another, or give it another
     Reset(Reset),
@@ -43,6 +44,7 @@ pub(crate) enum Users {
         name: String,
     },
     /// Delete a user and end its sessions
+    #[command(visible_alias = "delete")]
     Rm {
         /// Name of the user
         name: String,
@@ -374,7 +376,7 @@ async fn clear_lockout(context: &Context, name: String) -> Result<()> {
     let client = context.user().await?;
     let request = v1::ClearUserLockoutRequest { name: name.clone() };
     let v1::ClearUserLockoutResponse {} = call!(client, Retry::Idempotent, clear_user_lockout, request)?;
-    context.print(&Done::new(format!("Passwords of {name} are taken again.")))
+    context.print(&Done::new(format!("The lockouts of {name} were cleared.")))
 }
 
 #[cfg(test)]
