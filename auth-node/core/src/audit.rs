@@ -12,6 +12,8 @@ pub const LOG: &str = "audit";
 
 /// Longest value of a field, in bytes; of our own more is cut.
 const MAX_VALUE: usize = 1024;
+/// Longest value on one side of a change, in bytes: both fit into a field.
+const MAX_SIDE: usize = 480;
 
 macro_rules! events {
     ($($(#[$doc:meta])* $event:ident = $name:literal, $code:literal;)+) => {
@@ -293,9 +295,33 @@ pub fn emit(
     Ok(())
 }
 
+/// Fields of a record that tells what is different, `before -> after`; both have the same names in the same order, and nothing
+/// is `unset`.
+pub(crate) fn changes(
+    before: impl IntoIterator<Item = (&'static str, String)>,
+    after: impl IntoIterator<Item = (&'static str, String)>,
+) -> Vec<(&'static str, String)> {
+    let pairs = before.into_iter().zip(after);
+    let different = pairs.filter(|((_, before), (_, after))| before != after);
+    let say = |((name, before), (_, after)): ((_, String), (_, String))| {
+        (name, format!("{} -> {}", side(before), side(after)))
+    };
+    different.map(say).collect()
+}
+
+fn side(mut value: String) -> String {
+    if value.is_empty() {
+        return "unset".to_owned();
+    }
+    if value.len() > MAX_SIDE {
+        value.truncate(value.floor_char_boundary(MAX_SIDE));
+        value.push('…');
+    }
+    value
+}
+
 fn cut(value: &str) -> String {
-    let end = (0..=MAX_VALUE.min(value.len())).rev().find(|&end| value.is_char_boundary(end));
-    value.get(..end.unwrap_or_default()).unwrap_or_default().to_owned()
+    value.get(..value.floor_char_boundary(MAX_VALUE)).unwrap_or_default().to_owned()
 }
 
 /// The first `limit` records from number `from` on, decoded.

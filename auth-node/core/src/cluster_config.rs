@@ -189,10 +189,10 @@ fn check_built(row: &ClusterConfigRow) -> Result<(), CoreError> {
     }
 }
 
-/// What is different, for the audit log: `before -> after`.
+/// What is different, for the audit log.
 fn changed(before: &Settings, after: &Settings) -> Vec<(&'static str, String)> {
     let shown = |settings: &Settings| {
-        let optional = |value: Option<u64>| value.map_or_else(|| "unset".into(), |value| value.to_string());
+        let optional = |value: Option<u64>| value.map(|value| value.to_string()).unwrap_or_default();
         [
             ("second_factor", format!("{:?}", settings.second_factor)),
             ("session_ttl_ms", settings.session_ttl_ms.to_string()),
@@ -204,9 +204,7 @@ fn changed(before: &Settings, after: &Settings) -> Vec<(&'static str, String)> {
             ("lockout_ms", settings.lockout_ms.to_string()),
         ]
     };
-    let pairs = shown(before).into_iter().zip(shown(after));
-    let different = pairs.filter(|(before, after)| before != after);
-    different.map(|((name, before), (_, after))| (name, format!("{before} -> {after}"))).collect()
+    audit::changes(shown(before), shown(after))
 }
 
 #[cfg(test)]

@@ -1,9 +1,9 @@
 //! What the audit log says of a role: everything that decides who gets where.
 
-use crate::tables::{ConditionsRow, RequestRulesRow, RoleOptionsRow, RoleRow, RuleRow};
-
-/// Longest value on one side of a change, in bytes: both fit into a field of the log.
-const MAX_SIDE: usize = 480;
+use crate::{
+    audit,
+    tables::{ConditionsRow, RequestRulesRow, RoleOptionsRow, RoleRow, RuleRow},
+};
 
 /// Names of the fields of one side, and of the options.
 const ALLOW: [&str; 6] =
@@ -16,13 +16,9 @@ pub(super) fn content(role: &RoleRow) -> Vec<(&'static str, String)> {
     shown(role).into_iter().filter(|(_, value)| !value.is_empty()).collect()
 }
 
-/// What is different, `before -> after`.
+/// What is different.
 pub(super) fn changes(before: &RoleRow, after: &RoleRow) -> Vec<(&'static str, String)> {
-    let side = |value: String| if value.is_empty() { "unset".to_owned() } else { cut(value) };
-    let pairs = shown(before).into_iter().zip(shown(after));
-    let different = pairs.filter(|((_, before), (_, after))| before != after);
-    let say = |((name, before), (_, after))| (name, format!("{} -> {}", side(before), side(after)));
-    different.map(say).collect()
+    audit::changes(shown(before), shown(after))
 }
 
 fn shown(role: &RoleRow) -> Vec<(&'static str, String)> {
@@ -61,15 +57,6 @@ fn options(of: &RoleOptionsRow) -> [(&'static str, String); 7] {
         ("source_addresses", of.source_addresses.join(",")),
         ("require_mfa", if of.require_mfa { "true".to_owned() } else { String::new() }),
     ]
-}
-
-fn cut(mut value: String) -> String {
-    if value.len() > MAX_SIDE {
-        let end = (0..=MAX_SIDE).rev().find(|&end| value.is_char_boundary(end)).unwrap_or_default();
-        value.truncate(end);
-        value.push('…');
-    }
-    value
 }
 
 #[cfg(test)]

@@ -37,37 +37,15 @@ pub struct RevocationRow {
 }
 ending_rows!(RevocationRow);
 
-/// The row whose revision is that of the last revocation: rows of those that ended are swept.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct RevocationHeadKey;
+only_key!(
+    /// The row whose revision is that of the last revocation: rows of those that ended are swept.
+    RevocationHeadKey -> MarkRow, 52, "revocation_head"
+);
 
-impl Key for RevocationHeadKey {
-    type Row = MarkRow;
-    const TABLE: Table = Table { id: 52, name: "revocation_head" };
-
-    fn write(&self, _out: &mut KeyWriter) {}
-
-    fn read(_parts: &mut KeyReader<'_>) -> Option<Self> {
-        Some(Self)
-    }
-}
-
-/// An SSH certificate that was issued and has not ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct IssuedKey(pub u64);
-
-impl Key for IssuedKey {
-    type Row = IssuedRow;
-    const TABLE: Table = Table { id: 50, name: "issued_certificates" };
-
-    fn write(&self, out: &mut KeyWriter) {
-        out.number(self.0);
-    }
-
-    fn read(parts: &mut KeyReader<'_>) -> Option<Self> {
-        parts.number().map(Self)
-    }
-}
+number_key!(
+    /// An SSH certificate that was issued and has not ended.
+    IssuedKey -> IssuedRow, 50, "issued_certificates"
+);
 
 /// What an SSH certificate was issued for.
 #[derive(Clone, PartialEq, prost::Message)]

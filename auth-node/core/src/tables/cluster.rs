@@ -4,20 +4,10 @@ use store_txn::{Key, KeyReader, KeyWriter, Row, Table, UnixMillis};
 
 use crate::secret::SecretDigest;
 
-/// The one row of the cluster itself.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ClusterKey;
-
-impl Key for ClusterKey {
-    type Row = ClusterRow;
-    const TABLE: Table = Table { id: 1, name: "cluster" };
-
-    fn write(&self, _out: &mut KeyWriter) {}
-
-    fn read(_parts: &mut KeyReader<'_>) -> Option<Self> {
-        Some(Self)
-    }
-}
+only_key!(
+    /// The one row of the cluster itself.
+    ClusterKey -> ClusterRow, 1, "cluster"
+);
 
 /// The cluster.
 #[derive(Clone, PartialEq, prost::Message)]
@@ -182,22 +172,10 @@ pub struct CaKeyRow {
     pub created_at_ms: UnixMillis,
 }
 
-/// What an auth node has taken up of the authorities' rows.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct FollowedKey(pub u64);
-
-impl Key for FollowedKey {
-    type Row = FollowedRow;
-    const TABLE: Table = Table { id: 5, name: "followed_authorities" };
-
-    fn write(&self, out: &mut KeyWriter) {
-        out.number(self.0);
-    }
-
-    fn read(parts: &mut KeyReader<'_>) -> Option<Self> {
-        parts.number().map(Self)
-    }
-}
+number_key!(
+    /// What an auth node has taken up of the authorities' rows.
+    FollowedKey -> FollowedRow, 5, "followed_authorities"
+);
 
 /// Revisions of rows: the node shows a certificate of the key that signs there, and trusts all that they name.
 #[derive(Clone, Copy, PartialEq, Eq, prost::Message)]

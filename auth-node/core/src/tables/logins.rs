@@ -9,54 +9,20 @@ text_key!(
     LoginsKey(UserName, |text| UserName::parse("", text).ok()) -> LoginsRow, 60, "logins"
 );
 
-/// Tries to log in under names that are nobody's: the names of a slot share a row, so that there are only so many.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct NobodysLoginsKey(pub u64);
+number_key!(
+    /// Tries to log in under names that are nobody's: the names of a slot share a row, so that there are only so many.
+    NobodysLoginsKey -> LoginsRow, 61, "nobodys_logins"
+);
 
-impl Key for NobodysLoginsKey {
-    type Row = LoginsRow;
-    const TABLE: Table = Table { id: 61, name: "nobodys_logins" };
+number_key!(
+    /// Failures from networks as all users together: the networks of a slot share a row, so that there are only so many.
+    NetworkLoginsKey -> NetworkLoginsRow, 68, "network_logins"
+);
 
-    fn write(&self, out: &mut KeyWriter) {
-        out.number(self.0);
-    }
-
-    fn read(parts: &mut KeyReader<'_>) -> Option<Self> {
-        parts.number().map(Self)
-    }
-}
-
-/// Failures from networks as all users together: the networks of a slot share a row, so that there are only so many.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct NetworkLoginsKey(pub u64);
-
-impl Key for NetworkLoginsKey {
-    type Row = NetworkLoginsRow;
-    const TABLE: Table = Table { id: 68, name: "network_logins" };
-
-    fn write(&self, out: &mut KeyWriter) {
-        out.number(self.0);
-    }
-
-    fn read(parts: &mut KeyReader<'_>) -> Option<Self> {
-        parts.number().map(Self)
-    }
-}
-
-/// The one row of the secret that slots depend on.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SlotSecretKey;
-
-impl Key for SlotSecretKey {
-    type Row = SlotSecretRow;
-    const TABLE: Table = Table { id: 69, name: "slot_secret" };
-
-    fn write(&self, _out: &mut KeyWriter) {}
-
-    fn read(_parts: &mut KeyReader<'_>) -> Option<Self> {
-        Some(Self)
-    }
-}
+only_key!(
+    /// The one row of the secret that slots depend on.
+    SlotSecretKey -> SlotSecretRow, 69, "slot_secret"
+);
 
 /// What is known of the logins under a name. `lockout` says what comes of it.
 #[derive(Clone, PartialEq, prost::Message)]

@@ -83,6 +83,48 @@ macro_rules! digest_key {
     };
 }
 
+/// Makes the key of a table with one row.
+macro_rules! only_key {
+    ($(#[$doc:meta])* $key:ident -> $row:ty, $id:literal, $name:literal) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, PartialEq, Eq)]
+        pub struct $key;
+
+        impl Key for $key {
+            type Row = $row;
+            const TABLE: Table = Table { id: $id, name: $name };
+
+            fn write(&self, _out: &mut KeyWriter) {}
+
+            fn read(_parts: &mut KeyReader<'_>) -> Option<Self> {
+                Some(Self)
+            }
+        }
+    };
+}
+
+/// Makes a key of a number.
+macro_rules! number_key {
+    ($(#[$doc:meta])* $key:ident -> $row:ty, $id:literal, $name:literal) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        pub struct $key(pub u64);
+
+        impl Key for $key {
+            type Row = $row;
+            const TABLE: Table = Table { id: $id, name: $name };
+
+            fn write(&self, out: &mut KeyWriter) {
+                out.number(self.0);
+            }
+
+            fn read(parts: &mut KeyReader<'_>) -> Option<Self> {
+                parts.number().map(Self)
+            }
+        }
+    };
+}
+
 // After the macros, which they use.
 mod access;
 mod calls;

@@ -4,20 +4,10 @@ use store_txn::{Key, KeyReader, KeyWriter, Row, Table, UnixMillis};
 
 use crate::names::LockId;
 
-/// The one row of the cluster's configuration.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ClusterConfigKey;
-
-impl Key for ClusterConfigKey {
-    type Row = ClusterConfigRow;
-    const TABLE: Table = Table { id: 4, name: "cluster_config" };
-
-    fn write(&self, _out: &mut KeyWriter) {}
-
-    fn read(_parts: &mut KeyReader<'_>) -> Option<Self> {
-        Some(Self)
-    }
-}
+only_key!(
+    /// The one row of the cluster's configuration.
+    ClusterConfigKey -> ClusterConfigRow, 4, "cluster_config"
+);
 
 /// What a login needs beyond a password. The numbers are those of the API's `SecondFactor`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, prost::Enumeration)]
