@@ -52,20 +52,27 @@ async fn paced<T, F: Future<Output = ()>>(
 ) {
     let mut ticks = interval(INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut looked: Option<Instant> = None;
+    // The first look waits for nothing.
+    let mut next_look = Instant::now();
     let mut changes = pin!(changes);
     loop {
         tokio::select! {
+            biased;
             () = stop.cancelled() => return,
             _ = ticks.tick() => {}
             changed = changes.next() => if changed.is_none() { return },
         }
         // Whatever the others answer, they are not asked more often than this.
-        tokio::select! {
-            () = stop.cancelled() => return,
-            () = sleep_until(looked.map_or_else(Instant::now, |looked| looked + PAUSE)) => {}
+        while Instant::now() < next_look {
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => return,
+                () = sleep_until(next_look) => {}
+                // The look after the pause is for all that comes in it.
+                changed = changes.next() => if changed.is_none() { return },
+            }
         }
-        looked = Some(Instant::now());
+        next_look = Instant::now() + PAUSE;
         tokio::select! {
             () = stop.cancelled() => return,
             () = look() => {}

@@ -29,7 +29,14 @@ async fn looks(changes: impl Stream<Item = ()>, count: usize) -> Vec<u64> {
 #[tokio::test(start_paused = true)]
 async fn however_much_changes_there_is_a_pause_between_two_looks() {
     advance(PAUSE * 2).await;
-    assert_eq!(looks(stream::repeat(()), 4).await, [0, 10, 20, 30]);
+    let always = stream::repeat(()).then(|()| sleep(Duration::from_millis(100)));
+    assert_eq!(looks(always, 4).await, [0, 10, 20, 30]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn many_changes_at_once_are_looked_at_together() {
+    let burst = stream::repeat(()).take(1000).chain(stream::pending());
+    assert_eq!(looks(burst, 4).await, [0, 10, 300, 600]);
 }
 
 #[tokio::test(start_paused = true)]
