@@ -87,6 +87,8 @@ pub(crate) struct Settings {
     pub(crate) store_deadline: Duration,
     /// The longest silence between two messages of a stream.
     pub(crate) message_timeout: Duration,
+    /// Origin at which browsers reach the web API, if people are told of one.
+    pub(crate) web_origin: Option<String>,
 }
 
 /// What is needed to admit a call, by itself, since a transaction may run more than once.

@@ -16,37 +16,39 @@ mod connectors;
 mod convert;
 mod joining;
 mod locks;
-mod login;
+pub(crate) mod login;
 mod members;
 mod nodes;
 #[cfg(test)]
 mod once_tests;
+mod outcome;
 mod ping;
 mod presence;
 mod recordings;
 mod revocations;
 mod roles;
 mod rotation;
-mod sessions;
+pub(crate) mod sessions;
 #[cfg(test)]
 pub(crate) mod testing;
 mod tokens;
 mod trust;
 mod trusted_clusters;
-mod users;
+pub(crate) mod users;
 
+pub(crate) use outcome::carry_out;
 pub(crate) use revocations::RevocationList;
 
-use std::{future::Future, pin::Pin, sync::Arc};
+use std::{pin::Pin, sync::Arc};
 
-use auth_core::{CoreError, Credential, Origin};
+use auth_core::{CoreError, Credential};
 use futures::Stream;
 use mezite_proto::{
     access as rules,
-    v1::{self, AccessClass, auth_service_server::AuthService},
+    v1::{self, auth_service_server::AuthService},
 };
 use tokio::time::Instant;
-use tonic::{Code, Request, Response, Status, Streaming};
+use tonic::{Request, Response, Status, Streaming};
 
 use crate::{
     authn::{self, Call, Here},
@@ -54,6 +56,7 @@ use crate::{
     metrics::Measured,
     service::Service,
 };
+use outcome::{after_admission, end, within};
 
 /// Methods that later releases build. They are authorised, and then UNIMPLEMENTED.
 pub const NOT_YET: &[&str] = &[
@@ -111,50 +114,6 @@ impl Begun {
     }
 }
 
-fn end<T>(
-    method: &'static str,
-    origin: &Origin,
-    stranger: bool,
-    measured: Measured,
-    result: Result<T, ApiError>,
-) -> Result<Response<T>, Status> {
-    let (request_id, client) = (origin.request_id.as_str(), origin.client_address.as_str());
-    match result {
-        Ok(reply) => {
-            tracing::debug!(method, request_id, client, "done");
-            measured.end(Code::Ok);
-            Ok(Response::new(reply))
-        }
-        Err(error) => {
-            let code = error.code();
-            if error.is_ours() {
-                tracing::error!(method, request_id, client, %error, "the call failed");
-            } else if stranger || matches!(code, Code::Unauthenticated | Code::ResourceExhausted) {
-                // Anybody can have these said as often as they like; the metrics count them, and the audit log has what
-                // matters.
-                tracing::debug!(method, request_id, client, ?code, %error, "refused");
-            } else {
-                tracing::info!(method, request_id, client, ?code, %error, "refused");
-            }
-            measured.end(code);
-            Err(error.into_status(request_id))
-        }
-    }
-}
-
-/// Carries a call out within its deadline.
-async fn within<T>(
-    deadline: Option<Instant>,
-    work: impl Future<Output = Result<T, ApiError>>,
-) -> Result<T, ApiError> {
-    match deadline {
-        None => work.await,
-        Some(deadline) => {
-            tokio::time::timeout_at(deadline, work).await.unwrap_or(Err(ApiError::DeadlineExceeded))
-        }
-    }
-}
-
 impl Api {
     /// Of what handlers work with.
     pub(crate) fn new(service: Arc<Service>) -> Self {
@@ -204,22 +163,12 @@ fn refused(result: Result<Response<()>, Status>) -> Status {
     result.err().unwrap_or_else(|| Status::internal("internal error"))
 }
 
-/// Handlers parse before they read or write, and only then is it known who calls: whoever may not make the
-/// call at all is told that, and nothing of what else is wrong with it.
-async fn after_admission<T>(
+/// Authorises, and then says that the method does nothing yet.
+pub(crate) async fn later<Q, T: Send + 'static>(
     service: &Service,
     call: &Call,
-    result: Result<T, ApiError>,
+    _request: Q,
 ) -> Result<T, ApiError> {
-    let public = call.method.classes.contains(&AccessClass::Public);
-    if !public && matches!(result, Err(ApiError::Core(CoreError::Invalid { .. }))) {
-        service.read(call, |_, _| Ok(())).await?;
-    }
-    result
-}
-
-/// Authorises, and then says that the method does nothing yet.
-async fn later<Q, T: Send + 'static>(service: &Service, call: &Call, _request: Q) -> Result<T, ApiError> {
     service.read(call, |_, _| Err(CoreError::Unimplemented)).await
 }
 

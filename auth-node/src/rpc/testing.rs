@@ -58,8 +58,11 @@ const CLUSTER_ID: &str = "0123-test";
 /// Ingests that may follow at a time who has access.
 pub(super) const MAX_LISTENERS: usize = 6;
 
+/// Where browsers reach it.
+pub(crate) const WEB: &str = "https://login.test.example";
+
 /// Password of the admin `boss`.
-pub(super) const BOSS: &str = "the password of boss";
+pub(crate) const BOSS: &str = "the password of boss";
 
 /// A node's service.
 pub(crate) struct Node {
@@ -121,6 +124,7 @@ impl Node {
                 call_timeout: Duration::from_secs(30),
                 store_deadline: Duration::from_secs(10),
                 message_timeout: Duration::from_secs(10),
+                web_origin: Some(WEB.into()),
             },
             clock,
             store,
@@ -129,26 +133,26 @@ impl Node {
     }
 
     /// Logs in, and answers the session's id.
-    pub(super) async fn log_in(&self, username: &str, password: &str) -> Result<String, ApiError> {
+    pub(crate) async fn log_in(&self, username: &str, password: &str) -> Result<String, ApiError> {
         let request = v1::AuthenticateLocalRequest { username: username.into(), password: password.into() };
         let reply =
             login::authenticate_local(&self.service, &anonymous("AuthenticateLocal"), request).await?;
         Ok(reply.session_id)
     }
 
-    pub(super) async fn boss(&self) -> String {
+    pub(crate) async fn boss(&self) -> String {
         self.log_in("boss", BOSS).await.unwrap()
     }
 
     /// All audit records so far.
-    pub(super) async fn audit(&self) -> Vec<AuditRow> {
+    pub(crate) async fn audit(&self) -> Vec<AuditRow> {
         let read = self.service.store.read(|view| audit::records(view, 1, usize::MAX));
         let records: Vec<_> = read.await.map_err(ApiError::from).unwrap();
         records.into_iter().map(|(_, row)| row).collect()
     }
 
     /// The audit records of one event.
-    pub(super) async fn audited(&self, event: &str) -> Vec<AuditRow> {
+    pub(crate) async fn audited(&self, event: &str) -> Vec<AuditRow> {
         self.audit().await.into_iter().filter(|row| row.event == event).collect()
     }
 }
@@ -224,7 +228,7 @@ pub(super) fn anonymous(method: &str) -> Call {
 }
 
 /// A call of a method with a session.
-pub(super) fn with(session: &str, method: &str) -> Call {
+pub(crate) fn with(session: &str, method: &str) -> Call {
     let credential = Credential::Session(SecretDigest::of(SecretKind::Session, session));
     Call { credential, ..anonymous(method) }
 }

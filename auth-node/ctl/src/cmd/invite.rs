@@ -71,6 +71,10 @@ pub(crate) struct InviteView {
     secret: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     secret_file: Option<PathBuf>,
+    /// Or opens this page, where the cluster knows its own address on the web; absent when the secret, which is in it, went to
+    /// a file.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    link: Option<String>,
     /// What the user is to run. It asks for the secret and the password.
     command: String,
 }
@@ -80,24 +84,24 @@ impl InviteView {
     pub(crate) async fn new(
         context: &Context,
         proof: Proof<'_>,
-        secret: String,
+        (secret, link): (String, String),
         expires_at: Option<prost_types::Timestamp>,
     ) -> Result<Option<Self>> {
         if secret.is_empty() {
             return Ok(None);
         }
         // First: whatever fails after this, the secret is there.
-        let (secret, secret_file) = match proof.out {
+        let (secret, secret_file, link) = match proof.out {
             Some((path, out)) => {
                 out.write_secret(&Zeroizing::new(secret))?;
-                (None, Some(path.to_owned()))
+                (None, Some(path.to_owned()), None)
             }
-            None => (Some(secret), None),
+            None => (Some(secret), None, Some(link).filter(|link| !link.is_empty())),
         };
         let cluster = context.cluster(None).await?;
         let pin = cluster.trust.pins().first().map(|pin| format!(" --ca-pin {pin}")).unwrap_or_default();
         let command = format!("mezctl accept-invite --addr {}{pin}", cluster.addresses.join(","));
-        Ok(Some(Self { expires_at: output::time(expires_at.as_ref()), secret, secret_file, command }))
+        Ok(Some(Self { expires_at: output::time(expires_at.as_ref()), secret, secret_file, link, command }))
     }
 }
 
@@ -105,6 +109,7 @@ impl Report for InviteView {
     fn text(&self) -> String {
         let file = self.secret_file.as_ref().map(|file| file.display().to_string()).unwrap_or_default();
         output::fields(&[
+            ("link", self.link.clone().unwrap_or_default()),
             ("invite", self.command.clone()),
             ("secret", self.secret.clone().unwrap_or_default()),
             ("secret file", file),

@@ -287,7 +287,9 @@ async fn add(context: &Context, args: Add) -> Result<()> {
         invite_ttl: proof.invite_ttl,
     };
     let reply = make(&client, request).await?;
-    let invite = InviteView::new(context, proof, reply.invite_secret, reply.invite_expires_at).await?;
+    let invite =
+        InviteView::new(context, proof, (reply.invite_secret, reply.invite_url), reply.invite_expires_at)
+            .await?;
     context.print(&NewUser { user: present(reply.user, "the user")?.into(), invite })
 }
 
@@ -301,7 +303,9 @@ async fn reset(context: &Context, args: Reset) -> Result<()> {
     };
     let check = Retry::once("an invite that nobody has the secret of is of no use: repeat it");
     let reply = call!(client, check, reset_user_password, request)?;
-    let invite = InviteView::new(context, proof, reply.invite_secret, reply.invite_expires_at).await?;
+    let invite =
+        InviteView::new(context, proof, (reply.invite_secret, reply.invite_url), reply.invite_expires_at)
+            .await?;
     context.print(&ResetUser { user: args.name, sessions_ended: reply.sessions_ended, invite })
 }
 
