@@ -41,6 +41,7 @@ mod standing;
 mod start;
 mod trust_refresh;
 mod uses;
+mod webauthn;
 
 pub use bootstrap::{
     Init, Initialized, Join, Joined, Restore, Succeeded, init, join, recover, restore, secret_from,

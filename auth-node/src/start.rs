@@ -47,6 +47,7 @@ use crate::{
     service::{Service, Settings},
     trust_refresh,
     uses::Uses,
+    webauthn::Pace,
 };
 
 /// A running node. [`Handle::stop`] lets calls in progress end; dropping it does not.
@@ -218,6 +219,7 @@ impl Node {
             presence: Presence::start(store.clone(), ttl),
             attendance,
             uses: Uses::start(store.clone()),
+            pace: Pace::default(),
             relay: Relay::new(&self.cluster.name, Arc::clone(&tls.client), &config.limits)?,
             backups: Arc::new(Semaphore::new(1)),
             refusals,

@@ -13,10 +13,10 @@ mod certs;
 mod cluster;
 mod cluster_config;
 mod connectors;
-mod convert;
+pub(crate) mod convert;
 mod joining;
-mod locks;
-mod login;
+pub(crate) mod locks;
+pub(crate) mod login;
 mod members;
 mod nodes;
 #[cfg(test)]
@@ -34,6 +34,7 @@ mod tokens;
 mod trust;
 mod trusted_clusters;
 mod users;
+mod webauthn;
 
 pub(crate) use revocations::RevocationList;
 
@@ -57,12 +58,6 @@ use crate::{
 
 /// Methods that later releases build. They are authorised, and then UNIMPLEMENTED.
 pub const NOT_YET: &[&str] = &[
-    "BeginWebAuthnLogin",
-    "FinishWebAuthnLogin",
-    "BeginWebAuthnRegistration",
-    "FinishWebAuthnRegistration",
-    "ListWebAuthnDevices",
-    "DeleteWebAuthnDevice",
     "RegisterUsingIAMMethod",
     "CreateAgentIdentity",
     "UpdateAgentIdentity",
@@ -265,21 +260,21 @@ api! {
         AuthenticateLocal:
             authenticate_local(AuthenticateLocalRequest) -> AuthenticateLocalResponse = login::authenticate_local;
         BeginWebAuthnLogin:
-            begin_web_authn_login(BeginWebAuthnLoginRequest) -> BeginWebAuthnLoginResponse = later;
+            begin_web_authn_login(BeginWebAuthnLoginRequest) -> BeginWebAuthnLoginResponse = webauthn::begin_login;
         FinishWebAuthnLogin:
-            finish_web_authn_login(FinishWebAuthnLoginRequest) -> FinishWebAuthnLoginResponse = later;
+            finish_web_authn_login(FinishWebAuthnLoginRequest) -> FinishWebAuthnLoginResponse = webauthn::finish_login;
         ChangePassword:
             change_password(ChangePasswordRequest) -> ChangePasswordResponse = login::change_password;
         AcceptInvite: accept_invite(AcceptInviteRequest) -> AcceptInviteResponse = login::accept_invite;
         Logout: logout(LogoutRequest) -> LogoutResponse = login::logout;
         BeginWebAuthnRegistration:
-            begin_web_authn_registration(BeginWebAuthnRegistrationRequest) -> BeginWebAuthnRegistrationResponse = later;
+            begin_web_authn_registration(BeginWebAuthnRegistrationRequest) -> BeginWebAuthnRegistrationResponse = webauthn::begin_registration;
         FinishWebAuthnRegistration:
-            finish_web_authn_registration(FinishWebAuthnRegistrationRequest) -> FinishWebAuthnRegistrationResponse = later;
+            finish_web_authn_registration(FinishWebAuthnRegistrationRequest) -> FinishWebAuthnRegistrationResponse = webauthn::finish_registration;
         ListWebAuthnDevices:
-            list_web_authn_devices(ListWebAuthnDevicesRequest) -> ListWebAuthnDevicesResponse = later;
+            list_web_authn_devices(ListWebAuthnDevicesRequest) -> ListWebAuthnDevicesResponse = webauthn::list;
         DeleteWebAuthnDevice:
-            delete_web_authn_device(DeleteWebAuthnDeviceRequest) -> DeleteWebAuthnDeviceResponse = later;
+            delete_web_authn_device(DeleteWebAuthnDeviceRequest) -> DeleteWebAuthnDeviceResponse = webauthn::delete;
 
         // Certificates.
         IssueUserCerts:
