@@ -39,3 +39,4 @@ mod security;
 mod streams;
 mod support;
 mod trust;
+mod webauthn;
