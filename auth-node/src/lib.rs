@@ -42,6 +42,7 @@ mod start;
 mod trust_refresh;
 mod uses;
 mod web;
+mod webauthn;
 
 pub use bootstrap::{
     Init, Initialized, Join, Joined, Restore, Succeeded, init, join, recover, restore, secret_from,

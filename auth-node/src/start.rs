@@ -48,6 +48,7 @@ use crate::{
     trust_refresh,
     uses::Uses,
     web,
+    webauthn::Pace,
 };
 
 /// A running node. [`Handle::stop`] lets calls in progress end; dropping it does not.
@@ -233,6 +234,7 @@ impl Node {
             presence: Presence::start(store.clone(), ttl),
             attendance,
             uses: Uses::start(store.clone()),
+            pace: Pace::default(),
             relay: Relay::new(&self.cluster.name, Arc::clone(&tls.client), &config.limits)?,
             backups: Arc::new(Semaphore::new(1)),
             refusals,

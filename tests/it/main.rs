@@ -40,3 +40,4 @@ mod streams;
 mod support;
 mod trust;
 mod web;
+mod webauthn;

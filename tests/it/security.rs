@@ -48,6 +48,7 @@ const RULES: &[&str] = &[
     "web-cross-site",
     "web-policy",
     "web-same-answer",
+    "web-second-factor",
     "web-bounds",
     "web-invite-link",
     "authz-one-table-default-deny",

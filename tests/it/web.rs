@@ -352,3 +352,67 @@ async fn in_a_browser_a_user_takes_an_invite_and_logs_in_and_out() {
     browser.open(&format!("{url}/web/devices")).await;
     browser.sees("h1", "Log in").await;
 }
+
+/// Logs in with a password, up to where the page says who it is.
+async fn log_in(browser: &Browser, url: &str, user: &str) {
+    browser.open(&format!("{url}/web/login")).await;
+    browser.fill("#username", user).await;
+    browser.fill("#password", PASSWORD).await;
+    browser.click("button[type=submit]").await;
+    browser.sees("#user", user).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn in_a_browser_a_passkey_is_added_then_asked_for_and_logs_in_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let Site { browser, cluster, url, _port } = Site::start(dir.path()).await;
+    let set = |factor: &str| {
+        let origin = url.as_str();
+        let relying_party = ["--webauthn-rp-id", "localhost", "--webauthn-origins", origin];
+        cluster.ctl().ok(&[&["config", "set", "--second-factor", factor][..], &relying_party].concat())
+    };
+    let _ = set("optional");
+    cluster.add_user("alice", &["access"], &[]).await;
+    browser.add_authenticator().await;
+    log_in(&browser, &url, "alice").await;
+    browser.sees("#none", "no passkey yet").await;
+    browser.fill("#name", "Work laptop").await;
+    browser.click("#add button[type=submit]").await;
+    browser.sees("#devices", "Work laptop").await;
+    browser.sees("#said", "was added").await;
+    photograph(&browser, dir.path(), "devices-one").await;
+
+    // From now on the password is one half of a login.
+    let session = |method: &'static str| {
+        let sessions = cluster.ctl().json(&["sessions", "ls", "--user", "alice"]);
+        sessions.as_array().unwrap().iter().filter(|session| session["method"] == method).count()
+    };
+    assert_eq!((session("password"), session("webauthn")), (1, 0));
+    browser.click("#logout").await;
+    browser.sees("h1", "Log in").await;
+    log_in(&browser, &url, "alice").await;
+    assert_eq!((session("password"), session("webauthn")), (0, 1));
+    let curl = Curl::new(&cluster, 0);
+    // Whoever has the password alone is asked for the other half, and has no session.
+    let given = json!({ "username": "alice", "password": PASSWORD, "token": true });
+    let half = Curl { base: url.clone(), ..curl }.post(&["--insecure"], "/v1/webapi/login", &given);
+    assert!(
+        half.body["step_up"]["challenge_id"].is_string() && half.body.get("session_id").is_none(),
+        "{half:?}"
+    );
+
+    browser.click("#logout").await;
+    browser.sees("h1", "Log in").await;
+    photograph(&browser, dir.path(), "login-passkey").await;
+    browser.click("#with-passkey").await;
+    browser.sees("#user", "alice").await;
+    let _ = set("off");
+    browser.click("#devices button.danger").await;
+    browser.click("#remove button[value=remove]").await;
+    browser.sees("#none", "no passkey yet").await;
+    let refused = browser.complaints().await;
+    assert!(
+        refused.iter().all(|line| !line.contains("Security Policy") && !line.contains("Uncaught")),
+        "{refused:?}"
+    );
+}

@@ -9,6 +9,7 @@ use auth_core::{
     login::{self, Attempt},
     names::{SessionHandle, UserName},
     password,
+    second_factor::{self, AfterPassword},
     secret::{PasswordHash, SecretDigest, SecretKind},
     session::{self, Listed, NewSession},
     tables::AuthMethod,
@@ -18,7 +19,14 @@ use mezite_proto::v1;
 use zeroize::Zeroizing;
 
 use super::{convert, sessions};
-use crate::{authn::Call, error::ApiError, once::Once, passwords, service::Service};
+use crate::{
+    authn::Call,
+    error::ApiError,
+    once::Once,
+    passwords,
+    service::Service,
+    webauthn::{self, Begun},
+};
 
 /// Longest username that is looked at, in bytes: far longer than any name, in whatever spelling.
 const MAX_USERNAME: usize = 1024;
@@ -103,6 +111,38 @@ pub(crate) async fn conclude(
     let session = service.decide(call, move |tx, context| login::conclude(tx, context, &attempt)).await?;
     let last_used_ms = session.created_at_ms;
     Ok((id, sessions::session(Listed { session, last_used_ms })))
+}
+
+/// What a username and a password give.
+pub(crate) enum Given {
+    /// A session: its id, and what lists show of it.
+    Session(Zeroizing<String>, v1::Session),
+    /// The second half of the login, which an authenticator answers.
+    StepUp(Begun),
+}
+
+/// As [`authenticate_local`], for a login that takes the second factor that is asked of the user. It is asked for once the
+/// password was found to be right, and the answer to a wrong one does not tell of it.
+///
+/// # Errors
+/// As of [`verify`] and [`conclude`]; of [`webauthn::begin_step_up`].
+pub(crate) async fn with_second_factor(
+    service: &Service,
+    call: &Call,
+    username: &str,
+    password: Zeroizing<String>,
+) -> Result<Given, ApiError> {
+    let tried = verify(service, call, username, password).await?;
+    if let (Some(name), Some(verified)) = (&tried.name, &tried.verified) {
+        let wanted = name.clone();
+        let after =
+            service.read(&without_session(call), move |view, _| second_factor::after_password(view, &wanted));
+        if after.await? == AfterPassword::StepUp {
+            return webauthn::begin_step_up(service, call, name, verified).await.map(Given::StepUp);
+        }
+    }
+    let (id, session) = conclude(service, call, tried).await?;
+    Ok(Given::Session(id, session))
 }
 
 /// The request is its own credential: a session that has ended must not stand in the way of the next.

@@ -87,6 +87,7 @@ mod tests {
             method: AuthMethod::Password.into(),
             client_address: "192.0.2.1".into(),
             epoch: 1,
+            device: String::new(),
         };
         let shown = session(Listed { session: row, last_used_ms: 1500 });
         assert_eq!(

@@ -50,6 +50,7 @@ use crate::{
     relay::Relay,
     service::{Service, Settings},
     uses::Uses,
+    webauthn::Pace,
 };
 
 const CLUSTER: &str = "test.example";
@@ -109,6 +110,7 @@ impl Node {
             presence: Presence::start(store.clone(), ttl),
             attendance: Arc::new(Attendance::new(ttl)),
             uses: Uses::start(store.clone()),
+            pace: Pace::default(),
             backups: Arc::new(tokio::sync::Semaphore::new(1)),
             refusals: Arc::default(),
             relay: Relay::new(CLUSTER, tls(), &LimitsConfig::default()).unwrap(),
@@ -216,7 +218,7 @@ impl Other {
 }
 
 /// A call of a method without a credential.
-pub(super) fn anonymous(method: &str) -> Call {
+pub(crate) fn anonymous(method: &str) -> Call {
     let origin = Origin {
         node_id: 1,
         request_id: "r".into(),
@@ -235,7 +237,7 @@ pub(crate) fn with(session: &str, method: &str) -> Call {
 
 /// Checks that a result is a refusal of this field.
 #[track_caller]
-pub(super) fn assert_invalid<T: std::fmt::Debug>(result: Result<T, ApiError>, wanted: &str) {
+pub(crate) fn assert_invalid<T: std::fmt::Debug>(result: Result<T, ApiError>, wanted: &str) {
     match result {
         Err(ApiError::Core(CoreError::Invalid { field, .. })) if field == wanted => {}
         other => panic!("expected a refusal of {wanted}, got {other:?}"),

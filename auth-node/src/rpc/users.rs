@@ -127,10 +127,13 @@ pub(crate) async fn reset_password(
         ControlFlow::Continue(proof) => proof,
     };
     let url = invite_url(service, &secret);
+    let remove_devices = request.remove_devices;
     let reset = service.write_once(call, once, move |tx, context| {
         let sessions_ended = user::reset_password(tx, context, &name, &proof)?;
+        let removed = remove_devices.then(|| user::remove_devices(tx, context, &name)).transpose()?;
         Ok(v1::ResetUserPasswordResponse {
             sessions_ended,
+            devices_removed: removed.unwrap_or_default(),
             invite_secret: secret.as_str().to_owned(),
             invite_expires_at: invite::ends_at(tx, &name)?.map(convert::timestamp),
             invite_url: url.as_str().to_owned(),

@@ -47,7 +47,7 @@ pub(super) struct Finish {
 pub(super) async fn list(State(web): State<Arc<Web>>, asked: Asked) -> Result<Response, Problem> {
     let call = asked.call("ListWebAuthnDevices")?;
     let request = v1::ListWebAuthnDevicesRequest { page_size: ALL, page_token: String::new() };
-    let work = rpc::later::<_, v1::ListWebAuthnDevicesResponse>(&web.service, &call, request);
+    let work = rpc::webauthn::list(&web.service, &call, request);
     let reply = web.carry_out(&call, work).await?;
     let devices: Vec<_> = reply.devices.iter().map(view).collect();
     Ok(Json(json!({ "devices": devices })).into_response())
@@ -61,7 +61,7 @@ pub(super) async fn begin(
 ) -> Result<Response, Problem> {
     let call = asked.call("BeginWebAuthnRegistration")?;
     let request = v1::BeginWebAuthnRegistrationRequest { passkey: begin.passkey };
-    let work = rpc::later::<_, v1::BeginWebAuthnRegistrationResponse>(&web.service, &call, request);
+    let work = rpc::webauthn::begin_registration(&web.service, &call, request);
     let reply = web.carry_out(&call, work).await?;
     Ok(Json(challenge(reply.challenge_id, &reply.options_json)?).into_response())
 }
@@ -76,7 +76,7 @@ pub(super) async fn finish(
     let Finish { challenge_id, credential, name } = finish;
     let credential_json = credential.to_string();
     let request = v1::FinishWebAuthnRegistrationRequest { challenge_id, credential_json, name };
-    let work = rpc::later::<_, v1::FinishWebAuthnRegistrationResponse>(&web.service, &call, request);
+    let work = rpc::webauthn::finish_registration(&web.service, &call, request);
     let reply = web.carry_out(&call, work).await?;
     Ok(Json(json!({ "device": reply.device.as_ref().map(view) })).into_response())
 }
@@ -89,7 +89,7 @@ pub(super) async fn remove(
 ) -> Result<Response, Problem> {
     let call = asked.call("DeleteWebAuthnDevice")?;
     let request = v1::DeleteWebAuthnDeviceRequest { device_id };
-    let work = rpc::later::<_, v1::DeleteWebAuthnDeviceResponse>(&web.service, &call, request);
+    let work = rpc::webauthn::delete(&web.service, &call, request);
     let v1::DeleteWebAuthnDeviceResponse {} = web.carry_out(&call, work).await?;
     Ok(Json(json!({})).into_response())
 }

@@ -16,10 +16,11 @@ use zeroize::Zeroizing;
 use super::{
     Web,
     call::{Asked, Body, no_cookie, session_cookie},
+    devices::challenge,
 };
 use crate::{
     error::{ApiError, Problem},
-    rpc,
+    rpc::{self, login::Given},
 };
 
 /// A username and a password.
@@ -43,6 +44,15 @@ pub(super) struct Finish {
     /// As at the beginning.
     #[serde(default)]
     token: bool,
+}
+
+/// Whose passkey is asked for.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Passkey {
+    /// Empty: whoever it says.
+    #[serde(default)]
+    username: String,
 }
 
 /// A session, as its user sees it.
@@ -77,34 +87,64 @@ impl From<&v1::Session> for SessionView {
     }
 }
 
-/// Exchanges a username and a password for a session.
+/// Exchanges a username and a password for a session, or begins what else is asked of the user.
 pub(super) async fn login(
     State(web): State<Arc<Web>>,
-    from: Asked,
+    asked: Asked,
     Body(login): Body<Login>,
 ) -> Result<Response, Problem> {
     let Login { username, password, token } = login;
     let call = asked.call("AuthenticateLocal")?;
-    let work = async {
-        let tried = rpc::login::verify(&web.service, &call, &username, Zeroizing::new(password)).await?;
-        rpc::login::conclude(&web.service, &call, tried).await
-    };
-    let (id, session) = web.carry_out(&call, work).await?;
-    logged_in(&id, &session, token)
+    let work = rpc::login::with_second_factor(&web.service, &call, &username, Zeroizing::new(password));
+    match web.carry_out(&call, work).await? {
+        Given::Session(id, session) => logged_in(&id, &session, token),
+        Given::StepUp(begun) => {
+            let challenge = challenge(begun.challenge_id, &begun.options_json)?;
+            Ok(Json(json!({ "step_up": challenge })).into_response())
+        }
+    }
 }
 
-/// Exchanges what an authenticator answered for a session.
+/// Exchanges what an authenticator answered, after the password, for a session.
 pub(super) async fn finish(
     State(web): State<Arc<Web>>,
-    from: Asked,
+    asked: Asked,
     Body(finish): Body<Finish>,
 ) -> Result<Response, Problem> {
     let Finish { challenge_id, credential, token } = finish;
     let call = asked.call("FinishWebAuthnLogin")?;
-    let credential_json = credential.to_string();
-    let request = v1::FinishWebAuthnLoginRequest { challenge_id, credential_json };
-    let work = rpc::later::<_, v1::FinishWebAuthnLoginResponse>(&web.service, &call, request);
+    let credential = credential.to_string();
+    let work = rpc::webauthn::finish_step_up(&web.service, &call, &challenge_id, &credential);
     let reply = web.carry_out(&call, work).await?;
+    authenticated(reply, token)
+}
+
+/// Begins a login with a passkey alone.
+pub(super) async fn begin_passkey(
+    State(web): State<Arc<Web>>,
+    asked: Asked,
+    Body(passkey): Body<Passkey>,
+) -> Result<Response, Problem> {
+    let call = asked.call("BeginWebAuthnLogin")?;
+    let request = v1::BeginWebAuthnLoginRequest { username: passkey.username };
+    let reply = web.carry_out(&call, rpc::webauthn::begin_login(&web.service, &call, request)).await?;
+    Ok(Json(challenge(reply.challenge_id, &reply.options_json)?).into_response())
+}
+
+/// Exchanges what a passkey answered for a session.
+pub(super) async fn finish_passkey(
+    State(web): State<Arc<Web>>,
+    asked: Asked,
+    Body(finish): Body<Finish>,
+) -> Result<Response, Problem> {
+    let Finish { challenge_id, credential, token } = finish;
+    let call = asked.call("FinishWebAuthnLogin")?;
+    let request = v1::FinishWebAuthnLoginRequest { challenge_id, credential_json: credential.to_string() };
+    let reply = web.carry_out(&call, rpc::webauthn::finish_login(&web.service, &call, request)).await?;
+    authenticated(reply, token)
+}
+
+fn authenticated(reply: v1::FinishWebAuthnLoginResponse, token: bool) -> Result<Response, Problem> {
     let none = || ApiError::Internal("a login without a session".into()).into_problem("");
     logged_in(&Zeroizing::new(reply.session_id), &reply.session.ok_or_else(none)?, token)
 }

@@ -10,9 +10,11 @@
 //!
 //! | path | request | answer |
 //! | --- | --- | --- |
-//! | `GET ping` | | `{cluster, version, second_factor, connectors, public_url}` |
+//! | `GET ping` | | `{cluster, version, second_factor, connectors, passkeys, public_url}` |
 //! | `POST login` | `{username, password, token}` | `{session}` and a cookie; with `"token": true`, `{session, session_id}`; or `{step_up: {challenge_id, options}}` |
 //! | `POST login/finish` | `{challenge_id, credential, token}` | as `login` |
+//! | `POST login/passkey` | `{username}`, which may be left out | `{challenge_id, options}` |
+//! | `POST login/passkey/finish` | `{challenge_id, credential, token}` | as `login` |
 //! | `POST logout` | | `{}` |
 //! | `GET session` | | `{session, roles}` |
 //! | `POST invite` | `{secret, new_password}` | `{user}` |
@@ -88,6 +90,8 @@ fn router(web: Arc<Web>) -> Router {
         .route("/ping", get(ping::ping))
         .route("/login", post(login::login))
         .route("/login/finish", post(login::finish))
+        .route("/login/passkey", post(login::begin_passkey))
+        .route("/login/passkey/finish", post(login::finish_passkey))
         .route("/logout", post(login::logout))
         .route("/session", get(login::session))
         .route("/invite", post(invite::accept))

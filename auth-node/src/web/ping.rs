@@ -6,6 +6,7 @@ use auth_core::{
     CoreError, cluster, cluster_config, connector,
     page::PageRequest,
     tables::{ProviderRow, SecondFactor},
+    webauthn,
 };
 use axum::{
     Json,
@@ -26,9 +27,14 @@ pub(super) async fn ping(State(web): State<Arc<Web>>, asked: Asked) -> Result<Re
     let read = web.service.read_local(&call, |view| {
         let (cluster, settings) = (cluster::get(view)?.row, cluster_config::settings(view)?);
         let connectors = connector::list(view, &PageRequest::new(CONNECTORS, None))?.items;
-        Ok::<_, CoreError>((cluster, settings, connectors))
+        let passkeys = match webauthn::relying_party(view) {
+            Ok(_) => true,
+            Err(CoreError::Precondition(_)) => false,
+            Err(error) => return Err(error),
+        };
+        Ok((cluster, settings, connectors, passkeys))
     });
-    let (cluster, settings, connectors) = web.carry_out(&call, read).await?;
+    let (cluster, settings, connectors, passkeys) = web.carry_out(&call, read).await?;
     let connectors: Vec<_> = connectors
         .into_iter()
         .map(|(name, stored)| {
@@ -51,6 +57,7 @@ pub(super) async fn ping(State(web): State<Arc<Web>>, asked: Asked) -> Result<Re
         "version": env!("CARGO_PKG_VERSION"),
         "second_factor": second_factor,
         "connectors": connectors,
+        "passkeys": passkeys,
         "public_url": web.service.settings.web_origin,
     });
     Ok(Json(body).into_response())

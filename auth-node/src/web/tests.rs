@@ -15,6 +15,8 @@ use serde_json::{Value, json};
 use tonic::Code;
 use tower::ServiceExt as _;
 
+mod passkeys;
+
 use super::*;
 use crate::{
     passwords,
@@ -355,8 +357,11 @@ async fn anybody_is_told_what_a_login_takes_and_nothing_else() {
     let site = Site::start().await;
     let answer = site.ask(get("/v1/webapi/ping")).await.json();
     let fields: BTreeSet<_> = answer.as_object().unwrap().keys().map(String::as_str).collect();
-    assert_eq!(fields, ["cluster", "connectors", "public_url", "second_factor", "version"].into());
-    assert_eq!((&answer["second_factor"], &answer["public_url"]), (&json!("off"), &json!(WEB)));
+    assert_eq!(
+        fields,
+        ["cluster", "connectors", "passkeys", "public_url", "second_factor", "version"].into()
+    );
+    assert_eq!((&answer["second_factor"], &answer["passkeys"]), (&json!("off"), &json!(false)));
     for path in ["/v1/webapi/session", "/v1/webapi/devices"] {
         assert_eq!(site.ask(get(path)).await.refusal(), (401, "UNAUTHENTICATED".into()), "{path}");
     }

@@ -111,7 +111,7 @@ fn read(certificate: &Path, key: &Path) -> Result<([u8; 32], Result<ServerConfig
     let chain = files::read_text(certificate)?.ok_or_else(missing)?;
     let secret = files::read_secret(key)?;
     let digest =
-        Sha256::new().chain_update(&chain).chain_update([0]).chain_update(secret.as_bytes()).finalize();
+        Sha256::new().chain_update(&chain).chain_update([0_u8]).chain_update(secret.as_bytes()).finalize();
     Ok((digest.into(), parse(certificate, &chain, key, &secret)))
 }
 

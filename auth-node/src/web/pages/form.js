@@ -1,5 +1,10 @@
 // What the forms share: what is wrong is said beside its field, or else above all, and one thing is done at a time.
 
+/** What the cluster says, as a sentence. */
+export function sentence(text) {
+    return text.charAt(0).toUpperCase() + text.slice(1) + (/[.!?]$/.test(text) ? "" : ".");
+}
+
 /** Takes back what was said before. */
 function clear(form) {
     for (const input of form.querySelectorAll("input")) input.removeAttribute("aria-invalid");
@@ -12,13 +17,12 @@ function say(form, refusal, fields) {
     const input = form.elements.namedItem(fields[refusal.field] ?? refusal.field);
     const place = input && document.getElementById(`${input.id}-wrong`);
     // The name of the field is there already.
-    const text = refusal.message.replace(new RegExp(`^${refusal.field}: `), "");
-    const sentence = text.charAt(0).toUpperCase() + text.slice(1) + (/[.!?]$/.test(text) ? "" : ".");
+    const text = sentence(refusal.message.replace(new RegExp(`^${refusal.field}: `), ""));
     if (!refusal.field || !place) {
-        form.querySelector(".notice").textContent = sentence;
+        form.querySelector(".notice").textContent = text;
         return;
     }
-    place.textContent = sentence;
+    place.textContent = text;
     input.setAttribute("aria-invalid", "true");
     input.focus();
 }

@@ -1,5 +1,5 @@
 import { call, nameCluster, Refusal } from "./api.js";
-import { canBeShown, onSubmit } from "./form.js";
+import { canBeShown, onSubmit, sentence } from "./form.js";
 import * as passkey from "./passkey.js";
 
 const form = document.getElementById("login");
@@ -24,4 +24,22 @@ onSubmit(form, async () => {
     }
     location.replace("/web/devices");
 });
-nameCluster();
+
+/** Without a password, and without a name: the passkey knows both. */
+async function withPasskey() {
+    const notice = form.querySelector(".notice");
+    notice.textContent = "";
+    try {
+        const { challenge_id, options } = await call("POST", "/login/passkey", {});
+        const credential = await passkey.get(options);
+        await call("POST", "/login/passkey/finish", { challenge_id, credential });
+        location.replace("/web/devices");
+    } catch (refusal) {
+        notice.textContent = sentence(refusal.message);
+    }
+}
+
+document.getElementById("with-passkey").addEventListener("click", withPasskey);
+nameCluster().then((ping) => {
+    document.getElementById("passkey").hidden = !(passkey.supported && ping.passkeys);
+});
