@@ -32,6 +32,8 @@ use crate::{authn::Call, error::ApiError, rpc::convert, service::Service};
 
 /// Longest username that is looked at, in bytes: far longer than any name, in whatever spelling.
 const MAX_USERNAME: usize = 1024;
+/// Longest id of a challenge that is looked at, in bytes.
+const MAX_CHALLENGE_ID: usize = 256;
 /// Largest answer of an authenticator that is read, in bytes.
 const MAX_JSON: usize = 32 * 1024;
 
@@ -188,7 +190,8 @@ async fn finish(
     challenge_id: &str,
     credential_json: &str,
 ) -> Result<LoggedIn, ApiError> {
-    let answer = verifier::assertion(bounded(credential_json)?)?;
+    check_bounds(challenge_id, credential_json)?;
+    let answer = verifier::assertion(credential_json)?;
     let call = &Call { credential: Credential::None, ..call.clone() };
     let (challenge, credential_id) = (ChallengeId::parse(challenge_id), answer.credential_id().to_vec());
     let secret = fresh_secret();
@@ -256,8 +259,9 @@ pub(crate) async fn finish_registration(
     credential_json: &str,
     name: &str,
 ) -> Result<Registered, ApiError> {
+    check_bounds(challenge_id, credential_json)?;
     device::check_name(name)?;
-    let answer = verifier::attestation(bounded(credential_json)?)?;
+    let answer = verifier::attestation(credential_json)?;
     let challenge = ChallengeId::parse(challenge_id);
     let taken = service.write(call, move |tx, context| {
         let relying_party = webauthn::relying_party(tx)?;
@@ -292,11 +296,13 @@ pub(crate) async fn finish_registration(
     Ok(Registered { id, device: registered.await?.value })
 }
 
-fn bounded(json: &str) -> Result<&str, CoreError> {
-    if json.len() <= MAX_JSON {
-        return Ok(json);
+fn check_bounds(challenge_id: &str, credential_json: &str) -> Result<(), CoreError> {
+    let fields =
+        [("challenge_id", challenge_id, MAX_CHALLENGE_ID), ("credential_json", credential_json, MAX_JSON)];
+    match fields.iter().find(|(_, text, most)| text.len() > *most) {
+        Some((field, _, most)) => Err(CoreError::invalid(*field, format!("at most {most} bytes"))),
+        None => Ok(()),
     }
-    Err(CoreError::invalid("credential_json", format!("at most {MAX_JSON} bytes")))
 }
 
 /// When a device was used last, if it ever was.

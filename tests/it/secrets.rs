@@ -41,7 +41,7 @@ async fn no_secret_is_logged_at_any_level() {
     let request = v1::ResetUserPasswordRequest {
         name: "alice".into(),
         new_password: PASSWORD.into(),
-        invite_ttl: None,
+        ..Default::default()
     };
     call!(admin, reset_user_password, request).unwrap();
 

@@ -157,12 +157,10 @@ async fn what_an_authenticator_answers_is_refused_alike_whatever_is_wrong_with_i
         let refused = api::refused(log_in(&cluster, name, &mut admins).await, Code::Unauthenticated);
         answers.push((refused.message, refused.reason));
     }
-    let refused = finish(
-        &cluster.anonymous_at(0),
-        "1.guessed".into(),
-        admins.force(&begin(&cluster.anonymous_at(0), "").await.options_json),
-    );
-    let refused = api::refused(refused.await, Code::Unauthenticated);
+    let client = cluster.anonymous_at(0);
+    let answer = admins.force(&begin(&client, "").await.options_json);
+    let guessed = finish(&client, "1.guessed".into(), answer).await;
+    let refused = api::refused(guessed, Code::Unauthenticated);
     answers.push((refused.message, refused.reason));
     answers.dedup();
     assert_eq!(answers.len(), 1, "{answers:?}");

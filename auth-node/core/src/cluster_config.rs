@@ -7,8 +7,9 @@ use store_txn::{Read, ReadExt, Transaction, TransactionExt, UnixMillis, Versione
 use crate::{
     Context, CoreError,
     audit::{self, EventType},
+    names::DeviceId,
     session,
-    tables::{AuthMethod, ClusterConfigKey, ClusterConfigRow, RecordingMode, SecondFactor},
+    tables::{ClusterConfigKey, ClusterConfigRow, DeviceKey, RecordingMode, SecondFactor},
     webauthn,
 };
 
@@ -117,7 +118,7 @@ pub fn update(
     check_built(row)?;
     let before = get(tx)?;
     CoreError::check_revision("cluster configuration", "", revision, before.revision)?;
-    leaves_a_way_in(context, &before.row, row)?;
+    leaves_a_way_in(tx, context, &before.row, row)?;
     let same_idle = row.session_idle_timeout_ms == before.row.session_idle_timeout_ms;
     let row = ClusterConfigRow {
         session_idle_since_ms: if same_idle { before.row.session_idle_since_ms } else { tx.now() },
@@ -135,8 +136,10 @@ pub fn update(
 }
 
 /// Refuses what would leave nobody who can log in, or undo it. A second factor is required of everybody only by somebody who
-/// has logged in with one: so it is known that the relying party is right; and while it is required, that one stays.
+/// has logged in with one of this relying party: so it is known to be the right one; and while it is required, that one
+/// stays.
 fn leaves_a_way_in(
+    tx: &mut (impl Transaction + ?Sized),
     context: &Context,
     before: &ClusterConfigRow,
     after: &ClusterConfigRow,
@@ -150,9 +153,15 @@ fn leaves_a_way_in(
                 "another relying party makes all devices useless: set second_factor to optional first";
             return Err(CoreError::Precondition(reason.into()));
         }
-    } else if context.caller.user()?.method() != AuthMethod::Webauthn {
-        let reason = "a second factor is required of everybody by who has one: register a device, log in with it, and set \
-                      this then";
+        return Ok(());
+    }
+    let device = match DeviceId::parse(&context.caller.user()?.session.device) {
+        Some(id) => tx.get(&DeviceKey(id))?.map(|device| device.row.relying_party),
+        None => None,
+    };
+    if device.as_ref() != Some(&after.webauthn_rp_id) {
+        let reason = "a second factor is required of everybody by who has one: register a device, log in with it, \
+                      and set this then";
         return Err(CoreError::Precondition(reason.into()));
     }
     Ok(())

@@ -126,16 +126,24 @@ fn a_second_factor_is_required_of_everybody_only_by_who_has_one_and_then_its_rel
     let refused = set(&mut cluster, &row(SecondFactor::Webauthn, "example.com"), 0);
     assert!(matches!(refused, Err(CoreError::Precondition(_))), "{refused:?}");
     let boss = cluster.boss;
-    cluster
-        .run(|tx| {
-            let key = crate::tables::SessionKey(boss);
-            let mut session = tx.get(&key)?.unwrap().row;
-            session.method = AuthMethod::Webauthn.into();
-            tx.put(&key, &session);
-            Ok(())
-        })
-        .unwrap();
-    set(&mut cluster, &row(SecondFactor::Webauthn, "example.com"), 0).unwrap();
+    for (relying_party, good) in [("example.org", false), ("example.com", true)] {
+        cluster
+            .run(|tx| {
+                let key = crate::tables::SessionKey(boss);
+                let id = DeviceId::from_random([1; 16]);
+                let mut session = tx.get(&key)?.unwrap().row;
+                session.method = crate::tables::AuthMethod::Webauthn.into();
+                session.device = id.to_string();
+                tx.put(&key, &session);
+                let relying_party = relying_party.to_owned();
+                let device = crate::tables::DeviceRow { relying_party, ..Default::default() };
+                tx.put(&DeviceKey(id), &device);
+                Ok(())
+            })
+            .unwrap();
+        let set = set(&mut cluster, &row(SecondFactor::Webauthn, "example.com"), 0);
+        assert_eq!(set.is_ok(), good, "{set:?}");
+    }
     assert_eq!(cluster.last_audit().fields["second_factor"], "Optional -> Webauthn");
     let refused = set(&mut cluster, &row(SecondFactor::Webauthn, "example.org"), 0);
     assert!(matches!(refused, Err(CoreError::Precondition(_))), "{refused:?}");

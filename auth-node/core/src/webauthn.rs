@@ -69,18 +69,24 @@ pub(crate) fn configured(row: &ClusterConfigRow) -> Option<RelyingParty> {
 /// # Errors
 /// [`CoreError::Invalid`] for `config.webauthn_rp_id` and `config.webauthn_origins`.
 pub(crate) fn check_configured(row: &ClusterConfigRow) -> Result<(), CoreError> {
-    let id = &row.webauthn_rp_id;
-    if id.is_empty() && row.webauthn_origins.is_empty() {
+    const ORIGINS: &str = "config.webauthn_origins";
+    let (id, origins) = (&row.webauthn_rp_id, &row.webauthn_origins);
+    if origins.len() > MAX_ORIGINS {
+        return Err(CoreError::invalid(ORIGINS, format!("at most {MAX_ORIGINS}")));
+    }
+    origins.iter().try_for_each(|origin| check_https_url(ORIGINS, origin))?;
+    if id.is_empty() && origins.is_empty() {
         return Ok(());
     }
     if !is_domain(id) {
         let reason = "a domain in lower case, such as example.com: authenticators take no IP address for one";
         return Err(CoreError::invalid("config.webauthn_rp_id", reason));
     }
-    if row.webauthn_origins.len() > MAX_ORIGINS {
-        return Err(CoreError::invalid("config.webauthn_origins", format!("at most {MAX_ORIGINS}")));
+    if origins.iter().all(|origin| is_origin_of(id, origin)) {
+        return Ok(());
     }
-    row.webauthn_origins.iter().try_for_each(|origin| check_origin(id, origin))
+    let reason = format!("origins such as https://mezite.{id}:3080: of {id} or below it, without a path");
+    Err(CoreError::invalid(ORIGINS, reason))
 }
 
 fn is_domain(text: &str) -> bool {
@@ -95,17 +101,12 @@ fn is_domain(text: &str) -> bool {
     text.len() <= MAX_ID && text.split('.').all(label) && !last.bytes().all(|byte| byte.is_ascii_digit())
 }
 
-fn check_origin(id: &str, origin: &str) -> Result<(), CoreError> {
-    const FIELD: &str = "config.webauthn_origins";
-    check_https_url(FIELD, origin)?;
-    let authority = origin.strip_prefix("https://").unwrap_or_default();
+/// Whether a URL is an origin of a host, or below it.
+fn is_origin_of(id: &str, url: &str) -> bool {
+    let authority = url.strip_prefix("https://").unwrap_or_default();
     let host = authority.split(':').next().unwrap_or_default();
     let below = host.strip_suffix(id).is_some_and(|front| front.is_empty() || front.ends_with('.'));
-    if authority.contains(['/', '?']) || !below || !is_domain(host) {
-        let reason = format!("origins such as https://mezite.{id}:3080: of {id} or below it, without a path");
-        return Err(CoreError::invalid(FIELD, reason));
-    }
-    Ok(())
+    below && is_domain(host) && !authority.contains(['/', '?'])
 }
 
 /// A credential by its id, as rows name it.

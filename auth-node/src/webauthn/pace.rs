@@ -12,7 +12,7 @@ use crate::error::ApiError;
 /// For each beginning, in the long run: two a second.
 const COST: Duration = Duration::from_millis(500);
 /// Beginnings that may come at once after a quiet time.
-pub(crate) const BURST: u32 = 100;
+const BURST: u32 = 100;
 /// Networks and users that are remembered. Whoever comes while all of them are in debt waits as they do.
 const MOST: usize = 65_536;
 

@@ -266,7 +266,7 @@ mod tests {
         assert_eq!((off.session_idle_timeout, off.session_ttl), (None, ttl));
         let pages =
             ["--webauthn-rp-id", "a.example", "--webauthn-origins", "https://a.example,https://b.a.example"];
-        let pages = over(&pages, off).unwrap();
+        let pages = over(&pages, off.clone()).unwrap();
         assert_eq!((pages.webauthn_rp_id.as_str(), pages.webauthn_origins.len()), ("a.example", 2));
         let default = over(&["--webauthn-origins", ""], pages).unwrap();
         assert_eq!((default.webauthn_rp_id.as_str(), default.webauthn_origins.len()), ("a.example", 0));
