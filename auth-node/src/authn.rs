@@ -82,10 +82,14 @@ fn session(metadata: &MetadataMap) -> Result<Option<SecretDigest>, CoreError> {
     }
     let text = value.to_str().map_err(|_| malformed.clone())?;
     let (scheme, id) = text.split_at_checked(BEARER.len()).ok_or_else(|| malformed.clone())?;
-    let good = scheme.eq_ignore_ascii_case(BEARER)
-        && (1..=MAX_SESSION_ID).contains(&id.len())
-        && id.bytes().all(|byte| byte.is_ascii_graphic());
-    if good { Ok(Some(SecretDigest::of(SecretKind::Session, id))) } else { Err(malformed) }
+    let digest = session_digest(id).filter(|_| scheme.eq_ignore_ascii_case(BEARER));
+    digest.map(Some).ok_or(malformed)
+}
+
+/// The digest of a session's id. `None`: it is not one.
+pub(crate) fn session_digest(id: &str) -> Option<SecretDigest> {
+    let good = (1..=MAX_SESSION_ID).contains(&id.len()) && id.bytes().all(|byte| byte.is_ascii_graphic());
+    good.then(|| SecretDigest::of(SecretKind::Session, id))
 }
 
 fn certificate(extensions: &Extensions, here: Here<'_>) -> Result<Credential, CoreError> {

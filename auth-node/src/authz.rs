@@ -41,6 +41,20 @@ pub(crate) fn check(rule: &MethodAccess, caller: &Caller) -> Result<(), CoreErro
     }
 }
 
+/// What a session may do that was made with a password alone where a second factor is required: what it takes to get one, and to end.
+const WITHOUT_SECOND_FACTOR: &[&str] = &[
+    "ChangePassword",
+    "Logout",
+    "BeginWebAuthnRegistration",
+    "FinishWebAuthnRegistration",
+    "ListWebAuthnDevices",
+];
+
+/// Whether a method takes a second factor of users of whom one is required.
+pub(crate) fn takes_second_factor(rule: &MethodAccess) -> bool {
+    !rule.classes.contains(&AccessClass::Public) && !WITHOUT_SECOND_FACTOR.contains(&rule.method)
+}
+
 fn admits(class: AccessClass, caller: &Caller) -> bool {
     match class {
         AccessClass::Unspecified => false,

@@ -1,6 +1,8 @@
 //! The fields of the configuration: their defaults and bounds. How they are read is `mezite-daemon`'s; a field `a.b` is
 //! also the environment variable `MEZITE_AUTH__A__B`.
 
+mod web;
+
 use std::{
     net::{IpAddr, SocketAddr},
     path::PathBuf,
@@ -13,6 +15,8 @@ use mezite_daemon::{
 };
 use raft_store::Timing;
 use serde::{Deserialize, Serialize};
+
+pub use web::WebConfig;
 
 /// Most further names or addresses in the node's certificate.
 const MAX_NAMES: usize = 32;
@@ -44,7 +48,7 @@ pub struct Config {
     #[serde(default)]
     pub tls: TlsConfig,
     /// Logging. By default `log.level` is `info`, and nothing of the Raft library, which says each failed attempt; what
-    /// it comes to is said by the store.
+    /// it comes to is said by the store; nor of the WebAuthn library, which says what any stranger has wrong.
     pub log: LogConfig,
     /// Bounds.
     #[serde(default)]
@@ -55,10 +59,13 @@ pub struct Config {
     /// Agents' heartbeats.
     #[serde(default)]
     pub presence: PresenceConfig,
+    /// The web API and its pages.
+    #[serde(default)]
+    pub web: WebConfig,
 }
 
-/// The node's own certificate. It always has the names `<cluster>.mezite.internal` and the host of
-/// `advertise`.
+/// The node's own certificate. It always has the names `<cluster>.mezite.internal`, and the hosts of
+/// `advertise` and `web.public_url`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct TlsConfig {
@@ -222,7 +229,7 @@ fn default_diagnostics() -> SocketAddr {
 
 impl Settings for Config {
     const ENV_PREFIX: &'static str = "MEZITE_AUTH__";
-    const LOG_LEVEL: &'static str = "info,openraft=off";
+    const LOG_LEVEL: &'static str = "info,openraft=off,webauthn_rs_core=off";
 
     fn log(&self) -> &LogConfig {
         &self.log
@@ -257,6 +264,7 @@ impl Settings for Config {
         if !(4 << 20..=1 << 40).contains(&limits.max_anonymous_bytes) {
             return Err(ConfigError::value("limits.max_anonymous_bytes", "must be 4194304 to 1099511627776"));
         }
+        self.web.check()?;
         check_durations(&[
             ("limits.handshake_timeout", limits.handshake_timeout),
             ("limits.call_timeout", limits.call_timeout),
@@ -328,7 +336,7 @@ mod tests {
         let config = parse(&[]).unwrap();
         assert_eq!((config.listen.port(), config.peer_listen.port()), (3_025, 3_026));
         assert_eq!(config.kek_path(), PathBuf::from("/d/kek"));
-        assert_eq!(config.log.level, "info,openraft=off");
+        assert_eq!(config.log.level, "info,openraft=off,webauthn_rs_core=off");
         assert_eq!(Config::parse(&config.print().unwrap(), [], &[]).unwrap(), config);
     }
 
@@ -339,7 +347,7 @@ mod tests {
 
     #[test]
     fn unknown_fields_are_refused_in_every_table() {
-        for table in ["", "tls.", "log.", "limits.", "raft.", "presence."] {
+        for table in ["", "tls.", "log.", "limits.", "raft.", "presence.", "web."] {
             let error = parse(&[&format!("{table}colour=1")]).unwrap_err();
             assert!(error.to_string().contains("colour"), "{error}");
         }

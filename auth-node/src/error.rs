@@ -6,6 +6,7 @@
 use std::{collections::HashMap, time::Duration};
 
 use auth_core::CoreError;
+use axum::http::StatusCode;
 use mezite_pki::PkiError;
 use raft_store::{MembershipError, StoreError, TransactError};
 use tonic::{Code, Status};
@@ -153,16 +154,76 @@ impl ApiError {
             details.set_retry_info(Some(delay));
         }
         details.set_request_info(request_id, "");
-        let code = self.code();
-        let message = if self.is_ours() {
-            format!("internal error; the node's log has more under request id {request_id}")
-        } else {
-            self.to_string()
-        };
+        let (code, message) = (self.code(), self.message(request_id));
         match self {
             // An ingest speaks to the same clients: its details stay as they are.
             Self::Relayed(status) => *status,
             _ => Status::with_error_details(code, message, details),
+        }
+    }
+
+    /// As [`ApiError::into_status`], for a caller that came by HTTP without gRPC.
+    pub(crate) fn into_problem(self, request_id: &str) -> Problem {
+        Problem {
+            status: http_status(self.code()),
+            code: self.reason(),
+            message: self.message(request_id),
+            field: match &self {
+                Self::Core(CoreError::Invalid { field, .. }) => field.clone(),
+                _ => String::new(),
+            },
+            retry_after: self.retry_after(),
+            request_id: request_id.to_owned(),
+        }
+    }
+
+    fn message(&self, request_id: &str) -> String {
+        if self.is_ours() {
+            format!("internal error; the node's log has more under request id {request_id}")
+        } else {
+            self.to_string()
+        }
+    }
+}
+
+/// What a caller by HTTP is told of an error.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Problem {
+    pub(crate) status: StatusCode,
+    /// Stable name of the condition, as in ErrorInfo.
+    pub(crate) code: &'static str,
+    pub(crate) message: String,
+    /// Path of the field that is wrong; empty when none is.
+    pub(crate) field: String,
+    /// When to try again, if that helps.
+    pub(crate) retry_after: Option<Duration>,
+    /// Under what the operator's log has more of it; empty when it has nothing.
+    pub(crate) request_id: String,
+}
+
+impl Problem {
+    /// One that is found before there is a call.
+    pub(crate) fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> Self {
+        let (field, request_id) = (String::new(), String::new());
+        Self { status, code, message: message.into(), field, retry_after: None, request_id }
+    }
+}
+
+/// The status of HTTP that a code has, as google/rpc/code.proto says it.
+fn http_status(code: Code) -> StatusCode {
+    match code {
+        Code::Ok => StatusCode::OK,
+        Code::InvalidArgument | Code::FailedPrecondition | Code::OutOfRange => StatusCode::BAD_REQUEST,
+        Code::Unauthenticated => StatusCode::UNAUTHORIZED,
+        Code::PermissionDenied => StatusCode::FORBIDDEN,
+        Code::NotFound => StatusCode::NOT_FOUND,
+        Code::AlreadyExists | Code::Aborted => StatusCode::CONFLICT,
+        Code::ResourceExhausted => StatusCode::TOO_MANY_REQUESTS,
+        Code::Unimplemented => StatusCode::NOT_IMPLEMENTED,
+        Code::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
+        Code::DeadlineExceeded => StatusCode::GATEWAY_TIMEOUT,
+        Code::Cancelled | Code::Unknown | Code::Internal | Code::DataLoss => {
+            StatusCode::INTERNAL_SERVER_ERROR
         }
     }
 }
@@ -285,6 +346,21 @@ mod tests {
         let status = ApiError::from(CoreError::invalid("user.name", "too long")).into_status("r");
         assert_eq!(status.code(), Code::InvalidArgument);
         assert_eq!(status.get_details_bad_request().unwrap().field_violations[0].field, "user.name");
+    }
+
+    #[test]
+    fn by_http_as_much_is_told_as_by_grpc() {
+        let problem = ApiError::from(CoreError::invalid("username", "too long")).into_problem("r");
+        assert_eq!((problem.status, problem.code), (StatusCode::BAD_REQUEST, "INVALID_FIELD"));
+        assert_eq!((problem.field.as_str(), problem.message.as_str()), ("username", "username: too long"));
+        let busy = ApiError::Busy { what: "too much", retry_after: Duration::from_secs(1) }.into_problem("r");
+        assert_eq!(busy.status, StatusCode::TOO_MANY_REQUESTS);
+        assert_eq!(busy.retry_after, Some(Duration::from_secs(1)));
+        let away = ApiError::from(StoreError::Unavailable("no leader")).into_problem("r");
+        assert_eq!((away.status, away.code), (StatusCode::SERVICE_UNAVAILABLE, NOT_COMMITTED));
+        let ours = ApiError::Internal("/var/lib/secret".into()).into_problem("7f3a");
+        assert_eq!(ours.status, StatusCode::INTERNAL_SERVER_ERROR);
+        assert!(!ours.message.contains("secret") && ours.message.contains("7f3a"), "{}", ours.message);
     }
 
     #[test]

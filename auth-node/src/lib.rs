@@ -1,6 +1,6 @@
 //! The auth node: the control plane of a cluster, replicated over its nodes, behind one gRPC API.
 //!
-//! The way of a call: `server` (TLS, limits) -> `rpc` (the one table of methods; a family's module parses,
+//! The way of a call: `server` (TLS, limits), or `web` for browsers, -> `rpc` (the one table of methods; a family's module parses,
 //! has the domain decide, and converts) -> `service` (who calls, and may it: in the same view or transaction
 //! as the work) -> `auth-core` (decides) -> `raft-store` (commits). Signing, hashing and randomness happen
 //! here, never in the domain.
@@ -41,6 +41,8 @@ mod standing;
 mod start;
 mod trust_refresh;
 mod uses;
+mod web;
+mod webauthn;
 
 pub use bootstrap::{
     Init, Initialized, Join, Joined, Restore, Succeeded, init, join, recover, restore, secret_from,

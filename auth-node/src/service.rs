@@ -13,6 +13,7 @@ use auth_core::{
     audit::{self, EventType},
     context,
     presence::PresenceTtl,
+    second_factor,
 };
 use mezite_proto::{access::MethodAccess, v1::AccessClass};
 use raft_store::{Clock, Committed, Store, StoreTransaction, TransactError, View};
@@ -34,6 +35,7 @@ use crate::{
     relay::Relay,
     rpc::RevocationList,
     uses::Uses,
+    webauthn::Pace,
 };
 
 /// What handlers work with.
@@ -50,6 +52,8 @@ pub(crate) struct Service {
     pub(crate) attendance: Arc<Attendance>,
     /// Collects which sessions are used.
     pub(crate) uses: Uses,
+    /// Bounds how often WebAuthn ceremonies are begun.
+    pub(crate) pace: Pace,
     /// Calls ingests.
     pub(crate) relay: Relay,
     /// One permit: a backup takes as much space as the state.
@@ -87,6 +91,8 @@ pub(crate) struct Settings {
     pub(crate) store_deadline: Duration,
     /// The longest silence between two messages of a stream.
     pub(crate) message_timeout: Duration,
+    /// Origin at which browsers reach the web API, if people are told of one.
+    pub(crate) web_origin: Option<String>,
 }
 
 /// What is needed to admit a call, by itself, since a transaction may run more than once.
@@ -109,6 +115,9 @@ impl Admission {
             uses.note(user.digest, state.now());
         }
         authz::check(self.method, &caller)?;
+        if authz::takes_second_factor(self.method) {
+            second_factor::check(state, &caller)?;
+        }
         Ok(Context { caller, origin: self.origin.clone() })
     }
 

@@ -47,11 +47,14 @@ use crate::{
     service::{Service, Settings},
     trust_refresh,
     uses::Uses,
+    web,
+    webauthn::Pace,
 };
 
 /// A running node. [`Handle::stop`] lets calls in progress end; dropping it does not.
 pub struct Handle {
     address: SocketAddr,
+    web_address: Option<SocketAddr>,
     diagnostics_address: SocketAddr,
     identity: Identity,
     readiness: Arc<Readiness>,
@@ -128,16 +131,28 @@ pub async fn start(config: Config) -> Result<Handle, NodeError> {
     let node = Node { cluster, clock, store, cas, kek, followed, node_id: state.node_id };
     let (service, tls) = node.assemble(&config, &readiness, &beside, &stop).await?;
 
+    let web = web::Server::open(&config, &service, &tls, &beside, &stop).await?;
+    let web_address = web.as_ref().map(|web| web.address);
     let (api, address) = listen(config.listen).await?;
     let drain = CancellationToken::new();
     let serving =
         server::serve(service, Arc::clone(&readiness), api, tls, config.limits.clone(), drain.clone());
-    let server = tokio::spawn(serving);
+    let pages = drain.clone();
+    let server = tokio::spawn(async move {
+        let web = async {
+            if let Some(web) = web {
+                web.serve(pages).await;
+            }
+            Ok(())
+        };
+        tokio::try_join!(serving, web).map(drop)
+    });
     readiness.serve();
     beside.close();
-    tracing::info!(node_id = node.node_id, %address, "serving");
+    tracing::info!(node_id = node.node_id, %address, ?web_address, "serving");
     Ok(Handle {
         address,
+        web_address,
         diagnostics_address,
         identity,
         readiness,
@@ -211,6 +226,7 @@ impl Node {
             call_timeout: config.limits.call_timeout,
             store_deadline: config.raft.deadline,
             message_timeout: config.limits.message_timeout,
+            web_origin: config.web.enabled.then(|| config.web.origin()).flatten(),
         };
         let service = Service {
             passwords: PasswordPool::new(config.limits.password_threads, config.limits.password_queue)?,
@@ -218,6 +234,7 @@ impl Node {
             presence: Presence::start(store.clone(), ttl),
             attendance,
             uses: Uses::start(store.clone()),
+            pace: Pace::default(),
             relay: Relay::new(&self.cluster.name, Arc::clone(&tls.client), &config.limits)?,
             backups: Arc::new(Semaphore::new(1)),
             refusals,
@@ -276,6 +293,11 @@ impl Handle {
     /// Address of the API.
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// Address of the web API, where it is served.
+    pub fn web_address(&self) -> Option<SocketAddr> {
+        self.web_address
     }
 
     /// Address of the diagnostics.

@@ -51,7 +51,8 @@ fn config(dir: &Path) -> (Config, [Port; 2]) {
     let [api, peer] = ports.each_ref().map(Port::address);
     let text = format!(
         "data_dir = {dir:?}\nlisten = '{api}'\nadvertise = '{api}'\npeer_listen = '{peer}'\n\
-         peer_advertise = '{peer}'\ndiagnostics_listen = '127.0.0.1:0'\n"
+         peer_advertise = '{peer}'\ndiagnostics_listen = '127.0.0.1:0'\n\
+         web.listen = '127.0.0.1:0'\n"
     );
     (Config::parse(&text, [], &[]).unwrap(), ports)
 }

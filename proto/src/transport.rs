@@ -37,6 +37,8 @@ pub use gate::{Gate, GateRules, Gated, is_of};
 
 /// Name that HTTP/2 has in TLS's protocol negotiation (RFC 7540, section 3.1).
 pub const ALPN_H2: &[u8] = b"h2";
+/// Name that HTTP/1.1 has there (RFC 7301, section 6).
+pub const ALPN_HTTP1: &[u8] = b"http/1.1";
 
 /// Connections that wait to be served after their handshake.
 const HANDSHAKEN_BACKLOG: usize = 64;
@@ -61,6 +63,9 @@ pub struct ListenerLimits {
     pub max_anonymous: usize,
     /// A connection without a client certificate is closed after this, whatever it does. `None`: never.
     pub anonymous_age: Option<Duration>,
+    /// Whether a connection that has not agreed on HTTP/2 is taken too, as one of HTTP/1.1. Whoever serves it gives its first
+    /// request a time to begin in.
+    pub http1: bool,
 }
 
 impl Default for ListenerLimits {
@@ -70,6 +75,7 @@ impl Default for ListenerLimits {
             max_connections: 10_000,
             max_anonymous: usize::MAX,
             anonymous_age: None,
+            http1: false,
         }
     }
 }
@@ -135,7 +141,7 @@ async fn accept(
         tokio::spawn(async move {
             match tokio::time::timeout(
                 limits.handshake_timeout,
-                handshake(acceptor, tcp, remote_addr, places, limits.anonymous_age),
+                handshake(acceptor, tcp, remote_addr, places, limits),
             )
             .await
             {
@@ -160,7 +166,7 @@ async fn handshake(
     tcp: TcpStream,
     remote_addr: SocketAddr,
     places: Places,
-    anonymous_age: Option<Duration>,
+    limits: ListenerLimits,
 ) -> io::Result<TlsConnection> {
     tcp.set_nodelay(true)?;
     let mut stream = acceptor.accept(tcp).await?;
@@ -172,21 +178,26 @@ async fn handshake(
     } else {
         None
     };
-    let mut preface = [0; PREFACE.len()];
-    stream.read_exact(&mut preface).await?;
-    if &preface != PREFACE {
-        return Err(io::Error::other("the client does not speak HTTP/2"));
-    }
-    let age = anonymous_age.filter(|_| anonymous.is_some());
+    let http2 = !limits.http1 || stream.get_ref().1.alpn_protocol() == Some(ALPN_H2);
+    let unread: &[u8] = if http2 { take_preface(&mut stream).await? } else { &[] };
+    let age = limits.anonymous_age.filter(|_| anonymous.is_some());
     let ends = age.map(|age| Box::pin(tokio::time::sleep(age)));
     let info = ConnectionInfo { remote_addr, peer_certificates };
-    Ok(TlsConnection { stream, unread: PREFACE, ends, info, _places: places, _anonymous: anonymous })
+    Ok(TlsConnection { stream, http2, unread, ends, info, _places: places, _anonymous: anonymous })
+}
+
+/// Waits for the preface, and answers it.
+async fn take_preface(stream: &mut TlsStream<TcpStream>) -> io::Result<&'static [u8]> {
+    let mut preface = [0; PREFACE.len()];
+    stream.read_exact(&mut preface).await?;
+    if &preface == PREFACE { Ok(PREFACE) } else { Err(io::Error::other("the client does not speak HTTP/2")) }
 }
 
 /// One accepted connection.
 #[derive(Debug)]
 pub struct TlsConnection {
     stream: TlsStream<TcpStream>,
+    http2: bool,
     /// What is left of the preface, which was read already.
     unread: &'static [u8],
     /// When it is closed, whatever it does.
@@ -197,6 +208,11 @@ pub struct TlsConnection {
 }
 
 impl TlsConnection {
+    /// Whether it is one of HTTP/2, and its preface has come; else it is one of HTTP/1.1.
+    pub fn is_http2(&self) -> bool {
+        self.http2
+    }
+
     /// Fails once the connection is as old as it may become; wakes the task when that is.
     fn check_age(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
         let over = self.ends.as_mut().is_some_and(|ends| ends.as_mut().poll(cx).is_ready());

@@ -39,3 +39,5 @@ mod security;
 mod streams;
 mod support;
 mod trust;
+mod web;
+mod webauthn;

@@ -5,9 +5,13 @@ use std::fs;
 use mezite_client::SessionSecret;
 use mezite_e2e::{ADMIN, Agent, AgentSpec, Cluster, PASSWORD, Setup, api, call, http};
 use mezite_proto::v1::{self, TokenKind};
+use serde_json::json;
 use tonic::Code;
 
-use crate::support::{add_user, certificates};
+use crate::{
+    support::{add_user, certificates},
+    web::Curl,
+};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn no_secret_is_logged_at_any_level() {
@@ -37,9 +41,24 @@ async fn no_secret_is_logged_at_any_level() {
     let request = v1::ResetUserPasswordRequest {
         name: "alice".into(),
         new_password: PASSWORD.into(),
-        invite_ttl: None,
+        ..Default::default()
     };
     call!(admin, reset_user_password, request).unwrap();
+
+    // By the web: a session in an answer, sent as a cookie and in a header, and a password that is wrong.
+    let curl = Curl::new(&cluster, 1);
+    for version in ["--http1.1", "--http2"] {
+        let given = json!({ "username": "alice", "password": PASSWORD, "token": true });
+        let answer = curl.post(&[version], "/v1/webapi/login", &given);
+        let id = answer.body["session_id"].as_str().unwrap().to_owned();
+        for header in [format!("Cookie: __Host-mezite-session={id}"), format!("Authorization: Bearer {id}")] {
+            let own = curl.get(&[version, "--header", &header], "/v1/webapi/session");
+            assert_eq!(own.body["session"]["user"], "alice", "{own:?}");
+        }
+        let given = json!({ "username": "alice", "password": wrong });
+        assert_eq!(curl.post(&[version], "/v1/webapi/login", &given).status, 401);
+        secrets.push(id);
+    }
 
     // Tokens: of hosts, used and guessed, and of an auth node.
     let token = cluster.token(TokenKind::Node).await;

@@ -45,6 +45,7 @@ pub struct AuthNode {
     program: Program,
     api: Port,
     peer: Port,
+    web: Port,
 }
 
 impl AuthNode {
@@ -53,18 +54,25 @@ impl AuthNode {
     pub fn configure(name: &str, dir: &Path, setup: &Setup) -> Self {
         let mut program = Program::new("auth-node", name, dir, &setup.set, &setup.env);
         program.tied = setup.tied;
-        let (api, peer) = (Port::lease(), Port::lease());
-        let (at, peer_at) = (api.address(), peer.address());
+        let (api, peer, web) = (Port::lease(), Port::lease(), Port::lease());
+        let (at, peer_at, web_at) = (api.address(), peer.address(), web.address());
         program.write_config(&format!(
-            "listen = {at:?}\nadvertise = {at:?}\npeer_listen = {peer_at:?}\npeer_advertise = {peer_at:?}\n"
+            "listen = {at:?}\nadvertise = {at:?}\npeer_listen = {peer_at:?}\npeer_advertise = {peer_at:?}\n\
+             web.listen = {web_at:?}\n"
         ));
-        Self { program, api, peer }
+        Self { program, api, peer, web }
     }
 
     /// host:port of its API.
     #[must_use]
     pub fn address(&self) -> String {
         self.api.address()
+    }
+
+    /// host:port of its web API.
+    #[must_use]
+    pub fn web_address(&self) -> String {
+        self.web.address()
     }
 
     /// host:port of its peer listener.

@@ -1,4 +1,4 @@
-//! Plain HTTP, for the diagnostics of the programs.
+//! Plain HTTP, for the diagnostics of the programs and for what drives a browser.
 
 use std::io;
 
@@ -12,8 +12,19 @@ use tokio::{
 /// # Errors
 /// When there is no answer.
 pub async fn get(address: &str, path: &str) -> io::Result<(u16, String)> {
+    ask(address, "GET", path, "").await
+}
+
+/// Sends a request with a body to `address`: the status of the answer, and its body.
+///
+/// # Errors
+/// When there is no answer.
+pub async fn ask(address: &str, method: &str, path: &str, body: &str) -> io::Result<(u16, String)> {
     let mut stream = TcpStream::connect(address).await?;
-    let request = format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
+    let length = body.len();
+    let request = format!(
+        "{method} {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n{body}"
+    );
     stream.write_all(request.as_bytes()).await?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer).await?;

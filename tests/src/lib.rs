@@ -17,6 +17,7 @@
 mod agent;
 pub mod api;
 mod bins;
+mod browser;
 pub mod chaos;
 mod cluster;
 pub mod control;
@@ -42,6 +43,7 @@ mod workload;
 
 pub use agent::{Agent, AgentSpec};
 pub use bins::binary;
+pub use browser::Browser;
 pub use cluster::{ADMIN, AuthNode, CLUSTER, Cluster, PASSWORD, Setup};
 pub use ctl::{Ctl, Output, run, run_on};
 pub use eventually::eventually;

@@ -87,6 +87,18 @@ events! {
     InviteAccept = "user.invite.accept", "MZ1009I";
     /// An invite was not accepted.
     InviteDenied = "user.invite.denied", "MZ1013W";
+    /// A user began to register a WebAuthn device.
+    DeviceRegisterBegin = "user.device.register.begin", "MZ1014I";
+    /// A user has registered a WebAuthn device.
+    DeviceRegister = "user.device.register", "MZ1015I";
+    /// A WebAuthn device was not registered.
+    DeviceRegisterFailed = "user.device.register.failed", "MZ1016W";
+    /// A user has removed one of its WebAuthn devices.
+    DeviceDelete = "user.device.delete", "MZ1017I";
+    /// The signature counter of a WebAuthn device did not rise: there may be a copy of it.
+    DeviceSuspect = "user.device.suspect", "MZ1018W";
+    /// The password of a user was verified, and its authenticator's answer is waited for.
+    StepUpBegin = "user.login.step_up", "MZ1019I";
     /// A user was created.
     UserCreate = "user.create", "MZ1010I";
     /// A user was changed.

@@ -7,8 +7,10 @@ use store_txn::{Read, ReadExt, Transaction, TransactionExt, UnixMillis, Versione
 use crate::{
     Context, CoreError,
     audit::{self, EventType},
+    names::DeviceId,
     session,
-    tables::{ClusterConfigKey, ClusterConfigRow, RecordingMode, SecondFactor},
+    tables::{ClusterConfigKey, ClusterConfigRow, DeviceKey, RecordingMode, SecondFactor},
+    webauthn,
 };
 
 const SECOND: u64 = 1000;
@@ -107,8 +109,8 @@ pub fn get(state: &mut (impl Read + ?Sized)) -> Result<Versioned<ClusterConfigRo
 /// how long they may be unused is counted from now on where it has changed.
 ///
 /// # Errors
-/// [`CoreError::Invalid`], also for what this release does not do yet; [`CoreError::StaleRevision`],
-/// [`CoreError::Storage`].
+/// [`CoreError::Invalid`], also for what this release does not do yet; [`CoreError::StaleRevision`];
+/// [`CoreError::Precondition`] for what would shut everybody out; [`CoreError::Storage`].
 pub fn update(
     tx: &mut (impl Transaction + ?Sized),
     context: &Context,
@@ -119,6 +121,7 @@ pub fn update(
     check_built(row)?;
     let before = get(tx)?;
     CoreError::check_revision("cluster", "configuration", revision, before.revision)?;
+    leaves_a_way_in(tx, context, &before.row, row)?;
     let same_idle = row.session_idle_timeout_ms == before.row.session_idle_timeout_ms;
     let row = ClusterConfigRow {
         session_idle_since_ms: if same_idle { before.row.session_idle_since_ms } else { tx.now() },
@@ -130,9 +133,41 @@ pub fn update(
         ..row.clone()
     };
     tx.put(&ClusterConfigKey, &row);
-    let changes = changed(&Settings::of(&before.row), &Settings::of(&row));
+    let changes = changed(&before.row, &row);
     audit::append(tx, context, EventType::ClusterConfigUpdate, "cluster_config", &changes);
     Ok(row)
+}
+
+/// Refuses what would leave nobody who can log in, or undo it. A second factor is required of everybody only by somebody who
+/// has logged in with one of this relying party: so it is known to be the right one; and while it is required, that one
+/// stays.
+fn leaves_a_way_in(
+    tx: &mut (impl Transaction + ?Sized),
+    context: &Context,
+    before: &ClusterConfigRow,
+    after: &ClusterConfigRow,
+) -> Result<(), CoreError> {
+    if after.second_factor() != SecondFactor::Webauthn {
+        return Ok(());
+    }
+    if before.second_factor() == SecondFactor::Webauthn {
+        if before.webauthn_rp_id != after.webauthn_rp_id {
+            let reason =
+                "another relying party makes all devices useless: set second_factor to optional first";
+            return Err(CoreError::Precondition(reason.into()));
+        }
+        return Ok(());
+    }
+    let device = match DeviceId::parse(&context.caller.user()?.session.device) {
+        Some(id) => tx.get(&DeviceKey(id))?.map(|device| device.row.relying_party),
+        None => None,
+    };
+    if device.as_ref() != Some(&after.webauthn_rp_id) {
+        let reason = "a second factor is required of everybody by who has one: register a device, log in with it, \
+                      and set this then";
+        return Err(CoreError::Precondition(reason.into()));
+    }
+    Ok(())
 }
 
 /// Sessions that were used last at this time or before have been unused for too long by now, whatever is decided next.
@@ -171,15 +206,18 @@ fn check(row: &ClusterConfigRow) -> Result<(), CoreError> {
     if RecordingMode::try_from(row.recording_mode).is_err() {
         return Err(CoreError::invalid("config.recording_mode", "off, best-effort or strict"));
     }
+    webauthn::check_configured(row)?;
+    if Settings::of(row).second_factor != SecondFactor::Off && webauthn::configured(row).is_none() {
+        let reason =
+            "it takes WebAuthn: set config.webauthn_rp_id, the domain of the cluster's web pages, first";
+        return Err(CoreError::invalid("config.second_factor", reason));
+    }
     Ok(())
 }
 
 /// Refuses what this release would keep and not do: a setting that protects nothing must not look as if it did.
 fn check_built(row: &ClusterConfigRow) -> Result<(), CoreError> {
-    let later = [
-        ("second_factor", Settings::of(row).second_factor != SecondFactor::Off),
-        ("recording_mode", Settings::of(row).recording_mode == RecordingMode::Strict),
-    ];
+    let later = [("recording_mode", Settings::of(row).recording_mode == RecordingMode::Strict)];
     match later.iter().find(|(_, set)| *set) {
         Some((field, _)) => Err(CoreError::invalid(
             format!("config.{field}"),
@@ -190,8 +228,9 @@ fn check_built(row: &ClusterConfigRow) -> Result<(), CoreError> {
 }
 
 /// What is different, for the audit log.
-fn changed(before: &Settings, after: &Settings) -> Vec<(&'static str, String)> {
-    let shown = |settings: &Settings| {
+fn changed(before: &ClusterConfigRow, after: &ClusterConfigRow) -> Vec<(&'static str, String)> {
+    let shown = |row: &ClusterConfigRow| {
+        let settings = Settings::of(row);
         let optional = |value: Option<u64>| value.map(|value| value.to_string()).unwrap_or_default();
         [
             ("second_factor", format!("{:?}", settings.second_factor)),
@@ -202,6 +241,8 @@ fn changed(before: &Settings, after: &Settings) -> Vec<(&'static str, String)> {
             ("recording_mode", format!("{:?}", settings.recording_mode)),
             ("lockout_threshold", settings.lockout_threshold.to_string()),
             ("lockout_ms", settings.lockout_ms.to_string()),
+            ("webauthn_rp_id", row.webauthn_rp_id.clone()),
+            ("webauthn_origins", row.webauthn_origins.join(" ")),
         ]
     };
     audit::changes(shown(before), shown(after))

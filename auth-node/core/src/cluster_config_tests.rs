@@ -65,10 +65,8 @@ fn of_two_who_decide_first_one_is_told_that_the_other_has() {
 fn what_would_protect_nothing_yet_is_refused() {
     let mut cluster = Cluster::new();
     let default = ClusterConfigRow::default;
-    let later = [
-        ("second_factor", ClusterConfigRow { second_factor: SecondFactor::Optional.into(), ..default() }),
-        ("recording_mode", ClusterConfigRow { recording_mode: RecordingMode::Strict.into(), ..default() }),
-    ];
+    let later =
+        [("recording_mode", ClusterConfigRow { recording_mode: RecordingMode::Strict.into(), ..default() })];
     for (field, row) in later {
         assert_invalid(set(&mut cluster, &row, 0), &format!("config.{field}"));
     }
@@ -93,9 +91,81 @@ fn every_bound_is_kept_and_names_its_field() {
         ("lockout_threshold", ClusterConfigRow { lockout_threshold: Some(1001), ..default() }),
         ("lockout_duration", ClusterConfigRow { lockout_duration_ms: Some(DAY + 1), ..default() }),
         ("second_factor", ClusterConfigRow { second_factor: 99, ..default() }),
+        ("second_factor", ClusterConfigRow { second_factor: SecondFactor::Optional.into(), ..default() }),
+        ("webauthn_rp_id", ClusterConfigRow { webauthn_rp_id: "192.0.2.1".into(), ..default() }),
+        ("webauthn_rp_id", ClusterConfigRow { webauthn_rp_id: "Example.com".into(), ..default() }),
+        (
+            "webauthn_rp_id",
+            ClusterConfigRow { webauthn_origins: vec!["https://a.example".into()], ..default() },
+        ),
         ("recording_mode", ClusterConfigRow { recording_mode: -1, ..default() }),
     ];
     for (field, row) in bad {
         assert_invalid(set(&mut cluster, &row, 0), &format!("config.{field}"));
     }
+}
+
+#[test]
+fn origins_are_of_the_relying_party() {
+    let mut cluster = Cluster::new();
+    let row = |origins: &[&str]| ClusterConfigRow {
+        webauthn_rp_id: "example.com".into(),
+        webauthn_origins: origins.iter().map(|&origin| origin.to_owned()).collect(),
+        ..ClusterConfigRow::default()
+    };
+    for good in [&[][..], &["https://example.com", "https://a.b.example.com:8443"]] {
+        set(&mut cluster, &row(good), 0).unwrap();
+    }
+    for bad in [
+        "http://example.com",
+        "https://example.org",
+        "https://badexample.com",
+        "https://example.com/login",
+        "https://example.com/",
+        "https://example.com?x",
+        "https://.example.com",
+        "https://[::1]:1",
+        "https://example.com.evil.org",
+        "",
+    ] {
+        assert_invalid(set(&mut cluster, &row(&[bad]), 0), "config.webauthn_origins");
+    }
+    assert_invalid(set(&mut cluster, &row(&["https://example.com"; 9]), 0), "config.webauthn_origins");
+}
+
+#[test]
+fn a_second_factor_is_required_of_everybody_only_by_who_has_one_and_then_its_relying_party_stays() {
+    let mut cluster = Cluster::new();
+    let row = |second_factor: SecondFactor, id: &str| ClusterConfigRow {
+        second_factor: second_factor.into(),
+        webauthn_rp_id: id.into(),
+        ..ClusterConfigRow::default()
+    };
+    set(&mut cluster, &row(SecondFactor::Optional, "example.com"), 0).unwrap();
+    let refused = set(&mut cluster, &row(SecondFactor::Webauthn, "example.com"), 0);
+    assert!(matches!(refused, Err(CoreError::Precondition(_))), "{refused:?}");
+    let boss = cluster.boss;
+    for (relying_party, good) in [("example.org", false), ("example.com", true)] {
+        cluster
+            .run(|tx| {
+                let key = crate::tables::SessionKey(boss);
+                let id = DeviceId::from_random([1; 16]);
+                let mut session = tx.get(&key)?.unwrap().row;
+                session.method = crate::tables::AuthMethod::Webauthn.into();
+                session.device = id.to_string();
+                tx.put(&key, &session);
+                let relying_party = relying_party.to_owned();
+                let device = crate::tables::DeviceRow { relying_party, ..Default::default() };
+                tx.put(&DeviceKey(id), &device);
+                Ok(())
+            })
+            .unwrap();
+        let set = set(&mut cluster, &row(SecondFactor::Webauthn, "example.com"), 0);
+        assert_eq!(set.is_ok(), good, "{set:?}");
+    }
+    assert_eq!(cluster.last_audit().fields["second_factor"], "Optional -> Webauthn");
+    let refused = set(&mut cluster, &row(SecondFactor::Webauthn, "example.org"), 0);
+    assert!(matches!(refused, Err(CoreError::Precondition(_))), "{refused:?}");
+    set(&mut cluster, &row(SecondFactor::Optional, "example.org"), 0).unwrap();
+    assert_eq!(cluster.last_audit().fields["webauthn_rp_id"], "example.com -> example.org");
 }

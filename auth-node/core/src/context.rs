@@ -217,7 +217,12 @@ pub fn authenticate(state: &mut (impl Read + ?Sized), credential: &Credential) -
     let caller = identify(state, credential)?;
     match &caller {
         Caller::Anonymous | Caller::Init | Caller::Cluster => {}
-        Caller::User(user) => lock::check_user(state, &user.name, &user.roles)?,
+        Caller::User(user) => {
+            lock::check_user(state, &user.name, &user.roles)?;
+            if !user.session.device.is_empty() {
+                lock::check(state, TargetKind::Device, &user.session.device)?;
+            }
+        }
         Caller::Remote(user) => lock::check_user(state, &user.name, &user.roles)?,
         Caller::Agent { id, .. } | Caller::Ingest { id, .. } | Caller::Unregistered { id, .. } => {
             lock::check(state, TargetKind::Node, id.as_str())?;

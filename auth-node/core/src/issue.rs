@@ -251,7 +251,7 @@ pub fn user_certs(
         logins: grant.logins.iter().cloned().collect(),
         nodes: grant.nodes.iter().map(AgentId::to_string).collect(),
         session: caller.session.to_owned(),
-        device: String::new(),
+        device: caller.local.map(|user| user.session.device.clone()).unwrap_or_default(),
         expires_at_ms,
         cluster: caller.cluster.to_owned(),
     };

@@ -40,6 +40,7 @@ pub mod roster;
 pub mod rotation;
 pub mod rules;
 mod seal;
+pub mod second_factor;
 pub mod secret;
 pub mod session;
 pub mod tables;
@@ -51,6 +52,7 @@ pub mod trusted_cluster;
 pub mod user;
 mod verdict;
 mod web;
+pub mod webauthn;
 #[cfg(test)]
 mod world;
 

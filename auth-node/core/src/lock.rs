@@ -16,11 +16,12 @@ use crate::{
     context::{Role, UserCaller},
     host_login::is_login,
     join,
-    names::{AgentId, LockId, RoleName, UserName},
+    names::{AgentId, DeviceId, LockId, RoleName, UserName},
     page::{Page, PageRequest},
     revocation,
     tables::{
-        LockKey, LockRow, LockTargetKey, LockTargetRow, NodeKey, RoleKey, RoleMemberKey, TargetKind, UserKey,
+        DeviceKey, LockKey, LockRow, LockTargetKey, LockTargetRow, NodeKey, RoleKey, RoleMemberKey,
+        TargetKind, UserKey,
     },
     trusted_cluster,
 };
@@ -48,6 +49,8 @@ pub enum Target {
     Login(String),
     /// A node or ingest: its certificates are no credential, and nobody gets one for it.
     Node(AgentId),
+    /// A WebAuthn device: nobody logs in with it, and sessions that were made with it can do nothing.
+    Device(DeviceId),
 }
 
 impl Target {
@@ -69,6 +72,7 @@ impl Target {
             Self::Role(_) => TargetKind::Role,
             Self::Login(_) => TargetKind::Login,
             Self::Node(_) => TargetKind::Node,
+            Self::Device(_) => TargetKind::Device,
         }
     }
 
@@ -79,6 +83,7 @@ impl Target {
             Self::Role(name) => name.as_str(),
             Self::Login(login) => login,
             Self::Node(id) => id.as_str(),
+            Self::Device(id) => id.as_str(),
         }
     }
 }
@@ -207,6 +212,7 @@ fn exists(tx: &mut (impl Transaction + ?Sized), target: &Target) -> Result<(), C
         Target::Role(name) => tx.get(&RoleKey(name.clone()))?.is_some(),
         Target::Login(_) => true,
         Target::Node(id) => tx.get(&NodeKey(id.clone()))?.is_some() || join::unfinished(tx, id)?.is_some(),
+        Target::Device(id) => tx.get(&DeviceKey(id.clone()))?.is_some(),
     };
     let not_found = || CoreError::NotFound { kind: target.kind().word(), name: target.name().to_owned() };
     there.then_some(()).ok_or_else(not_found)
@@ -223,6 +229,12 @@ fn leaves_the_caller(
             (*name == caller.name, tx.get(&member)?.is_some())
         }
         Target::Role(name) => (caller.roles.iter().any(|role| role.name == *name), name.is_admin()),
+        Target::Device(id) => {
+            let device = tx.get(&DeviceKey(id.clone()))?.map(|device| device.row.user).unwrap_or_default();
+            let user = UserName::parse("device.user", &device)?;
+            let member = RoleMemberKey { role: RoleName::admin(), user };
+            (caller.session.device == id.as_str(), tx.get(&member)?.is_some())
+        }
         Target::Login(_) | Target::Node(_) => (false, false),
     };
     if own {

@@ -76,6 +76,10 @@ name_type!(
     /// The id of an access request: 32 hexadecimal digits.
     RequestId
 );
+name_type!(
+    /// The id of a WebAuthn device: 32 hexadecimal digits.
+    DeviceId
+);
 
 /// Makes an id of 16 random bytes, in hexadecimal digits.
 macro_rules! hex_id {
@@ -94,7 +98,7 @@ macro_rules! hex_id {
         }
     )+};
 }
-hex_id!(SessionHandle, LockId, RequestId);
+hex_id!(SessionHandle, LockId, RequestId, DeviceId);
 
 /// The canonical form of a spelling: NFKC, then lower case.
 fn canonical(spelling: &str) -> Option<String> {

@@ -16,6 +16,8 @@ pub enum SecretKind {
     AuthJoinToken,
     /// The secret of a user's invite.
     Invite,
+    /// What names a WebAuthn ceremony.
+    WebauthnChallenge,
 }
 
 impl SecretKind {
@@ -25,6 +27,7 @@ impl SecretKind {
             Self::JoinToken => b"mezite join token\0",
             Self::AuthJoinToken => b"mezite auth join token\0",
             Self::Invite => b"mezite invite\0",
+            Self::WebauthnChallenge => b"mezite webauthn challenge\0",
         }
     }
 }

@@ -11,7 +11,7 @@ use crate::{
     Caller, Context, CoreError,
     audit::{self, EventType},
     cluster_config,
-    names::{SessionHandle, UserName},
+    names::{DeviceId, SessionHandle, UserName},
     page::{Page, PageRequest},
     revocation,
     rules::{Resource, Verb},
@@ -82,6 +82,20 @@ pub(crate) fn create(
     user: &UserName,
     new: &NewSession,
 ) -> Result<SessionRow, CoreError> {
+    create_with(tx, context, user, new, None)
+}
+
+/// As [`create`], of a user that has proved itself with a WebAuthn device.
+///
+/// # Errors
+/// [`CoreError::Storage`].
+pub(crate) fn create_with(
+    tx: &mut (impl Transaction + ?Sized),
+    context: &Context,
+    user: &UserName,
+    new: &NewSession,
+    device: Option<&DeviceId>,
+) -> Result<SessionRow, CoreError> {
     let mut sessions = all_of(tx, user)?;
     sessions.sort_by_key(|(_, session)| std::cmp::Reverse(session.expires_at_ms));
     for (key, session) in sessions.iter().skip(MAX_PER_USER - 1) {
@@ -97,6 +111,7 @@ pub(crate) fn create(
         method: new.method.into(),
         client_address: context.origin.client_address.clone(),
         epoch: epoch(tx)?,
+        device: device.map(DeviceId::to_string).unwrap_or_default(),
     };
     let reference = SessionRefRow { digest: new.digest.0.to_vec(), expires_at_ms: row.expires_at_ms };
     tx.put(&SessionKey(new.digest), &row);
@@ -268,6 +283,29 @@ pub fn end_all_of(
     let mut ended = 0;
     for (key, reference) in all_of(tx, user)? {
         if except.is_none_or(|kept| reference.digest != kept.0) {
+            remove(tx, &key, &reference)?;
+            ended += 1;
+        }
+    }
+    Ok(ended)
+}
+
+/// Ends the sessions of a user that were made with a device, but one. Answers how many those were. What ends them appends
+/// the audit record.
+///
+/// # Errors
+/// [`CoreError::Storage`].
+pub(crate) fn end_all_with(
+    tx: &mut (impl Transaction + ?Sized),
+    user: &UserName,
+    device: &DeviceId,
+    except: SecretDigest,
+) -> Result<u32, CoreError> {
+    let mut ended = 0;
+    for (key, reference) in all_of(tx, user)? {
+        let digest = digest(&reference)?;
+        let session = tx.get(&SessionKey(digest))?;
+        if digest != except && session.is_some_and(|session| session.row.device == device.as_str()) {
             remove(tx, &key, &reference)?;
             ended += 1;
         }

@@ -20,6 +20,7 @@ use crate::{
     session,
     tables::{MarkRow, RoleKey, RoleMemberKey, StringsRow, TargetKind, UserKey, UserRow},
     trusted_cluster,
+    webauthn::device,
 };
 
 const KIND: &str = "user";
@@ -242,7 +243,7 @@ pub fn update(
     Ok(User::of(name.clone(), Versioned { revision: 0, row }))
 }
 
-/// Deletes a user, ends its sessions and access requests, and revokes its certificates. Answers how many those were.
+/// Deletes a user with its WebAuthn devices, ends its sessions and access requests, and revokes its certificates. Answers how many those were.
 ///
 /// # Errors
 /// [`CoreError::NotFound`], [`CoreError::Denied`] when the user has what the caller does not hold,
@@ -267,12 +268,13 @@ pub fn delete(
     access_request::forget_all_of(tx, name)?;
     lockout::forget(tx, name);
     invite::forget(tx, name)?;
+    device::forget_all_of(tx, name)?;
     audit::append(tx, context, EventType::UserDelete, target(name), &[("sessions_ended", ended.to_string())]);
     Ok(ended)
 }
 
 /// Sets a user's password, or makes an invite and the password that it has none any more; ends all its sessions and
-/// lockouts, and revokes its certificates. Answers how many sessions those were.
+/// lockouts, and revokes its certificates. Answers how many sessions those were. Its WebAuthn devices stay.
 ///
 /// # Errors
 /// [`CoreError::NotFound`], [`CoreError::Denied`] when the user has what the caller does not hold,
@@ -304,6 +306,24 @@ pub fn reset_password(
         &[("sessions_ended", ended.to_string())],
     );
     Ok(ended)
+}
+
+/// Removes all WebAuthn devices of a user who has lost them: it registers another as its first one then. Answers how many
+/// those were.
+///
+/// # Errors
+/// [`CoreError::NotFound`], [`CoreError::Denied`] when the user has what the caller does not hold, [`CoreError::Storage`].
+pub fn remove_devices(
+    tx: &mut (impl Transaction + ?Sized),
+    context: &Context,
+    name: &UserName,
+) -> Result<u32, CoreError> {
+    let current = stored(tx, name)?;
+    holds(context.caller.user()?, &held(&current.row)?)?;
+    let removed = device::forget_all_of(tx, name)?;
+    let fields = [("devices_removed", removed.to_string())];
+    audit::append(tx, context, EventType::DeviceDelete, target(name), &fields);
+    Ok(removed)
 }
 
 /// Sets the caller's own password, after the old one was verified against `verified`, and ends its other sessions.

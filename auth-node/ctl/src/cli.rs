@@ -136,6 +136,9 @@ pub(crate) enum Command {
     /// See and revoke login sessions
     #[command(subcommand)]
     Sessions(cmd::sessions::Sessions),
+    /// See and remove your WebAuthn devices
+    #[command(subcommand)]
+    Devices(cmd::devices::Devices),
     /// Ask for access for a time, and review what others ask for
     #[command(subcommand)]
     Requests(cmd::requests::Requests),
@@ -148,7 +151,7 @@ pub(crate) enum Command {
     /// See and change the configuration of the whole cluster
     #[command(subcommand)]
     Config(cmd::config::Config),
-    /// Keep users, roles, logins and nodes out
+    /// Keep users, roles, logins, nodes and devices out
     #[command(subcommand)]
     Locks(cmd::locks::Locks),
     /// Manage single sign-on providers

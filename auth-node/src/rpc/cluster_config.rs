@@ -53,6 +53,8 @@ fn parse(config: v1::ClusterConfig) -> Result<ClusterConfigRow, CoreError> {
         // The domain's.
         session_idle_since_ms: 0,
         session_over_before_ms: 0,
+        webauthn_rp_id: config.webauthn_rp_id,
+        webauthn_origins: config.webauthn_origins,
     })
 }
 
@@ -70,6 +72,8 @@ fn reply(stored: Versioned<ClusterConfigRow>) -> v1::ClusterConfig {
         lockout_duration: duration(row.lockout_duration_ms),
         audit_max_events: row.audit_max_events.unwrap_or_default(),
         revision,
+        webauthn_rp_id: row.webauthn_rp_id,
+        webauthn_origins: row.webauthn_origins,
     }
 }
 
@@ -90,11 +94,13 @@ mod tests {
             lockout_duration: seconds(60),
             audit_max_events: 10_000,
             revision: 3,
+            webauthn_rp_id: "example.com".into(),
+            webauthn_origins: vec!["https://a.example.com".into()],
         };
-        let row = parse(config).unwrap();
+        let row = parse(config.clone()).unwrap();
         assert_eq!(reply(Versioned { revision: 3, row }), config);
         let nothing = v1::ClusterConfig::default();
-        let row = parse(nothing).unwrap();
+        let row = parse(nothing.clone()).unwrap();
         assert_eq!(row, ClusterConfigRow::default());
         assert_eq!(reply(Versioned { revision: 0, row }), nothing);
     }

@@ -3,7 +3,7 @@
 use auth_core::{
     CoreError,
     lock::{self, NewLock, Target},
-    names::{AgentId, LockId, RoleName, UserName},
+    names::{AgentId, DeviceId, LockId, RoleName, UserName},
     tables::{LockRow, TargetKind},
 };
 use mezite_proto::v1::{self, lock_target::Target as Told};
@@ -11,7 +11,7 @@ use mezite_proto::v1::{self, lock_target::Target as Told};
 use super::convert;
 use crate::{authn::Call, error::ApiError, once::Once, service::Service};
 
-/// Locks a user, role, login or node out. When this answers, no node lets it in.
+/// Locks a user, role, login, node or device out. When this answers, no node lets it in.
 pub(crate) async fn create(
     service: &Service,
     call: &Call,
@@ -73,7 +73,10 @@ fn parse(request: v1::CreateLockRequest) -> Result<NewLock, CoreError> {
         Told::Role(name) => Target::Role(RoleName::parse("target.role", &name)?),
         Told::Login(login) => Target::login("target.login", &login)?,
         Told::Node(id) => Target::Node(AgentId::parse("target.node", &id)?),
-        Told::Device(_) => return later("target.device"),
+        Told::Device(id) => {
+            let refused = || CoreError::invalid("target.device", "32 hexadecimal digits, as lists show it");
+            Target::Device(DeviceId::parse(&id).ok_or_else(refused)?)
+        }
         Told::AgentIdentity(_) => return later("target.agent_identity"),
     };
     let ttl = request.ttl.map(|ttl| convert::duration_in("ttl", ttl)).transpose()?;

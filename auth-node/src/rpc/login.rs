@@ -9,6 +9,7 @@ use auth_core::{
     login::{self, Attempt},
     names::{SessionHandle, UserName},
     password,
+    second_factor::{self, AfterPassword},
     secret::{PasswordHash, SecretDigest, SecretKind},
     session::{self, Listed, NewSession},
     tables::AuthMethod,
@@ -18,7 +19,14 @@ use mezite_proto::v1;
 use zeroize::Zeroizing;
 
 use super::{convert, sessions};
-use crate::{authn::Call, error::ApiError, once::Once, passwords, service::Service};
+use crate::{
+    authn::Call,
+    error::ApiError,
+    once::Once,
+    passwords,
+    service::Service,
+    webauthn::{self, Begun},
+};
 
 /// Longest username that is looked at, in bytes: far longer than any name, in whatever spelling.
 const MAX_USERNAME: usize = 1024;
@@ -31,17 +39,40 @@ pub(crate) async fn authenticate_local(
     call: &Call,
     request: v1::AuthenticateLocalRequest,
 ) -> Result<v1::AuthenticateLocalResponse, ApiError> {
-    let password = Zeroizing::new(request.password);
+    let tried = verify(service, call, &request.username, Zeroizing::new(request.password)).await?;
+    let (id, session) = conclude(service, call, tried).await?;
+    Ok(v1::AuthenticateLocalResponse { session_id: id.as_str().to_owned(), session: Some(session) })
+}
+
+/// A try to log in whose password was looked at. Whether it was the right one is not told before it was counted.
+pub(crate) struct Tried {
+    /// As it was typed.
+    typed: TypedName,
+    /// The name, if what was typed is one.
+    name: Option<UserName>,
+    /// What the password was found to be the one of, if it was.
+    verified: Option<PasswordHash>,
+}
+
+/// Looks whether a password is the one of a name. It takes as long whatever there is of that name.
+///
+/// # Errors
+/// [`CoreError::Invalid`] for what is too long; [`ApiError::Busy`]; [`ApiError::Store`].
+pub(crate) async fn verify(
+    service: &Service,
+    call: &Call,
+    username: &str,
+    password: Zeroizing<String>,
+) -> Result<Tried, ApiError> {
     password::check_given("password", &password)?;
-    if request.username.len() > MAX_USERNAME {
+    if username.len() > MAX_USERNAME {
         return Err(CoreError::invalid("username", "it is too long to be a name").into());
     }
-    // The request is its own credential: a session that has ended must not stand in the way of the next.
-    let call = &Call { credential: Credential::None, ..call.clone() };
+    let call = &without_session(call);
     let turn = service.passwords.admit(passwords::network(&call.origin.client_address))?;
 
     // What has no canonical form is nobody's name, and goes the way of all unknown names.
-    let name = UserName::parse("username", &request.username).ok();
+    let name = UserName::parse("username", username).ok();
     let wanted = name.clone();
     let known = service.read(call, move |view, _| match &wanted {
         Some(name) => login::lookup(view, name),
@@ -49,14 +80,27 @@ pub(crate) async fn authenticate_local(
     });
     let known = known.await?;
     let matches = turn.verify(known.as_ref(), &password).await?;
-    drop(turn);
+    let typed = TypedName::of(name.as_ref().map_or(username, UserName::as_str));
+    Ok(Tried { typed, name, verified: known.filter(|_| matches) })
+}
 
+/// Makes the session of a try that was a good one, and counts any other: the session's id, and the session.
+///
+/// # Errors
+/// [`login::WRONG`]; [`ApiError::Store`].
+pub(crate) async fn conclude(
+    service: &Service,
+    call: &Call,
+    tried: Tried,
+) -> Result<(Zeroizing<String>, v1::Session), ApiError> {
+    let Tried { typed, name, verified } = tried;
+    let call = &without_session(call);
     let id = convert::secret();
     let attempt = Attempt {
-        typed: TypedName::of(name.as_ref().map_or(request.username.as_str(), UserName::as_str)),
+        typed,
         slot_secret: SlotSecret::from_random(rand::random()),
         name,
-        verified: known.filter(|_| matches),
+        verified,
         new: NewSession {
             digest: SecretDigest::of(SecretKind::Session, &id),
             handle: SessionHandle::from_random(rand::random()),
@@ -66,8 +110,44 @@ pub(crate) async fn authenticate_local(
     // Also what is refused is written: as many failures as there were, on all nodes together, are counted.
     let session = service.decide(call, move |tx, context| login::conclude(tx, context, &attempt)).await?;
     let last_used_ms = session.created_at_ms;
-    let session = sessions::session(Listed { session, last_used_ms });
-    Ok(v1::AuthenticateLocalResponse { session_id: id.as_str().to_owned(), session: Some(session) })
+    Ok((id, sessions::session(Listed { session, last_used_ms })))
+}
+
+/// What a username and a password give.
+pub(crate) enum Given {
+    /// A session: its id, and what lists show of it.
+    Session(Zeroizing<String>, v1::Session),
+    /// The second half of the login, which an authenticator answers.
+    StepUp(Begun),
+}
+
+/// As [`authenticate_local`], for a login that takes the second factor that is asked of the user. It is asked for once the
+/// password was found to be right, and the answer to a wrong one does not tell of it.
+///
+/// # Errors
+/// As of [`verify`] and [`conclude`]; of [`webauthn::begin_step_up`].
+pub(crate) async fn with_second_factor(
+    service: &Service,
+    call: &Call,
+    username: &str,
+    password: Zeroizing<String>,
+) -> Result<Given, ApiError> {
+    let tried = verify(service, call, username, password).await?;
+    if let (Some(name), Some(verified)) = (&tried.name, &tried.verified) {
+        let wanted = name.clone();
+        let after =
+            service.read(&without_session(call), move |view, _| second_factor::after_password(view, &wanted));
+        if after.await? == AfterPassword::StepUp {
+            return webauthn::begin_step_up(service, call, name, verified).await.map(Given::StepUp);
+        }
+    }
+    let (id, session) = conclude(service, call, tried).await?;
+    Ok(Given::Session(id, session))
+}
+
+/// The request is its own credential: a session that has ended must not stand in the way of the next.
+fn without_session(call: &Call) -> Call {
+    Call { credential: Credential::None, ..call.clone() }
 }
 
 /// Ends the session that the call is made with.
@@ -132,8 +212,7 @@ pub(crate) async fn accept_invite(
     }
     let cluster = service.settings.cluster.as_str();
     password::check_new("new_password", &password, &[cluster])?;
-    // The request is its own credential.
-    let call = &Call { credential: Credential::None, ..call.clone() };
+    let call = &without_session(call);
     let secret = SecretDigest::of(SecretKind::Invite, &secret);
     // Whoever has no good secret has nothing hashed, and is refused where that is audited.
     let hash = match service.read(call, move |view, _| invite::holder(view, secret)).await? {

@@ -13,40 +13,43 @@ mod certs;
 mod cluster;
 mod cluster_config;
 mod connectors;
-mod convert;
+pub(crate) mod convert;
 mod joining;
-mod locks;
-mod login;
+pub(crate) mod locks;
+pub(crate) mod login;
 mod members;
 mod nodes;
 #[cfg(test)]
 mod once_tests;
+mod outcome;
 mod ping;
 mod presence;
 mod recordings;
 mod revocations;
 mod roles;
 mod rotation;
-mod sessions;
+pub(crate) mod sessions;
 #[cfg(test)]
 pub(crate) mod testing;
 mod tokens;
 mod trust;
 mod trusted_clusters;
-mod users;
+pub(crate) mod users;
+pub(crate) mod webauthn;
 
+pub(crate) use outcome::carry_out;
 pub(crate) use revocations::RevocationList;
 
-use std::{future::Future, pin::Pin, sync::Arc};
+use std::{pin::Pin, sync::Arc};
 
-use auth_core::{CoreError, Credential, Origin};
+use auth_core::{CoreError, Credential};
 use futures::Stream;
 use mezite_proto::{
     access as rules,
-    v1::{self, AccessClass, auth_service_server::AuthService},
+    v1::{self, auth_service_server::AuthService},
 };
 use tokio::time::Instant;
-use tonic::{Code, Request, Response, Status, Streaming};
+use tonic::{Request, Response, Status, Streaming};
 
 use crate::{
     authn::{self, Call, Here},
@@ -54,15 +57,10 @@ use crate::{
     metrics::Measured,
     service::Service,
 };
+use outcome::{after_admission, end, within};
 
 /// Methods that later releases build. They are authorised, and then UNIMPLEMENTED.
 pub const NOT_YET: &[&str] = &[
-    "BeginWebAuthnLogin",
-    "FinishWebAuthnLogin",
-    "BeginWebAuthnRegistration",
-    "FinishWebAuthnRegistration",
-    "ListWebAuthnDevices",
-    "DeleteWebAuthnDevice",
     "RegisterUsingIAMMethod",
     "CreateAgentIdentity",
     "UpdateAgentIdentity",
@@ -108,50 +106,6 @@ impl Begun {
         let method = self.call.method.method;
         let stranger = !matches!(self.call.credential, Credential::Session(_));
         end(method, &self.call.origin, stranger, self.measured, result)
-    }
-}
-
-fn end<T>(
-    method: &'static str,
-    origin: &Origin,
-    stranger: bool,
-    measured: Measured,
-    result: Result<T, ApiError>,
-) -> Result<Response<T>, Status> {
-    let (request_id, client) = (origin.request_id.as_str(), origin.client_address.as_str());
-    match result {
-        Ok(reply) => {
-            tracing::debug!(method, request_id, client, "done");
-            measured.end(Code::Ok);
-            Ok(Response::new(reply))
-        }
-        Err(error) => {
-            let code = error.code();
-            if error.is_ours() {
-                tracing::error!(method, request_id, client, %error, "the call failed");
-            } else if stranger || matches!(code, Code::Unauthenticated | Code::ResourceExhausted) {
-                // Anybody can have these said as often as they like; the metrics count them, and the audit log has what
-                // matters.
-                tracing::debug!(method, request_id, client, ?code, %error, "refused");
-            } else {
-                tracing::info!(method, request_id, client, ?code, %error, "refused");
-            }
-            measured.end(code);
-            Err(error.into_status(request_id))
-        }
-    }
-}
-
-/// Carries a call out within its deadline.
-async fn within<T>(
-    deadline: Option<Instant>,
-    work: impl Future<Output = Result<T, ApiError>>,
-) -> Result<T, ApiError> {
-    match deadline {
-        None => work.await,
-        Some(deadline) => {
-            tokio::time::timeout_at(deadline, work).await.unwrap_or(Err(ApiError::DeadlineExceeded))
-        }
     }
 }
 
@@ -204,20 +158,6 @@ fn refused(result: Result<Response<()>, Status>) -> Status {
     result.err().unwrap_or_else(|| Status::internal("internal error"))
 }
 
-/// Handlers parse before they read or write, and only then is it known who calls: whoever may not make the
-/// call at all is told that, and nothing of what else is wrong with it.
-async fn after_admission<T>(
-    service: &Service,
-    call: &Call,
-    result: Result<T, ApiError>,
-) -> Result<T, ApiError> {
-    let public = call.method.classes.contains(&AccessClass::Public);
-    if !public && matches!(result, Err(ApiError::Core(CoreError::Invalid { .. }))) {
-        service.read(call, |_, _| Ok(())).await?;
-    }
-    result
-}
-
 /// Authorises, and then says that the method does nothing yet.
 async fn later<Q, T: Send + 'static>(service: &Service, call: &Call, _request: Q) -> Result<T, ApiError> {
     service.read(call, |_, _| Err(CoreError::Unimplemented)).await
@@ -265,21 +205,21 @@ api! {
         AuthenticateLocal:
             authenticate_local(AuthenticateLocalRequest) -> AuthenticateLocalResponse = login::authenticate_local;
         BeginWebAuthnLogin:
-            begin_web_authn_login(BeginWebAuthnLoginRequest) -> BeginWebAuthnLoginResponse = later;
+            begin_web_authn_login(BeginWebAuthnLoginRequest) -> BeginWebAuthnLoginResponse = webauthn::begin_login;
         FinishWebAuthnLogin:
-            finish_web_authn_login(FinishWebAuthnLoginRequest) -> FinishWebAuthnLoginResponse = later;
+            finish_web_authn_login(FinishWebAuthnLoginRequest) -> FinishWebAuthnLoginResponse = webauthn::finish_login;
         ChangePassword:
             change_password(ChangePasswordRequest) -> ChangePasswordResponse = login::change_password;
         AcceptInvite: accept_invite(AcceptInviteRequest) -> AcceptInviteResponse = login::accept_invite;
         Logout: logout(LogoutRequest) -> LogoutResponse = login::logout;
         BeginWebAuthnRegistration:
-            begin_web_authn_registration(BeginWebAuthnRegistrationRequest) -> BeginWebAuthnRegistrationResponse = later;
+            begin_web_authn_registration(BeginWebAuthnRegistrationRequest) -> BeginWebAuthnRegistrationResponse = webauthn::begin_registration;
         FinishWebAuthnRegistration:
-            finish_web_authn_registration(FinishWebAuthnRegistrationRequest) -> FinishWebAuthnRegistrationResponse = later;
+            finish_web_authn_registration(FinishWebAuthnRegistrationRequest) -> FinishWebAuthnRegistrationResponse = webauthn::finish_registration;
         ListWebAuthnDevices:
-            list_web_authn_devices(ListWebAuthnDevicesRequest) -> ListWebAuthnDevicesResponse = later;
+            list_web_authn_devices(ListWebAuthnDevicesRequest) -> ListWebAuthnDevicesResponse = webauthn::list;
         DeleteWebAuthnDevice:
-            delete_web_authn_device(DeleteWebAuthnDeviceRequest) -> DeleteWebAuthnDeviceResponse = later;
+            delete_web_authn_device(DeleteWebAuthnDeviceRequest) -> DeleteWebAuthnDeviceResponse = webauthn::delete;
 
         // Certificates.
         IssueUserCerts:

@@ -27,6 +27,17 @@ pub(crate) async fn list(
     })
 }
 
+/// The session that a call is made with, and the roles that its user has now.
+pub(crate) async fn own(service: &Service, call: &Call) -> Result<(v1::Session, Vec<String>), ApiError> {
+    let own = service.read(call, |view, context| {
+        let caller = context.caller.user()?;
+        let roles = caller.roles.iter().map(|role| role.name.to_string()).collect();
+        // This is a use of it.
+        Ok((session(Listed { session: caller.session.clone(), last_used_ms: view.now() }), roles))
+    });
+    own.await
+}
+
 /// Revokes a session. When this answers, no node honours it.
 pub(crate) async fn revoke(
     service: &Service,
@@ -76,6 +87,7 @@ mod tests {
             method: AuthMethod::Password.into(),
             client_address: "192.0.2.1".into(),
             epoch: 1,
+            device: String::new(),
         };
         let shown = session(Listed { session: row, last_used_ms: 1500 });
         assert_eq!(

@@ -1,5 +1,7 @@
 use std::{collections::BTreeSet, time::Duration};
 
+use tonic::Code;
+
 use super::{
     testing::{Node, anonymous, with},
     *,

@@ -50,6 +50,7 @@ use crate::{
     relay::Relay,
     service::{Service, Settings},
     uses::Uses,
+    webauthn::Pace,
 };
 
 const CLUSTER: &str = "test.example";
@@ -58,8 +59,11 @@ const CLUSTER_ID: &str = "0123-test";
 /// Ingests that may follow at a time who has access.
 pub(super) const MAX_LISTENERS: usize = 6;
 
+/// Where browsers reach it.
+pub(crate) const WEB: &str = "https://login.test.example";
+
 /// Password of the admin `boss`.
-pub(super) const BOSS: &str = "the password of boss";
+pub(crate) const BOSS: &str = "the password of boss";
 
 /// A node's service.
 pub(crate) struct Node {
@@ -106,6 +110,7 @@ impl Node {
             presence: Presence::start(store.clone(), ttl),
             attendance: Arc::new(Attendance::new(ttl)),
             uses: Uses::start(store.clone()),
+            pace: Pace::default(),
             backups: Arc::new(tokio::sync::Semaphore::new(1)),
             refusals: Arc::default(),
             relay: Relay::new(CLUSTER, tls(), &LimitsConfig::default()).unwrap(),
@@ -121,6 +126,7 @@ impl Node {
                 call_timeout: Duration::from_secs(30),
                 store_deadline: Duration::from_secs(10),
                 message_timeout: Duration::from_secs(10),
+                web_origin: Some(WEB.into()),
             },
             clock,
             store,
@@ -129,26 +135,26 @@ impl Node {
     }
 
     /// Logs in, and answers the session's id.
-    pub(super) async fn log_in(&self, username: &str, password: &str) -> Result<String, ApiError> {
+    pub(crate) async fn log_in(&self, username: &str, password: &str) -> Result<String, ApiError> {
         let request = v1::AuthenticateLocalRequest { username: username.into(), password: password.into() };
         let reply =
             login::authenticate_local(&self.service, &anonymous("AuthenticateLocal"), request).await?;
         Ok(reply.session_id)
     }
 
-    pub(super) async fn boss(&self) -> String {
+    pub(crate) async fn boss(&self) -> String {
         self.log_in("boss", BOSS).await.unwrap()
     }
 
     /// All audit records so far.
-    pub(super) async fn audit(&self) -> Vec<AuditRow> {
+    pub(crate) async fn audit(&self) -> Vec<AuditRow> {
         let read = self.service.store.read(|view| audit::records(view, 1, usize::MAX));
         let records: Vec<_> = read.await.map_err(ApiError::from).unwrap();
         records.into_iter().map(|(_, row)| row).collect()
     }
 
     /// The audit records of one event.
-    pub(super) async fn audited(&self, event: &str) -> Vec<AuditRow> {
+    pub(crate) async fn audited(&self, event: &str) -> Vec<AuditRow> {
         self.audit().await.into_iter().filter(|row| row.event == event).collect()
     }
 }
@@ -212,7 +218,7 @@ impl Other {
 }
 
 /// A call of a method without a credential.
-pub(super) fn anonymous(method: &str) -> Call {
+pub(crate) fn anonymous(method: &str) -> Call {
     let origin = Origin {
         node_id: 1,
         request_id: "r".into(),
@@ -224,14 +230,14 @@ pub(super) fn anonymous(method: &str) -> Call {
 }
 
 /// A call of a method with a session.
-pub(super) fn with(session: &str, method: &str) -> Call {
+pub(crate) fn with(session: &str, method: &str) -> Call {
     let credential = Credential::Session(SecretDigest::of(SecretKind::Session, session));
     Call { credential, ..anonymous(method) }
 }
 
 /// Checks that a result is a refusal of this field.
 #[track_caller]
-pub(super) fn assert_invalid<T: std::fmt::Debug>(result: Result<T, ApiError>, wanted: &str) {
+pub(crate) fn assert_invalid<T: std::fmt::Debug>(result: Result<T, ApiError>, wanted: &str) {
     match result {
         Err(ApiError::Core(CoreError::Invalid { field, .. })) if field == wanted => {}
         other => panic!("expected a refusal of {wanted}, got {other:?}"),

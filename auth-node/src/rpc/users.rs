@@ -73,12 +73,14 @@ pub(crate) async fn create(
         ControlFlow::Continue(proof) => proof,
     };
     let new = NewUser { name, grants, proof };
+    let url = invite_url(service, &secret);
     let create = service.write_once(call, once, move |tx, context| {
         let made = user::create(tx, context, &new)?;
         Ok(v1::CreateUserResponse {
             user: Some(shown(tx, manages(context), made)?),
             invite_secret: secret.as_str().to_owned(),
             invite_expires_at: invite::ends_at(tx, &new.name)?.map(convert::timestamp),
+            invite_url: url.as_str().to_owned(),
         })
     });
     create.await
@@ -124,12 +126,17 @@ pub(crate) async fn reset_password(
         ControlFlow::Break(answered) => return Ok(answered),
         ControlFlow::Continue(proof) => proof,
     };
+    let url = invite_url(service, &secret);
+    let remove_devices = request.remove_devices;
     let reset = service.write_once(call, once, move |tx, context| {
         let sessions_ended = user::reset_password(tx, context, &name, &proof)?;
+        let removed = remove_devices.then(|| user::remove_devices(tx, context, &name)).transpose()?;
         Ok(v1::ResetUserPasswordResponse {
             sessions_ended,
+            devices_removed: removed.unwrap_or_default(),
             invite_secret: secret.as_str().to_owned(),
             invite_expires_at: invite::ends_at(tx, &name)?.map(convert::timestamp),
+            invite_url: url.as_str().to_owned(),
         })
     });
     reset.await
@@ -193,6 +200,12 @@ impl Given {
             }
         }
     }
+}
+
+/// The page on which an invite is used; empty where there is none. The secret is behind the `#`, which browsers send to nobody.
+fn invite_url(service: &Service, secret: &str) -> Zeroizing<String> {
+    let origin = service.settings.web_origin.as_deref().filter(|_| !secret.is_empty());
+    Zeroizing::new(origin.map(|origin| format!("{origin}/web/invite#{secret}")).unwrap_or_default())
 }
 
 /// Name, grants and revision in a request. Times and who created it are the server's.

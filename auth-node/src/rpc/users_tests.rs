@@ -111,7 +111,7 @@ async fn every_method_takes_any_spelling_of_a_users_name() {
         let request = v1::ResetUserPasswordRequest {
             name: other.into(),
             new_password: PASSWORD.into(),
-            invite_ttl: None,
+            ..Default::default()
         };
         reset_password(&node.service, &with(&boss, "ResetUserPassword"), request).await.unwrap();
         let request = v1::DeleteUserRequest { name: other.into() };

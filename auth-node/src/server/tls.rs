@@ -32,6 +32,7 @@ use crate::{
     config::{Config, host_of},
     fault::NodeError,
     server::guests::Guests,
+    web,
 };
 
 /// Life of the node's certificate.
@@ -56,13 +57,18 @@ impl Names {
     pub(crate) fn new(config: &Config, cluster: &str, node_id: u64) -> Self {
         let mut dns_names = vec![format!("{cluster}.mezite.internal")];
         let mut ip_addresses = config.tls.ip_addresses.clone();
-        let host = host_of(&config.advertise).unwrap_or_default();
-        match host.parse() {
-            Ok(address) => ip_addresses.push(address),
-            Err(_) => dns_names.push(host.to_ascii_lowercase()),
+        let advertised = host_of(&config.advertise).map(str::to_ascii_lowercase);
+        for host in advertised.into_iter().chain(config.web.host()) {
+            match host.parse() {
+                Ok(address) => ip_addresses.push(address),
+                Err(_) => dns_names.push(host),
+            }
         }
         dns_names.extend(config.tls.dns_names.iter().map(|name| name.to_ascii_lowercase()));
+        dns_names.sort_unstable();
         dns_names.dedup();
+        ip_addresses.sort_unstable();
+        ip_addresses.dedup();
         Self { cluster: cluster.to_owned(), node_id, dns_names, ip_addresses }
     }
 
@@ -94,6 +100,8 @@ struct Authorities {
 pub(crate) struct Tls {
     /// For the API.
     pub(crate) server: Arc<ArcSwap<ServerConfig>>,
+    /// For the web API, where no other certificate is configured.
+    pub(crate) web: Arc<ArcSwap<ServerConfig>>,
     /// For calls to ingests.
     pub(crate) client: Arc<ArcSwap<ClientConfig>>,
 }
@@ -114,8 +122,7 @@ pub(crate) struct Renewal {
 
 /// One generation of TLS.
 struct Made {
-    server: ServerConfig,
-    client: ClientConfig,
+    configs: Configs,
     due: u64,
     /// Of the TLS CA's row.
     revision: u64,
@@ -139,8 +146,9 @@ pub(crate) async fn begin(
     let made = make(store, cas, clock, &names, guests).await?;
     followed.tls(made.revision);
     let tls = Tls {
-        server: Arc::new(ArcSwap::from_pointee(made.server)),
-        client: Arc::new(ArcSwap::from_pointee(made.client)),
+        server: Arc::new(ArcSwap::from_pointee(made.configs.server)),
+        web: Arc::new(ArcSwap::from_pointee(made.configs.web)),
+        client: Arc::new(ArcSwap::from_pointee(made.configs.client)),
     };
     let renewal = Renewal {
         store: store.clone(),
@@ -170,8 +178,9 @@ impl Renewal {
             }
             match make(&self.store, &self.cas, &self.clock, &self.names, &self.guests).await {
                 Ok(made) => {
-                    self.tls.server.store(Arc::new(made.server));
-                    self.tls.client.store(Arc::new(made.client));
+                    self.tls.server.store(Arc::new(made.configs.server));
+                    self.tls.web.store(Arc::new(made.configs.web));
+                    self.tls.client.store(Arc::new(made.configs.client));
                     self.due = made.due;
                     self.followed.tls(made.revision);
                     tracing::info!("the node's TLS certificate was renewed");
@@ -216,18 +225,25 @@ async fn make(
     let now = clock() / 1000;
     let leaf = authority.issue(&names.spec(key.spki_der(), &authority, now))?;
     let life = CertificateInfo::from_pem(&leaf)?.not_after.saturating_sub(now);
-    let (server, client) = configs(&leaf, &key, &authorities.trusted, guests)?;
-    Ok(Made { server, client, due: now + life * 2 / 3, revision: authorities.active.revision })
+    let configs = configs(&leaf, &key, &authorities.trusted, guests)?;
+    Ok(Made { configs, due: now + life * 2 / 3, revision: authorities.active.revision })
 }
 
-/// TLS for both sides. What is shown holds the CA's certificate too: a client that knows the cluster by a pin
+/// TLS of all that the node serves and calls.
+struct Configs {
+    server: ServerConfig,
+    web: ServerConfig,
+    client: ClientConfig,
+}
+
+/// TLS for all sides. What is shown holds the CA's certificate too: a client that knows the cluster by a pin
 /// alone finds it there.
 fn configs(
     leaf: &str,
     key: &KeyPair,
     trusted: &[String],
     guests: &Arc<Guests>,
-) -> Result<(ServerConfig, ClientConfig), NodeError> {
+) -> Result<Configs, NodeError> {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let mut roots = RootCertStore::empty();
     let mut chain = certificates(leaf)?;
@@ -246,6 +262,7 @@ fn configs(
         .with_single_cert(chain.clone(), key()?)
         .map_err(unusable)?;
     server.alpn_protocols = vec![ALPN_H2.to_vec()];
+    let web = web::tls::config(chain.clone(), key()?)?;
     let mut client = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .map_err(unusable)?
@@ -253,7 +270,7 @@ fn configs(
         .with_client_auth_cert(chain, key()?)
         .map_err(unusable)?;
     client.alpn_protocols = vec![ALPN_H2.to_vec()];
-    Ok((server, client))
+    Ok(Configs { server, web, client })
 }
 
 type ServerBuilder = rustls::ConfigBuilder<ServerConfig, rustls::server::WantsServerCert>;

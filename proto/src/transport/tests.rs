@@ -96,6 +96,37 @@ async fn who_speaks_something_else_is_dropped() {
 }
 
 #[tokio::test]
+async fn http1_is_taken_where_it_is_served_and_whoever_agreed_on_http2_keeps_to_it() {
+    let mut server = Server::start(ListenerLimits { http1: true, ..ListenerLimits::default() }).await;
+    let mut config = ServerConfig::clone(&server.config.load());
+    config.alpn_protocols = vec![ALPN_H2.to_vec(), ALPN_HTTP1.to_vec()];
+    server.config.store(Arc::new(config));
+    let offering = |protocols: &[&[u8]]| {
+        let mut tls = ClientConfig::clone(&server.tls);
+        tls.alpn_protocols = protocols.iter().map(|name| name.to_vec()).collect();
+        Arc::new(tls)
+    };
+    let (http1, none) = (offering(&[ALPN_HTTP1]), offering(&[]));
+    let both = offering(&[ALPN_HTTP1, ALPN_H2]);
+    for tls in [http1, none] {
+        // Taken before it has said anything.
+        let mut client = server.try_connect(&tls).await.unwrap();
+        let mut taken = server.taken().await;
+        assert!(!taken.is_http2());
+        client.write_all(b"GET").await.unwrap();
+        let mut said = [0; 3];
+        taken.read_exact(&mut said).await.unwrap();
+        assert_eq!(&said, b"GET");
+    }
+    let mut client = server.try_connect(&both).await.unwrap();
+    client.write_all(PREFACE).await.unwrap();
+    assert!(server.taken().await.is_http2());
+    let mut liar = server.try_connect(&both).await.unwrap();
+    liar.write_all(b"GET / HTTP/1.1\r\nhost: localhost\r\n\r\n").await.unwrap();
+    assert!(is_closed(&mut liar).await);
+}
+
+#[tokio::test]
 async fn the_preface_is_handed_on_and_strangers_are_bounded() {
     let mut server = Server::start(ListenerLimits { max_anonymous: 1, ..ListenerLimits::default() }).await;
     let mut first = server.connect().await;

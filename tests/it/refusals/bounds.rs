@@ -78,7 +78,8 @@ fn right(method: &str, token: &str, agent: &Agent) -> Vec<u8> {
         "CreateUser" => v1::CreateUserRequest { user, password, invite_ttl: None }.encode_to_vec(),
         "UpdateUser" => v1::UpdateUserRequest { user }.encode_to_vec(),
         "ResetUserPassword" => {
-            v1::ResetUserPasswordRequest { name, new_password: password, invite_ttl: None }.encode_to_vec()
+            v1::ResetUserPasswordRequest { name, new_password: password, ..Default::default() }
+                .encode_to_vec()
         }
         "CreateRole" => v1::CreateRoleRequest { role }.encode_to_vec(),
         "UpdateRole" => v1::UpdateRoleRequest { role }.encode_to_vec(),

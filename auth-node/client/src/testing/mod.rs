@@ -1,9 +1,11 @@
-//! A cluster for tests: its CA, and servers that answer as a test says. No part of any program.
+//! A cluster for tests: its CA, servers that answer as a test says, and a WebAuthn authenticator. No part of any program.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot be set up has failed")]
 
+mod authenticator;
 mod pki;
 mod server;
 
+pub use authenticator::Authenticator;
 pub use pki::{CLUSTER, Leaf, TestCa};
 pub use server::{Call, FakeServer, Replies, dead_address};

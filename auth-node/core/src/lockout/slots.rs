@@ -31,6 +31,16 @@ impl TypedName {
     pub fn of(name: &str) -> Self {
         Self(Sha256::new().chain_update(NAME_DOMAIN).chain_update(name).finalize().into())
     }
+
+    /// For a row, where a login is finished in another call.
+    pub(crate) fn to_bytes(self) -> [u8; 32] {
+        self.0
+    }
+
+    /// What a row has; one of none at all where that is no such digest.
+    pub(crate) fn from_stored(bytes: &[u8]) -> Self {
+        bytes.try_into().map_or_else(|_| Self::of(""), Self)
+    }
 }
 
 impl fmt::Debug for TypedName {

@@ -141,6 +141,7 @@ mod sessions;
 #[cfg(test)]
 mod tests;
 mod trusted;
+mod webauthn;
 
 pub use access::{
     ConditionsRow, RequestRulesRow, RoleKey, RoleMemberKey, RoleOptionsRow, RoleRow, RuleRow, StringsRow,
@@ -180,6 +181,10 @@ pub use sessions::{
 };
 pub use trusted::{
     ForeignCaRow, RefreshKey, RefreshRow, RoleMappingRow, TrustedClusterKey, TrustedClusterRow,
+};
+pub use webauthn::{
+    CeremonyKey, CeremonyRow, CredentialKey, CredentialRow, DeviceKey, DeviceRow, Purpose, UserDeviceKey,
+    WebauthnSecretKey, WebauthnSecretRow,
 };
 
 /// Nothing but the key counts.

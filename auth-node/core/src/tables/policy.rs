@@ -70,6 +70,12 @@ pub struct ClusterConfigRow {
     /// Sessions that were used last at this time or before are over: they were unused for too long when that was changed.
     #[prost(uint64, tag = "10")]
     pub session_over_before_ms: UnixMillis,
+    /// Id of the relying party of WebAuthn, a DNS name; empty: there is none.
+    #[prost(string, tag = "11")]
+    pub webauthn_rp_id: String,
+    /// Origins of its pages; none: that of its host.
+    #[prost(string, repeated, tag = "12")]
+    pub webauthn_origins: Vec<String>,
 }
 rows!(ClusterConfigRow);
 

@@ -48,6 +48,9 @@ pub struct SessionRow {
     /// The cluster's session epoch at login.
     #[prost(uint64, tag = "7")]
     pub epoch: u64,
+    /// Id of the WebAuthn device that the user proved itself with; empty without one.
+    #[prost(string, tag = "8")]
+    pub device: String,
 }
 ending_rows!(SessionRow);
 

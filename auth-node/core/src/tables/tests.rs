@@ -2,7 +2,7 @@ use store_txn::{Key as _, Row as _};
 
 use super::*;
 use crate::{
-    names::{AgentId, ClusterName, ConnectorName, RoleName, TokenName, UserName},
+    names::{AgentId, ClusterName, ConnectorName, DeviceId, RoleName, TokenName, UserName},
     secret::SecretDigest,
 };
 
@@ -56,6 +56,7 @@ fn golden_rows() {
         method: AuthMethod::Password.into(),
         client_address: "a".into(),
         epoch: 3,
+        device: String::new(),
     };
     assert_eq!(hex::encode(session.encode_row()), "0a03616e6e120168180120022801320161 3803".replace(' ', ""));
     assert_eq!(session.expires_at(), Some(2));
@@ -170,8 +171,13 @@ fn golden_bytes_of_uses_and_configuration() {
         audit_max_events: Some(6),
         session_idle_since_ms: 7,
         session_over_before_ms: 8,
+        webauthn_rp_id: "a".into(),
+        webauthn_origins: vec!["b".into()],
     };
-    assert_eq!(hex::encode(config.encode_row()), "0801100118022003280130043805400648075008");
+    assert_eq!(
+        hex::encode(config.encode_row()),
+        "08011001180220032801300438054006480750085a0161620162".to_owned()
+    );
 }
 
 #[test]
@@ -214,6 +220,59 @@ fn golden_bytes_of_logins() {
     assert_eq!(hex::encode(SlotSecretKey.encode()), "0045");
     let secret = SlotSecretRow { secret: vec![1, 2] };
     assert_eq!((hex::encode(secret.encode_row()), secret.expires_at()), ("0a020102".into(), None));
+}
+
+#[test]
+fn golden_keys_and_rows_of_webauthn() {
+    let device = || DeviceId::from_random([1; 16]);
+    let id = "3031".repeat(16);
+    let keys = [
+        (WebauthnSecretKey.encode(), "0050".to_owned()),
+        (CeremonyKey(258).encode(), "00510000000000000102".into()),
+        (DeviceKey(device()).encode(), format!("0052{id}0001")),
+        (
+            UserDeviceKey { user: UserName::parse("", "ann").unwrap(), device: device() }.encode(),
+            format!("0053616e6e0001{id}0001"),
+        ),
+        (CredentialKey([3; 32]).encode(), format!("0054{}", "03".repeat(32))),
+    ];
+    for (bytes, hex) in keys {
+        assert_eq!(hex::encode(bytes), hex);
+    }
+    let ceremony = CeremonyRow {
+        digest: vec![1],
+        purpose: Purpose::StepUp.into(),
+        user: "u".into(),
+        typed: vec![3],
+        session: "s".into(),
+        proof: vec![4],
+        state: vec![5],
+        epoch: 6,
+        expires_at_ms: 7,
+        named: true,
+    };
+    let row = DeviceRow {
+        user: "u".into(),
+        name: "n".into(),
+        credential_id: vec![1],
+        credential: vec![2],
+        counter: 3,
+        passkey: true,
+        relying_party: "r".into(),
+        created_at_ms: 4,
+        last_used_at_ms: 5,
+    };
+    let rows = [
+        (ceremony.encode_row(), "0a010110021a01752201032a01733201043a0105400648075001"),
+        (row.encode_row(), "0a017512016e1a01012201022803300 13a017240044805"),
+        (CredentialRow { device: "d".into() }.encode_row(), "0a0164"),
+        (WebauthnSecretRow { secret: vec![1, 2] }.encode_row(), "0a020102"),
+        (SessionRow { device: "d".into(), ..SessionRow::default() }.encode_row(), "420164"),
+    ];
+    for (bytes, hex) in rows {
+        assert_eq!(hex::encode(bytes), hex.replace(' ', ""));
+    }
+    assert_eq!((ceremony.expires_at(), row.expires_at()), (Some(7), None));
 }
 
 #[test]

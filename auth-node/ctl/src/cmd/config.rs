@@ -72,6 +72,13 @@ pub(crate) struct Set {
     /// How long a lockout lasts, 1s to 1d
     #[arg(long, value_parser = human_duration, value_name = "DURATION")]
     lockout_duration: Option<Duration>,
+    /// Domain of the cluster's web pages, for WebAuthn. Devices are for the domain that they were registered for: another one makes
+    /// all of them useless, until it is set back
+    #[arg(long, value_name = "DOMAIN")]
+    webauthn_rp_id: Option<String>,
+    /// Origins of those pages: of that domain or below it [default: https:// and the domain]
+    #[arg(long, value_delimiter = ',', value_name = "URL,…")]
+    webauthn_origins: Option<Vec<String>>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -98,6 +105,8 @@ pub(crate) struct ConfigView {
     recording_mode: &'static str,
     lockout_threshold: u32,
     lockout_duration: String,
+    webauthn_rp_id: String,
+    webauthn_origins: Vec<String>,
     revision: u64,
 }
 
@@ -131,6 +140,8 @@ impl From<v1::ClusterConfig> for ConfigView {
             lockout_threshold: if config.lockout_threshold == 0 { 10 } else { config.lockout_threshold },
             lockout_duration: shown(config.lockout_duration, "15m (default)"),
             revision: config.revision,
+            webauthn_rp_id: config.webauthn_rp_id,
+            webauthn_origins: config.webauthn_origins,
         }
     }
 }
@@ -146,6 +157,8 @@ impl Report for ConfigView {
             ("recording mode", self.recording_mode.into()),
             ("lockout threshold", self.lockout_threshold.to_string()),
             ("lockout duration", self.lockout_duration.clone()),
+            ("webauthn rp id", self.webauthn_rp_id.clone()),
+            ("webauthn origins", self.webauthn_origins.join(",")),
             ("revision", self.revision.to_string()),
         ])
     }
@@ -154,7 +167,7 @@ impl Report for ConfigView {
 impl Set {
     /// The configuration with what is named here; the revision stays, so that nothing is overwritten unseen.
     fn over(&self, mut config: v1::ClusterConfig) -> Result<v1::ClusterConfig> {
-        let before = config;
+        let before = config.clone();
         if let Some(factor) = self.second_factor {
             config.second_factor = match factor {
                 Factor::Off => v1::SecondFactor::Off,
@@ -179,6 +192,12 @@ impl Set {
         config.audit_retention = or_off(self.audit_retention, config.audit_retention);
         config.audit_max_events = self.audit_max_events.unwrap_or(config.audit_max_events);
         config.lockout_threshold = self.lockout_threshold.unwrap_or(config.lockout_threshold);
+        if let Some(id) = &self.webauthn_rp_id {
+            config.webauthn_rp_id.clone_from(id);
+        }
+        if let Some(origins) = &self.webauthn_origins {
+            config.webauthn_origins = origins.iter().filter(|origin| !origin.is_empty()).cloned().collect();
+        }
         if config == before {
             return Err(Usage(
                 "nothing would be changed: name what to set; `mezctl config show` shows it".into(),
@@ -238,12 +257,19 @@ mod tests {
     #[test]
     fn what_is_not_named_stays() {
         let before = v1::ClusterConfig { lockout_threshold: 5, revision: 7, ..Default::default() };
-        let config = over(&["--session-ttl", "8h", "--session-idle-timeout", "30m"], before).unwrap();
+        let config = over(&["--session-ttl", "8h", "--session-idle-timeout", "30m"], before.clone()).unwrap();
         assert_eq!(config.session_ttl.unwrap().seconds, 8 * 3600);
         assert_eq!((config.lockout_threshold, config.revision), (5, 7));
+        let ttl = config.session_ttl;
         let off =
             over(&["--session-idle-timeout", "off", "--recording-mode", "best-effort"], config).unwrap();
-        assert_eq!((off.session_idle_timeout, off.session_ttl), (None, config.session_ttl));
+        assert_eq!((off.session_idle_timeout, off.session_ttl), (None, ttl));
+        let pages =
+            ["--webauthn-rp-id", "a.example", "--webauthn-origins", "https://a.example,https://b.a.example"];
+        let pages = over(&pages, off.clone()).unwrap();
+        assert_eq!((pages.webauthn_rp_id.as_str(), pages.webauthn_origins.len()), ("a.example", 2));
+        let default = over(&["--webauthn-origins", ""], pages).unwrap();
+        assert_eq!((default.webauthn_rp_id.as_str(), default.webauthn_origins.len()), ("a.example", 0));
         assert_eq!(off.recording_mode(), v1::RecordingMode::BestEffort);
         assert!(over(&[], before).unwrap_err().is::<Usage>());
         assert!(Line::try_parse_from(["set", "--session-ttl", "off"]).is_err());

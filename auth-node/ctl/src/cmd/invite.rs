@@ -84,6 +84,10 @@ pub(crate) struct InviteView {
     secret: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     secret_file: Option<PathBuf>,
+    /// Or opens this page, where the cluster knows its own address on the web; absent when the secret, which is in it, went to
+    /// a file.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    link: Option<String>,
     /// What the user is to run. It asks for the secret and the password.
     command: String,
 }
@@ -92,21 +96,21 @@ impl InviteView {
     /// Of what the cluster answered; `None` when it made no invite.
     pub(crate) fn new(
         proof: Proof<'_>,
-        secret: String,
+        (secret, link): (String, String),
         expires_at: Option<prost_types::Timestamp>,
     ) -> Result<Option<Self>> {
         if secret.is_empty() {
             return Ok(None);
         }
-        let (secret, secret_file) = match proof.out {
+        let (secret, secret_file, link) = match proof.out {
             Some((path, out)) => {
                 out.write_secret(&Zeroizing::new(secret))?;
-                (None, Some(path.to_owned()))
+                (None, Some(path.to_owned()), None)
             }
-            None => (Some(secret), None),
+            None => (Some(secret), None, Some(link).filter(|link| !link.is_empty())),
         };
         let (expires_at, command) = (output::time(expires_at.as_ref()), proof.command);
-        Ok(Some(Self { expires_at, secret, secret_file, command }))
+        Ok(Some(Self { expires_at, secret, secret_file, link, command }))
     }
 }
 
@@ -114,6 +118,7 @@ impl Report for InviteView {
     fn text(&self) -> String {
         let file = self.secret_file.as_ref().map(|file| file.display().to_string()).unwrap_or_default();
         output::fields(&[
+            ("link", self.link.clone().unwrap_or_default()),
             ("invite", self.command.clone()),
             ("secret", self.secret.clone().unwrap_or_default()),
             ("secret file", file),

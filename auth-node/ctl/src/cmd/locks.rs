@@ -20,7 +20,7 @@ use crate::{
 /// Commands on locks.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Locks {
-    /// Lock a user, role, login or node out: when this returns, no node of the cluster lets it in, and its certificates
+    /// Lock a user, role, login, node or device out: when this returns, no node of the cluster lets it in, and its certificates
     /// are revoked
     #[command(visible_alias = "create")]
     Add(Add),
@@ -52,7 +52,7 @@ Running SSH sessions go on: end them on the host. New ones are refused within se
 #[derive(Debug, Args)]
 #[command(after_help = ADD_EXAMPLES)]
 pub(crate) struct Add {
-    /// What to lock: user:NAME, role:NAME, login:NAME or node:AGENT-ID
+    /// What to lock: user:NAME, role:NAME, login:NAME, node:AGENT-ID, or device:ID of a WebAuthn device
     target: String,
     /// Shown to the one who is locked out
     #[arg(long, default_value = "", hide_default_value = true, value_name = "TEXT")]
@@ -72,6 +72,7 @@ pub(crate) fn target(text: &str) -> Result<Target> {
         "role" => Target::Role(name),
         "login" => Target::Login(name),
         "node" => Target::Node(name),
+        "device" => Target::Device(name),
         _ => return Err(unknown(text)),
     })
 }
@@ -90,8 +91,10 @@ pub(crate) fn shown(target: Option<v1::LockTarget>) -> String {
 }
 
 fn unknown(text: &str) -> anyhow::Error {
-    Usage(format!("`{text}` cannot be locked: write user:NAME, role:NAME, login:NAME or node:AGENT-ID"))
-        .into()
+    Usage(format!(
+        "`{text}` cannot be locked: write user:NAME, role:NAME, login:NAME, node:AGENT-ID or device:ID"
+    ))
+    .into()
 }
 
 #[derive(Serialize)]
@@ -211,7 +214,7 @@ mod tests {
     fn a_target_is_a_kind_and_a_name() {
         assert_eq!(target("user:ann@example.com").unwrap(), Target::User("ann@example.com".into()));
         assert_eq!(target("login:a:b").unwrap(), Target::Login("a:b".into()));
-        for bad in ["", "user", "user:", "users:ann", ":ann", "device:1"] {
+        for bad in ["", "user", "user:", "users:ann", ":ann", "device:"] {
             assert!(target(bad).unwrap_err().is::<Usage>(), "{bad}");
         }
     }

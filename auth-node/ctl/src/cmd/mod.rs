@@ -8,6 +8,7 @@ pub(crate) mod cluster;
 pub(crate) mod completion;
 pub(crate) mod config;
 pub(crate) mod connectors;
+pub(crate) mod devices;
 pub(crate) mod invite;
 pub(crate) mod locks;
 pub(crate) mod login;
@@ -54,6 +55,7 @@ async fn carry_out(context: &Context, command: Command) -> Result<()> {
         Command::Agent(command) => agent::run(context, command).await,
         Command::Recordings(command) => recordings::run(context, command).await,
         Command::Sessions(command) => sessions::run(context, command).await,
+        Command::Devices(command) => devices::run(context, command).await,
         Command::Requests(command) => requests::run(context, command).await,
         Command::Audit(command) => audit::run(context, command).await,
         Command::Auth(command) => auth::run(context, command).await,

@@ -78,6 +78,9 @@ pub(crate) struct Add {
 pub(crate) struct Reset {
     /// Name of the user
     name: String,
+    /// Remove its WebAuthn devices too: for who has lost them
+    #[arg(long)]
+    remove_devices: bool,
     #[command(flatten)]
     proof: ProofArgs,
 }
@@ -165,6 +168,7 @@ impl Report for NewUser {
 struct ResetUser {
     user: String,
     sessions_ended: u32,
+    devices_removed: u32,
     #[serde(skip_serializing_if = "Option::is_none")]
     invite: Option<InviteView>,
 }
@@ -176,7 +180,11 @@ impl Report for ResetUser {
             None => "has another password",
         };
         let invite = self.invite.as_ref().map(InviteView::text).unwrap_or_default();
-        format!("User {} {done}; {} sessions ended.\n{invite}", self.user, self.sessions_ended)
+        let devices = match self.devices_removed {
+            0 => String::new(),
+            count => format!(", {count} devices removed"),
+        };
+        format!("User {} {done}; {} sessions ended{devices}.\n{invite}", self.user, self.sessions_ended)
     }
 }
 
@@ -289,7 +297,8 @@ async fn add(context: &Context, args: Add) -> Result<()> {
         invite_ttl: proof.invite_ttl,
     };
     let reply = make(&client, request).await?;
-    let invite = InviteView::new(proof, reply.invite_secret, reply.invite_expires_at)?;
+    let invite =
+        InviteView::new(proof, (reply.invite_secret, reply.invite_url), reply.invite_expires_at)?;
     context.print(&NewUser { user: present(reply.user, "the user")?.into(), invite })
 }
 
@@ -300,11 +309,19 @@ async fn reset(context: &Context, args: Reset) -> Result<()> {
         name: args.name.clone(),
         new_password: proof.password.as_str().to_owned(),
         invite_ttl: proof.invite_ttl,
+        remove_devices: args.remove_devices,
     };
     let check = Retry::once("an invite that nobody has the secret of is of no use: repeat it");
     let reply = call!(client, check, reset_user_password, request)?;
-    let invite = InviteView::new(proof, reply.invite_secret, reply.invite_expires_at)?;
-    context.print(&ResetUser { user: args.name, sessions_ended: reply.sessions_ended, invite })
+    let v1::ResetUserPasswordResponse {
+        sessions_ended,
+        devices_removed,
+        invite_secret,
+        invite_expires_at,
+        invite_url,
+    } = reply;
+    let invite = InviteView::new(proof, (invite_secret, invite_url), invite_expires_at)?;
+    context.print(&ResetUser { user: args.name, sessions_ended, devices_removed, invite })
 }
 
 /// All users.

@@ -38,6 +38,10 @@ pub(super) struct Spec {
     lockout_threshold: Option<u32>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     lockout_duration: Option<Human>,
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    webauthn_rp_id: String,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    webauthn_origins: Vec<String>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -84,6 +88,8 @@ impl From<v1::ClusterConfig> for ConfigDocument {
             },
             lockout_threshold: Some(config.lockout_threshold).filter(|count| *count > 0),
             lockout_duration: Human::of(config.lockout_duration),
+            webauthn_rp_id: config.webauthn_rp_id,
+            webauthn_origins: config.webauthn_origins,
         };
         Self::without_status(ClusterConfig::NAME, ClusterConfig::NAME.to_owned(), Some(config.revision), spec)
     }
@@ -113,6 +119,8 @@ fn message(document: &ConfigDocument) -> v1::ClusterConfig {
         recording_mode: recording_mode.into(),
         lockout_threshold: spec.lockout_threshold.unwrap_or_default(),
         lockout_duration: duration(spec.lockout_duration),
+        webauthn_rp_id: spec.webauthn_rp_id.clone(),
+        webauthn_origins: spec.webauthn_origins.clone(),
         revision: document.revision(),
     }
 }

@@ -290,6 +290,12 @@ pub(super) const REPEATABLE: &[&str] = &[
     "IssueUserCerts",
     // What it used is used: a repetition is refused, and its caller sees by a login what became of it.
     "AcceptInvite",
+    // A challenge that nobody answers ends by itself, and one that was answered is used: its caller begins anew, and a
+    // registered device is in the list.
+    "BeginWebAuthnLogin",
+    "FinishWebAuthnLogin",
+    "BeginWebAuthnRegistration",
+    "FinishWebAuthnRegistration",
     // The same token, or certificate, with the same keys is the same join or renewal.
     "GenerateHostCerts",
     "RegisterAgent",
@@ -299,6 +305,7 @@ pub(super) const REPEATABLE: &[&str] = &[
     "Logout",
     "DeregisterAgent",
     "DeleteUser",
+    "DeleteWebAuthnDevice",
     "DeleteRole",
     "DeleteToken",
     "DeleteLock",

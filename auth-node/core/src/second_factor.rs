@@ -1,0 +1,92 @@
+//! The second factor: of whom it is required, and what a session that was made with a password alone may do where it is.
+//!
+//! The cluster's configuration asks for one of everybody (`webauthn`), or of whoever has a device (`optional`); a role, of those
+//! who hold it (`require_mfa`). The configuration closes everything to a session without one, but what it takes to get one; a
+//! role, the certificates alone.
+
+use store_txn::{Read, ReadExt};
+
+use crate::{
+    Caller, CoreError, cluster_config,
+    context::{self, Role, UserCaller},
+    evaluate::{Access, Traits},
+    names::UserName,
+    tables::{AuthMethod, SecondFactor, UserKey},
+    webauthn::device,
+};
+
+/// What comes after a password that was verified.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AfterPassword {
+    /// A session. Where a factor is required and the user has no device, it is good for registering one.
+    Session,
+    /// An authenticator's answer.
+    StepUp,
+}
+
+/// Tells what comes after the password of a user.
+///
+/// # Errors
+/// [`CoreError::Storage`].
+pub fn after_password(state: &mut (impl Read + ?Sized), name: &UserName) -> Result<AfterPassword, CoreError> {
+    let Some(user) = state.get(&UserKey(name.clone()))?.map(|user| user.row) else {
+        return Ok(AfterPassword::Session);
+    };
+    let roles = context::roles(state, &user)?;
+    let asked =
+        asks(&roles, &user.traits) || cluster_config::settings(state)?.second_factor != SecondFactor::Off;
+    Ok(match asked && device::has_any(state, name)? {
+        true => AfterPassword::StepUp,
+        false => AfterPassword::Session,
+    })
+}
+
+/// Refuses a session that was made with a password alone where the cluster's configuration asks for more.
+///
+/// # Errors
+/// [`CoreError::Denied`], [`CoreError::Storage`].
+pub fn check(state: &mut (impl Read + ?Sized), caller: &Caller) -> Result<(), CoreError> {
+    let Caller::User(user) = caller else { return Ok(()) };
+    if !matches!(user.method(), AuthMethod::Password | AuthMethod::Unspecified)
+        || !is_configured(state, &user.name)?
+    {
+        return Ok(());
+    }
+    let reason = match device::has_any(state, &user.name)? {
+        true => {
+            "a second factor is required, and this session was made with a password alone: log in with your \
+             authenticator on the cluster's web page"
+        }
+        false => {
+            "a second factor is required, and you have no device yet: register one on the cluster's web page, and log in \
+             with it"
+        }
+    };
+    Err(CoreError::Denied(reason.into()))
+}
+
+/// Whether a second factor is required of a user, by the cluster's configuration or by a role.
+///
+/// # Errors
+/// [`CoreError::Storage`].
+pub(crate) fn is_required(state: &mut (impl Read + ?Sized), user: &UserCaller) -> Result<bool, CoreError> {
+    Ok(asks(&user.roles, &user.user.traits) || is_configured(state, &user.name)?)
+}
+
+/// Whether the configuration asks a user for one.
+fn is_configured(state: &mut (impl Read + ?Sized), name: &UserName) -> Result<bool, CoreError> {
+    match cluster_config::settings(state)?.second_factor {
+        SecondFactor::Unspecified | SecondFactor::Off => Ok(false),
+        SecondFactor::Optional => device::has_any(state, name),
+        SecondFactor::Webauthn => Ok(true),
+    }
+}
+
+/// Whether a role asks for one.
+fn asks(roles: &[Role], traits: &Traits) -> bool {
+    Access::of(roles, traits).options().require_mfa
+}
+
+#[cfg(test)]
+#[path = "second_factor_tests.rs"]
+mod tests;

@@ -1,0 +1,67 @@
+//! The pages: plain files that are part of the program, and are served as they are. They hold nothing that is not public,
+//! and what they show they ask the API for.
+
+use std::sync::Arc;
+
+use axum::{
+    Router,
+    http::{
+        HeaderMap, HeaderValue, StatusCode,
+        header::{CACHE_CONTROL, CONTENT_TYPE, ETAG, IF_NONE_MATCH},
+    },
+    response::{IntoResponse as _, Redirect, Response},
+    routing::get,
+};
+use sha2::{Digest as _, Sha256};
+
+use super::Web;
+
+const HTML: &str = "text/html; charset=utf-8";
+const CSS: &str = "text/css; charset=utf-8";
+const SCRIPT: &str = "text/javascript; charset=utf-8";
+const SVG: &str = "image/svg+xml";
+
+/// Path, type and content of each.
+pub(super) const FILES: &[(&str, &str, &str)] = &[
+    ("/web/login", HTML, include_str!("pages/login.html")),
+    ("/web/invite", HTML, include_str!("pages/invite.html")),
+    ("/web/devices", HTML, include_str!("pages/devices.html")),
+    ("/web/style.css", CSS, include_str!("pages/style.css")),
+    ("/web/icon.svg", SVG, include_str!("pages/icon.svg")),
+    ("/web/api.js", SCRIPT, include_str!("pages/api.js")),
+    ("/web/form.js", SCRIPT, include_str!("pages/form.js")),
+    ("/web/passkey.js", SCRIPT, include_str!("pages/passkey.js")),
+    ("/web/login.js", SCRIPT, include_str!("pages/login.js")),
+    ("/web/invite.js", SCRIPT, include_str!("pages/invite.js")),
+    ("/web/devices.js", SCRIPT, include_str!("pages/devices.js")),
+];
+
+/// The pages, and a way to the first of them.
+pub(super) fn router() -> Router<Arc<Web>> {
+    let first = get(|| async { Redirect::to("/web/devices") });
+    let routes = Router::new().route("/", first.clone()).route("/web", first);
+    FILES.iter().fold(routes, |routes, (path, kind, content)| {
+        let tag = tag(content);
+        routes
+            .route(path, get(move |headers: HeaderMap| async move { answer(kind, content, &tag, &headers) }))
+    })
+}
+
+/// Names a content.
+fn tag(content: &str) -> String {
+    format!("\"{}\"", hex::encode(Sha256::digest(content)))
+}
+
+/// A file, or that the browser has it already. It asks each time: after an upgrade it has the new one at once.
+fn answer(kind: &'static str, content: &'static str, tag: &str, headers: &HeaderMap) -> Response {
+    let known = headers.get_all(IF_NONE_MATCH).iter().filter_map(|line| line.to_str().ok());
+    let known =
+        known.flat_map(|line| line.split(',')).any(|known| known.trim().trim_start_matches("W/") == tag);
+    let always = HeaderValue::from_static("no-cache");
+    let tag = HeaderValue::try_from(tag).unwrap_or(HeaderValue::from_static("\"\""));
+    let same = [(CACHE_CONTROL, always), (ETAG, tag)];
+    if known {
+        return (StatusCode::NOT_MODIFIED, same).into_response();
+    }
+    (same, [(CONTENT_TYPE, HeaderValue::from_static(kind))], content).into_response()
+}

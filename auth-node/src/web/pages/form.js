@@ -1,0 +1,68 @@
+// What the forms share: what is wrong is said beside its field, or else above all, and one thing is done at a time.
+
+/** What the cluster says, as a sentence. */
+export function sentence(text) {
+    return text.charAt(0).toUpperCase() + text.slice(1) + (/[.!?]$/.test(text) ? "" : ".");
+}
+
+/** Takes back what was said before. */
+function clear(form) {
+    for (const input of form.querySelectorAll("input")) input.removeAttribute("aria-invalid");
+    for (const place of form.querySelectorAll(".wrong")) place.textContent = "";
+    form.querySelector(".notice").textContent = "";
+}
+
+/** Says what is wrong, and goes to the field that it is about. */
+function say(form, refusal, fields) {
+    const input = form.elements.namedItem(fields[refusal.field] ?? refusal.field);
+    const place = input && document.getElementById(`${input.id}-wrong`);
+    // The name of the field is there already.
+    const text = sentence(refusal.message.replace(new RegExp(`^${refusal.field}: `), ""));
+    if (!refusal.field || !place) {
+        form.querySelector(".notice").textContent = text;
+        return;
+    }
+    place.textContent = text;
+    input.setAttribute("aria-invalid", "true");
+    input.focus();
+}
+
+/** Does `work` when a form is sent. `fields` says which input a field of the API is, where it has another name. */
+export function onSubmit(form, work, fields = {}) {
+    form.addEventListener("submit", async (event) => {
+        event.preventDefault();
+        const button = form.querySelector("button[type=submit]");
+        if (button.disabled) return;
+        clear(form);
+        button.disabled = true;
+        form.setAttribute("aria-busy", "true");
+        try {
+            await work();
+        } catch (refusal) {
+            say(form, { message: refusal.message, field: refusal.field ?? "" }, fields);
+        } finally {
+            button.disabled = false;
+            form.removeAttribute("aria-busy");
+        }
+    });
+}
+
+/** Has a button show and hide what is typed into a password field. */
+export function canBeShown(input, button) {
+    button.addEventListener("click", () => {
+        const hidden = input.type === "password";
+        input.type = hidden ? "text" : "password";
+        button.textContent = hidden ? "Hide" : "Show";
+        button.setAttribute("aria-pressed", String(hidden));
+    });
+}
+
+/** A time, as people here write it. */
+export function when(text) {
+    return new Date(text).toLocaleString(undefined, { dateStyle: "medium", timeStyle: "short" });
+}
+
+/** Its day. */
+export function day(text) {
+    return new Date(text).toLocaleDateString(undefined, { dateStyle: "medium" });
+}
