@@ -14,6 +14,7 @@ mod cluster;
 mod cluster_config;
 mod connectors;
 mod convert;
+mod iam;
 mod joining;
 mod locks;
 mod login;
@@ -63,7 +64,6 @@ pub const NOT_YET: &[&str] = &[
     "FinishWebAuthnRegistration",
     "ListWebAuthnDevices",
     "DeleteWebAuthnDevice",
-    "RegisterUsingIAMMethod",
     "CreateAgentIdentity",
     "UpdateAgentIdentity",
     "DeleteAgentIdentity",
@@ -438,9 +438,8 @@ api! {
             &self,
             request: Request<Streaming<v1::RegisterUsingIamMethodRequest>>,
         ) -> Result<Response<Self::RegisterUsingIAMMethodStream>, Status> {
-            let begun = self.begin_stream("RegisterUsingIAMMethod", &request)?;
-            let result = later(&self.service, &begun.call, ()).await;
-            begun.end(result)
+            let begun = self.begin("RegisterUsingIAMMethod", &request)?;
+            Ok(Response::new(iam::exchange(Arc::clone(&self.service), begun, request.into_inner())))
         }
 
         type WatchAccessStream = Replies<v1::WatchAccessResponse>;
