@@ -17,6 +17,7 @@ use raft_store::Timing;
 use serde::{Deserialize, Serialize};
 
 pub use web::WebConfig;
+use crate::iam::authority;
 
 /// Most further names or addresses in the node's certificate.
 const MAX_NAMES: usize = 32;
@@ -62,6 +63,9 @@ pub struct Config {
     /// The web API and its pages.
     #[serde(default)]
     pub web: WebConfig,
+    /// Joining by an AWS identity.
+    #[serde(default)]
+    pub iam: IamConfig,
 }
 
 /// The node's own certificate. It always has the names `<cluster>.mezite.internal`, and the hosts of
@@ -215,6 +219,20 @@ impl Default for PresenceConfig {
     }
 }
 
+/// Joining by an AWS identity. AWS is asked through no proxy: each node must reach the STS endpoints of the regions that
+/// hosts sign for, by https.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct IamConfig {
+    /// STS to ask instead of AWS's own, `https://host[:port]`: that of a private cloud. Hosts must sign for the same, as
+    /// they do with `AWS_ENDPOINT_URL_STS`. Default: AWS's, by region.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sts_endpoint: Option<String>,
+    /// PEM file of the authorities that are believed for it, and no others. Default: those of the system.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sts_ca_file: Option<PathBuf>,
+}
+
 fn default_listen() -> SocketAddr {
     SocketAddr::from(([0, 0, 0, 0], 3_025))
 }
@@ -274,6 +292,7 @@ impl Settings for Config {
             ("raft.deadline", self.raft.deadline),
             ("presence.interval", self.presence.interval),
         ])?;
+        self.check_iam()?;
         self.check_timing()
     }
 }
@@ -282,6 +301,17 @@ impl Config {
     /// File of the key-encryption key.
     pub fn kek_path(&self) -> PathBuf {
         self.kek_file.clone().unwrap_or_else(|| self.data_dir.join("kek"))
+    }
+
+    fn check_iam(&self) -> Result<(), ConfigError> {
+        let IamConfig { sts_endpoint, sts_ca_file } = &self.iam;
+        if sts_endpoint.as_deref().is_some_and(|endpoint| authority(endpoint).is_none()) {
+            return Err(ConfigError::value("iam.sts_endpoint", "must be https://host or https://host:port"));
+        }
+        if sts_ca_file.is_some() && sts_endpoint.is_none() {
+            return Err(ConfigError::value("iam.sts_ca_file", "is for iam.sts_endpoint, which is not set"));
+        }
+        Ok(())
     }
 
     fn check_timing(&self) -> Result<(), ConfigError> {
@@ -347,7 +377,7 @@ mod tests {
 
     #[test]
     fn unknown_fields_are_refused_in_every_table() {
-        for table in ["", "tls.", "log.", "limits.", "raft.", "presence.", "web."] {
+        for table in ["", "tls.", "log.", "limits.", "raft.", "presence.", "web.", "iam."] {
             let error = parse(&[&format!("{table}colour=1")]).unwrap_err();
             assert!(error.to_string().contains("colour"), "{error}");
         }
@@ -369,6 +399,9 @@ mod tests {
             "raft.peer_certificate_life=9s",
             "raft.deadline=61s",
             "presence.ttl=29s",
+            "iam.sts_endpoint=http://sts.example",
+            "iam.sts_endpoint=https://sts.example/path",
+            "iam.sts_ca_file=/ca.pem",
         ] {
             assert!(matches!(parse(&[flag]), Err(ConfigError::Value { .. })), "{flag}");
         }

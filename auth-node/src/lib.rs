@@ -20,6 +20,7 @@ pub mod config;
 mod error;
 mod fault;
 mod foreign;
+mod iam;
 mod inspect;
 mod metrics;
 mod new_ca;

@@ -27,6 +27,7 @@ use crate::{
     authz,
     ca_keys::CaKeys,
     error::ApiError,
+    iam::Sts,
     news::Board,
     once::{Once, OnceReply},
     passwords::PasswordPool,
@@ -56,6 +57,8 @@ pub(crate) struct Service {
     pub(crate) pace: Pace,
     /// Calls ingests.
     pub(crate) relay: Relay,
+    /// Asks AWS who somebody is.
+    pub(crate) sts: Sts,
     /// One permit: a backup takes as much space as the state.
     pub(crate) backups: Arc<Semaphore>,
     /// Bounds the refusals that are audited.

@@ -17,6 +17,7 @@ mod cluster;
 mod config;
 mod connectors;
 mod failover;
+mod iam;
 mod idle;
 mod invites;
 mod lockout;

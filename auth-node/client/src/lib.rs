@@ -10,6 +10,8 @@ mod address;
 mod client;
 mod error;
 mod failure;
+#[cfg(feature = "iam")]
+mod iam;
 mod pages;
 mod pool;
 mod retry;
@@ -25,6 +27,8 @@ pub mod testing;
 pub use address::{Target, parse_addresses};
 pub use client::{Client, ClientConfig};
 pub use error::{ClientError, FieldViolation, StatusError};
+#[cfg(feature = "iam")]
+pub use iam::{IamError, IamSigner};
 pub use pages::{PAGE_SIZE, all_pages, each_page};
 pub use retry::{KEY_REUSED, NOT_COMMITTED, Retry, RetryPolicy};
 pub use session::{AuthClient, CallMetadata, SessionSecret};

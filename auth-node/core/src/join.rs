@@ -87,6 +87,18 @@ fn join(
     fresh: &AgentId,
 ) -> Result<HostCerts, Stop> {
     let (name, token) = token::find(tx, secret)?;
+    join_by(tx, context, name, token, request, fresh)
+}
+
+/// Joins by a token that the caller may use.
+pub(crate) fn join_by(
+    tx: &mut (impl Transaction + ?Sized),
+    context: &Context,
+    name: TokenName,
+    token: TokenRow,
+    request: &HostCertRequest,
+    fresh: &AgentId,
+) -> Result<HostCerts, Stop> {
     let target = format!("token:{name}");
     check_ssh_key(token.kind(), request)?;
     check_allowed(&target, &token.allowed_principals, &request.principals)?;

@@ -16,6 +16,7 @@ pub mod context;
 mod error;
 pub mod evaluate;
 pub mod host_login;
+pub mod iam;
 pub mod invite;
 pub mod issue;
 pub mod join;

@@ -1,7 +1,7 @@
 //! Registration: what completes a join. An agent that has certificates comes back with them, and is in the registry from
 //! then on.
 
-use store_txn::{Transaction, TransactionExt};
+use store_txn::{ReadExt, Transaction, TransactionExt};
 
 use crate::{
     Caller, Context, CoreError,
@@ -11,7 +11,7 @@ use crate::{
     names::AgentId,
     presence::{self, Report},
     secret::SecretDigest,
-    tables::{JoinKey, NodeKind, NodeRow},
+    tables::{JoinKey, NodeKey, NodeKind, NodeRow},
     token,
     verdict::{Stop, Verdict, audited},
 };
@@ -38,11 +38,15 @@ pub fn register(
     secret: SecretDigest,
     report: &Report,
 ) -> Result<Verdict<Registered>, CoreError> {
-    if report.address().is_none() {
-        return Err(CoreError::invalid("address", "host:port where the service is reached"));
-    }
+    check_address(report)?;
     let decision = enter(tx, context, secret, report);
     audited(tx, context, EventType::AgentJoinDenied, decision)
+}
+
+/// Whoever registers says where it is reached.
+pub(crate) fn check_address(report: &Report) -> Result<(), CoreError> {
+    let missing = || CoreError::invalid("address", "host:port where the service is reached");
+    report.address().map(drop).ok_or_else(missing)
 }
 
 fn enter(
@@ -56,19 +60,62 @@ fn enter(
         Caller::Agent { id, node } | Caller::Ingest { id, node } => (id, node.as_ref().clone()),
         Caller::Unregistered { id, kind, key_digest } => {
             let node = finished(tx, id, *kind, key_digest, secret)?;
-            put_node(tx, id, &node);
-            tx.delete(&JoinKey(id.clone()));
-            let fields = [
-                ("token", node.token.clone()),
-                ("hostname", node.hostname.clone()),
-                ("address", report.address().unwrap_or_default().to_owned()),
-            ];
-            audit::append(tx, context, EventType::AgentJoin, target(*kind, id), &fields);
+            enroll(tx, context, id, &node, report, &[]);
             (id, node)
         }
         Caller::Anonymous | Caller::Init | Caller::Cluster | Caller::User(_) | Caller::Remote(_) => {
             let reason = "show the client certificate that GenerateHostCerts issued";
             return Err(CoreError::Unauthenticated(reason).into());
+        }
+    };
+    presence::put(tx, id, &node, report)?;
+    Ok(Registered { agent_id: id.clone(), cluster_name })
+}
+
+/// Enters the agent whose join is finished. `more` is for the audit log.
+fn enroll(
+    tx: &mut (impl Transaction + ?Sized),
+    context: &Context,
+    id: &AgentId,
+    node: &NodeRow,
+    report: &Report,
+    more: &[(&str, String)],
+) {
+    put_node(tx, id, node);
+    tx.delete(&JoinKey(id.clone()));
+    let fields = [
+        ("token", node.token.clone()),
+        ("hostname", node.hostname.clone()),
+        ("address", report.address().unwrap_or_default().to_owned()),
+    ];
+    audit::append(
+        tx,
+        context,
+        EventType::AgentJoin,
+        target(node.kind(), id),
+        &[fields.as_slice(), more].concat(),
+    );
+}
+
+/// Enters an agent that has just been given certificates by its join, against nothing more. One that is in the registry
+/// is told so again, and its report counts. `more` is for the audit log.
+pub(crate) fn complete(
+    tx: &mut (impl Transaction + ?Sized),
+    context: &Context,
+    id: &AgentId,
+    report: &Report,
+    more: &[(&str, String)],
+) -> Result<Registered, CoreError> {
+    let cluster_name = cluster::get(tx)?.row.name;
+    let node = match join::unfinished(tx, id)? {
+        Some(node) => {
+            let node = NodeRow { registered_at_ms: tx.now(), ..node };
+            enroll(tx, context, id, &node, report, more);
+            node
+        }
+        None => {
+            let lost = || CoreError::Internal(format!("agent {id} has certificates and no row"));
+            tx.get(&NodeKey(id.clone()))?.ok_or_else(lost)?.row
         }
     };
     presence::put(tx, id, &node, report)?;

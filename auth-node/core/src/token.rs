@@ -1,5 +1,5 @@
 //! Join tokens: what a host or an ingest joins the cluster with. The store has the digest of a token's secret; its name
-//! is public and no credential.
+//! is public and no credential. One of the method IAM has no secret, and is named by who proves to be somebody of AWS.
 
 use std::time::Duration;
 
@@ -8,12 +8,13 @@ use store_txn::{Read, ReadExt, Transaction, TransactionExt, UnixMillis, Versione
 use crate::{
     Context, CoreError,
     audit::{self, EventType},
+    iam,
     labels::{self, Labels},
     names::TokenName,
     page::{Page, PageRequest},
     principal::PrincipalPattern,
     secret::SecretDigest,
-    tables::{JoinMethod, NodeKind, TokenKey, TokenRow, TokenSecretKey, TokenSecretRow},
+    tables::{IamRuleRow, JoinMethod, NodeKind, TokenKey, TokenRow, TokenSecretKey, TokenSecretRow},
     verdict::{Refusal, Stop, Verdict, audited},
 };
 
@@ -30,6 +31,9 @@ const MAX_PRINCIPALS: usize = 64;
 
 /// What the holder of a secret is told that is no good, whatever is wrong with it.
 const NOT_ACCEPTED: &str = "the join token is not accepted: it is unknown, used up, or past its end; ask an administrator for a new one";
+/// And whoever joins by an AWS identity, whether it is that or the token that is no good.
+const IAM_NOT_ACCEPTED: &str = "the join is not accepted: AWS does not know the identity, or the token does not let it in, or there is no such token \
+of the method iam, or it is used up or past its end; the audit log tells an administrator which";
 
 /// A token to make.
 #[derive(Debug, Clone)]
@@ -48,8 +52,10 @@ pub struct NewToken {
     pub labels: Labels,
     /// Patterns of the principals that it allows, at most 64; none: any ordinary one.
     pub allowed_principals: Vec<String>,
-    /// Digest of the secret.
+    /// Digest of the secret; for the method IAM, of one that nobody is told.
     pub secret: SecretDigest,
+    /// Whom a token of the method IAM lets in, at least one; for others none.
+    pub iam_rules: Vec<IamRuleRow>,
 }
 
 /// Makes a token.
@@ -63,6 +69,7 @@ pub fn create(
     new: NewToken,
 ) -> Result<TokenRow, CoreError> {
     let allowed_principals = check(&new)?;
+    let iam_rules = iam::checked(new.method, &new.iam_rules)?;
     let ttl = checked_ttl(new.ttl)?;
     // An ingest reads every recording: a rule for tokens is none for that.
     if new.kind == NodeKind::Ingest && !context.caller.user()?.is_admin() {
@@ -84,21 +91,27 @@ pub fn create(
         created_by: context.caller.actor(),
         created_at_ms: now,
         secret_digest: new.secret.0.to_vec(),
+        iam_rules,
     };
-    let secret = TokenSecretRow { token: key.0.as_str().to_owned(), expires_at_ms: row.expires_at_ms };
-    tx.put(&TokenSecretKey(new.secret), &secret);
+    if row.method() != JoinMethod::Iam {
+        let secret = TokenSecretRow { token: key.0.as_str().to_owned(), expires_at_ms: row.expires_at_ms };
+        tx.put(&TokenSecretKey(new.secret), &secret);
+    }
     tx.put(&key, &row);
     let kind = match row.method() {
         JoinMethod::Exchange => "trusted_cluster",
         JoinMethod::Token | JoinMethod::Iam | JoinMethod::Unspecified => row.kind().name(),
     };
-    let fields = [
+    let mut fields = vec![
         ("kind", kind.to_owned()),
         ("labels", labels::shown(&row.labels)),
         ("max_uses", row.max_uses.to_string()),
         ("expires_at_ms", row.expires_at_ms.to_string()),
         ("allowed_principals", row.allowed_principals.join(",")),
     ];
+    if row.method() == JoinMethod::Iam {
+        fields.push(("iam_rules", iam::described(&row.iam_rules)));
+    }
     audit::append(tx, context, EventType::TokenCreate, format!("token:{}", key.0), &fields);
     Ok(row)
 }
@@ -113,9 +126,10 @@ fn check(new: &NewToken) -> Result<Vec<String>, CoreError> {
         return Err(CoreError::invalid("kind", "say what the token lets join: a node or an ingest"));
     }
     match new.method {
-        JoinMethod::Token | JoinMethod::Exchange => {}
-        JoinMethod::Iam | JoinMethod::Unspecified => {
-            return Err(CoreError::invalid("method", "this release has JOIN_METHOD_TOKEN alone"));
+        JoinMethod::Token | JoinMethod::Iam | JoinMethod::Exchange => {}
+        JoinMethod::Unspecified => {
+            let reason = "this release has JOIN_METHOD_TOKEN and JOIN_METHOD_IAM";
+            return Err(CoreError::invalid("method", reason));
         }
     }
     if new.max_uses > MAX_USES {
@@ -235,17 +249,35 @@ pub(crate) fn find_for(
     Ok((name, row))
 }
 
+/// The token of this name, if an identity is what it is used with. Method and time are checked; uses are not.
+pub(crate) fn find_iam(state: &mut (impl Read + ?Sized), name: &TokenName) -> Result<TokenRow, Stop> {
+    let found = state.get(&TokenKey(name.clone()))?.filter(|found| found.row.method() == JoinMethod::Iam);
+    found.map(|found| found.row).ok_or_else(|| {
+        let reason = "there is no token of this name and the method iam, or it is past its end";
+        refused_by(JoinMethod::Iam, format!("token:{name}"), reason)
+    })
+}
+
 /// Refuses a token whose joins have all been made.
 pub(crate) fn check_unused(name: &TokenName, row: &TokenRow) -> Result<(), Stop> {
     if row.uses < row.max_uses {
         return Ok(());
     }
-    Err(refused(format!("token:{name}"), "the token is used up"))
+    Err(refused_by(row.method(), format!("token:{name}"), "the token is used up"))
 }
 
 /// A refusal by which the caller cannot tell what is wrong with the token.
 pub(crate) fn refused(target: impl Into<String>, reason: impl Into<String>) -> Stop {
-    let answer = CoreError::Denied(NOT_ACCEPTED.into());
+    refused_by(JoinMethod::Token, target, reason)
+}
+
+/// As [`refused`], of a token of this method: nor, by IAM, whether it is the token or the identity.
+pub(crate) fn refused_by(method: JoinMethod, target: impl Into<String>, reason: impl Into<String>) -> Stop {
+    let answer = match method {
+        JoinMethod::Iam => IAM_NOT_ACCEPTED,
+        JoinMethod::Token | JoinMethod::Exchange | JoinMethod::Unspecified => NOT_ACCEPTED,
+    };
+    let answer = CoreError::Denied(answer.into());
     Stop::Refused(Refusal { answer, reason: reason.into(), target: target.into() })
 }
 

@@ -113,6 +113,7 @@ pub(crate) fn new_token(name: &str, kind: NodeKind) -> NewToken {
         labels: Labels::new(),
         allowed_principals: Vec::new(),
         secret: secret(name),
+        iam_rules: Vec::new(),
     }
 }
 

@@ -9,7 +9,7 @@ use auth_core::{
     names::AgentId,
     node,
     presence::Report,
-    registration,
+    registration::{self, Registered},
     secret::{SecretDigest, SecretKind},
     token,
 };
@@ -68,7 +68,7 @@ pub(crate) async fn generate_host_certs(
 }
 
 /// Signs what was decided, now that it is committed.
-fn sign(service: &Service, certs: HostCerts) -> Result<v1::GenerateHostCertsResponse, ApiError> {
+pub(super) fn sign(service: &Service, certs: HostCerts) -> Result<v1::GenerateHostCertsResponse, ApiError> {
     let ssh_certificate = match &certs.ssh {
         Some(spec) => service.cas.ssh(&certs.host_ca)?.sign_host(spec)?,
         None => String::new(),
@@ -93,7 +93,15 @@ pub(crate) async fn register(
     let report = Report::new(request.version, request.labels, request.address, 0)?;
     let entered =
         service.decide(call, move |tx, context| registration::register(tx, context, secret, &report));
-    let registered = entered.await?;
+    registered(service, call, entered.await?).await
+}
+
+/// What an agent is told that is in the registry.
+pub(super) async fn registered(
+    service: &Service,
+    call: &Call,
+    registered: Registered,
+) -> Result<v1::RegisterAgentResponse, ApiError> {
     let ttl = service.settings.presence_ttl;
     let ingest_addresses = service.read_local(call, move |view| node::live_ingests(view, ttl)).await?;
     Ok(v1::RegisterAgentResponse {

@@ -14,6 +14,7 @@ mod cluster;
 mod cluster_config;
 mod connectors;
 pub(crate) mod convert;
+mod iam;
 mod joining;
 pub(crate) mod locks;
 pub(crate) mod login;
@@ -61,7 +62,6 @@ use outcome::{after_admission, end, within};
 
 /// Methods that later releases build. They are authorised, and then UNIMPLEMENTED.
 pub const NOT_YET: &[&str] = &[
-    "RegisterUsingIAMMethod",
     "CreateAgentIdentity",
     "UpdateAgentIdentity",
     "DeleteAgentIdentity",
@@ -378,9 +378,8 @@ api! {
             &self,
             request: Request<Streaming<v1::RegisterUsingIamMethodRequest>>,
         ) -> Result<Response<Self::RegisterUsingIAMMethodStream>, Status> {
-            let begun = self.begin_stream("RegisterUsingIAMMethod", &request)?;
-            let result = later(&self.service, &begun.call, ()).await;
-            begun.end(result)
+            let begun = self.begin("RegisterUsingIAMMethod", &request)?;
+            Ok(Response::new(iam::exchange(Arc::clone(&self.service), begun, request.into_inner())))
         }
 
         type WatchAccessStream = Replies<v1::WatchAccessResponse>;

@@ -4,7 +4,7 @@ use auth_core::{
     CoreError,
     names::TokenName,
     secret::{SecretDigest, SecretKind},
-    tables::{JoinMethod, NodeKind, TokenRow},
+    tables::{IamRuleRow, JoinMethod, NodeKind, TokenRow},
     token::{self, NewToken},
     trust,
 };
@@ -14,7 +14,7 @@ use store_txn::Versioned;
 use super::convert;
 use crate::{authn::Call, error::ApiError, once::Once, service::Service};
 
-/// Creates a join token. Its secret is in the reply and nowhere else.
+/// Creates a join token. Its secret, if it has one, is in the reply and nowhere else.
 pub(crate) async fn create(
     service: &Service,
     call: &Call,
@@ -30,7 +30,9 @@ pub(crate) async fn create(
         let secret = match row.method() {
             // The other cluster must know this one before it shows the token.
             JoinMethod::Exchange => format!("{}.{}", secret.as_str(), trust::tls_pin(tx)?),
-            JoinMethod::Token | JoinMethod::Iam | JoinMethod::Unspecified => secret.as_str().to_owned(),
+            // It has none: nobody is told what its digest is of.
+            JoinMethod::Iam => String::new(),
+            JoinMethod::Token | JoinMethod::Unspecified => secret.as_str().to_owned(),
         };
         let token = reply((name, Versioned { revision: 0, row }));
         Ok(v1::CreateTokenResponse { token: Some(token), secret })
@@ -78,12 +80,6 @@ pub(crate) async fn delete(
 }
 
 fn parse(request: v1::CreateTokenRequest, secret: SecretDigest) -> Result<NewToken, CoreError> {
-    if !request.iam_rules.is_empty() {
-        return Err(CoreError::invalid(
-            "iam_rules",
-            "this release has JOIN_METHOD_TOKEN alone, which has no such rules",
-        ));
-    }
     let name = match request.name.as_str() {
         "" => format!("token-{}", hex::encode(rand::random::<[u8; 6]>())),
         given => given.to_owned(),
@@ -107,7 +103,18 @@ fn parse(request: v1::CreateTokenRequest, secret: SecretDigest) -> Result<NewTok
         labels: request.labels,
         allowed_principals: request.allowed_principals,
         secret,
+        iam_rules: request.iam_rules.into_iter().map(rule_in).collect(),
     })
+}
+
+fn rule_in(rule: v1::IamRule) -> IamRuleRow {
+    let v1::IamRule { account, arn, partition } = rule;
+    IamRuleRow { account, arn, partition }
+}
+
+fn rule_out(rule: IamRuleRow) -> v1::IamRule {
+    let IamRuleRow { account, arn, partition } = rule;
+    v1::IamRule { account, arn, partition }
 }
 
 /// What a token lets join, as it is told.
@@ -136,7 +143,7 @@ fn reply((name, stored): (TokenName, Versioned<TokenRow>)) -> v1::Token {
         uses: row.uses,
         labels: row.labels,
         allowed_principals: row.allowed_principals,
-        iam_rules: Vec::new(),
+        iam_rules: row.iam_rules.into_iter().map(rule_out).collect(),
         created_by: row.created_by,
         created_at: Some(convert::timestamp(row.created_at_ms)),
         revision,
@@ -170,10 +177,23 @@ mod tests {
         let unknown = v1::CreateTokenRequest { kind: 9, method: 9, ..Default::default() };
         let new = parsed(unknown).unwrap();
         assert_eq!((new.kind, new.method), (NodeKind::Unspecified, JoinMethod::Unspecified));
-        let iam = v1::CreateTokenRequest { iam_rules: vec![v1::IamRule::default()], ..Default::default() };
-        assert!(parsed(iam).is_err());
         let ttl = Some(prost_types::Duration { seconds: -1, nanos: 0 });
         assert!(parsed(v1::CreateTokenRequest { ttl, ..Default::default() }).is_err());
+    }
+
+    #[test]
+    fn rules_of_aws_identities_are_taken_and_told_as_they_are() {
+        let rule = v1::IamRule { account: "1".into(), arn: "a".into(), partition: "p".into() };
+        let request = v1::CreateTokenRequest {
+            method: v1::JoinMethod::Iam.into(),
+            iam_rules: vec![rule.clone()],
+            ..Default::default()
+        };
+        let new = parsed(request).unwrap();
+        assert_eq!(new.method, JoinMethod::Iam);
+        let row = TokenRow { method: new.method.into(), iam_rules: new.iam_rules, ..TokenRow::default() };
+        let reply = reply((new.name, Versioned { revision: 3, row }));
+        assert_eq!((reply.method(), reply.iam_rules), (v1::JoinMethod::Iam, vec![rule]));
     }
 
     #[test]

@@ -60,11 +60,29 @@ pub struct TokenRow {
     /// When.
     #[prost(uint64, tag = "9")]
     pub created_at_ms: UnixMillis,
-    /// Digest of its secret; empty for a method without one.
+    /// Digest of its secret; for a method without one, of a secret that nobody was told. By it a later token of the same
+    /// name is another token.
     #[prost(bytes = "vec", tag = "10")]
     pub secret_digest: Vec<u8>,
+    /// Of [`JoinMethod::Iam`]: whom it lets in.
+    #[prost(message, repeated, tag = "11")]
+    pub iam_rules: Vec<IamRuleRow>,
 }
 ending_rows!(TokenRow);
+
+/// AWS identities that a token lets in.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct IamRuleRow {
+    /// Twelve digits.
+    #[prost(string, tag = "1")]
+    pub account: String,
+    /// Pattern of ARNs; empty: any identity of the account.
+    #[prost(string, tag = "2")]
+    pub arn: String,
+    /// Partition of AWS that the account is one of.
+    #[prost(string, tag = "3")]
+    pub partition: String,
+}
 
 digest_key!(
     /// Which token a secret is of.

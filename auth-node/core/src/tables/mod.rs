@@ -159,8 +159,8 @@ pub use connectors::{
 };
 pub use invites::{InviteKey, InviteRow, InviteSecretKey, InviteSecretRow};
 pub use joining::{
-    JoinKey, JoinMethod, JoinRow, TokenKey, TokenRow, TokenSecretKey, TokenSecretRow, TokenUseKey,
-    TokenUseRow,
+    IamRuleRow, JoinKey, JoinMethod, JoinRow, TokenKey, TokenRow, TokenSecretKey, TokenSecretRow,
+    TokenUseKey, TokenUseRow,
 };
 pub use logins::{
     FailingNetworkRow, KnownNetworkRow, LoginsKey, LoginsRow, NetworkLoginsKey, NetworkLoginsRow,

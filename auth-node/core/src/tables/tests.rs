@@ -111,8 +111,10 @@ fn golden_rows_of_joining_and_calls() {
         created_by: "u".into(),
         created_at_ms: 6,
         secret_digest: vec![7],
+        iam_rules: vec![IamRuleRow { account: "1".into(), arn: "a".into(), partition: "p".into() }],
     };
-    let token_hex = "0802100118052002280132060a01611201623a032a2e7842017548065201 07".replace(' ', "");
+    let token_hex = "0802100118052002280132060a01611201623a032a2e7842017548065201 07";
+    let token_hex = format!("{token_hex}5a090a01311201611a0170").replace(' ', "");
     let used = TokenUseRow { agent_id: "a".into(), expires_at_ms: 8, secret_digest: vec![9] };
     let presence = PresenceRow {
         last_seen_ms: 1,

@@ -13,6 +13,7 @@ use crate::{
     args::{human_duration, key_value, label_map, proto_duration},
     cmd::{call, list, present},
     context::Context,
+    exit::Usage,
     files::Pending,
     output::{self, Done, Report, Row},
 };
@@ -42,8 +43,10 @@ const ADD_EXAMPLES: &str = "\
 Examples:
   mezctl tokens add --labels env=prod --principals '*.example.org' --out web.token
   mezctl tokens add --kind ingest --ttl 10m --format json | jq -r .secret
+  mezctl tokens add --name web --method iam --max-uses 100 --ttl 30d \\
+    --allow-arn 'arn:aws:sts::123456789012:assumed-role/web/*'
 
-A host joins with `mezctl agent join --token-file web.token …`.";
+A host joins with `mezctl agent join --token-file web.token …`, or on AWS with `mezctl agent join --method iam --token-name web …`.";
 
 /// Arguments of `tokens add`.
 #[derive(Debug, Args)]
@@ -52,6 +55,15 @@ pub(crate) struct Add {
     /// What it lets join: an SSH node or a recording ingest
     #[arg(long, value_enum, default_value_t = Kind::Node)]
     kind: Kind,
+    /// How a host proves that it may use it: by its secret, or by its AWS identity
+    #[arg(long, value_enum, default_value_t = Method::Token)]
+    method: Method,
+    /// With --method iam: AWS accounts, any identity of which may use it, unless --allow-arn narrows that
+    #[arg(long, value_delimiter = ',', value_name = "ACCOUNT,…")]
+    allow_account: Vec<String>,
+    /// With --method iam: ARNs as `aws sts get-caller-identity` tells them; `*` and `?` match no `/`
+    #[arg(long, value_delimiter = ',', value_name = "ARN,…")]
+    allow_arn: Vec<String>,
     /// Name: 1 to 63 bytes of [a-z0-9-] [default: a random one]
     #[arg(long, value_name = "NAME")]
     name: Option<String>,
@@ -75,6 +87,43 @@ pub(crate) struct Add {
     /// File to write the secret to, mode 0600, instead of printing it
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
+}
+
+/// How a host proves that it may use a token.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Method {
+    Token,
+    Iam,
+}
+
+impl Method {
+    /// Whom the options let in: each ARN is of its account, and an account without ARNs is let in as a whole.
+    fn rules(self, accounts: &[String], arns: &[String]) -> Result<Vec<v1::IamRule>> {
+        let usage = |what: String| Err(Usage(what).into());
+        if self == Self::Token && !(accounts.is_empty() && arns.is_empty()) {
+            return usage("--allow-account and --allow-arn are for --method iam".into());
+        }
+        if arns.is_empty() {
+            let whole = |account: &String| v1::IamRule { account: account.clone(), ..Default::default() };
+            return Ok(accounts.iter().map(whole).collect());
+        }
+        let mut rules = Vec::new();
+        for arn in arns {
+            let Some(account) = arn.split(':').nth(4) else {
+                return usage(format!("`{arn}` is no ARN: see `aws sts get-caller-identity`"));
+            };
+            if !accounts.is_empty() && !accounts.iter().any(|given| given == account) {
+                return usage(format!("`{arn}` is of none of the accounts of --allow-account"));
+            }
+            rules.push(v1::IamRule { account: account.to_owned(), arn: arn.clone(), ..Default::default() });
+        }
+        match accounts.iter().find(|account| rules.iter().all(|rule| rule.account != **account)) {
+            Some(account) => usage(format!(
+                "no --allow-arn is of account {account}: make a token of its own for all of it"
+            )),
+            None => Ok(rules),
+        }
+    }
 }
 
 /// What a token lets join.
@@ -103,7 +152,16 @@ pub(crate) struct TokenView {
     max_uses: u32,
     labels: BTreeMap<String, String>,
     allowed_principals: Vec<String>,
+    /// AWS identities that it lets in, as ARNs or whole accounts.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    allowed_identities: Vec<String>,
     created_by: String,
+}
+
+/// A rule in one word.
+fn identities(rule: v1::IamRule) -> String {
+    let v1::IamRule { account, arn, partition } = rule;
+    if arn.is_empty() { format!("{partition}:{account}") } else { arn }
 }
 
 impl From<v1::Token> for TokenView {
@@ -126,6 +184,7 @@ impl From<v1::Token> for TokenView {
             max_uses: token.max_uses,
             labels: token.labels,
             allowed_principals: token.allowed_principals,
+            allowed_identities: token.iam_rules.into_iter().map(identities).collect(),
             created_by: token.created_by,
         }
     }
@@ -141,6 +200,7 @@ impl Report for TokenView {
             ("uses", format!("{} of {}", self.uses, self.max_uses)),
             ("labels", output::pairs(&self.labels)),
             ("principals", self.allowed_principals.join(",")),
+            ("identities", self.allowed_identities.join(",")),
             ("created by", self.created_by.clone()),
         ])
     }
@@ -190,22 +250,29 @@ pub(crate) async fn run(context: &Context, command: Tokens) -> Result<()> {
 }
 
 async fn add(context: &Context, args: Add) -> Result<()> {
+    let iam_rules = args.method.rules(&args.allow_account, &args.allow_arn)?;
+    if args.method == Method::Iam && args.out.is_some() {
+        return Err(Usage("a token of the method iam has no secret: leave out --out".into()).into());
+    }
     let client = context.user().await?;
     let out = args.out.as_deref().map(Pending::create).transpose()?;
     let request = v1::CreateTokenRequest {
         name: args.name.unwrap_or_default(),
         kind: v1::TokenKind::from(args.kind).into(),
-        method: v1::JoinMethod::Token.into(),
+        method: match args.method {
+            Method::Token => v1::JoinMethod::Token.into(),
+            Method::Iam => v1::JoinMethod::Iam.into(),
+        },
         ttl: Some(proto_duration(args.ttl)),
         max_uses: args.max_uses,
         labels: label_map(&args.labels)?,
         allowed_principals: args.principals,
-        iam_rules: Vec::new(),
+        iam_rules,
     };
     let reply = make(&client, request).await?;
     let mut report = NewToken {
         token: present(reply.token, "the token")?.into(),
-        secret: Some(reply.secret),
+        secret: Some(reply.secret).filter(|secret| !secret.is_empty()),
         secret_file: None,
     };
     if let Some(out) = out {

@@ -246,12 +246,21 @@ fn seconds(seconds: i64) -> Option<prost_types::Timestamp> {
     Some(prost_types::Timestamp { seconds, nanos: 0 })
 }
 
+fn an_iam_rule(account: &str, arn: &str, partition: &str) -> v1::IamRule {
+    v1::IamRule { account: account.into(), arn: arn.into(), partition: partition.into() }
+}
+
 fn a_token() -> v1::Token {
     v1::Token {
         name: "web".into(),
         kind: v1::TokenKind::Node.into(),
         max_uses: 1,
         allowed_principals: list(&["*.example.org", "192.0.2.7"]),
+        method: v1::JoinMethod::Iam.into(),
+        iam_rules: vec![
+            an_iam_rule("210987654321", "", "aws"),
+            an_iam_rule("123456789012", "arn:aws-cn:iam::123456789012:user/a", "aws-cn"),
+        ],
         created_at: seconds(10),
         expires_at: seconds(3610),
         ..Default::default()
@@ -315,7 +324,8 @@ fn a_file_in_another_order_and_spelling_wants_the_same() {
             pair::<token::Token>(
                 a_token(),
                 "kind: token\nmetadata: {name: web}\nspec: {max_uses: 0, allowed_principals: [192.0.2.7, \
-                 '*.Example.org']}",
+                 '*.Example.org'], method: iam, iam_rules: [{account: '123456789012', arn: \
+                 'arn:aws-cn:iam::123456789012:user/a'}, {account: '210987654321'}]}",
             ),
             ("max_uses: 0", "ttl: 2h"),
         ),

@@ -42,6 +42,35 @@ pub(super) struct Spec {
     labels: BTreeMap<String, String>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     allowed_principals: Vec<String>,
+    /// AWS identities, for the method `iam`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    iam_rules: Vec<IamRule>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct IamRule {
+    account: String,
+    /// Pattern; empty: any of the account.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    arn: String,
+    /// Empty: that of the ARN, or `aws`.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    partition: String,
+}
+
+impl From<v1::IamRule> for IamRule {
+    fn from(rule: v1::IamRule) -> Self {
+        let v1::IamRule { account, arn, partition } = rule;
+        Self { account, arn, partition }
+    }
+}
+
+impl From<IamRule> for v1::IamRule {
+    fn from(rule: IamRule) -> Self {
+        let IamRule { account, arn, partition } = rule;
+        Self { account, arn, partition }
+    }
 }
 
 fn once() -> u32 {
@@ -92,6 +121,7 @@ impl From<v1::Token> for TokenDocument {
             max_uses: token.max_uses,
             labels: token.labels,
             allowed_principals: token.allowed_principals,
+            iam_rules: token.iam_rules.into_iter().map(IamRule::from).collect(),
         };
         let status = Status {
             uses: token.uses,
@@ -129,6 +159,10 @@ impl Kind for Token {
         let spec = &mut document.spec;
         spec.max_uses = spec.max_uses.max(1);
         normal::hosts(&mut spec.allowed_principals);
+        for rule in spec.iam_rules.iter_mut().filter(|rule| rule.partition.is_empty()) {
+            rule.partition = rule.arn.split(':').nth(1).unwrap_or("aws").to_owned();
+        }
+        normal::set(&mut spec.iam_rules);
     }
 
     fn fill(document: &mut TokenDocument, current: &TokenDocument) {
@@ -166,10 +200,11 @@ impl Kind for Token {
             max_uses: spec.max_uses,
             labels: spec.labels,
             allowed_principals: spec.allowed_principals,
-            iam_rules: Vec::new(),
+            iam_rules: spec.iam_rules.into_iter().map(v1::IamRule::from).collect(),
         };
         let reply = tokens::make(client, request).await?;
-        let secret = Some(("secret", Zeroizing::new(reply.secret)));
+        let secret = Some(reply.secret).filter(|secret| !secret.is_empty());
+        let secret = secret.map(|secret| ("secret", Zeroizing::new(secret)));
         Ok(Made { name: present(reply.token, "the token")?.name, secret })
     }
 

@@ -3,10 +3,10 @@
 use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, bail};
-use clap::Args;
-use mezite_client::{Client, Retry};
+use clap::{Args, ValueEnum};
+use mezite_client::{Client, IamError, IamSigner, Retry};
 use mezite_daemon::clock;
-use mezite_proto::v1;
+use mezite_proto::v1::{self, register_using_iam_method_request::Init};
 use serde::Serialize;
 use zeroize::Zeroizing;
 
@@ -26,6 +26,7 @@ const EXAMPLES: &str = "\
 Examples:
   mezctl agent join --out /etc/mezite --token-file web.token --addr a.example:3025 --ca-pin sha256:…
   mezctl agent join --out /etc/mezite --token-file - --hostname web1.example.org --labels env=prod < web.token
+  mezctl agent join --out /etc/mezite --method iam --token-name web
 
 Then put `Include /etc/mezite/sshd_config` at the top of /etc/ssh/sshd_config, reload sshd, and keep
 `mezctl agent run --dir /etc/mezite` running.";
@@ -37,9 +38,18 @@ pub(crate) struct Join {
     /// Folder for keys, certificates and the sshd_config snippet
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
+    /// How it proves that it may join: by the secret of a token, or by the AWS identity that this host has
+    #[arg(long, value_enum, default_value_t = Method::Token)]
+    method: Method,
     /// File with the join token, mode 0600; `-` reads standard input
     #[arg(long, value_name = "FILE")]
-    token_file: PathBuf,
+    token_file: Option<PathBuf>,
+    /// With --method iam: name of the token
+    #[arg(long, value_name = "NAME")]
+    token_name: Option<String>,
+    /// With --method iam: AWS region whose STS the cluster asks who this is [default: that of the AWS environment]
+    #[arg(long, value_name = "REGION")]
+    region: Option<String>,
     /// DNS name of this host: the first principal of its certificate [default: the system's]
     #[arg(long)]
     hostname: Option<String>,
@@ -55,6 +65,42 @@ pub(crate) struct Join {
     /// User that sshd lists principals as [default: nobody for root, else who runs this]
     #[arg(long, value_name = "USER")]
     principals_user: Option<String>,
+}
+
+/// How a host proves that it may join.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Method {
+    Token,
+    Iam,
+}
+
+/// With what a host proves it.
+enum Proof {
+    /// The secret of a token, in this file.
+    Secret(PathBuf),
+    /// An AWS identity, for the token of this name.
+    Iam { token_name: String, region: Option<String> },
+}
+
+impl Proof {
+    fn of(args: &Join) -> Result<Self> {
+        let Join { method, token_file, token_name, region, .. } = args;
+        match (method, token_file, token_name) {
+            (Method::Token, Some(file), None) if region.is_none() => Ok(Self::Secret(file.clone())),
+            (Method::Token, None, _) => {
+                Err(Usage("give --token-file, or --method iam and --token-name".into()).into())
+            }
+            (Method::Token, Some(_), _) => {
+                Err(Usage("--token-name and --region are for --method iam".into()).into())
+            }
+            (Method::Iam, None, Some(name)) => {
+                Ok(Self::Iam { token_name: name.clone(), region: region.clone() })
+            }
+            (Method::Iam, _, _) => {
+                Err(Usage("--method iam takes --token-name, and no --token-file".into()).into())
+            }
+        }
+    }
 }
 
 #[derive(Serialize)]
@@ -83,16 +129,30 @@ impl Report for Joined {
 }
 
 pub(crate) async fn join(context: &Context, args: Join) -> Result<()> {
+    let proof = Proof::of(&args)?;
     let dir = AgentDir::create(&args.out)?;
     let principals_user = principals_user(args.principals_user.as_deref())?;
     let (mut state, client) = begin(context, &dir, &args).await?;
     let already_joined = state.progress == Progress::Joined;
     if !already_joined {
-        let token = secret::line(&args.token_file)?;
-        certify(&dir, &mut state, &client, &token).await?;
+        let secret = match &proof {
+            Proof::Secret(file) => {
+                let token = secret::line(file)?;
+                certify(&dir, &mut state, &client, &token).await?;
+                Some(token)
+            }
+            Proof::Iam { token_name, region } => {
+                attest(&dir, &mut state, &client, token_name, region.clone()).await?;
+                None
+            }
+        };
         pulse::keep_revocations(&dir, &mut state, &client).await?;
         snippet(&dir, &state, &principals_user)?;
-        register(context, &dir, &mut state, &token).await?;
+        if let Some(token) = secret {
+            register(context, &dir, &state, &token).await?;
+        }
+        state.progress = Progress::Joined;
+        dir.save(&state)?;
     }
     if !dir.has_revocations() {
         // Of an agent that joined with an earlier release.
@@ -181,15 +241,55 @@ async fn certify(
     {
         return Ok(());
     }
-    let request = v1::GenerateHostCertsRequest {
-        token: token.as_str().to_owned(),
+    let request = v1::GenerateHostCertsRequest { token: token.as_str().to_owned(), ..wanted(dir, state)? };
+    // The cluster knows the keys again: with them, twice is still one use of the token.
+    let issued = call!(client, Retry::Idempotent, generate_host_certs, request)?;
+    dir.keep_certificates(state, &issued)?;
+    state.progress = Progress::Certified;
+    dir.save(state)
+}
+
+/// Certificates that the host asks for, without a token.
+fn wanted(dir: &AgentDir, state: &AgentState) -> Result<v1::GenerateHostCertsRequest> {
+    Ok(v1::GenerateHostCertsRequest {
+        token: String::new(),
         ssh_public_key: dir.ssh_key()?.public_line(),
         tls_public_key: dir.tls_key()?.spki_der().into(),
         hostname: state.hostname.clone(),
         additional_principals: state.principals.clone(),
+    })
+}
+
+/// How it registers, without a token.
+fn registration(state: &AgentState) -> v1::RegisterAgentRequest {
+    v1::RegisterAgentRequest {
+        token: String::new(),
+        address: state.address.clone(),
+        labels: state.labels.clone(),
+        version: env!("CARGO_PKG_VERSION").into(),
+    }
+}
+
+/// Gets certificates and is entered in the registry, both by the AWS identity of this host.
+async fn attest(
+    dir: &AgentDir,
+    state: &mut AgentState,
+    client: &Client,
+    token_name: &str,
+    region: Option<String>,
+) -> Result<()> {
+    let failed = |error| match error {
+        IamError::Client(error) => anyhow::Error::from(error),
+        error => Usage(error.to_string()).into(),
     };
-    // The cluster knows the keys again: with them, twice is still one use of the token.
-    let issued = call!(client, Retry::Idempotent, generate_host_certs, request)?;
+    let signer = IamSigner::from_environment(region).await.map_err(failed)?;
+    let init = Init {
+        token_name: token_name.to_owned(),
+        certs: Some(wanted(dir, state)?),
+        agent: Some(registration(state)),
+    };
+    let joined = client.register_using_iam(&signer, init).await.map_err(failed)?;
+    let issued = joined.certs.context("the cluster's reply lacks the certificates")?;
     dir.keep_certificates(state, &issued)?;
     state.progress = Progress::Certified;
     dir.save(state)
@@ -199,22 +299,16 @@ async fn certify(
 async fn register(
     context: &Context,
     dir: &AgentDir,
-    state: &mut AgentState,
+    state: &AgentState,
     token: &Zeroizing<String>,
 ) -> Result<()> {
     let client = client_of(context, dir, state).await?;
-    let request = v1::RegisterAgentRequest {
-        token: token.as_str().to_owned(),
-        address: state.address.clone(),
-        labels: state.labels.clone(),
-        version: env!("CARGO_PKG_VERSION").into(),
-    };
+    let request = v1::RegisterAgentRequest { token: token.as_str().to_owned(), ..registration(state) };
     let registered = call!(client, Retry::Idempotent, register_agent, request)?;
     if registered.agent_id != state.agent_id {
         bail!("the cluster registered another agent, {}", registered.agent_id);
     }
-    state.progress = Progress::Joined;
-    dir.save(state)
+    Ok(())
 }
 
 fn snippet(dir: &AgentDir, state: &AgentState, command_user: &str) -> Result<()> {
