@@ -29,6 +29,7 @@ use crate::{
     news::Board,
     once::{Once, OnceReply},
     passwords::PasswordPool,
+    places::Places,
     presence::Presence,
     refusals::{Mode, Refusals},
     relay::Relay,
@@ -52,6 +53,8 @@ pub(crate) struct Service {
     pub(crate) uses: Uses,
     /// Calls ingests.
     pub(crate) relay: Relay,
+    /// For those who ask for an agent identity's credentials, by network.
+    pub(crate) identities: Arc<Places>,
     /// One permit: a backup takes as much space as the state.
     pub(crate) backups: Arc<Semaphore>,
     /// Bounds the refusals that are audited.

@@ -66,7 +66,12 @@ fn enter(
             audit::append(tx, context, EventType::AgentJoin, target(*kind, id), &fields);
             (id, node)
         }
-        Caller::Anonymous | Caller::Init | Caller::Cluster | Caller::User(_) | Caller::Remote(_) => {
+        Caller::Anonymous
+        | Caller::Init
+        | Caller::Cluster
+        | Caller::User(_)
+        | Caller::Remote(_)
+        | Caller::AgentIdentity(_) => {
             let reason = "show the client certificate that GenerateHostCerts issued";
             return Err(CoreError::Unauthenticated(reason).into());
         }

@@ -1,4 +1,4 @@
-//! Secrets that only need checking. Session ids, join tokens and invites are stored as digests, of no use to a thief, since what
+//! Secrets that only need checking. Session ids, join tokens, invites and bootstrap secrets are stored as digests, of no use to a thief, since what
 //! they are of has 256 random bits; passwords, which have fewer, as slow salted hashes that are made elsewhere.
 
 use std::fmt;
@@ -16,6 +16,8 @@ pub enum SecretKind {
     AuthJoinToken,
     /// The secret of a user's invite.
     Invite,
+    /// The secret that an agent identity begins with.
+    Bootstrap,
 }
 
 impl SecretKind {
@@ -25,6 +27,7 @@ impl SecretKind {
             Self::JoinToken => b"mezite join token\0",
             Self::AuthJoinToken => b"mezite auth join token\0",
             Self::Invite => b"mezite invite\0",
+            Self::Bootstrap => b"mezite bootstrap\0",
         }
     }
 }

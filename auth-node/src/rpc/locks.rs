@@ -3,7 +3,7 @@
 use auth_core::{
     CoreError,
     lock::{self, NewLock, Target},
-    names::{AgentId, LockId, RoleName, UserName},
+    names::{AgentId, IdentityName, LockId, RoleName, UserName},
     tables::{LockRow, TargetKind},
 };
 use mezite_proto::v1::{self, lock_target::Target as Told};
@@ -74,7 +74,9 @@ fn parse(request: v1::CreateLockRequest) -> Result<NewLock, CoreError> {
         Told::Login(login) => Target::login("target.login", &login)?,
         Told::Node(id) => Target::Node(AgentId::parse("target.node", &id)?),
         Told::Device(_) => return later("target.device"),
-        Told::AgentIdentity(_) => return later("target.agent_identity"),
+        Told::AgentIdentity(name) => {
+            Target::AgentIdentity(IdentityName::parse("target.agent_identity", &name)?)
+        }
     };
     let ttl = request.ttl.map(|ttl| convert::duration_in("ttl", ttl)).transpose()?;
     Ok(NewLock { id: LockId::from_random(rand::random()), target, message: request.message, ttl })

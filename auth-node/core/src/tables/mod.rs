@@ -85,6 +85,7 @@ macro_rules! digest_key {
 
 // After the macros, which they use.
 mod access;
+mod agent_identities;
 mod calls;
 mod certificates;
 mod cluster;
@@ -103,6 +104,10 @@ mod trusted;
 pub use access::{
     ConditionsRow, RequestRulesRow, RoleKey, RoleMemberKey, RoleOptionsRow, RoleRow, RuleRow, StringsRow,
     UserKey, UserRow,
+};
+pub use agent_identities::{
+    AgentIdentityKey, AgentIdentityRow, AgentIdentityStateKey, AgentIdentityStateRow, BootstrapSecretKey,
+    BootstrapSecretRow, IdentitySessionKey, IdentityTlsKeyKey, SpiffeIdKey, SpiffeIdRow,
 };
 pub use calls::{AnswerKey, AnswerRow};
 pub use certificates::{IssuedKey, IssuedRow, RevocationHeadKey, RevocationKey, RevocationRow};

@@ -22,12 +22,14 @@ pub enum AuthMethod {
     Password = 1,
     /// A WebAuthn authenticator.
     Webauthn = 2,
+    /// The bootstrap secret or certificate of an agent identity.
+    AgentIdentity = 5,
 }
 
 /// A session.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct SessionRow {
-    /// Canonical name of the user.
+    /// Canonical name of the user; empty for the session of an agent identity, so that nobody takes it for one of a user.
     #[prost(string, tag = "1")]
     pub user: String,
     /// Public handle.
@@ -48,6 +50,9 @@ pub struct SessionRow {
     /// The cluster's session epoch at login.
     #[prost(uint64, tag = "7")]
     pub epoch: u64,
+    /// Canonical name of the agent identity that it is of; empty: it is a user's.
+    #[prost(string, tag = "8")]
+    pub agent_identity: String,
 }
 ending_rows!(SessionRow);
 
