@@ -20,7 +20,7 @@ use crate::{
 /// Commands on locks.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Locks {
-    /// Lock a user, role, login or node out: when this returns, no node of the cluster lets it in, and its certificates
+    /// Lock a user, agent identity, role, login or node out: when this returns, no node of the cluster lets it in, and its certificates
     /// are revoked
     Add(Add),
     /// List locks
@@ -50,7 +50,7 @@ Running SSH sessions go on: end them on the host. New ones are refused within se
 #[derive(Debug, Args)]
 #[command(after_help = ADD_EXAMPLES)]
 pub(crate) struct Add {
-    /// What to lock: user:NAME, role:NAME, login:NAME or node:AGENT-ID
+    /// What to lock: user:NAME, agent-identity:NAME, role:NAME, login:NAME or node:AGENT-ID
     target: String,
     /// Shown to the one who is locked out
     #[arg(long, default_value = "", hide_default_value = true, value_name = "TEXT")]
@@ -70,6 +70,7 @@ pub(crate) fn target(text: &str) -> Result<Target> {
         "role" => Target::Role(name),
         "login" => Target::Login(name),
         "node" => Target::Node(name),
+        "agent-identity" => Target::AgentIdentity(name),
         _ => return Err(unknown(text)),
     })
 }
@@ -88,8 +89,8 @@ pub(crate) fn shown(target: Option<v1::LockTarget>) -> String {
 }
 
 fn unknown(text: &str) -> anyhow::Error {
-    Usage(format!("`{text}` cannot be locked: write user:NAME, role:NAME, login:NAME or node:AGENT-ID"))
-        .into()
+    let forms = "user:NAME, agent-identity:NAME, role:NAME, login:NAME or node:AGENT-ID";
+    Usage(format!("`{text}` cannot be locked: write {forms}")).into()
 }
 
 #[derive(Serialize)]
