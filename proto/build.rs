@@ -109,6 +109,7 @@ fn classes(rule: &DynamicMessage) -> BuildResult<String> {
             4 => Ok("AccessClass::Agent"),
             5 => Ok("AccessClass::Service"),
             6 => Ok("AccessClass::RemoteUser"),
+            7 => Ok("AccessClass::AgentIdentity"),
             other => Err(format!("unknown access class {other}")),
         })
         .collect::<Result<_, _>>()?;

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use auth_core::{
     CoreError, Credential, Origin,
-    names::{AgentId, ClusterName, UserName},
+    names::{AgentId, ClusterName, IdentityName, UserName},
     remote::RemoteCredential,
     repeat::{self, IdempotencyKey},
     secret::{SecretDigest, SecretKind},
@@ -110,6 +110,10 @@ fn certificate(extensions: &Extensions, here: Here<'_>) -> Result<Credential, Co
     match &identity {
         Identity::Agent { id, .. } => Ok(Credential::Agent { id: parse(id)?, key_digest: key_digest()? }),
         Identity::Ingest { id, .. } => Ok(Credential::Ingest { id: parse(id)?, key_digest: key_digest()? }),
+        Identity::Bot { name, .. } => Ok(Credential::AgentIdentity {
+            name: IdentityName::parse("client certificate", name).map_err(|_| unreadable.clone())?,
+            key_digest: key_digest()?,
+        }),
         // A user calls with a session, and auth nodes speak to each other elsewhere.
         Identity::User { .. } | Identity::Auth { .. } => Ok(Credential::None),
     }
@@ -285,6 +289,18 @@ mod tests {
             let (extensions, _) = shown(identity, LIFE);
             assert_eq!(credential(&MetadataMap::new(), &extensions, HERE), Ok(Credential::None));
         }
+    }
+
+    #[test]
+    fn the_certificate_of_a_bot_is_no_users() {
+        let bot = |cluster: &str| Identity::Bot { cluster: cluster.into(), name: "ann".into() };
+        let (extensions, key_digest) = shown(bot("c"), LIFE);
+        let name = IdentityName::parse("", "ann").unwrap();
+        let found = credential(&MetadataMap::new(), &extensions, HERE);
+        assert_eq!(found, Ok(Credential::AgentIdentity { name, key_digest }));
+        let (extensions, _) = shown(bot("d"), LIFE);
+        let refused = credential(&MetadataMap::new(), &extensions, HERE);
+        assert!(matches!(refused, Err(CoreError::Unauthenticated(_))), "{refused:?}");
     }
 
     #[test]

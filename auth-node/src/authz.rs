@@ -30,6 +30,11 @@ pub(crate) fn check(rule: &MethodAccess, caller: &Caller) -> Result<(), CoreErro
             Err(CoreError::Denied(format!("{method} needs the role admin{}", or.unwrap_or_default())))
         }
         Caller::User(_) => Err(CoreError::Denied(format!("{method} is not for users"))),
+        Caller::AgentIdentity(_) if rule.classes.contains(&AccessClass::Admin) => {
+            let or = rule.rule.map(|(resource, verb)| format!(", or one with a rule to {verb} {resource}"));
+            Err(CoreError::Denied(format!("{method} needs the role admin{}", or.unwrap_or_default())))
+        }
+        Caller::AgentIdentity(_) => Err(CoreError::Denied(format!("{method} is not for agent identities"))),
         Caller::Remote(_) if rule.classes.contains(&AccessClass::RemoteUser) => {
             let reason = "none of your roles in your cluster is mapped to a role of this one";
             Err(CoreError::Denied(reason.into()))
@@ -60,19 +65,20 @@ fn admits(class: AccessClass, caller: &Caller) -> bool {
         AccessClass::Unspecified => false,
         AccessClass::Public => true,
         AccessClass::User => matches!(caller, Caller::User(_)),
-        AccessClass::Admin => matches!(caller, Caller::User(user) if user.is_admin()),
+        AccessClass::Admin => caller.holder().is_ok_and(|holder| holder.is_admin()),
         AccessClass::Agent => matches!(caller, Caller::Agent { .. }),
         AccessClass::Service => matches!(caller, Caller::Ingest { .. }),
         // Not even an admin's role opens more to it.
         AccessClass::RemoteUser => matches!(caller, Caller::Remote(user) if !user.roles.is_empty()),
+        AccessClass::AgentIdentity => matches!(caller, Caller::AgentIdentity(_)),
     }
 }
 
 /// Whether a role of the caller opens the method.
 fn is_open_to(rule: &MethodAccess, caller: &Caller) -> bool {
-    let (Some((resource, verb)), Caller::User(user)) = (rule.rule, caller) else { return false };
+    let (Some((resource, verb)), Ok(holder)) = (rule.rule, caller.holder()) else { return false };
     let pair = Resource::named(resource).first().zip(Verb::named(verb).first());
-    pair.is_some_and(|(resource, verb)| user.may(*resource, *verb))
+    pair.is_some_and(|(resource, verb)| holder.may(*resource, *verb))
 }
 
 #[cfg(test)]
@@ -80,11 +86,11 @@ mod tests {
     use std::collections::BTreeMap;
 
     use auth_core::{
-        context::{Role, UserCaller},
-        names::{AgentId, ClusterName, RoleName, UserName},
+        context::{IdentityCaller, Role, UserCaller},
+        names::{AgentId, ClusterName, IdentityName, RoleName, UserName},
         remote::RemoteCaller,
         secret::SecretDigest,
-        tables::{ConditionsRow, NodeKind, RoleRow, RuleRow, SessionRow, UserRow},
+        tables::{AgentIdentityRow, ConditionsRow, NodeKind, RoleRow, RuleRow, SessionRow, UserRow},
     };
     use mezite_proto::access::METHODS;
 
@@ -102,6 +108,17 @@ mod tests {
         }))
     }
 
+    fn bot(roles: &[&str]) -> Caller {
+        let role = |name: &&str| Role { name: RoleName::parse("", name).unwrap(), row: RoleRow::default() };
+        Caller::AgentIdentity(Box::new(IdentityCaller {
+            name: IdentityName::parse("", "ann").unwrap(),
+            identity: AgentIdentityRow::default(),
+            roles: roles.iter().map(role).collect(),
+            digest: SecretDigest([0; 32]),
+            session: SessionRow::default(),
+        }))
+    }
+
     fn remote(roles: &[&str]) -> Caller {
         let role = |name: &&str| Role { name: RoleName::parse("", name).unwrap(), row: RoleRow::default() };
         Caller::Remote(Box::new(RemoteCaller {
@@ -113,7 +130,7 @@ mod tests {
     }
 
     /// Every kind of caller, with the letter that the reference below has for it.
-    fn callers() -> [(char, Caller); 9] {
+    fn callers() -> [(char, Caller); 11] {
         let id = || AgentId::from_random([1; 16]);
         let unregistered = |kind| Caller::Unregistered { id: id(), kind, key_digest: [0; 32] };
         [
@@ -127,51 +144,55 @@ mod tests {
             ('r', remote(&["admin"])),
             // Mapped to no role.
             ('x', remote(&[])),
+            ('b', bot(&["access", "auditor"])),
+            // Whatever an admin may, unless it is for people alone: what is for users, and no admin's, is not in the class.
+            ('B', bot(&["access", "admin"])),
         ]
     }
 
     /// Who may call what, by family: `*` everybody, `u` users, `a` admins, `n` agents, `i` ingests, `r` users of trusted
-    /// clusters.
+    /// clusters, `b` agent identities, `B` those that are admins.
     const REFERENCE: &[(&str, &[&str])] = &[
         ("*", &["Ping", "AuthenticateLocal", "BeginWebAuthnLogin", "FinishWebAuthnLogin"]),
         ("*", &["AcceptInvite"]),
-        ("ua", &["ChangePassword", "Logout", "BeginWebAuthnRegistration", "FinishWebAuthnRegistration"]),
+        ("ua", &["ChangePassword", "BeginWebAuthnRegistration", "FinishWebAuthnRegistration"]),
+        ("uabB", &["Logout"]),
         ("ua", &["ListWebAuthnDevices", "DeleteWebAuthnDevice"]),
-        ("uar", &["IssueUserCerts"]),
+        ("uarbB", &["IssueUserCerts"]),
         ("*", &["GetTrustBundle", "GetRevocationList", "GenerateHostCerts"]),
         ("*", &["ValidateJoinToken", "RegisterAgent", "RegisterUsingIAMMethod"]),
         ("*", &["AgentHeartbeat", "DeregisterAgent"]),
-        ("uar", &["ListNodes"]),
-        ("a", &["UpdateNode"]),
+        ("uarbB", &["ListNodes"]),
+        ("aB", &["UpdateNode"]),
         ("ni", &["WatchAccess"]),
-        ("a", &["CreateAgentIdentity", "UpdateAgentIdentity", "DeleteAgentIdentity"]),
-        ("a", &["GetAgentIdentity", "ListAgentIdentities"]),
+        ("aB", &["CreateAgentIdentity", "UpdateAgentIdentity", "DeleteAgentIdentity"]),
+        ("aB", &["GetAgentIdentity", "ListAgentIdentities"]),
         ("*", &["BootstrapAgentIdentity", "RenewAgentIdentity", "AuthenticateSPIFFE"]),
-        ("ua", &["GetUser", "ListUsers", "GetRole", "ListRoles"]),
-        ("a", &["CreateUser", "UpdateUser", "DeleteUser", "ResetUserPassword"]),
-        ("a", &["ClearUserLockout"]),
-        ("a", &["CreateRole", "UpdateRole", "DeleteRole"]),
-        ("a", &["CreateToken", "GetToken", "ListTokens", "DeleteToken"]),
-        ("a", &["CreateLock", "GetLock", "ListLocks", "DeleteLock"]),
-        ("a", &["CreateConnector", "GetConnector", "ListConnectors", "UpdateConnector", "DeleteConnector"]),
-        ("a", &["CreateTrustedCluster", "GetTrustedCluster", "ListTrustedClusters"]),
-        ("a", &["UpdateTrustedCluster", "DeleteTrustedCluster"]),
+        ("uabB", &["GetUser", "ListUsers", "GetRole", "ListRoles"]),
+        ("aB", &["CreateUser", "UpdateUser", "DeleteUser", "ResetUserPassword"]),
+        ("aB", &["ClearUserLockout"]),
+        ("aB", &["CreateRole", "UpdateRole", "DeleteRole"]),
+        ("aB", &["CreateToken", "GetToken", "ListTokens", "DeleteToken"]),
+        ("aB", &["CreateLock", "GetLock", "ListLocks", "DeleteLock"]),
+        ("aB", &["CreateConnector", "GetConnector", "ListConnectors", "UpdateConnector", "DeleteConnector"]),
+        ("aB", &["CreateTrustedCluster", "GetTrustedCluster", "ListTrustedClusters"]),
+        ("aB", &["UpdateTrustedCluster", "DeleteTrustedCluster"]),
         ("*", &["ExchangeTrust"]),
-        ("ua", &["GetClusterConfig"]),
-        ("a", &["UpdateClusterConfig", "RotateCA", "GetCARotation"]),
-        ("ua", &["ListActiveSessions"]),
-        ("a", &["RevokeSession"]),
-        ("ani", &["EmitAuditEvent"]),
-        ("a", &["QueryAuditEvents"]),
+        ("uabB", &["GetClusterConfig"]),
+        ("aB", &["UpdateClusterConfig", "RotateCA", "GetCARotation"]),
+        ("uabB", &["ListActiveSessions"]),
+        ("aB", &["RevokeSession"]),
+        ("aBni", &["EmitAuditEvent"]),
+        ("aB", &["QueryAuditEvents"]),
         ("ua", &["CreateAccessRequest", "GetAccessRequest", "ListAccessRequests"]),
         ("ua", &["ReviewAccessRequest", "CancelAccessRequest"]),
         ("n", &["StreamSessionRecording", "UploadSessionRecording"]),
-        ("uai", &["ListSessionRecordings", "GetSessionRecording", "DownloadSessionRecording"]),
-        ("a", &["ListMembers", "AddMember", "RemoveMember"]),
-        ("a", &["GetClusterStatus", "SaveBackup", "CreateAuthJoinToken"]),
-        ("a", &["ArchiveAuditEvents", "ConfigurePlugin", "ListPlugins", "SetPluginEnabled"]),
-        ("a", &["CreateNotificationChannel", "ListNotificationChannels"]),
-        ("a", &["DisableNotificationChannel", "DeleteNotificationChannel", "ValidateTOTP"]),
+        ("uaibB", &["ListSessionRecordings", "GetSessionRecording", "DownloadSessionRecording"]),
+        ("aB", &["ListMembers", "AddMember", "RemoveMember"]),
+        ("aB", &["GetClusterStatus", "SaveBackup", "CreateAuthJoinToken"]),
+        ("aB", &["ArchiveAuditEvents", "ConfigurePlugin", "ListPlugins", "SetPluginEnabled"]),
+        ("aB", &["CreateNotificationChannel", "ListNotificationChannels"]),
+        ("aB", &["DisableNotificationChannel", "DeleteNotificationChannel", "ValidateTOTP"]),
     ];
 
     #[test]

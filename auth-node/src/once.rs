@@ -95,6 +95,8 @@ macro_rules! without_object {
 with_object!(
     CreateUserResponse: user,
     UpdateUserResponse: user,
+    CreateAgentIdentityResponse: identity,
+    UpdateAgentIdentityResponse: identity,
     CreateRoleResponse: role,
     UpdateRoleResponse: role,
     CreateTokenResponse: token,

@@ -51,6 +51,7 @@ impl Refusals {
             Credential::None
             | Credential::Agent { .. }
             | Credential::Ingest { .. }
+            | Credential::AgentIdentity { .. }
             | Credential::Remote(_) => &self.strangers,
         };
         bucket.reserve(Instant::now())

@@ -31,6 +31,7 @@ use crate::{
     news::Board,
     once::{Once, OnceReply},
     passwords::PasswordPool,
+    places::Places,
     presence::Presence,
     refusals::{Mode, Refusals},
     relay::Relay,
@@ -59,6 +60,8 @@ pub(crate) struct Service {
     pub(crate) relay: Relay,
     /// Asks AWS who somebody is.
     pub(crate) sts: Sts,
+    /// For those who ask for an agent identity's credentials, by network.
+    pub(crate) identities: Arc<Places>,
     /// One permit: a backup takes as much space as the state.
     pub(crate) backups: Arc<Semaphore>,
     /// Bounds the refusals that are audited.

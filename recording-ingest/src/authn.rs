@@ -67,7 +67,7 @@ pub fn caller(extensions: &Extensions, cluster: &str, now: u64) -> Result<Caller
             (cluster, Caller::Agent { id, certificate: Digest::of(leaf), dns_names })
         }
         Some(Identity::Auth { cluster, node_id }) => (cluster, Caller::Auth { node_id }),
-        Some(Identity::Ingest { .. } | Identity::User { .. }) => {
+        Some(Identity::Ingest { .. } | Identity::User { .. } | Identity::Bot { .. }) => {
             return Err(IngestError::Denied(
                 "only agents and auth nodes may call an ingest; use an auth node",
             ));

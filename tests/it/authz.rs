@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, fs, time::Duration};
 use http::uri::PathAndQuery;
 use mezite_client::SessionSecret;
 use mezite_e2e::{
-    Agent, AgentSpec, Cluster, PASSWORD, Scratch, Setup,
+    Agent, AgentSpec, Bot, Cluster, PASSWORD, Scratch, Setup,
     api::{self, HostKeys},
     call, eventually, tools,
 };
@@ -132,6 +132,14 @@ async fn every_method_by_every_kind_of_caller() {
     let _ = cluster.ctl().ok(&["locks", "add", &format!("node:{}", barred.id)]);
     let ingest = ingest(&cluster).await;
 
+    let (plain_bot, reviewing_bot, chief_bot) = (
+        Bot::start(&cluster, "plain", &["access"]).await,
+        Bot::start(&cluster, "reviewer", &["reviewer"]).await,
+        Bot::start(&cluster, "chief", &["admin"]).await,
+    );
+    let locked_bot = Bot::start(&cluster, "locked", &["admin"]).await;
+    let _ = cluster.ctl().ok(&["locks", "add", "agent-identity:locked"]);
+
     let nobody = |name, session| Caller {
         name,
         session,
@@ -168,6 +176,16 @@ async fn every_method_by_every_kind_of_caller() {
         Caller { identity: Some(gone.pems()), ..nobody("an agent that was removed", None) },
         Caller { reason: "LOCKED", ..holder("an agent that is locked", barred.pems(), |_| false) },
         holder("an ingest", ingest, |rule| has(rule, AccessClass::Service)),
+        user("a bot", Some(plain_bot.session()), |rule| has(rule, AccessClass::AgentIdentity)),
+        user("a bot with one rule", Some(reviewing_bot.session()), |rule| {
+            has(rule, AccessClass::AgentIdentity) || rule.rule == Some(("audit", "list"))
+        }),
+        user("a bot that is an admin", Some(chief_bot.session()), |rule| {
+            has(rule, AccessClass::AgentIdentity) || has(rule, AccessClass::Admin)
+        }),
+        Caller { reason: "LOCKED", ..user("a bot that is locked", Some(locked_bot.session()), |_| false) },
+        // Its certificate is good for a renewal alone.
+        Caller { identity: Some(chief_bot.pems()), ..nobody("a bot without its session", None) },
     ];
     assert!(METHODS.iter().filter(|rule| !has(rule, AccessClass::Public)).count() > 60);
     for caller in &callers {

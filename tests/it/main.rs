@@ -12,6 +12,7 @@ mod architecture;
 mod audit;
 mod authz;
 mod backup;
+mod bots;
 mod chaos;
 mod cluster;
 mod config;

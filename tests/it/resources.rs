@@ -277,6 +277,8 @@ async fn one_of_each(admin: &Admin) -> Agent {
     add_user(cluster, "nobody", "access", "nobody");
     let principals = "*.example.org,web.example.net,192.0.2.7";
     let _ = ctl.ok(&["tokens", "add", "--name", "web", "--principals", principals]);
+    let _ =
+        ctl.ok(&["agent-identities", "add", "ci", "--roles", "developer,access", "--logins", "deploy,ci"]);
     let _ = ctl.ok(&["locks", "add", "user:Nobody", "--message", "call 1234"]);
     let alice = cluster.ctl_named("alice");
     let _ = alice.login("alice", PASSWORD).ok();
@@ -315,7 +317,7 @@ async fn a_file_in_another_order_and_spelling_changes_nothing() {
     let _agent = one_of_each(&admin).await;
     let help = admin.ctl.ok(&["create", "--help"]);
     let kinds = help.lines().find_map(|line| line.strip_prefix("Kinds: ")).unwrap();
-    assert_eq!(kinds.split(", ").count(), 10, "{kinds}");
+    assert_eq!(kinds.split(", ").count(), 11, "{kinds}");
     for kind in kinds.split(", ") {
         let mut documents = admin.ctl.json(&["get", kind]);
         let list = documents.as_array_mut().unwrap();
@@ -326,7 +328,7 @@ async fn a_file_in_another_order_and_spelling_changes_nothing() {
         assert_eq!(admin.create(&serde_json::to_string(&*list).unwrap(), &["-f"]), expected);
         for document in &mut *list {
             turn(document);
-            if ["user", "role", "connector"].contains(&kind) {
+            if ["user", "role", "connector", "agent_identity"].contains(&kind) {
                 let name = document["metadata"]["name"].as_str().unwrap().to_uppercase();
                 document["metadata"]["name"] = name.into();
             }

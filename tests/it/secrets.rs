@@ -3,7 +3,7 @@
 use std::fs;
 
 use mezite_client::SessionSecret;
-use mezite_e2e::{ADMIN, Agent, AgentSpec, Cluster, PASSWORD, Setup, api, call, http};
+use mezite_e2e::{ADMIN, Agent, AgentSpec, BotCall, Cluster, PASSWORD, Setup, api, call, http};
 use mezite_proto::v1::{self, TokenKind};
 use serde_json::json;
 use tonic::Code;
@@ -88,6 +88,13 @@ async fn no_secret_is_logged_at_any_level() {
     call!(cluster.anonymous_at(1), accept_invite, accept(&second)).unwrap();
     call!(cluster.anonymous_at(1), accept_invite, accept(&second)).unwrap_err();
     secrets.extend([first, second, guessed.to_owned()]);
+
+    // Bootstrap secrets of an agent identity, used and guessed, and the session that one gave.
+    let secret = cluster.agent_identity("ci", &["access"], &["ci"]).await;
+    let (bot, guessed) = (BotCall::new(), "a-bootstrap-secret-that-somebody-guessed");
+    bot.bootstrap(&cluster.anonymous_at(1), "ci", guessed).await.unwrap_err();
+    let got = bot.bootstrap(&cluster.anonymous_at(1), "ci", &secret).await.unwrap();
+    secrets.extend([secret, guessed.to_owned(), got.session_id, bot.key.expose().to_owned()]);
 
     // Client secrets of a connector: one that is kept, its successor, and one of a connector that is refused.
     let connector = |name: &str, secret: &str| {

@@ -1,8 +1,8 @@
 //! What end-to-end tests work with: the real programs as a cluster on loopback, real peers, and the means to hurt
 //! them.
 //!
-//! [`Cluster`] starts auth nodes, [`Ingest`] recording ingests, [`Agent`] makes a host of the cluster and [`Sshd`] a
-//! real OpenSSH server of it, [`fleet`] has very many agents in few processes; [`Ctl`] runs `mezctl`, [`tools`] has programs that nobody here wrote. [`chaos`] and
+//! [`Cluster`] starts auth nodes, [`Ingest`] recording ingests, [`Agent`] makes a host of the cluster, [`Bot`] is an agent identity, and
+//! [`Sshd`] a real OpenSSH server of it, [`fleet`] has very many agents in few processes; [`Ctl`] runs `mezctl`, [`tools`] has programs that nobody here wrote. [`chaos`] and
 //! [`soak`] run the replicated store alone, over links that can be cut, and check what its clients saw. All of it
 //! listens on leased ports, logs to files that a failing test prints, and dies with the test. Nothing here is part of
 //! any program, and no test shares anything with another.
@@ -17,6 +17,7 @@
 mod agent;
 pub mod api;
 mod bins;
+mod bot;
 mod browser;
 pub mod chaos;
 mod cluster;
@@ -43,6 +44,7 @@ mod workload;
 
 pub use agent::{Agent, AgentSpec};
 pub use bins::binary;
+pub use bot::{Bot, BotCall};
 pub use browser::Browser;
 pub use cluster::{ADMIN, AuthNode, CLUSTER, Cluster, PASSWORD, Setup};
 pub use ctl::{Ctl, Output, run, run_on};

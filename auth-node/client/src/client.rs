@@ -238,6 +238,7 @@ impl<'a> Course<'a> {
         let tried = client.pool.targets().map(|_| Tried::default()).collect();
         let (key, longest) = match retry {
             Retry::Idempotent => (None, Duration::MAX),
+            Retry::Keyed(key) => (Some(key.clone()), Duration::MAX),
             Retry::Once { .. } => (Some(IdempotencyKey::random()), ONCE_WINDOW),
         };
         let deadline = Instant::now() + client.policy.overall_timeout.min(longest);

@@ -31,7 +31,7 @@ pub use error::{ClientError, FieldViolation, StatusError};
 pub use iam::{IamError, IamSigner};
 pub use pages::{PAGE_SIZE, all_pages, each_page};
 pub use retry::{KEY_REUSED, NOT_COMMITTED, Retry, RetryPolicy};
-pub use session::{AuthClient, CallMetadata, SessionSecret};
+pub use session::{AuthClient, CallMetadata, IdempotencyKey, SessionSecret};
 pub use tls::ClientIdentity;
 pub use trust::{CaPin, ClusterTrust, Established, FirstContact};
 pub use upload::{Payload, Receipt, UploadError, UploadLimits, Uploader};

@@ -4,7 +4,7 @@ use std::{borrow::Cow, time::Duration};
 
 use tonic::Code;
 
-use crate::{StatusError, failure::Failure};
+use crate::{IdempotencyKey, StatusError, failure::Failure};
 
 /// Reason in `google.rpc.ErrorInfo` with which a server says that a request surely had no effect.
 pub const NOT_COMMITTED: &str = "NOT_COMMITTED";
@@ -25,6 +25,9 @@ pub enum Retry {
         /// What to check in that case before calling again, as a clause: `see whether … with …`.
         check: Cow<'static, str>,
     },
+    /// As [`Retry::Idempotent`], for a call that its client makes again with the same key even after it was started anew:
+    /// the server knows it again by the key.
+    Keyed(IdempotencyKey),
 }
 
 /// No attempt of a [`Retry::Once`] begins later after the first: five minutes, half of what servers keep answers for.
@@ -39,7 +42,7 @@ impl Retry {
     /// What to look at when the outcome is unknown, of a call to which that matters.
     pub(crate) fn check(&self) -> Option<&str> {
         match self {
-            Self::Idempotent => None,
+            Self::Idempotent | Self::Keyed(_) => None,
             Self::Once { check } => Some(check),
         }
     }
@@ -107,7 +110,9 @@ pub(crate) fn judge(retry: &Retry, failure: &Failure) -> Verdict {
             // Refused before it began; without a hint it is a quota, which waiting does not lift.
             Code::ResourceExhausted if status.retry_after.is_some() => Verdict::MoveOn(status.retry_after),
             // It may have taken effect, and another attempt with the key is told.
-            Code::Unknown | Code::Internal if matches!(retry, Retry::Once { .. }) => Verdict::MoveOn(None),
+            Code::Unknown | Code::Internal if matches!(retry, Retry::Once { .. } | Retry::Keyed(_)) => {
+                Verdict::MoveOn(None)
+            }
             _ => Verdict::Fail,
         },
     }

@@ -60,14 +60,34 @@ impl fmt::Debug for SessionSecret {
 
 /// Names one call, so that a server knows its repetitions. By it, the answer that servers keep can be opened: it is
 /// wiped when dropped and never shown.
-#[derive(Clone)]
-pub(crate) struct IdempotencyKey(Arc<Zeroizing<String>>);
+#[derive(Clone, PartialEq, Eq)]
+pub struct IdempotencyKey(Arc<Zeroizing<String>>);
 
 impl IdempotencyKey {
     /// Draws one: 256 random bits.
-    pub(crate) fn random() -> Self {
+    #[must_use]
+    pub fn random() -> Self {
         let random = Zeroizing::new(rand::random::<[u8; 32]>());
         Self(Arc::new(Zeroizing::new(hex::encode(random.as_slice()))))
+    }
+
+    /// Reads one that was kept.
+    ///
+    /// # Errors
+    /// [`ClientError::Config`] when it is not 64 hexadecimal digits in lower case.
+    pub fn new(text: String) -> Result<Self, ClientError> {
+        let text = Zeroizing::new(text);
+        let digit = |byte: u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
+        if text.len() != 64 || !text.bytes().all(digit) {
+            return Err(ClientError::Config("that is not an idempotency key".into()));
+        }
+        Ok(Self(Arc::new(text)))
+    }
+
+    /// The key itself: for the file that keeps it.
+    #[must_use]
+    pub fn expose(&self) -> &str {
+        &self.0
     }
 }
 
@@ -127,6 +147,10 @@ mod tests {
         let (one, two) = (IdempotencyKey::random(), IdempotencyKey::random());
         assert!(one.0.len() == 64 && one.0.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f')));
         assert_ne!(*one.0, *two.0);
+        assert_eq!(IdempotencyKey::new(one.expose().to_owned()).unwrap(), one);
+        for wrong in [String::new(), "0".repeat(63), "A".repeat(64)] {
+            assert!(IdempotencyKey::new(wrong).is_err());
+        }
     }
 
     #[test]

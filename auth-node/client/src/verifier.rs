@@ -124,7 +124,9 @@ impl ServerCertVerifier for FirstContactVerifier {
 fn auth_node_cluster(leaf: &CertificateDer<'_>) -> Option<String> {
     match CertificateInfo::from_der(leaf).ok()?.identity? {
         Identity::Auth { cluster, .. } => Some(cluster),
-        Identity::Agent { .. } | Identity::Ingest { .. } | Identity::User { .. } => None,
+        Identity::Agent { .. } | Identity::Ingest { .. } | Identity::User { .. } | Identity::Bot { .. } => {
+            None
+        }
     }
 }
 

@@ -145,7 +145,25 @@ events! {
     TrustExchange = "trust.exchange", "MZ1074I";
     /// Another cluster did not get this one's authorities.
     TrustExchangeDenied = "trust.exchange.denied", "MZ1075W";
-    /// A user got certificates.
+    /// An agent identity was created.
+    IdentityCreate = "agent_identity.create", "MZ1090I";
+    /// An agent identity was changed.
+    IdentityUpdate = "agent_identity.update", "MZ1091I";
+    /// An agent identity was deleted.
+    IdentityDelete = "agent_identity.delete", "MZ1092I";
+    /// An agent identity lost what it held, and got another bootstrap secret.
+    IdentityReset = "agent_identity.reset", "MZ1093I";
+    /// An agent identity got its first certificates for its bootstrap secret.
+    IdentityBootstrap = "agent_identity.bootstrap", "MZ1094I";
+    /// A bootstrap secret was not accepted.
+    IdentityBootstrapDenied = "agent_identity.bootstrap.denied", "MZ1095W";
+    /// An agent identity got its next certificates.
+    IdentityRenew = "agent_identity.renew", "MZ1096I";
+    /// An agent identity did not get its next certificates.
+    IdentityRenewDenied = "agent_identity.renew.denied", "MZ1097W";
+    /// Credentials of an agent identity were used that it had renewed already: there are two copies. It is locked.
+    IdentityReplay = "agent_identity.replay", "MZ1098W";
+    /// A user or agent identity got certificates.
     UserCertIssue = "cert.user.issue", "MZ2000I";
     /// An agent got certificates.
     HostCertIssue = "cert.host.issue", "MZ2001I";

@@ -239,7 +239,7 @@ pub fn create(
     new: &NewConnector,
     secret: &Secret,
 ) -> Result<ConnectorRow, CoreError> {
-    mapped::check(tx, context.caller.user()?, &new.roles)?;
+    mapped::check(tx, context.caller.holder()?, &new.roles)?;
     let key = ConnectorKey(new.name.clone());
     if tx.get(&key)?.is_some() {
         return Err(CoreError::AlreadyExists { kind: KIND, name: new.name.to_string() });
@@ -269,7 +269,7 @@ pub fn update(
 ) -> Result<ConnectorRow, CoreError> {
     let current = get(tx, &new.name)?;
     CoreError::check_revision(KIND, new.name.as_str(), revision, current.revision)?;
-    let (caller, before) = (context.caller.user()?, roles_of(&current.row)?);
+    let (caller, before) = (context.caller.holder()?, roles_of(&current.row)?);
     mapped::may_manage(caller, &before)?;
     mapped::check(tx, caller, &new.roles)?;
     let mut row = new.row(secret, Some(&current.row))?;
@@ -291,7 +291,7 @@ pub fn delete(
     name: &ConnectorName,
 ) -> Result<(), CoreError> {
     let before = roles_of(&get(tx, name)?.row)?;
-    mapped::may_manage(context.caller.user()?, &before)?;
+    mapped::may_manage(context.caller.holder()?, &before)?;
     tx.delete(&ConnectorKey(name.clone()));
     mapped::note(tx, MapperKind::Connector, name.as_str(), &before, &BTreeSet::new());
     audit::append(tx, context, EventType::ConnectorDelete, format!("connector:{name}"), &[]);

@@ -6,16 +6,16 @@ use store_txn::{Read, ReadExt};
 
 use crate::{
     CoreError,
-    evaluate::Access,
+    evaluate::{Access, Traits},
     lock,
-    names::{AgentId, RoleName, SessionHandle, UserName},
+    names::{AgentId, IdentityName, RoleName, SessionHandle, UserName},
     remote::{RemoteCaller, RemoteCredential},
     rules::{Resource, Verb},
     secret::SecretDigest,
     session,
     tables::{
-        AuthMethod, ClusterKey, NodeKey, NodeKind, NodeRow, RoleKey, RoleRow, SessionKey, SessionRow,
-        TargetKind, UserKey, UserRow,
+        AgentIdentityKey, AgentIdentityRow, AuthMethod, ClusterKey, NodeKey, NodeKind, NodeRow, RoleKey,
+        RoleRow, SessionKey, SessionRow, TargetKind, UserKey, UserRow,
     },
     trusted_cluster,
 };
@@ -43,6 +43,13 @@ pub enum Credential {
     },
     /// The client certificate of a user of another cluster.
     Remote(Box<RemoteCredential>),
+    /// The client certificate of an agent identity. With it the identity renews what it has; for all else it has a session.
+    AgentIdentity {
+        /// The name that the certificate has.
+        name: IdentityName,
+        /// SHA-256 of the certificate's public key (SubjectPublicKeyInfo).
+        key_digest: [u8; 32],
+    },
 }
 
 /// A caller, as the state knows it.
@@ -58,6 +65,8 @@ pub enum Caller {
     User(Box<UserCaller>),
     /// A user of a trusted cluster.
     Remote(Box<RemoteCaller>),
+    /// An agent identity with a valid session.
+    AgentIdentity(Box<IdentityCaller>),
     /// A registered SSH node.
     Agent {
         /// Its id.
@@ -101,6 +110,54 @@ pub struct UserCaller {
     pub use_is_due: bool,
 }
 
+/// An agent identity with a valid session.
+#[derive(Debug, Clone, PartialEq)]
+pub struct IdentityCaller {
+    /// Canonical name.
+    pub name: IdentityName,
+    /// The agent identity.
+    pub identity: AgentIdentityRow,
+    /// Its roles, ascending by name. One that was deleted is left out.
+    pub roles: Vec<Role>,
+    /// Digest of the session's id.
+    pub digest: SecretDigest,
+    /// The session.
+    pub session: SessionRow,
+}
+
+impl IdentityCaller {
+    /// As somebody with roles.
+    pub fn holder(&self) -> Holder<'_> {
+        Holder { roles: &self.roles, traits: &self.identity.traits }
+    }
+}
+
+/// Somebody of this cluster with roles, and what these open: a user or an agent identity.
+#[derive(Debug, Clone, Copy)]
+pub struct Holder<'a> {
+    /// The roles, ascending by name.
+    pub roles: &'a [Role],
+    /// For role templates.
+    pub traits: &'a Traits,
+}
+
+impl Holder<'_> {
+    /// Whether it holds the role `admin`.
+    pub fn is_admin(&self) -> bool {
+        self.roles.iter().any(|role| role.name.is_admin())
+    }
+
+    /// Whether it holds a role.
+    pub fn holds(&self, name: &RoleName) -> bool {
+        self.roles.iter().any(|role| role.name == *name)
+    }
+
+    /// Whether it is an admin, or a rule of its roles allows this and none denies it.
+    pub fn may(&self, resource: Resource, verb: Verb) -> bool {
+        self.is_admin() || Access::of(self.roles, self.traits).may(resource, verb)
+    }
+}
+
 /// A role and its name.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Role {
@@ -111,14 +168,19 @@ pub struct Role {
 }
 
 impl UserCaller {
+    /// As somebody with roles.
+    pub fn holder(&self) -> Holder<'_> {
+        Holder { roles: &self.roles, traits: &self.user.traits }
+    }
+
     /// Whether the user holds the role `admin`.
     pub fn is_admin(&self) -> bool {
-        self.roles.iter().any(|role| role.name.is_admin())
+        self.holder().is_admin()
     }
 
     /// Whether the user is an admin, or a rule of its roles allows this and none denies it.
     pub fn may(&self, resource: Resource, verb: Verb) -> bool {
-        self.is_admin() || Access::of(&self.roles, &self.user.traits).may(resource, verb)
+        self.holder().may(resource, verb)
     }
 
     /// Public handle of the session.
@@ -133,7 +195,7 @@ impl UserCaller {
 }
 
 impl Caller {
-    /// As the audit log names it: `user:ann`, `user:ann@other`, `agent:<id>`, `ingest:<id>`, `anonymous`, `init`, `cluster`.
+    /// As the audit log names it: `user:ann`, `user:ann@other`, `bot:ci`, `agent:<id>`, `ingest:<id>`, `anonymous`, `init`, `cluster`.
     pub fn actor(&self) -> String {
         match self {
             Self::Anonymous => "anonymous".into(),
@@ -141,6 +203,7 @@ impl Caller {
             Self::Cluster => "cluster".into(),
             Self::User(user) => format!("user:{}", user.name),
             Self::Remote(user) => format!("user:{}", user.name),
+            Self::AgentIdentity(identity) => identity.name.principal(),
             Self::Agent { id, .. }
             | Self::Unregistered { id, kind: NodeKind::Ssh | NodeKind::Unspecified, .. } => {
                 format!("agent:{id}")
@@ -151,13 +214,28 @@ impl Caller {
         }
     }
 
-    /// The user behind the call.
+    /// The user behind the call: for what is for people alone.
     ///
     /// # Errors
-    /// [`CoreError::Unauthenticated`] when it is not a user.
+    /// [`CoreError::Denied`] for an agent identity; [`CoreError::Unauthenticated`] when it is not a user.
     pub fn user(&self) -> Result<&UserCaller, CoreError> {
         match self {
             Self::User(user) => Ok(user),
+            Self::AgentIdentity(_) => Err(CoreError::Denied(
+                "this is for users: an agent identity may not do it, whatever its roles".into(),
+            )),
+            _ => Err(NO_SESSION),
+        }
+    }
+
+    /// Whoever of this cluster has roles and is behind the call: a user or an agent identity.
+    ///
+    /// # Errors
+    /// [`CoreError::Unauthenticated`] when it is neither.
+    pub fn holder(&self) -> Result<Holder<'_>, CoreError> {
+        match self {
+            Self::User(user) => Ok(user.holder()),
+            Self::AgentIdentity(identity) => Ok(identity.holder()),
             _ => Err(NO_SESSION),
         }
     }
@@ -224,6 +302,7 @@ pub fn authenticate(state: &mut (impl Read + ?Sized), credential: &Credential) -
             }
         }
         Caller::Remote(user) => lock::check_user(state, &user.name, &user.roles)?,
+        Caller::AgentIdentity(identity) => lock::check_identity(state, &identity.name, &identity.roles)?,
         Caller::Agent { id, .. } | Caller::Ingest { id, .. } | Caller::Unregistered { id, .. } => {
             lock::check(state, TargetKind::Node, id.as_str())?;
         }
@@ -238,8 +317,9 @@ pub fn authenticate(state: &mut (impl Read + ?Sized), credential: &Credential) -
 /// certificate whose key is not the registered agent's; for one of a cluster that is not trusted. [`CoreError::Storage`].
 pub fn identify(state: &mut (impl Read + ?Sized), credential: &Credential) -> Result<Caller, CoreError> {
     match credential {
-        Credential::None => Ok(Caller::Anonymous),
-        Credential::Session(digest) => holder(state, *digest).map(|user| Caller::User(Box::new(user))),
+        // The one call that takes the certificate of an agent identity looks at it itself.
+        Credential::None | Credential::AgentIdentity { .. } => Ok(Caller::Anonymous),
+        Credential::Session(digest) => holder(state, *digest),
         Credential::Agent { id, key_digest } => agent(state, id, key_digest, NodeKind::Ssh),
         Credential::Ingest { id, key_digest } => agent(state, id, key_digest, NodeKind::Ingest),
         Credential::Remote(shown) => {
@@ -248,7 +328,7 @@ pub fn identify(state: &mut (impl Read + ?Sized), credential: &Credential) -> Re
     }
 }
 
-fn holder(state: &mut (impl Read + ?Sized), digest: SecretDigest) -> Result<UserCaller, CoreError> {
+fn holder(state: &mut (impl Read + ?Sized), digest: SecretDigest) -> Result<Caller, CoreError> {
     let session = state.get(&SessionKey(digest))?.ok_or(NO_SUCH_SESSION)?.row;
     let epoch = state.get(&ClusterKey)?.map_or(0, |cluster| cluster.row.session_epoch);
     if session.epoch != epoch {
@@ -258,10 +338,23 @@ fn holder(state: &mut (impl Read + ?Sized), digest: SecretDigest) -> Result<User
     if usage.is_over {
         return Err(NO_SUCH_SESSION);
     }
+    if !session.agent_identity.is_empty() {
+        let name = IdentityName::parse("session", &session.agent_identity)?;
+        let identity = state.get(&AgentIdentityKey(name.clone()))?.ok_or(NO_SUCH_SESSION)?.row;
+        let roles = roles_of(state, &identity.roles)?;
+        return Ok(Caller::AgentIdentity(Box::new(IdentityCaller {
+            name,
+            identity,
+            roles,
+            digest,
+            session,
+        })));
+    }
     let name = UserName::parse("session", &session.user)?;
     let user = state.get(&UserKey(name.clone()))?.ok_or(NO_SUCH_SESSION)?.row;
     let roles = roles(state, &user)?;
-    Ok(UserCaller { name, user, roles, digest, session, use_is_due: usage.is_due })
+    let use_is_due = usage.is_due;
+    Ok(Caller::User(Box::new(UserCaller { name, user, roles, digest, session, use_is_due })))
 }
 
 /// The roles of a user that exist.
@@ -269,9 +362,17 @@ fn holder(state: &mut (impl Read + ?Sized), digest: SecretDigest) -> Result<User
 /// # Errors
 /// [`CoreError::Storage`].
 pub fn roles(state: &mut (impl Read + ?Sized), user: &UserRow) -> Result<Vec<Role>, CoreError> {
-    let mut roles = Vec::with_capacity(user.roles.len());
-    for name in &user.roles {
-        let name = RoleName::parse("user.roles", name)?;
+    roles_of(state, &user.roles)
+}
+
+/// Those of these roles that exist.
+///
+/// # Errors
+/// [`CoreError::Storage`].
+pub(crate) fn roles_of(state: &mut (impl Read + ?Sized), names: &[String]) -> Result<Vec<Role>, CoreError> {
+    let mut roles = Vec::with_capacity(names.len());
+    for name in names {
+        let name = RoleName::parse("roles", name)?;
         if let Some(role) = state.get(&RoleKey(name.clone()))? {
             roles.push(Role { name, row: role.row });
         }

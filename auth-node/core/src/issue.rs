@@ -235,7 +235,7 @@ pub fn user_certs(
     let expires_at_ms = lifetime.end.saturating_mul(1000);
     let spec = |(public_key, serial): (&SshPublicKey, &u64)| UserCertSpec {
         public_key: public_key.clone(),
-        key_id: caller.name.to_string(),
+        key_id: caller.principal.clone(),
         principals: grant.principals.iter().cloned().collect(),
         serial: *serial,
         valid_after: lifetime.start,
@@ -245,8 +245,8 @@ pub fn user_certs(
     };
     let ssh: Vec<_> = request.ssh_public_keys.iter().zip(&request.serials).map(spec).collect();
     let issued = IssuedRow {
-        kind: TargetKind::User.into(),
-        holder: caller.name.to_string(),
+        kind: caller.kind.into(),
+        holder: caller.name.to_owned(),
         roles: allowed.roles.iter().cloned().collect(),
         logins: grant.logins.iter().cloned().collect(),
         nodes: grant.nodes.iter().map(AgentId::to_string).collect(),
@@ -298,10 +298,15 @@ impl Allowed {
         request: &UserCertRequest,
     ) -> Result<Self, CoreError> {
         if caller.local.is_none() && request.tls_public_key.is_some() {
-            // Else whoever is trusted would be trusted with whom it trusts.
-            return Err(CoreError::Denied(
-                "a user of another cluster gets certificates for ssh alone".into(),
-            ));
+            return Err(CoreError::Denied(match caller.kind {
+                // It would be the certificate of a user. Its own come with its credentials.
+                TargetKind::AgentIdentity => {
+                    "an agent identity gets certificates for ssh here, and renews its client certificate"
+                        .into()
+                }
+                // Else whoever is trusted would be trusted with whom it trusts.
+                _ => "a user of another cluster gets certificates for ssh alone".into(),
+            }));
         }
         let mut granted = Vec::with_capacity(request.requests.len());
         for id in &request.requests {
@@ -314,8 +319,7 @@ impl Allowed {
             granted.iter().map(|granted| (granted.roles.as_slice(), &granted.nodes)).collect();
         let access = Access::with_granted(caller.roles, caller.traits, &beside);
         if access.options().require_mfa && caller.weak {
-            let reason =
-                "your roles ask for a second factor, and this session was made with a password alone";
+            let reason = "your roles ask for a second factor, and this session was made without one";
             return Err(CoreError::Denied(reason.into()));
         }
         let access = access.without(lock::all_on(state, TargetKind::Login)?);
@@ -482,7 +486,11 @@ fn record(
         ("expires_at_ms", expires_at_ms.to_string()),
         ("access_requests", requests),
     ];
-    audit::append(tx, context, EventType::UserCertIssue, format!("user:{}", caller.name), &fields);
+    let target = match caller.kind {
+        TargetKind::AgentIdentity => caller.principal.clone(),
+        _ => format!("user:{}", caller.name),
+    };
+    audit::append(tx, context, EventType::UserCertIssue, target, &fields);
 }
 
 #[cfg(test)]

@@ -62,6 +62,7 @@ pub fn certify(
             | Caller::Cluster
             | Caller::User(_)
             | Caller::Remote(_)
+            | Caller::AgentIdentity(_)
             | Caller::Unregistered { .. },
         ) => {
             let reason = "give a join token, or show the client certificate of an agent that has registered";

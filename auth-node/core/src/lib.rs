@@ -6,6 +6,7 @@
 //! caller, before or after. Signing policy ends here in a specification; `mezite-pki` carries it out.
 
 pub mod access_request;
+pub mod agent_identity;
 pub mod audit;
 pub mod audit_log;
 pub mod ca;

@@ -8,19 +8,20 @@ use std::{
     time::Duration,
 };
 
-use store_txn::{Read, ReadExt, Transaction, TransactionExt, Versioned};
+use store_txn::{Read, ReadExt, Transaction, TransactionExt, UnixMillis, Versioned};
 
 use crate::{
     Context, CoreError,
     audit::{self, EventType},
-    context::{Role, UserCaller},
+    context::{Caller, Role},
     host_login::is_login,
     join,
-    names::{AgentId, DeviceId, LockId, RoleName, UserName},
+    names::{AgentId, DeviceId, IdentityName, LockId, RoleName, UserName},
     page::{Page, PageRequest},
     revocation,
     tables::{
-        DeviceKey, LockKey, LockRow, LockTargetKey, LockTargetRow, NodeKey, RoleKey, RoleMemberKey,
+        AgentIdentityKey, DeviceKey, LockKey, LockRow, LockTargetKey, LockTargetRow, NodeKey, RoleKey,
+        RoleMemberKey,
         TargetKind, UserKey,
     },
     trusted_cluster,
@@ -51,6 +52,8 @@ pub enum Target {
     Node(AgentId),
     /// A WebAuthn device: nobody logs in with it, and sessions that were made with it can do nothing.
     Device(DeviceId),
+    /// An agent identity: it can do nothing.
+    AgentIdentity(IdentityName),
 }
 
 impl Target {
@@ -73,6 +76,7 @@ impl Target {
             Self::Login(_) => TargetKind::Login,
             Self::Node(_) => TargetKind::Node,
             Self::Device(_) => TargetKind::Device,
+            Self::AgentIdentity(_) => TargetKind::AgentIdentity,
         }
     }
 
@@ -84,6 +88,7 @@ impl Target {
             Self::Login(login) => login,
             Self::Node(id) => id.as_str(),
             Self::Device(id) => id.as_str(),
+            Self::AgentIdentity(name) => name.as_str(),
         }
     }
 }
@@ -139,8 +144,21 @@ pub fn create(
         return Err(CoreError::invalid("ttl", "from 1 second to 10 years"));
     }
     exists(tx, &target)?;
-    leaves_the_caller(tx, context.caller.user()?, &target)?;
+    leaves_the_caller(tx, &context.caller, &target)?;
     let ttl_ms = ttl.map(|ttl| u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX));
+    let expires_at_ms = ttl_ms.map_or(0, |ttl| tx.now().saturating_add(ttl));
+    Ok(put(tx, context, id, &target, message, expires_at_ms))
+}
+
+/// Writes a lock, whoever makes it, and revokes what was issued to or for what it is on. It ends at a time, or at 0 never.
+pub(crate) fn put(
+    tx: &mut (impl Transaction + ?Sized),
+    context: &Context,
+    id: LockId,
+    target: &Target,
+    message: String,
+    expires_at_ms: UnixMillis,
+) -> LockRow {
     let (kind, name) = (target.kind(), target.name().to_owned());
     let row = LockRow {
         kind: kind.into(),
@@ -148,7 +166,7 @@ pub fn create(
         message,
         created_at_ms: tx.now(),
         created_by: context.caller.actor(),
-        expires_at_ms: ttl_ms.map_or(0, |ttl| tx.now().saturating_add(ttl)),
+        expires_at_ms,
     };
     tx.put(&LockKey(id.clone()), &row);
     let on = LockTargetKey { kind, name: name.clone(), id: id.clone() };
@@ -160,7 +178,7 @@ pub fn create(
         ("expires_at_ms", row.expires_at_ms.to_string()),
     ];
     audit::append(tx, context, EventType::LockCreate, on_target(kind, &name), &fields);
-    Ok(row)
+    row
 }
 
 /// One lock.
@@ -211,6 +229,7 @@ fn exists(tx: &mut (impl Transaction + ?Sized), target: &Target) -> Result<(), C
         }
         Target::Role(name) => tx.get(&RoleKey(name.clone()))?.is_some(),
         Target::Login(_) => true,
+        Target::AgentIdentity(name) => tx.get(&AgentIdentityKey(name.clone()))?.is_some(),
         Target::Node(id) => tx.get(&NodeKey(id.clone()))?.is_some() || join::unfinished(tx, id)?.is_some(),
         Target::Device(id) => tx.get(&DeviceKey(id.clone()))?.is_some(),
     };
@@ -220,27 +239,35 @@ fn exists(tx: &mut (impl Transaction + ?Sized), target: &Target) -> Result<(), C
 
 fn leaves_the_caller(
     tx: &mut (impl Transaction + ?Sized),
-    caller: &UserCaller,
+    caller: &Caller,
     target: &Target,
 ) -> Result<(), CoreError> {
+    let holder = caller.holder()?;
     let (own, admin) = match target {
         Target::User(name) => {
             let member = RoleMemberKey { role: RoleName::admin(), user: name.clone() };
-            (*name == caller.name, tx.get(&member)?.is_some())
+            let own = matches!(caller, Caller::User(user) if user.name == *name);
+            (own, tx.get(&member)?.is_some())
         }
-        Target::Role(name) => (caller.roles.iter().any(|role| role.name == *name), name.is_admin()),
+        Target::AgentIdentity(name) => {
+            let identity = tx.get(&AgentIdentityKey(name.clone()))?;
+            let own = matches!(caller, Caller::AgentIdentity(identity) if identity.name == *name);
+            (own, identity.is_some_and(|found| found.row.roles.iter().any(|role| role == RoleName::ADMIN)))
+        }
+        Target::Role(name) => (holder.holds(name), name.is_admin()),
         Target::Device(id) => {
             let device = tx.get(&DeviceKey(id.clone()))?.map(|device| device.row.user).unwrap_or_default();
             let user = UserName::parse("device.user", &device)?;
             let member = RoleMemberKey { role: RoleName::admin(), user };
-            (caller.session.device == id.as_str(), tx.get(&member)?.is_some())
+            let own = matches!(caller, Caller::User(user) if user.session.device == id.as_str());
+            (own, tx.get(&member)?.is_some())
         }
         Target::Login(_) | Target::Node(_) => (false, false),
     };
     if own {
         return Err(CoreError::Precondition("this would lock you out yourself".into()));
     }
-    if admin && !caller.is_admin() {
+    if admin && !holder.is_admin() {
         return Err(CoreError::Denied("locking an admin needs the role admin".into()));
     }
     Ok(())
@@ -311,7 +338,28 @@ pub(crate) fn check_user(
     name: &UserName,
     roles: &[Role],
 ) -> Result<(), CoreError> {
-    check(state, TargetKind::User, name.as_str())?;
+    check_with_roles(state, TargetKind::User, name.as_str(), roles)
+}
+
+/// Refuses an agent identity on which, or on one of whose roles, there is a lock.
+///
+/// # Errors
+/// [`CoreError::Locked`], [`CoreError::Storage`].
+pub(crate) fn check_identity(
+    state: &mut (impl Read + ?Sized),
+    name: &IdentityName,
+    roles: &[Role],
+) -> Result<(), CoreError> {
+    check_with_roles(state, TargetKind::AgentIdentity, name.as_str(), roles)
+}
+
+fn check_with_roles(
+    state: &mut (impl Read + ?Sized),
+    kind: TargetKind,
+    name: &str,
+    roles: &[Role],
+) -> Result<(), CoreError> {
+    check(state, kind, name)?;
     roles.iter().try_for_each(|role| check(state, TargetKind::Role, role.name.as_str()))
 }
 

@@ -1,4 +1,4 @@
-//! Roles that connectors and trusted clusters map to. Nobody maps to what it may not give; and a role that is mapped
+//! Roles that connectors and trusted clusters map to, or agent identities hold. Nobody maps to what it may not give; and a role that is mapped
 //! cannot be deleted, so that none made later under its name is given by an old mapping.
 
 use std::collections::BTreeSet;
@@ -7,7 +7,7 @@ use store_txn::{Read, ReadExt, Transaction, TransactionExt};
 
 use crate::{
     CoreError,
-    context::UserCaller,
+    context::Holder,
     names::RoleName,
     role,
     tables::{MappedRoleKey, MapperKind, MarkRow, RoleKey},
@@ -22,6 +22,7 @@ impl MapperKind {
         match self {
             Self::Connector => "connector",
             Self::TrustedCluster => "trusted cluster",
+            Self::AgentIdentity => "agent identity",
         }
     }
 }
@@ -52,7 +53,7 @@ pub(crate) fn parse(field: &str, roles: &[String]) -> Result<Vec<RoleName>, Core
 /// [`CoreError::NotFound`], [`CoreError::Denied`], [`CoreError::Storage`].
 pub(crate) fn check(
     state: &mut (impl Read + ?Sized),
-    caller: &UserCaller,
+    caller: Holder<'_>,
     roles: &BTreeSet<RoleName>,
 ) -> Result<(), CoreError> {
     for name in roles {
@@ -67,9 +68,8 @@ pub(crate) fn check(
 ///
 /// # Errors
 /// [`CoreError::Denied`].
-pub(crate) fn may_manage(caller: &UserCaller, roles: &BTreeSet<RoleName>) -> Result<(), CoreError> {
-    let held = |name: &RoleName| caller.roles.iter().any(|role| role.name == *name);
-    match roles.iter().find(|name| !caller.is_admin() && !held(name)) {
+pub(crate) fn may_manage(caller: Holder<'_>, roles: &BTreeSet<RoleName>) -> Result<(), CoreError> {
+    match roles.iter().find(|name| !caller.is_admin() && !caller.holds(name)) {
         Some(role) => Err(CoreError::Denied(format!(
             "you do not hold role {role}, so you cannot map to it or manage what does"
         ))),
@@ -90,12 +90,17 @@ pub(crate) fn note(
     now.difference(before).for_each(|role| tx.put(&key(role), &MarkRow {}));
 }
 
-/// Refuses when something maps to a role.
+/// Refuses when something maps to a role, or an agent identity holds it.
 ///
 /// # Errors
 /// [`CoreError::Precondition`], [`CoreError::Storage`].
 pub(crate) fn refuse_if_mapped(state: &mut (impl Read + ?Sized), role: &RoleName) -> Result<(), CoreError> {
     match state.scan_under::<MappedRoleKey>(MappedRoleKey::front(role), None, 1)?.first() {
+        Some((MappedRoleKey { kind: MapperKind::AgentIdentity, name, .. }, _)) => {
+            Err(CoreError::Precondition(format!(
+                "role {role} is held by agent identity {name}: take it from it first"
+            )))
+        }
         Some((MappedRoleKey { kind, name, .. }, _)) => Err(CoreError::Precondition(format!(
             "{} {name} maps to role {role}: take it out of its mappings first",
             kind.word()

@@ -52,6 +52,11 @@ name_type!(
     ConnectorName
 );
 name_type!(
+    /// The canonical name of an agent identity: as a user's, and in a space of its own. Where both kinds of names can be, it has
+    /// `bot:` in front, which no name of a user has.
+    IdentityName
+);
+name_type!(
     /// The name of a cluster: 1 to 63 bytes of `[a-z0-9.-]`, and a front of DNS names.
     ClusterName
 );
@@ -162,6 +167,24 @@ impl RoleName {
     /// Whether it is the role of administrators.
     pub fn is_admin(&self) -> bool {
         self.0 == Self::ADMIN
+    }
+}
+
+impl IdentityName {
+    /// What stands in front of the name of an agent identity where a user's could be.
+    pub const FRONT: &'static str = "bot:";
+
+    /// Reads any spelling of an agent identity's name.
+    ///
+    /// # Errors
+    /// [`CoreError::Invalid`] for `field` when it has no canonical form.
+    pub fn parse(field: &str, spelling: &str) -> Result<Self, CoreError> {
+        canonical(spelling).map(Self).ok_or_else(|| named(field))
+    }
+
+    /// As sshd and the audit log tell it from a user of the same name: `bot:ci`.
+    pub fn principal(&self) -> String {
+        format!("{}{self}", Self::FRONT)
     }
 }
 

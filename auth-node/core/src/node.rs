@@ -133,7 +133,7 @@ pub fn list(
     labels::check("labels", &filter.labels)?;
     let access = Access::of(caller.roles, caller.traits);
     // Roles of a user of another cluster open no methods here, and so no more of this one.
-    let sees_all = caller.local.is_some_and(|user| user.may(Resource::Nodes, Verb::List));
+    let sees_all = caller.holder.is_some_and(|holder| holder.may(Resource::Nodes, Verb::List));
     let now = state.now();
     let read = |after: Option<&AgentId>, most| registered(state, after, most);
     look_through(page, agent_id, read, |_, node| seen(node, &access, sees_all, filter, now, ttl))
@@ -185,7 +185,7 @@ pub fn unfinished(
     filter: &Filter,
     page: &PageRequest,
 ) -> Result<Page<Node>, CoreError> {
-    if !context.caller.subject()?.local.is_some_and(|user| user.may(Resource::Nodes, Verb::List)) {
+    if !context.caller.subject()?.holder.is_some_and(|holder| holder.may(Resource::Nodes, Verb::List)) {
         let reason = "joins that were not finished are for the role admin, or one with a rule to list nodes";
         return Err(CoreError::Denied(reason.into()));
     }
@@ -257,11 +257,11 @@ pub fn update_labels(
 /// Refuses labels by which a caller, who may give them by a rule, would give itself a login on the node: who is no admin
 /// grants nothing that it does not hold.
 fn gains_no_login(caller: &Caller, node: &Node, before: &Labels) -> Result<(), CoreError> {
-    let caller = caller.user()?;
+    let caller = caller.holder()?;
     if caller.is_admin() {
         return Ok(());
     }
-    let access = Access::of(&caller.roles, &caller.user.traits);
+    let access = Access::of(caller.roles, caller.traits);
     let had = access.logins_on(node.id.as_str(), before);
     match access.logins_on(node.id.as_str(), &node.labels()).difference(&had).next() {
         Some(login) => Err(CoreError::Denied(format!(
@@ -292,10 +292,12 @@ pub fn remove(
         Caller::Agent { .. } | Caller::Ingest { .. } | Caller::Unregistered { .. } => {
             return Err(CoreError::Denied("an agent removes itself alone".into()));
         }
-        Caller::User(user) if user.may(Resource::Nodes, Verb::Delete) => {
+        Caller::User(_) | Caller::AgentIdentity(_)
+            if context.caller.holder()?.may(Resource::Nodes, Verb::Delete) =>
+        {
             named.ok_or_else(|| CoreError::invalid("agent_id", "say which agent to remove"))?
         }
-        Caller::User(_) | Caller::Remote(_) => {
+        Caller::User(_) | Caller::AgentIdentity(_) | Caller::Remote(_) => {
             let reason = "removing another agent needs the role admin, or one with a rule to delete nodes";
             return Err(CoreError::Denied(reason.into()));
         }

@@ -100,7 +100,12 @@ fn record_one(
             let reason = "this agent is not registered, or not any more: join the cluster with a new token";
             Err(CoreError::Denied(reason.into()))
         }
-        Caller::Anonymous | Caller::Init | Caller::Cluster | Caller::User(_) | Caller::Remote(_) => {
+        Caller::Anonymous
+        | Caller::Init
+        | Caller::Cluster
+        | Caller::User(_)
+        | Caller::Remote(_)
+        | Caller::AgentIdentity(_) => {
             Err(CoreError::Unauthenticated("show the client certificate of a registered agent"))
         }
     }

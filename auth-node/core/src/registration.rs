@@ -63,7 +63,12 @@ fn enter(
             enroll(tx, context, id, &node, report, &[]);
             (id, node)
         }
-        Caller::Anonymous | Caller::Init | Caller::Cluster | Caller::User(_) | Caller::Remote(_) => {
+        Caller::Anonymous
+        | Caller::Init
+        | Caller::Cluster
+        | Caller::User(_)
+        | Caller::Remote(_)
+        | Caller::AgentIdentity(_) => {
             let reason = "show the client certificate that GenerateHostCerts issued";
             return Err(CoreError::Unauthenticated(reason).into());
         }

@@ -7,10 +7,10 @@ use store_txn::UnixMillis;
 
 use crate::{
     Caller, CoreError,
-    context::{NO_SESSION, Role, UserCaller},
+    context::{Holder, NO_SESSION, Role, UserCaller},
     evaluate::Traits,
     names::{ClusterName, UserName},
-    tables::AuthMethod,
+    tables::{AuthMethod, TargetKind},
 };
 
 /// The client certificate of a user of another cluster. TLS has verified its time; who signed it is looked at where it is
@@ -45,11 +45,15 @@ pub struct RemoteCaller {
 /// What another cluster says of its users' logins does not count here.
 static NO_TRAITS: Traits = BTreeMap::new();
 
-/// Somebody who gets certificates for nodes, and sees nodes: a user of this cluster or of another.
-#[derive(Debug, Clone, Copy)]
+/// Somebody who gets certificates for nodes, and sees nodes: a user of this cluster or of another, or an agent identity.
+#[derive(Debug, Clone)]
 pub(crate) struct Subject<'a> {
-    /// Name here.
-    pub(crate) name: &'a UserName,
+    /// `User` or `AgentIdentity`.
+    pub(crate) kind: TargetKind,
+    /// Name here, among others of the kind.
+    pub(crate) name: &'a str,
+    /// Name among all kinds, as certificates for ssh have it: an agent identity never looks like a user.
+    pub(crate) principal: String,
     /// Roles here.
     pub(crate) roles: &'a [Role],
     /// For templates in roles.
@@ -62,35 +66,57 @@ pub(crate) struct Subject<'a> {
     pub(crate) weak: bool,
     /// The cluster that it is of; empty: this one.
     pub(crate) cluster: &'a str,
+    /// As somebody of this cluster, whose roles open methods.
+    pub(crate) holder: Option<Holder<'a>>,
     /// As a user of this cluster.
     pub(crate) local: Option<&'a UserCaller>,
 }
 
 impl Caller {
-    /// The user behind the call, of this cluster or of another.
+    /// The user behind the call, of this cluster or of another, or the agent identity.
     ///
     /// # Errors
-    /// [`CoreError::Unauthenticated`] when it is not a user.
+    /// [`CoreError::Unauthenticated`] when it is none.
     pub(crate) fn subject(&self) -> Result<Subject<'_>, CoreError> {
         match self {
             Self::User(user) => Ok(Subject {
-                name: &user.name,
+                kind: TargetKind::User,
+                name: user.name.as_str(),
+                principal: user.name.to_string(),
                 roles: &user.roles,
                 traits: &user.user.traits,
                 ends_at_ms: user.session.expires_at_ms,
                 session: &user.session.handle,
                 weak: matches!(user.method(), AuthMethod::Password | AuthMethod::Unspecified),
                 cluster: "",
+                holder: Some(user.holder()),
                 local: Some(user),
             }),
+            Self::AgentIdentity(identity) => Ok(Subject {
+                kind: TargetKind::AgentIdentity,
+                name: identity.name.as_str(),
+                principal: identity.name.principal(),
+                roles: &identity.roles,
+                traits: &identity.identity.traits,
+                ends_at_ms: identity.session.expires_at_ms,
+                session: &identity.session.handle,
+                // A role that asks for a second factor asks for a person.
+                weak: true,
+                cluster: "",
+                holder: Some(identity.holder()),
+                local: None,
+            }),
             Self::Remote(user) => Ok(Subject {
-                name: &user.name,
+                kind: TargetKind::User,
+                name: user.name.as_str(),
+                principal: user.name.to_string(),
                 roles: &user.roles,
                 traits: &NO_TRAITS,
                 ends_at_ms: user.ends_at_ms,
                 session: "",
                 weak: true,
                 cluster: user.cluster.as_str(),
+                holder: None,
                 local: None,
             }),
             Self::Anonymous

@@ -157,7 +157,9 @@ impl OnceCall {
         let caller = match &context.caller {
             Caller::User(user) => user.name.to_string(),
             // With its kind in front, which no name of a user can have.
-            Caller::Agent { .. } | Caller::Ingest { .. } | Caller::Remote(_) => context.caller.actor(),
+            Caller::Agent { .. } | Caller::Ingest { .. } | Caller::Remote(_) | Caller::AgentIdentity(_) => {
+                context.caller.actor()
+            }
             Caller::Anonymous | Caller::Init | Caller::Cluster | Caller::Unregistered { .. } => {
                 let reason = "this call takes effect once for a session or a registered client certificate";
                 return Err(CoreError::Unauthenticated(reason));

@@ -1,4 +1,4 @@
-//! Secrets that only need checking. Session ids, join tokens and invites are stored as digests, of no use to a thief, since what
+//! Secrets that only need checking. Session ids, join tokens, invites and bootstrap secrets are stored as digests, of no use to a thief, since what
 //! they are of has 256 random bits; passwords, which have fewer, as slow salted hashes that are made elsewhere.
 
 use std::fmt;
@@ -18,6 +18,8 @@ pub enum SecretKind {
     Invite,
     /// What names a WebAuthn ceremony.
     WebauthnChallenge,
+    /// The secret that an agent identity begins with.
+    Bootstrap,
 }
 
 impl SecretKind {
@@ -28,6 +30,7 @@ impl SecretKind {
             Self::AuthJoinToken => b"mezite auth join token\0",
             Self::Invite => b"mezite invite\0",
             Self::WebauthnChallenge => b"mezite webauthn challenge\0",
+            Self::Bootstrap => b"mezite bootstrap\0",
         }
     }
 }

@@ -5,20 +5,22 @@
 //! session may be unused. Beyond that time a tenth is granted: one half for what was not noted, the other for a note to
 //! commit. So a session ends not before it was unused for so long, and at most a tenth later.
 
+use std::fmt;
+
 use store_txn::{Read, ReadExt, Transaction, TransactionExt, UnixMillis, Versioned};
 
 use crate::{
     Caller, Context, CoreError,
     audit::{self, EventType},
     cluster_config,
-    names::{DeviceId, SessionHandle, UserName},
+    names::{DeviceId, IdentityName, SessionHandle, UserName},
     page::{Page, PageRequest},
     revocation,
     rules::{Resource, Verb},
     secret::{SecretDigest, SecretKind},
     tables::{
-        AuthMethod, ClusterKey, SessionHandleKey, SessionKey, SessionRefRow, SessionRow, SessionUseKey,
-        SessionUseRow, TargetKind, UserSessionKey,
+        AuthMethod, ClusterKey, IdentitySessionKey, SessionHandleKey, SessionKey, SessionRefRow, SessionRow,
+        SessionUseKey, SessionUseRow, TargetKind, UserSessionKey,
     },
 };
 
@@ -36,6 +38,62 @@ const GRANTED_PART: u64 = 10;
 const NOTED_MS: UnixMillis = 10 * 60 * 1000;
 /// Longest text that is taken for a session's id or handle, in bytes.
 const MAX_REFERENCE: usize = 256;
+
+/// Whose a session is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Owner {
+    /// A user's.
+    User(UserName),
+    /// An agent identity's.
+    AgentIdentity(IdentityName),
+}
+
+impl From<&UserName> for Owner {
+    fn from(name: &UserName) -> Self {
+        Self::User(name.clone())
+    }
+}
+
+impl Owner {
+    /// Reads the name of a user, or that of an agent identity with `bot:` in front.
+    ///
+    /// # Errors
+    /// [`CoreError::Invalid`] for `field`.
+    pub fn parse(field: &str, text: &str) -> Result<Self, CoreError> {
+        match text.strip_prefix(IdentityName::FRONT) {
+            Some(name) => IdentityName::parse(field, name).map(Self::AgentIdentity),
+            None => UserName::parse(field, text).map(Self::User),
+        }
+    }
+
+    /// Whose a stored session is.
+    fn of(session: &SessionRow) -> Result<Self, CoreError> {
+        if session.agent_identity.is_empty() {
+            return UserName::parse("session.user", &session.user).map(Self::User);
+        }
+        IdentityName::parse("session.agent_identity", &session.agent_identity).map(Self::AgentIdentity)
+    }
+}
+
+/// As [`Owner::parse`] reads it, and certificates for ssh have it.
+impl fmt::Display for Owner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::User(name) => name.fmt(f),
+            Self::AgentIdentity(name) => f.write_str(&name.principal()),
+        }
+    }
+}
+
+impl SessionRow {
+    /// Whose it is, as [`Owner::parse`] reads it.
+    pub fn owner_text(&self) -> String {
+        match self.agent_identity.as_str() {
+            "" => self.user.clone(),
+            name => format!("{}{name}", IdentityName::FRONT),
+        }
+    }
+}
 
 /// A session to be made.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -96,27 +154,63 @@ pub(crate) fn create_with(
     new: &NewSession,
     device: Option<&DeviceId>,
 ) -> Result<SessionRow, CoreError> {
-    let mut sessions = all_of(tx, user)?;
+    let ends_at_ms = tx.now().saturating_add(cluster_config::settings(tx)?.session_ttl_ms);
+    insert(tx, context, &user.into(), new, ends_at_ms, device)
+}
+
+/// As [`create`], of a user or an agent identity, with the time at which it ends.
+///
+/// # Errors
+/// [`CoreError::Storage`].
+pub(crate) fn create_until(
+    tx: &mut (impl Transaction + ?Sized),
+    context: &Context,
+    owner: &Owner,
+    new: &NewSession,
+    ends_at_ms: UnixMillis,
+) -> Result<SessionRow, CoreError> {
+    insert(tx, context, owner, new, ends_at_ms, None)
+}
+
+fn insert(
+    tx: &mut (impl Transaction + ?Sized),
+    context: &Context,
+    owner: &Owner,
+    new: &NewSession,
+    ends_at_ms: UnixMillis,
+    device: Option<&DeviceId>,
+) -> Result<SessionRow, CoreError> {
+    let mut sessions = all_of(tx, owner)?;
     sessions.sort_by_key(|(_, session)| std::cmp::Reverse(session.expires_at_ms));
-    for (key, session) in sessions.iter().skip(MAX_PER_USER - 1) {
-        remove(tx, key, session)?;
+    for (handle, session) in sessions.iter().skip(MAX_PER_USER - 1) {
+        remove(tx, owner, handle, session)?;
     }
 
-    let (now, ttl_ms) = (tx.now(), cluster_config::settings(tx)?.session_ttl_ms);
+    let (user, agent_identity) = match owner {
+        Owner::User(name) => (name.to_string(), String::new()),
+        Owner::AgentIdentity(name) => (String::new(), name.to_string()),
+    };
     let row = SessionRow {
-        user: user.to_string(),
+        user,
         handle: new.handle.to_string(),
-        created_at_ms: now,
-        expires_at_ms: now.saturating_add(ttl_ms),
+        created_at_ms: tx.now(),
+        expires_at_ms: ends_at_ms,
         method: new.method.into(),
         client_address: context.origin.client_address.clone(),
         epoch: epoch(tx)?,
         device: device.map(DeviceId::to_string).unwrap_or_default(),
+        agent_identity,
     };
     let reference = SessionRefRow { digest: new.digest.0.to_vec(), expires_at_ms: row.expires_at_ms };
     tx.put(&SessionKey(new.digest), &row);
     tx.put(&SessionHandleKey(new.handle.clone()), &reference);
-    tx.put(&UserSessionKey { user: user.clone(), handle: new.handle.clone() }, &reference);
+    let handle = new.handle.clone();
+    match owner {
+        Owner::User(user) => tx.put(&UserSessionKey { user: user.clone(), handle }, &reference),
+        Owner::AgentIdentity(identity) => {
+            tx.put(&IdentitySessionKey { identity: identity.clone(), handle }, &reference);
+        }
+    }
     Ok(row)
 }
 
@@ -144,6 +238,10 @@ pub(crate) fn usage(
     digest: SecretDigest,
     session: &SessionRow,
 ) -> Result<Usage, CoreError> {
+    if !session.agent_identity.is_empty() {
+        // Nobody has left it open by mistake: it is a program's, and ends soon.
+        return Ok(Usage { last_ms: session.created_at_ms, is_over: false, is_due: false });
+    }
     let settings = cluster_config::settings(state)?;
     let noted = state.get(&SessionUseKey(digest))?.map_or(0, |noted| noted.row.last_used_ms);
     let (now, last_ms) = (state.now(), noted.max(session.created_at_ms));
@@ -187,36 +285,33 @@ pub struct Listed {
 }
 
 /// A page of active sessions, ordered by handle: the caller's own, or everybody's for an admin and whoever has a rule to list
-/// sessions; of `user` alone, if
+/// sessions; of `owner` alone, if
 /// given.
 ///
 /// # Errors
-/// [`CoreError::Unauthenticated`] when the caller is not a user; [`CoreError::Invalid`] for a page token that is not of
-/// this list; [`CoreError::Storage`].
+/// [`CoreError::Unauthenticated`] when the caller is neither a user nor an agent identity; [`CoreError::Invalid`] for a
+/// page token that is not of this list; [`CoreError::Storage`].
 pub fn list(
     state: &mut (impl Read + ?Sized),
     caller: &Caller,
-    user: Option<&UserName>,
+    owner: Option<&Owner>,
     page: &PageRequest,
 ) -> Result<Page<Listed>, CoreError> {
     let after = page.after(SessionHandle::parse)?;
-    let caller = caller.user()?;
+    let own = match caller {
+        Caller::AgentIdentity(identity) => Owner::AgentIdentity(identity.name.clone()),
+        _ => Owner::User(caller.user()?.name.clone()),
+    };
     let limit = page.size.saturating_add(1);
-    let sees_all = caller.may(Resource::Sessions, Verb::List);
-    let references = match user {
+    let sees_all = caller.holder()?.may(Resource::Sessions, Verb::List);
+    let references = match owner {
         // What is not the caller's own is not in the list, as if it were not there.
-        Some(name) if !sees_all && *name != caller.name => Vec::new(),
+        Some(owner) if !sees_all && *owner != own => Vec::new(),
         None if sees_all => {
             let rows = state.scan(after.map(SessionHandleKey).as_ref(), limit)?;
             rows.into_iter().map(|(key, reference)| (key.0, reference.row)).collect()
         }
-        _ => {
-            let user = user.unwrap_or(&caller.name);
-            let after = after.map(|handle| UserSessionKey { user: user.clone(), handle });
-            let rows =
-                state.scan_under::<UserSessionKey>(UserSessionKey::front(user), after.as_ref(), limit)?;
-            rows.into_iter().map(|(key, reference)| (key.handle, reference.row)).collect::<Vec<_>>()
-        }
+        _ => some_of(state, owner.unwrap_or(&own), after.as_ref(), limit)?,
     };
     let page = Page::cut(references, page.size, |(handle, _)| handle.to_string());
     let epoch = epoch(state)?;
@@ -255,7 +350,7 @@ pub fn revoke(
     let session = tx.get(&SessionKey(digest))?.ok_or_else(not_found)?.row;
     end(tx, digest, &session)?;
     revocation::revoke(tx, TargetKind::Session, &session.handle);
-    let fields = [("user", session.user.clone())];
+    let fields = [("user", session.owner_text())];
     audit::append(tx, context, EventType::SessionRevoke, target(&session), &fields);
     Ok(())
 }
@@ -263,27 +358,50 @@ pub fn revoke(
 /// Ends the session that the call is made with.
 ///
 /// # Errors
-/// [`CoreError::Unauthenticated`] when the caller is not a user; [`CoreError::Storage`].
+/// [`CoreError::Unauthenticated`] when it is made with none; [`CoreError::Storage`].
 pub fn logout(tx: &mut (impl Transaction + ?Sized), context: &Context) -> Result<(), CoreError> {
-    let caller = context.caller.user()?;
-    end(tx, caller.digest, &caller.session)?;
-    audit::append(tx, context, EventType::Logout, target(&caller.session), &[]);
+    let (digest, session) = match &context.caller {
+        Caller::AgentIdentity(identity) => (identity.digest, &identity.session),
+        caller => {
+            let user = caller.user()?;
+            (user.digest, &user.session)
+        }
+    };
+    end(tx, digest, session)?;
+    audit::append(tx, context, EventType::Logout, target(session), &[]);
     Ok(())
 }
 
-/// Ends all sessions of a user but one. Answers how many those were. What ends them appends the audit record.
+/// Ends a session of an agent identity, if there still is one of this handle. What ends it appends the audit record.
+///
+/// # Errors
+/// [`CoreError::Storage`].
+pub(crate) fn end_of_identity(
+    tx: &mut (impl Transaction + ?Sized),
+    identity: &IdentityName,
+    handle: &str,
+) -> Result<(), CoreError> {
+    let Some(handle) = SessionHandle::parse(handle) else { return Ok(()) };
+    let key = IdentitySessionKey { identity: identity.clone(), handle: handle.clone() };
+    match tx.get(&key)? {
+        Some(reference) => remove(tx, &Owner::AgentIdentity(identity.clone()), &handle, &reference.row),
+        None => Ok(()),
+    }
+}
+
+/// Ends all sessions of a user or agent identity but one. Answers how many those were. What ends them appends the audit record.
 ///
 /// # Errors
 /// [`CoreError::Storage`].
 pub fn end_all_of(
     tx: &mut (impl Transaction + ?Sized),
-    user: &UserName,
+    owner: &Owner,
     except: Option<SecretDigest>,
 ) -> Result<u32, CoreError> {
     let mut ended = 0;
-    for (key, reference) in all_of(tx, user)? {
+    for (handle, reference) in all_of(tx, owner)? {
         if except.is_none_or(|kept| reference.digest != kept.0) {
-            remove(tx, &key, &reference)?;
+            remove(tx, owner, &handle, &reference)?;
             ended += 1;
         }
     }
@@ -320,18 +438,41 @@ pub(crate) fn target(session: &SessionRow) -> String {
 
 fn all_of(
     tx: &mut (impl Transaction + ?Sized),
-    user: &UserName,
-) -> Result<Vec<(UserSessionKey, SessionRefRow)>, CoreError> {
-    let mut all: Vec<(UserSessionKey, SessionRefRow)> = Vec::new();
+    owner: &Owner,
+) -> Result<Vec<(SessionHandle, SessionRefRow)>, CoreError> {
+    let mut all: Vec<(SessionHandle, SessionRefRow)> = Vec::new();
     loop {
-        let after = all.last().map(|(key, _)| key);
-        let rows = tx.scan_under::<UserSessionKey>(UserSessionKey::front(user), after, STEP)?;
+        let rows = some_of(tx, owner, all.last().map(|(handle, _)| handle), STEP)?;
         let last_step = rows.len() < STEP;
-        all.extend(rows.into_iter().map(|(key, reference)| (key, reference.row)));
+        all.extend(rows);
         if last_step {
             return Ok(all);
         }
     }
+}
+
+/// Sessions of a user or agent identity after a handle, so many at most.
+fn some_of(
+    state: &mut (impl Read + ?Sized),
+    owner: &Owner,
+    after: Option<&SessionHandle>,
+    limit: usize,
+) -> Result<Vec<(SessionHandle, SessionRefRow)>, CoreError> {
+    let after = after.cloned();
+    Ok(match owner {
+        Owner::User(user) => {
+            let (front, user) = (UserSessionKey::front(user), user.clone());
+            let after = after.map(|handle| UserSessionKey { user, handle });
+            let rows = state.scan_under::<UserSessionKey>(front, after.as_ref(), limit)?;
+            rows.into_iter().map(|(key, reference)| (key.handle, reference.row)).collect()
+        }
+        Owner::AgentIdentity(identity) => {
+            let (front, identity) = (IdentitySessionKey::front(identity), identity.clone());
+            let after = after.map(|handle| IdentitySessionKey { identity, handle });
+            let rows = state.scan_under::<IdentitySessionKey>(front, after.as_ref(), limit)?;
+            rows.into_iter().map(|(key, reference)| (key.handle, reference.row)).collect()
+        }
+    })
 }
 
 fn end(
@@ -339,22 +480,29 @@ fn end(
     digest: SecretDigest,
     session: &SessionRow,
 ) -> Result<(), CoreError> {
-    let user = UserName::parse("session.user", &session.user)?;
+    let owner = Owner::of(session)?;
     let handle = SessionHandle::parse(&session.handle).ok_or_else(|| damaged("its handle is not one"))?;
     let reference = SessionRefRow { digest: digest.0.to_vec(), expires_at_ms: session.expires_at_ms };
-    remove(tx, &UserSessionKey { user, handle }, &reference)
+    remove(tx, &owner, &handle, &reference)
 }
 
 fn remove(
     tx: &mut (impl Transaction + ?Sized),
-    key: &UserSessionKey,
+    owner: &Owner,
+    handle: &SessionHandle,
     reference: &SessionRefRow,
 ) -> Result<(), CoreError> {
     let digest = digest(reference)?;
     tx.delete(&SessionKey(digest));
     tx.delete(&SessionUseKey(digest));
-    tx.delete(&SessionHandleKey(key.handle.clone()));
-    tx.delete(key);
+    tx.delete(&SessionHandleKey(handle.clone()));
+    let handle = handle.clone();
+    match owner {
+        Owner::User(user) => tx.delete(&UserSessionKey { user: user.clone(), handle }),
+        Owner::AgentIdentity(identity) => {
+            tx.delete(&IdentitySessionKey { identity: identity.clone(), handle });
+        }
+    }
     Ok(())
 }
 

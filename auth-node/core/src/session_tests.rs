@@ -183,10 +183,10 @@ fn all_sessions_of_a_user_are_ended_but_the_one_that_stays() {
     cluster.add_user("an", Grants::default());
     let (other_user, kept) = (cluster.log_in("an"), cluster.log_in("ann"));
     let ended: Vec<_> = (0..3).map(|_| cluster.log_in("ann")).collect();
-    assert_eq!(cluster.run(|tx| end_all_of(tx, &name("ann"), Some(kept))), Ok(3));
+    assert_eq!(cluster.run(|tx| end_all_of(tx, &(&name("ann")).into(), Some(kept))), Ok(3));
     assert!(cluster.is_honoured(kept) && cluster.is_honoured(other_user));
     assert!(ended.into_iter().all(|session| !cluster.is_honoured(session)));
-    assert_eq!(cluster.run(|tx| end_all_of(tx, &name("ann"), None)), Ok(1));
+    assert_eq!(cluster.run(|tx| end_all_of(tx, &(&name("ann")).into(), None)), Ok(1));
     assert_eq!(rows_of(&mut cluster, "ann"), 0);
 }
 
@@ -312,8 +312,9 @@ fn lists_show_the_last_use_and_no_session_that_is_over() {
     let boss = cluster.boss;
     let ann = cluster.log_in("ann");
     let last_used = |cluster: &mut Cluster| {
-        let page =
-            cluster.call(boss, |tx, context| list(tx, &context.caller, Some(&name("ann")), &page(0, None)));
+        let page = cluster.call(boss, |tx, context| {
+            list(tx, &context.caller, Some(&(&name("ann")).into()), &page(0, None))
+        });
         page.unwrap().items.into_iter().map(|listed| listed.last_used_ms).collect::<Vec<_>>()
     };
     assert_eq!(last_used(&mut cluster), [1000]);

@@ -122,7 +122,7 @@ pub fn may_create(
     context: &Context,
     new: &NewTrustedCluster,
 ) -> Result<(), CoreError> {
-    mapped::check(state, context.caller.user()?, &new.roles)?;
+    mapped::check(state, context.caller.holder()?, &new.roles)?;
     if cluster::get(state)?.row.name == new.name.as_str() {
         let reason = "this is the name of this cluster, which trusts neither itself nor one of the same name";
         return Err(CoreError::invalid("trusted_cluster.name", reason));
@@ -206,7 +206,7 @@ pub fn update(
 ) -> Result<TrustedCluster, CoreError> {
     let current = stored(tx, &new.name)?;
     CoreError::check_revision(KIND, new.name.as_str(), revision, current.revision)?;
-    let (caller, before) = (context.caller.user()?, roles_of(&current.row)?);
+    let (caller, before) = (context.caller.holder()?, roles_of(&current.row)?);
     mapped::may_manage(caller, &before)?;
     mapped::check(tx, caller, &new.roles)?;
     let row = TrustedClusterRow {
@@ -235,7 +235,7 @@ pub fn delete(
     name: &ClusterName,
 ) -> Result<(), CoreError> {
     let before = roles_of(&stored(tx, name)?.row)?;
-    mapped::may_manage(context.caller.user()?, &before)?;
+    mapped::may_manage(context.caller.holder()?, &before)?;
     tx.delete(&TrustedClusterKey(name.clone()));
     tx.delete(&RefreshKey(name.clone()));
     mapped::note(tx, MapperKind::TrustedCluster, name.as_str(), &before, &BTreeSet::new());

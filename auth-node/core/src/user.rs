@@ -8,7 +8,7 @@ use store_txn::{Read, ReadExt, Transaction, TransactionExt, UnixMillis, Versione
 use crate::{
     Context, CoreError, access_request,
     audit::{self, EventType},
-    context::UserCaller,
+    context::Holder,
     evaluate::Traits,
     host_login::is_trait_name,
     invite::{self, NewInvite},
@@ -69,7 +69,7 @@ pub struct Grants {
 
 impl Grants {
     /// Whether all of others is among these.
-    fn include(&self, others: &Self) -> bool {
+    pub(crate) fn include(&self, others: &Self) -> bool {
         others.roles.is_subset(&self.roles) && lacking(&self.traits, &others.traits).is_none()
     }
 }
@@ -148,9 +148,10 @@ pub fn create(
     context: &Context,
     new: &NewUser,
 ) -> Result<User, CoreError> {
-    check_grants(&new.grants)?;
+    check_grants("user", &new.grants)?;
     roles_exist(tx, &new.grants.roles)?;
-    holds(context.caller.user()?, &new.grants)?;
+    // Whoever makes a user could be that user: so it must be a person.
+    holds(context.caller.user()?.holder(), &new.grants)?;
     insert(tx, context, new)
 }
 
@@ -214,11 +215,11 @@ pub fn update(
     revision: u64,
     grants: &Grants,
 ) -> Result<User, CoreError> {
-    check_grants(grants)?;
+    check_grants("user", grants)?;
     let current = stored(tx, name)?;
     CoreError::check_revision(KIND, name.as_str(), revision, current.revision)?;
     roles_exist(tx, &grants.roles)?;
-    let caller = context.caller.user()?;
+    let caller = context.caller.holder()?;
     let before = held(&current.row)?;
     holds(caller, &before)?;
     holds(caller, grants)?;
@@ -255,7 +256,7 @@ pub fn delete(
 ) -> Result<u32, CoreError> {
     let current = stored(tx, name)?;
     let before = held(&current.row)?;
-    holds(context.caller.user()?, &before)?;
+    holds(context.caller.holder()?, &before)?;
     if before.roles.iter().any(RoleName::is_admin) {
         keep_an_admin(tx, name)?;
     }
@@ -263,7 +264,7 @@ pub fn delete(
         tx.delete(&RoleMemberKey { role, user: name.clone() });
     }
     tx.delete(&UserKey(name.clone()));
-    let ended = session::end_all_of(tx, name, None)?;
+    let ended = session::end_all_of(tx, &name.into(), None)?;
     revocation::revoke(tx, TargetKind::User, name.as_str());
     access_request::forget_all_of(tx, name)?;
     lockout::forget(tx, name);
@@ -288,7 +289,7 @@ pub fn reset_password(
     let current = stored(tx, name)?;
     let caller = context.caller.user()?;
     // Who knows a user's password has what the user has.
-    holds(caller, &held(&current.row)?)?;
+    holds(caller.holder(), &held(&current.row)?)?;
     if caller.name == *name && matches!(proof, Proof::Invite(_)) {
         // Its session ends with this: if the answer is lost, nobody may be left who could help.
         let reason = "this would end your session and your password: change the password instead";
@@ -296,7 +297,7 @@ pub fn reset_password(
     }
     set_proof(tx, context, name, current.row, proof)?;
     lockout::forget(tx, name);
-    let ended = session::end_all_of(tx, name, None)?;
+    let ended = session::end_all_of(tx, &name.into(), None)?;
     revocation::revoke(tx, TargetKind::User, name.as_str());
     audit::append(
         tx,
@@ -349,7 +350,7 @@ pub fn change_password(
     lockout::check(tx, context, &caller.name)?;
     lockout::prove(tx, context, &caller.name)?;
     set_proof(tx, context, &caller.name, current.row, &new_hash.clone().into())?;
-    let ended = session::end_all_of(tx, &caller.name, Some(caller.digest))?;
+    let ended = session::end_all_of(tx, &(&caller.name).into(), Some(caller.digest))?;
     let fields = [("sessions_ended", ended.to_string())];
     audit::append(tx, context, EventType::PasswordChange, target(&caller.name), &fields);
     Ok(ended)
@@ -391,29 +392,38 @@ fn stored(state: &mut (impl Read + ?Sized), name: &UserName) -> Result<Versioned
 
 /// What a stored user has.
 fn held(row: &UserRow) -> Result<Grants, CoreError> {
-    let names = row.roles.iter().map(|name| RoleName::parse("user.roles", name));
-    Ok(Grants { roles: names.collect::<Result<_, _>>()?, traits: row.traits.clone() })
+    granted(&row.roles, &row.traits)
 }
 
-fn texts(roles: &BTreeSet<RoleName>) -> Vec<String> {
+/// What is stored as roles and traits.
+pub(crate) fn granted(roles: &[String], traits: &Traits) -> Result<Grants, CoreError> {
+    let names = roles.iter().map(|name| RoleName::parse("roles", name));
+    Ok(Grants { roles: names.collect::<Result<_, _>>()?, traits: traits.clone() })
+}
+
+pub(crate) fn texts(roles: &BTreeSet<RoleName>) -> Vec<String> {
     roles.iter().map(RoleName::to_string).collect()
 }
 
 /// Traits as the audit log shows them: `logins=ann root,team=red`.
-fn shown(traits: &Traits) -> String {
+pub(crate) fn shown(traits: &Traits) -> String {
     let each = traits.iter().map(|(name, strings)| format!("{name}={}", strings.values.join(" ")));
     each.collect::<Vec<_>>().join(",")
 }
 
-fn check_grants(grants: &Grants) -> Result<(), CoreError> {
+/// Refuses what is out of bounds, as a field of `whose`.
+///
+/// # Errors
+/// [`CoreError::Invalid`].
+pub(crate) fn check_grants(whose: &str, grants: &Grants) -> Result<(), CoreError> {
     if grants.roles.len() > MAX_ROLES {
-        return Err(CoreError::invalid("user.roles", format!("at most {MAX_ROLES} roles")));
+        return Err(CoreError::invalid(format!("{whose}.roles"), format!("at most {MAX_ROLES} roles")));
     }
-    check_traits(&grants.traits)
+    check_traits(whose, &grants.traits)
 }
 
-fn check_traits(traits: &Traits) -> Result<(), CoreError> {
-    let invalid = |reason: String| Err(CoreError::invalid("user.traits", reason));
+fn check_traits(whose: &str, traits: &Traits) -> Result<(), CoreError> {
+    let invalid = |reason: String| Err(CoreError::invalid(format!("{whose}.traits"), reason));
     if traits.len() > MAX_TRAITS {
         return invalid(format!("at most {MAX_TRAITS} traits"));
     }
@@ -441,7 +451,14 @@ fn check_traits(traits: &Traits) -> Result<(), CoreError> {
     Ok(())
 }
 
-fn roles_exist(tx: &mut (impl Transaction + ?Sized), roles: &BTreeSet<RoleName>) -> Result<(), CoreError> {
+/// Refuses a role that is not there.
+///
+/// # Errors
+/// [`CoreError::NotFound`], [`CoreError::Storage`].
+pub(crate) fn roles_exist(
+    tx: &mut (impl Transaction + ?Sized),
+    roles: &BTreeSet<RoleName>,
+) -> Result<(), CoreError> {
     for name in roles {
         if tx.get(&RoleKey(name.clone()))?.is_none() {
             return Err(role::not_found(name));
@@ -451,17 +468,19 @@ fn roles_exist(tx: &mut (impl Transaction + ?Sized), roles: &BTreeSet<RoleName>)
 }
 
 /// Refuses what the caller does not hold itself. An admin may give everything.
-fn holds(caller: &UserCaller, grants: &Grants) -> Result<(), CoreError> {
+///
+/// # Errors
+/// [`CoreError::Denied`].
+pub(crate) fn holds(caller: Holder<'_>, grants: &Grants) -> Result<(), CoreError> {
     if caller.is_admin() {
         return Ok(());
     }
-    if let Some(role) = grants.roles.iter().find(|name| !caller.roles.iter().any(|role| role.name == **name))
-    {
+    if let Some(role) = grants.roles.iter().find(|name| !caller.holds(name)) {
         return Err(CoreError::Denied(format!(
             "you do not hold role {role}, so you cannot give it or manage who has it"
         )));
     }
-    if let Some(name) = lacking(&caller.user.traits, &grants.traits) {
+    if let Some(name) = lacking(caller.traits, &grants.traits) {
         let reason = format!(
             "you do not have all values of trait {name}, so you cannot give them or manage who has them"
         );

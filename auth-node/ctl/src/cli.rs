@@ -118,6 +118,12 @@ pub(crate) enum Command {
     /// Manage roles
     #[command(subcommand)]
     Roles(cmd::roles::Roles),
+    /// Manage agent identities: bots, CI jobs, AI agents
+    #[command(subcommand)]
+    AgentIdentities(cmd::agent_identities::AgentIdentities),
+    /// Be an agent identity: get its credentials, and keep them fresh
+    #[command(subcommand)]
+    Bot(cmd::bot::Bot),
     /// Manage join tokens of SSH nodes and ingests
     #[command(subcommand)]
     Tokens(cmd::tokens::Tokens),
@@ -151,7 +157,7 @@ pub(crate) enum Command {
     /// See and change the configuration of the whole cluster
     #[command(subcommand)]
     Config(cmd::config::Config),
-    /// Keep users, roles, logins, nodes and devices out
+    /// Keep users, agent identities, roles, logins, nodes and devices out
     #[command(subcommand)]
     Locks(cmd::locks::Locks),
     /// Manage single sign-on providers
@@ -174,6 +180,7 @@ impl Command {
             Self::Login(_) => Proof::Password,
             Self::AcceptInvite(_) => Proof::Invite,
             Self::Agent(cmd::agent::Agent::Join(_)) => Proof::JoinToken,
+            Self::Bot(_) => Proof::Bot,
             Self::Agent(_) | Self::Recordings(cmd::recordings::Recordings::Upload(_)) => Proof::Agent,
             _ => Proof::Session,
         }

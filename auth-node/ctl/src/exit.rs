@@ -5,7 +5,7 @@ use std::{process::ExitCode, time::Duration};
 use mezite_client::{ClientError, UploadError};
 use tonic::Code;
 
-use crate::cmd::agent::Ended;
+use crate::cmd::{agent::Ended, bot::Over};
 
 /// The arguments, or a file that they name, are wrong.
 #[derive(Debug, thiserror::Error)]
@@ -57,6 +57,8 @@ pub(crate) enum Proof {
     JoinToken,
     /// The certificate of an agent.
     Agent,
+    /// The secret or certificate of an agent identity.
+    Bot,
 }
 
 /// Prints the error and what to do, on standard error, and chooses the exit code.
@@ -80,7 +82,7 @@ fn outcome(error: &anyhow::Error) -> Outcome {
     if error.chain().any(|cause| cause.is::<Usage>()) {
         return Outcome::Usage;
     }
-    if error.chain().any(|cause| cause.is::<NotLoggedIn>() || cause.is::<Ended>()) {
+    if error.chain().any(|cause| cause.is::<NotLoggedIn>() || cause.is::<Ended>() || cause.is::<Over>()) {
         return Outcome::Denied;
     }
     if error.chain().any(|cause| cause.is::<NotFound>()) {
@@ -163,7 +165,7 @@ fn untrusted(proof: Proof) -> &'static str {
         Proof::Session | Proof::Password => {
             "check --addr; for a cluster with a new CA, check its pin and log in again with --ca-pin"
         }
-        Proof::Invite | Proof::JoinToken => {
+        Proof::Invite | Proof::JoinToken | Proof::Bot => {
             "check --addr and --ca-pin: an admin sees the pin of the cluster with `mezctl status`"
         }
         Proof::Agent => {
@@ -182,6 +184,7 @@ fn unknown_caller(proof: Proof) -> &'static str {
         Proof::Invite => "ask an admin for another invite: `mezctl users reset NAME`",
         Proof::JoinToken => "ask an admin for another join token: `mezctl tokens add`",
         Proof::Agent => "run `mezctl agent leave --local`, and join again with a new token",
+        Proof::Bot => "ask an admin for another secret: `mezctl agent-identities reset NAME`",
     }
 }
 
@@ -198,6 +201,9 @@ fn refused(error: &ClientError, proof: Proof) -> Option<&'static str> {
             Some("an invite is good once and for a time: ask an admin for another: `mezctl users reset NAME`")
         }
         Proof::JoinToken => Some("ask an admin for another join token (`mezctl tokens add`), if it is that"),
+        Proof::Bot => Some(
+            "a secret is good once and for a time: ask an admin for another: `mezctl agent-identities reset NAME`",
+        ),
         // It has no roles; the message says why.
         Proof::Agent => None,
     }

@@ -77,6 +77,7 @@ fn a_hint_fits_the_command() {
         (Proof::Invite, "users reset", "users reset"),
         (Proof::JoinToken, "tokens add", "tokens add"),
         (Proof::Agent, "join again", ""),
+        (Proof::Bot, "agent-identities reset", "agent-identities reset"),
     ] {
         assert!(refused(Code::Unauthenticated, "UNAUTHENTICATED", proof).contains(unknown), "{proof:?}");
         assert!(refused(Code::PermissionDenied, "DENIED", proof).contains(denied), "{proof:?}");

@@ -1,12 +1,14 @@
 //! mezctl: the command line of Mezite, for users, admins and the hosts that they reach.
 //!
 //! A command is a file in `cmd`: it reads its arguments, calls the cluster through `mezite-client`, and prints a
-//! report. What is kept on disk is in `profile` (a user's cluster and session) and `agent_dir` (a host's identity).
+//! report. What is kept on disk is in `profile` (a user's cluster and session) `agent_dir` (a host's identity) and
+//! `bot_dir` (an agent identity's credentials).
 //! No rule of the service lives here.
 
 mod agent_dir;
 mod args;
 mod audit_proof;
+mod bot_dir;
 mod cli;
 mod cmd;
 mod connector_file;

@@ -43,6 +43,13 @@ pub enum Identity {
         /// Canonical name of the user: `[a-z0-9._@-]{1,63}`.
         name: String,
     },
+    /// An agent identity: a bot, a CI job, an AI agent. Its names are not users'.
+    Bot {
+        /// Name of the cluster: `[a-z0-9.-]{1,63}`.
+        cluster: String,
+        /// Canonical name of the identity: `[a-z0-9._@-]{1,63}`.
+        name: String,
+    },
 }
 
 impl Identity {
@@ -52,7 +59,8 @@ impl Identity {
             Self::Agent { cluster, .. }
             | Self::Ingest { cluster, .. }
             | Self::Auth { cluster, .. }
-            | Self::User { cluster, .. } => cluster,
+            | Self::User { cluster, .. }
+            | Self::Bot { cluster, .. } => cluster,
         }
     }
 
@@ -68,6 +76,11 @@ impl Identity {
             Self::User { name, .. } => {
                 check_name(name, b"._@-", "the user's name must be [a-z0-9._@-], 1 to 63 characters")
             }
+            Self::Bot { name, .. } => check_name(
+                name,
+                b"._@-",
+                "the agent identity's name must be [a-z0-9._@-], 1 to 63 characters",
+            ),
         }
     }
 }
@@ -80,6 +93,7 @@ impl fmt::Display for Identity {
             Self::Ingest { cluster, id } => write!(f, "{SCHEME}{cluster}/ingest/{id}"),
             Self::Auth { cluster, node_id } => write!(f, "{SCHEME}{cluster}/auth/{node_id}"),
             Self::User { cluster, name } => write!(f, "{SCHEME}{cluster}/user/{name}"),
+            Self::Bot { cluster, name } => write!(f, "{SCHEME}{cluster}/bot/{name}"),
         }
     }
 }
@@ -101,7 +115,8 @@ impl FromStr for Identity {
             "ingest" => Self::Ingest { cluster, id: name.to_owned() },
             "auth" => Self::Auth { cluster, node_id: parse_node_id(name)? },
             "user" => Self::User { cluster, name: name.to_owned() },
-            _ => return Err(PkiError::InvalidIdentity("its kind must be agent, ingest, auth or user")),
+            "bot" => Self::Bot { cluster, name: name.to_owned() },
+            _ => return Err(PkiError::InvalidIdentity("its kind must be agent, ingest, auth, user or bot")),
         };
         identity.check()?;
         Ok(identity)
@@ -160,6 +175,7 @@ mod tests {
                 Identity::User { cluster: cluster(), name: "ann_b@example.com".into() },
                 "mezite://prod.example/user/ann_b@example.com",
             ),
+            (Identity::Bot { cluster: cluster(), name: "ann".into() }, "mezite://prod.example/bot/ann"),
         ];
         for (identity, uri) in pinned {
             assert_eq!(identity.to_string(), uri);
@@ -203,6 +219,8 @@ mod tests {
             "mezite://c/auth/-1".into(),
             "mezite://c/auth/18446744073709551616".into(),
             "mezite://c/agent/1".into(),
+            "mezite://c/bot/Ann".into(),
+            "mezite://c/bot/".into(),
             format!("mezite://c/agent/{}", ID.to_uppercase()),
             format!("mezite://c/agent/{{{ID}}}"),
             format!("mezite://c/ingest/{}", ID.replace('-', "")),
@@ -224,7 +242,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_read_is_written_back(uri in "mezite://[a-z.-]{0,3}/(agent|auth|user|ingest)/[ -~]{0,6}") {
+        fn what_is_read_is_written_back(uri in "mezite://[a-z.-]{0,3}/(agent|auth|user|ingest|bot)/[ -~]{0,6}") {
             if let Ok(identity) = uri.parse::<Identity>() {
                 prop_assert_eq!(identity.to_string(), uri);
             }

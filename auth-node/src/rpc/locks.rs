@@ -3,7 +3,7 @@
 use auth_core::{
     CoreError,
     lock::{self, NewLock, Target},
-    names::{AgentId, DeviceId, LockId, RoleName, UserName},
+    names::{AgentId, DeviceId, IdentityName, LockId, RoleName, UserName},
     tables::{LockRow, TargetKind},
 };
 use mezite_proto::v1::{self, lock_target::Target as Told};
@@ -77,7 +77,9 @@ fn parse(request: v1::CreateLockRequest) -> Result<NewLock, CoreError> {
             let refused = || CoreError::invalid("target.device", "32 hexadecimal digits, as lists show it");
             Target::Device(DeviceId::parse(&id).ok_or_else(refused)?)
         }
-        Told::AgentIdentity(_) => return later("target.agent_identity"),
+        Told::AgentIdentity(name) => {
+            Target::AgentIdentity(IdentityName::parse("target.agent_identity", &name)?)
+        }
     };
     let ttl = request.ttl.map(|ttl| convert::duration_in("ttl", ttl)).transpose()?;
     Ok(NewLock { id: LockId::from_random(rand::random()), target, message: request.message, ttl })

@@ -7,6 +7,7 @@
 
 mod access;
 mod access_requests;
+mod agent_identities;
 mod audit;
 mod backup;
 mod certs;
@@ -39,6 +40,7 @@ pub(crate) mod users;
 pub(crate) mod webauthn;
 
 pub(crate) use outcome::carry_out;
+pub(crate) use agent_identities::ROOM as AGENT_IDENTITIES;
 pub(crate) use revocations::RevocationList;
 
 use std::{pin::Pin, sync::Arc};
@@ -62,13 +64,6 @@ use outcome::{after_admission, end, within};
 
 /// Methods that later releases build. They are authorised, and then UNIMPLEMENTED.
 pub const NOT_YET: &[&str] = &[
-    "CreateAgentIdentity",
-    "UpdateAgentIdentity",
-    "DeleteAgentIdentity",
-    "GetAgentIdentity",
-    "ListAgentIdentities",
-    "BootstrapAgentIdentity",
-    "RenewAgentIdentity",
     "AuthenticateSPIFFE",
 ];
 
@@ -246,18 +241,18 @@ api! {
 
         // Agent identities: bots, CI jobs, AI agents.
         CreateAgentIdentity:
-            create_agent_identity(CreateAgentIdentityRequest) -> CreateAgentIdentityResponse = later;
+            create_agent_identity(CreateAgentIdentityRequest) -> CreateAgentIdentityResponse = agent_identities::create;
         UpdateAgentIdentity:
-            update_agent_identity(UpdateAgentIdentityRequest) -> UpdateAgentIdentityResponse = later;
+            update_agent_identity(UpdateAgentIdentityRequest) -> UpdateAgentIdentityResponse = agent_identities::update;
         DeleteAgentIdentity:
-            delete_agent_identity(DeleteAgentIdentityRequest) -> DeleteAgentIdentityResponse = later;
-        GetAgentIdentity: get_agent_identity(GetAgentIdentityRequest) -> GetAgentIdentityResponse = later;
+            delete_agent_identity(DeleteAgentIdentityRequest) -> DeleteAgentIdentityResponse = agent_identities::delete;
+        GetAgentIdentity: get_agent_identity(GetAgentIdentityRequest) -> GetAgentIdentityResponse = agent_identities::get;
         ListAgentIdentities:
-            list_agent_identities(ListAgentIdentitiesRequest) -> ListAgentIdentitiesResponse = later;
+            list_agent_identities(ListAgentIdentitiesRequest) -> ListAgentIdentitiesResponse = agent_identities::list;
         BootstrapAgentIdentity:
-            bootstrap_agent_identity(BootstrapAgentIdentityRequest) -> BootstrapAgentIdentityResponse = later;
+            bootstrap_agent_identity(BootstrapAgentIdentityRequest) -> BootstrapAgentIdentityResponse = agent_identities::bootstrap;
         RenewAgentIdentity:
-            renew_agent_identity(RenewAgentIdentityRequest) -> RenewAgentIdentityResponse = later;
+            renew_agent_identity(RenewAgentIdentityRequest) -> RenewAgentIdentityResponse = agent_identities::renew;
         AuthenticateSPIFFE:
             authenticate_spiffe(AuthenticateSpiffeRequest) -> AuthenticateSpiffeResponse = later;
 

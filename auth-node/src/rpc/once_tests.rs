@@ -96,6 +96,9 @@ impl World {
         let connector = v1::CreateConnectorRequest { connector: Some(github("known", "secret")) };
         let connector = api.create_connector(plain.request(connector)).await.unwrap().into_inner();
         let connector = connector.connector.unwrap().revision;
+        let identity = v1::AgentIdentity { name: "known".into(), ..Default::default() };
+        let identity = v1::CreateAgentIdentityRequest { identity: Some(identity), bootstrap_ttl: None };
+        api.create_agent_identity(plain.request(identity)).await.unwrap();
         let user = v1::User { name: "ann".into(), roles: vec!["admin".into()], ..Default::default() };
         let request =
             v1::CreateUserRequest { user: Some(user), password: PASSWORD.into(), ..Default::default() };

@@ -7,9 +7,10 @@ use std::sync::Arc;
 
 use auth_core::{
     Caller, Context, CoreError,
-    names::{AgentId, UserName},
+    names::AgentId,
     node,
     rules::{Resource, Verb},
+    session::Owner,
 };
 use futures::StreamExt as _;
 use mezite_proto::v1;
@@ -22,7 +23,8 @@ use crate::{authn::Call, error::ApiError, relay::on_behalf, service::Service, st
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Scope {
     All,
-    Own(UserName),
+    /// Those of sessions of this user or agent identity.
+    Own(Owner),
 }
 
 impl Scope {
@@ -32,7 +34,12 @@ impl Scope {
             Caller::User(user) => Ok(if user.may(Resource::Recordings, verb) {
                 Self::All
             } else {
-                Self::Own(user.name.clone())
+                Self::Own(Owner::User(user.name.clone()))
+            }),
+            Caller::AgentIdentity(identity) => Ok(if identity.holder().may(Resource::Recordings, verb) {
+                Self::All
+            } else {
+                Self::Own(Owner::AgentIdentity(identity.name.clone()))
             }),
             Caller::Anonymous
             | Caller::Init
@@ -48,7 +55,7 @@ impl Scope {
             Self::All => true,
             Self::Own(name) => {
                 let metadata = recording.and_then(|recording| recording.metadata.as_ref());
-                metadata.is_some_and(|metadata| metadata.user == name.as_str())
+                metadata.is_some_and(|metadata| metadata.user == name.to_string())
             }
         }
     }
@@ -111,7 +118,7 @@ pub(crate) async fn list(
 ) -> Result<v1::ListSessionRecordingsResponse, ApiError> {
     let (scope, ingests, _) = reader(service, call, Verb::List).await?;
     if let Scope::Own(name) = &scope {
-        if !request.user.is_empty() && UserName::parse("user", &request.user)? != *name {
+        if !request.user.is_empty() && Owner::parse("user", &request.user)? != *name {
             return Ok(v1::ListSessionRecordingsResponse::default());
         }
         request.user = name.to_string();
@@ -206,9 +213,13 @@ mod tests {
 
     #[test]
     fn lists_are_filtered_as_the_single_reads_are() {
-        let own = Scope::Own(UserName::parse("", "ann").unwrap());
+        let own = Scope::Own(Owner::parse("", "ann").unwrap());
         assert!(own.shows(Some(&of("ann"))));
-        for other in [Some(of("bob")), Some(of("")), Some(v1::Recording::default()), None] {
+        let bots = Scope::Own(Owner::parse("", "bot:ann").unwrap());
+        assert!(bots.shows(Some(&of("bot:ann"))) && !bots.shows(Some(&of("ann"))));
+        for other in
+            [Some(of("bob")), Some(of("bot:ann")), Some(of("")), Some(v1::Recording::default()), None]
+        {
             assert!(!own.shows(other.as_ref()), "{other:?}");
             assert!(Scope::All.shows(other.as_ref()));
         }

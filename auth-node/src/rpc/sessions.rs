@@ -1,9 +1,6 @@
 //! Login sessions that are active, and their end.
 
-use auth_core::{
-    names::UserName,
-    session::{self, Listed, SessionRef},
-};
+use auth_core::session::{self, Listed, Owner, SessionRef};
 use mezite_proto::v1;
 use zeroize::Zeroizing;
 
@@ -17,9 +14,9 @@ pub(crate) async fn list(
     request: v1::ListActiveSessionsRequest,
 ) -> Result<v1::ListActiveSessionsResponse, ApiError> {
     let page = convert::page(request.page_size, &request.page_token)?;
-    let user = (!request.user.is_empty()).then(|| UserName::parse("user", &request.user)).transpose()?;
+    let owner = (!request.user.is_empty()).then(|| Owner::parse("user", &request.user)).transpose()?;
     let list =
-        service.read(call, move |view, context| session::list(view, &context.caller, user.as_ref(), &page));
+        service.read(call, move |view, context| session::list(view, &context.caller, owner.as_ref(), &page));
     let page = list.await?.map(session);
     Ok(v1::ListActiveSessionsResponse {
         sessions: page.items,
@@ -53,12 +50,12 @@ pub(crate) async fn revoke(
 pub(super) fn session(listed: Listed) -> v1::Session {
     let Listed { session: row, last_used_ms } = listed;
     v1::Session {
+        user: row.owner_text(),
         last_used_at: Some(convert::timestamp(last_used_ms)),
         method: row.method,
         created_at: Some(convert::timestamp(row.created_at_ms)),
         expires_at: Some(convert::timestamp(row.expires_at_ms)),
         handle: row.handle,
-        user: row.user,
         client_address: row.client_address,
     }
 }
@@ -75,6 +72,7 @@ mod tests {
         assert_eq!(number(AuthMethod::Unspecified), v1::AuthMethod::Unspecified);
         assert_eq!(number(AuthMethod::Password), v1::AuthMethod::Password);
         assert_eq!(number(AuthMethod::Webauthn), v1::AuthMethod::Webauthn);
+        assert_eq!(number(AuthMethod::AgentIdentity), v1::AuthMethod::AgentIdentity);
     }
 
     #[test]
@@ -88,7 +86,10 @@ mod tests {
             client_address: "192.0.2.1".into(),
             epoch: 1,
             device: String::new(),
+            agent_identity: String::new(),
         };
+        let bot = SessionRow { user: String::new(), agent_identity: "ann".into(), ..row.clone() };
+        assert_eq!(session(Listed { session: bot, last_used_ms: 1500 }).user, "bot:ann");
         let shown = session(Listed { session: row, last_used_ms: 1500 });
         assert_eq!(
             (shown.user.as_str(), shown.handle.as_str(), shown.client_address.as_str()),

@@ -221,7 +221,7 @@ fn parse(user: Option<v1::User>) -> Result<(UserName, Grants, u64), CoreError> {
 
 /// Whether the caller manages users.
 fn manages(context: &Context) -> bool {
-    context.caller.user().is_ok_and(|caller| caller.may(Resource::Users, Verb::Update))
+    context.caller.holder().is_ok_and(|caller| caller.may(Resource::Users, Verb::Update))
 }
 
 /// A user, with what is shown to those alone who manage users.

@@ -110,7 +110,13 @@ impl ByCluster {
         match (verifiers.get(foreign.cluster()), foreign) {
             (None, _) => Some(Arc::clone(&self.own)),
             (Some(theirs), Identity::User { .. }) => Some(Arc::clone(theirs)),
-            (Some(_), Identity::Agent { .. } | Identity::Ingest { .. } | Identity::Auth { .. }) => None,
+            (
+                Some(_),
+                Identity::Agent { .. }
+                | Identity::Ingest { .. }
+                | Identity::Auth { .. }
+                | Identity::Bot { .. },
+            ) => None,
         }
     }
 }
@@ -240,6 +246,7 @@ mod tests {
             agent("red"),
             Some(Identity::Ingest { cluster: "red".into(), id: ID.into() }),
             Some(Identity::Auth { cluster: "red".into(), node_id: 1 }),
+            Some(Identity::Bot { cluster: "red".into(), name: "ann".into() }),
         ] {
             assert!(!good(&red, identity.clone()), "{identity:?}");
         }

@@ -33,7 +33,9 @@ const LONG: usize = 1 << 20;
 const MANY: usize = 20_000;
 
 /// What a server says for itself; on the way in it is not looked at.
-const SAID_BY_THE_SERVER: [&str; 8] = [
+const SAID_BY_THE_SERVER: [&str; 10] = [
+    "CreateAgentIdentity identity.created_by",
+    "UpdateAgentIdentity identity.created_by",
     "CreateUser user.created_by",
     "UpdateUser user.created_by",
     "CreateUser user.lockouts",
@@ -81,6 +83,24 @@ fn right(method: &str, token: &str, agent: &Agent) -> Vec<u8> {
             v1::ResetUserPasswordRequest { name, new_password: password, ..Default::default() }
                 .encode_to_vec()
         }
+        "CreateAgentIdentity" | "UpdateAgentIdentity" => {
+            // Both messages have the identity in their first field.
+            let identity = Some(v1::AgentIdentity { name, ..Default::default() });
+            v1::CreateAgentIdentityRequest { identity, bootstrap_ttl: None }.encode_to_vec()
+        }
+        "BootstrapAgentIdentity" => v1::BootstrapAgentIdentityRequest {
+            name,
+            bootstrap_secret: "guessed".into(),
+            ssh_public_key: key,
+            tls_public_key: HostKeys::new().tls.spki_der().into(),
+        }
+        .encode_to_vec(),
+        "RenewAgentIdentity" => v1::RenewAgentIdentityRequest {
+            generation: 1,
+            ssh_public_key: key,
+            tls_public_key: HostKeys::new().tls.spki_der().into(),
+        }
+        .encode_to_vec(),
         "CreateRole" => v1::CreateRoleRequest { role }.encode_to_vec(),
         "UpdateRole" => v1::UpdateRoleRequest { role }.encode_to_vec(),
         "CreateToken" => {

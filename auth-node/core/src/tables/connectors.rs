@@ -112,9 +112,11 @@ pub enum MapperKind {
     Connector = 1,
     /// A trusted cluster.
     TrustedCluster = 2,
+    /// An agent identity, which holds the role.
+    AgentIdentity = 3,
 }
 
-/// That a connector or trusted cluster maps to a role: such a role cannot be deleted.
+/// That a connector or trusted cluster maps to a role, or an agent identity holds it: such a role cannot be deleted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MappedRoleKey {
     /// Which role.
@@ -147,6 +149,7 @@ impl Key for MappedRoleKey {
         let kind = match parts.number()? {
             1 => MapperKind::Connector,
             2 => MapperKind::TrustedCluster,
+            3 => MapperKind::AgentIdentity,
             _ => return None,
         };
         Some(Self { role, kind, name: parts.text()? })

@@ -127,6 +127,7 @@ macro_rules! number_key {
 
 // After the macros, which they use.
 mod access;
+mod agent_identities;
 mod calls;
 mod certificates;
 mod cluster;
@@ -146,6 +147,10 @@ mod webauthn;
 pub use access::{
     ConditionsRow, RequestRulesRow, RoleKey, RoleMemberKey, RoleOptionsRow, RoleRow, RuleRow, StringsRow,
     UserKey, UserRow,
+};
+pub use agent_identities::{
+    AgentIdentityKey, AgentIdentityRow, AgentIdentityStateKey, AgentIdentityStateRow, BootstrapSecretKey,
+    BootstrapSecretRow, IdentitySessionKey, IdentityTlsKeyKey, SpiffeIdKey, SpiffeIdRow,
 };
 pub use calls::{AnswerKey, AnswerRow};
 pub use certificates::{IssuedKey, IssuedRow, RevocationHeadKey, RevocationKey, RevocationRow};

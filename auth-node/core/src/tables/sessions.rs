@@ -22,12 +22,14 @@ pub enum AuthMethod {
     Password = 1,
     /// A WebAuthn authenticator.
     Webauthn = 2,
+    /// The bootstrap secret or certificate of an agent identity.
+    AgentIdentity = 5,
 }
 
 /// A session.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct SessionRow {
-    /// Canonical name of the user.
+    /// Canonical name of the user; empty for the session of an agent identity, so that nobody takes it for one of a user.
     #[prost(string, tag = "1")]
     pub user: String,
     /// Public handle.
@@ -51,6 +53,9 @@ pub struct SessionRow {
     /// Id of the WebAuthn device that the user proved itself with; empty without one.
     #[prost(string, tag = "8")]
     pub device: String,
+    /// Canonical name of the agent identity that it is of; empty: it is a user's.
+    #[prost(string, tag = "9")]
+    pub agent_identity: String,
 }
 ending_rows!(SessionRow);
 

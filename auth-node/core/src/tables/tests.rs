@@ -2,7 +2,10 @@ use store_txn::{Key as _, Row as _};
 
 use super::*;
 use crate::{
-    names::{AgentId, ClusterName, ConnectorName, DeviceId, RoleName, TokenName, UserName},
+    names::{
+        AgentId, ClusterName, ConnectorName, DeviceId, IdentityName, RoleName, SessionHandle, TokenName,
+        UserName,
+    },
     secret::SecretDigest,
 };
 
@@ -57,8 +60,12 @@ fn golden_rows() {
         client_address: "a".into(),
         epoch: 3,
         device: String::new(),
+        agent_identity: String::new(),
     };
-    assert_eq!(hex::encode(session.encode_row()), "0a03616e6e120168180120022801320161 3803".replace(' ', ""));
+    let bytes = "0a03616e6e1201681801200228013201613803";
+    assert_eq!(hex::encode(session.encode_row()), bytes);
+    let of_identity = SessionRow { agent_identity: "ci".into(), ..session.clone() };
+    assert_eq!(hex::encode(of_identity.encode_row()), format!("{bytes}4a026369"));
     assert_eq!(session.expires_at(), Some(2));
 }
 
@@ -285,6 +292,7 @@ fn golden_keys_and_rows_of_connectors_and_trusted_clusters() {
         (ConnectorKey(ConnectorName::parse("", "c").unwrap()).encode(), "0046630001"),
         (mapped(MapperKind::Connector).encode(), "0047646576000100000000000000016300 01"),
         (mapped(MapperKind::TrustedCluster).encode(), "0047646576000100000000000000026300 01"),
+        (mapped(MapperKind::AgentIdentity).encode(), "0047646576000100000000000000036300 01"),
         (TrustedClusterKey(cluster()).encode(), "0048620001"),
         (RefreshKey(cluster()).encode(), "0049620001"),
     ];
@@ -332,6 +340,59 @@ fn golden_keys_and_rows_of_connectors_and_trusted_clusters() {
         ),
         (RefreshRow { refreshed_at_ms: 1, error: "e".into() }.encode_row(), "0801120165".into()),
         (IssuedRow { cluster: "b".into(), ..IssuedRow::default() }.encode_row(), "4a0162".into()),
+    ];
+    for (bytes, hex) in rows {
+        assert_eq!(hex::encode(bytes), hex);
+    }
+}
+
+#[test]
+fn golden_keys_and_rows_of_agent_identities() {
+    let ci = || IdentityName::parse("", "ci").unwrap();
+    let handle = SessionHandle::from_random([0xff; 16]);
+    let keys = [
+        (AgentIdentityKey(ci()).encode(), "005a63690001".to_owned()),
+        (AgentIdentityStateKey(ci()).encode(), "005b63690001".to_owned()),
+        (BootstrapSecretKey(SecretDigest([2; 32])).encode(), format!("005c{}", "02".repeat(32))),
+        (
+            IdentityTlsKeyKey { identity: ci(), key_digest: [3; 32] }.encode(),
+            format!("005d63690001{}", "03".repeat(32)),
+        ),
+        (
+            IdentitySessionKey { identity: ci(), handle }.encode(),
+            format!("005e63690001{}0001", "66".repeat(32)),
+        ),
+        (SpiffeIdKey("s".into()).encode(), "005f730001".to_owned()),
+    ];
+    for (bytes, hex) in keys {
+        assert_eq!(hex::encode(bytes), hex);
+    }
+    let identity = AgentIdentityRow {
+        roles: vec!["r".into()],
+        traits: [("l".to_owned(), StringsRow { values: vec!["v".into()] })].into(),
+        max_ttl_ms: 1,
+        spiffe_ids: vec!["s".into()],
+        created_at_ms: 2,
+        created_by: "u".into(),
+    };
+    let state = AgentIdentityStateRow {
+        generation: 1,
+        key_digest: vec![2],
+        session: "s".into(),
+        last_call: vec![3],
+        ends_at_ms: 4,
+        secret_digest: vec![5],
+        secret_ends_at_ms: 6,
+        epoch: 7,
+    };
+    let secret = BootstrapSecretRow { identity: "a".into(), expires_at_ms: 1 };
+    assert_eq!((secret.expires_at(), state.expires_at(), identity.expires_at()), (Some(1), None, None));
+    let rows = [
+        (identity.encode_row(), "0a017212080a016c12030a0176180122017328023201 75".replace(' ', "")),
+        (state.encode_row(), "08011201021a0173220103280432010538064007".to_owned()),
+        (secret.encode_row(), "0a01611001".to_owned()),
+        (MarkEndingRow { expires_at_ms: 1 }.encode_row(), "0801".to_owned()),
+        (SpiffeIdRow { identity: "a".into() }.encode_row(), "0a0161".to_owned()),
     ];
     for (bytes, hex) in rows {
         assert_eq!(hex::encode(bytes), hex);

@@ -20,7 +20,7 @@ use crate::{
 /// Commands on locks.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Locks {
-    /// Lock a user, role, login, node or device out: when this returns, no node of the cluster lets it in, and its certificates
+    /// Lock a user, agent identity, role, login, node or device out: when this returns, no node of the cluster lets it in, and its certificates
     /// are revoked
     #[command(visible_alias = "create")]
     Add(Add),
@@ -52,7 +52,7 @@ Running SSH sessions go on: end them on the host. New ones are refused within se
 #[derive(Debug, Args)]
 #[command(after_help = ADD_EXAMPLES)]
 pub(crate) struct Add {
-    /// What to lock: user:NAME, role:NAME, login:NAME, node:AGENT-ID, or device:ID of a WebAuthn device
+    /// What to lock: user:NAME, agent-identity:NAME, role:NAME, login:NAME, node:AGENT-ID, or device:ID of a WebAuthn device
     target: String,
     /// Shown to the one who is locked out
     #[arg(long, default_value = "", hide_default_value = true, value_name = "TEXT")]
@@ -73,6 +73,7 @@ pub(crate) fn target(text: &str) -> Result<Target> {
         "login" => Target::Login(name),
         "node" => Target::Node(name),
         "device" => Target::Device(name),
+        "agent-identity" => Target::AgentIdentity(name),
         _ => return Err(unknown(text)),
     })
 }
@@ -91,10 +92,8 @@ pub(crate) fn shown(target: Option<v1::LockTarget>) -> String {
 }
 
 fn unknown(text: &str) -> anyhow::Error {
-    Usage(format!(
-        "`{text}` cannot be locked: write user:NAME, role:NAME, login:NAME, node:AGENT-ID or device:ID"
-    ))
-    .into()
+    let forms = "user:NAME, agent-identity:NAME, role:NAME, login:NAME, node:AGENT-ID or device:ID";
+    Usage(format!("`{text}` cannot be locked: write {forms}")).into()
 }
 
 #[derive(Serialize)]

@@ -1,8 +1,10 @@
 //! The commands, one file per family.
 
 pub(crate) mod agent;
+pub(crate) mod agent_identities;
 pub(crate) mod audit;
 pub(crate) mod auth;
+pub(crate) mod bot;
 pub(crate) mod certs;
 pub(crate) mod cluster;
 pub(crate) mod completion;
@@ -49,6 +51,8 @@ async fn carry_out(context: &Context, command: Command) -> Result<()> {
         Command::Completion(args) => completion::completion(&args),
         Command::Users(command) => users::run(context, command).await,
         Command::Roles(command) => roles::run(context, command).await,
+        Command::AgentIdentities(command) => agent_identities::run(context, command).await,
+        Command::Bot(command) => bot::run(context, command).await,
         Command::Tokens(command) => tokens::run(context, command).await,
         Command::Nodes(command) => nodes::run(context, command).await,
         Command::Certs(command) => certs::run(context, command).await,

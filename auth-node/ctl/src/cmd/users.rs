@@ -109,7 +109,7 @@ pub(crate) struct TraitArgs {
 }
 
 impl TraitArgs {
-    fn apply(self, traits: &mut BTreeMap<String, v1::Strings>) -> Result<()> {
+    pub(crate) fn apply(self, traits: &mut BTreeMap<String, v1::Strings>) -> Result<()> {
         let mut given = BTreeMap::new();
         for (name, values) in self.traits {
             let values = values.split(',').map(str::trim).filter(|value| !value.is_empty());

@@ -4,6 +4,7 @@
 //! listed, made, replaced and removed. To add one: the file, and a line in [`KINDS`].
 
 mod access_request;
+mod agent_identity;
 mod cluster_config;
 mod connector;
 mod document;
@@ -43,6 +44,7 @@ pub(crate) const KINDS: &[&dyn AnyKind] = &[
     &Of::<cluster_config::ClusterConfig>(PhantomData),
     &Of::<connector::Connector>(PhantomData),
     &Of::<trusted_cluster::TrustedCluster>(PhantomData),
+    &Of::<agent_identity::AgentIdentity>(PhantomData),
 ];
 
 /// What is the same for all documents of a `create`.

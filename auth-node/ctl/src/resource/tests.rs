@@ -376,6 +376,20 @@ fn a_file_in_another_order_and_spelling_wants_the_same() {
             // The order in which they are asked.
             ("'b:1', 'a:1'", "'a:1', 'b:1'"),
         ),
+        (
+            pair::<agent_identity::AgentIdentity>(
+                v1::AgentIdentity {
+                    name: "ci".into(),
+                    roles: list(&["access", "developer"]),
+                    max_ttl: Some(prost_types::Duration { seconds: 3600, nanos: 0 }),
+                    spiffe_ids: list(&["spiffe://x/a", "spiffe://x/b"]),
+                    ..Default::default()
+                },
+                "kind: agent_identities\nmetadata: {name: CI}\nspec: {roles: [Developer, access], spiffe_ids: \
+                 ['spiffe://x/b', 'spiffe://x/a']}",
+            ),
+            ("spec: {", "spec: {max_ttl: 2h, "),
+        ),
     ];
     let compared = table.map(|(pair, change)| pair.compare(change));
     let names = KINDS.iter().map(|kind| (kind.name(), true, false));

@@ -227,6 +227,28 @@ pub(super) fn cases() -> Vec<Case> {
                 v1::CancelAccessRequestRequest { request_id: pick(asked, OURS, OURS_TOO).into() }
             }
         ),
+        case!(
+            "CreateAgentIdentity",
+            "agent_identity.create",
+            create_agent_identity,
+            |reply| Some(v1::CreateAgentIdentityResponse::decode(reply).unwrap().bootstrap_secret),
+            |asked, _at| {
+                let identity = v1::AgentIdentity { name: "ci".into(), ..Default::default() };
+                let bootstrap_ttl = Some(prost_types::Duration { seconds: pick(asked, 60, 61), nanos: 0 });
+                v1::CreateAgentIdentityRequest { identity: Some(identity), bootstrap_ttl }
+            }
+        ),
+        case!(
+            "UpdateAgentIdentity",
+            "agent_identity.reset",
+            update_agent_identity,
+            |reply| Some(v1::UpdateAgentIdentityResponse::decode(reply).unwrap().bootstrap_secret),
+            |asked, _at| {
+                let identity = v1::AgentIdentity { name: "known".into(), ..Default::default() };
+                let bootstrap_ttl = Some(prost_types::Duration { seconds: pick(asked, 60, 61), nanos: 0 });
+                v1::UpdateAgentIdentityRequest { identity: Some(identity), reset: true, bootstrap_ttl }
+            }
+        ),
         case!("RotateCA", "ca.rotate", rotate_ca, no_secret, |asked, _at| {
             let kind = pick(asked, v1::CaKind::Peer, v1::CaKind::Tls);
             let target_phase = v1::RotationPhase::Init.into();
@@ -299,6 +321,9 @@ pub(super) const REPEATABLE: &[&str] = &[
     // The same token, or certificate, with the same keys is the same join or renewal.
     "GenerateHostCerts",
     "RegisterAgent",
+    // The same call for the same keys, as its idempotency key says, has one generation and one session.
+    "BootstrapAgentIdentity",
+    "RenewAgentIdentity",
     // Reports how it is now.
     "AgentHeartbeat",
     // What is gone is gone; that it was not there is what a repetition is told.
@@ -314,6 +339,7 @@ pub(super) const REPEATABLE: &[&str] = &[
     "ClearUserLockout",
     "DeleteConnector",
     "DeleteTrustedCluster",
+    "DeleteAgentIdentity",
     // The same token with the same id is the same exchange.
     "ExchangeTrust",
     // A change of the members is asked for until it is so.

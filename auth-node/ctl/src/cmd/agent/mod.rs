@@ -3,7 +3,7 @@
 mod heartbeat;
 mod join;
 mod leave;
-mod pulse;
+pub(crate) mod pulse;
 mod run;
 
 use std::{

@@ -17,7 +17,7 @@ use crate::{
     output::{self, Report},
 };
 
-/// Longest that the command which tells sshd of new certificates may take.
+/// Longest that the command which tells sshd, or whoever uses them, of new certificates may take.
 const RELOAD_TIMEOUT: Duration = Duration::from_secs(30);
 
 #[derive(Serialize)]
@@ -216,7 +216,7 @@ impl<'a> Pulse<'a> {
 }
 
 /// Certificates are renewed when two thirds of their life are over, and never after it: then they are no credential.
-fn is_due((not_before, not_after): (u64, u64), now: u64) -> bool {
+pub(crate) fn is_due((not_before, not_after): (u64, u64), now: u64) -> bool {
     let due = not_after.saturating_sub(not_after.saturating_sub(not_before) / 3);
     now >= due && now < not_after
 }
@@ -226,15 +226,16 @@ fn is_due((not_before, not_after): (u64, u64), now: u64) -> bool {
 #[error("the auth node that was asked has an old trust bundle; another is asked")]
 struct Behind;
 
-/// Why sshd was not told of new certificates. It is tried again with the next heartbeat.
+/// Why sshd, or whoever uses them, was not told of new certificates. It is tried again before long.
 #[derive(Debug, thiserror::Error)]
 #[error("`{command}` {reason}; the new certificates are on disk, and it is run again")]
-struct NotReloaded {
+pub(crate) struct NotReloaded {
     command: String,
     reason: String,
 }
 
-async fn reload(command: &str) -> Result<(), NotReloaded> {
+/// Runs the shell command that tells of new certificates.
+pub(crate) async fn reload(command: &str) -> Result<(), NotReloaded> {
     let failed = |reason: String| NotReloaded { command: command.to_owned(), reason };
     let mut shell = Command::new("/bin/sh");
     shell.args(["-c", command]).stdin(Stdio::null()).kill_on_drop(true);
