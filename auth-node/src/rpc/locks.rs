@@ -67,7 +67,6 @@ fn id(text: &str) -> Result<LockId, CoreError> {
 
 fn parse(request: v1::CreateLockRequest) -> Result<NewLock, CoreError> {
     let needed = || CoreError::invalid("target", "say what to lock");
-    let later = |field| Err(CoreError::invalid(field, "this release has none that could be locked"));
     let target = match request.target.and_then(|target| target.target).ok_or_else(needed)? {
         Told::User(name) => Target::User(UserName::parse("target.user", &name)?),
         Told::Role(name) => Target::Role(RoleName::parse("target.role", &name)?),
