@@ -16,8 +16,8 @@ use mezite_daemon::{
 use raft_store::Timing;
 use serde::{Deserialize, Serialize};
 
-pub use web::WebConfig;
 use crate::iam::authority;
+pub use web::WebConfig;
 
 /// Most further names or addresses in the node's certificate.
 const MAX_NAMES: usize = 32;

@@ -21,8 +21,7 @@ use crate::{
     revocation,
     tables::{
         AgentIdentityKey, DeviceKey, LockKey, LockRow, LockTargetKey, LockTargetRow, NodeKey, RoleKey,
-        RoleMemberKey,
-        TargetKind, UserKey,
+        RoleMemberKey, TargetKind, UserKey,
     },
     trusted_cluster,
 };

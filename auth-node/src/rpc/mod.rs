@@ -39,8 +39,8 @@ mod trusted_clusters;
 pub(crate) mod users;
 pub(crate) mod webauthn;
 
-pub(crate) use outcome::carry_out;
 pub(crate) use agent_identities::ROOM as AGENT_IDENTITIES;
+pub(crate) use outcome::carry_out;
 pub(crate) use revocations::RevocationList;
 
 use std::{pin::Pin, sync::Arc};
@@ -63,9 +63,7 @@ use crate::{
 use outcome::{after_admission, end, within};
 
 /// Methods that later releases build. They are authorised, and then UNIMPLEMENTED.
-pub const NOT_YET: &[&str] = &[
-    "AuthenticateSPIFFE",
-];
+pub const NOT_YET: &[&str] = &["AuthenticateSPIFFE"];
 
 /// Methods that are declared and stay without an effect. They are authorised, and then UNIMPLEMENTED.
 pub const RESERVED: &[&str] = &[

@@ -297,8 +297,7 @@ async fn add(context: &Context, args: Add) -> Result<()> {
         invite_ttl: proof.invite_ttl,
     };
     let reply = make(&client, request).await?;
-    let invite =
-        InviteView::new(proof, (reply.invite_secret, reply.invite_url), reply.invite_expires_at)?;
+    let invite = InviteView::new(proof, (reply.invite_secret, reply.invite_url), reply.invite_expires_at)?;
     context.print(&NewUser { user: present(reply.user, "the user")?.into(), invite })
 }
 
