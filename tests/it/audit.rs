@@ -137,7 +137,10 @@ async fn an_agent_tells_its_own_events_as_itself_and_no_others() {
     let events = vec!["session.start".to_owned()];
     let query = v1::QueryAuditEventsRequest { events, ..Default::default() };
     let told = call!(cluster.admin(), query_audit_events, query).unwrap().events.remove(0);
-    assert_eq!((told.actor, told.target.as_str()), (format!("agent:{}", agent.id), "session:told-by-an-agent"));
+    assert_eq!(
+        (told.actor, told.target.as_str()),
+        (format!("agent:{}", agent.id), "session:told-by-an-agent")
+    );
     assert_eq!((told.node_id, told.client_address.as_str()), (1, "127.0.0.1"));
     assert!(told.request_id != "r" && told.code != "MZ1000I", "{}, {}", told.request_id, told.code);
     let time = told.time.unwrap().seconds;
