@@ -13,9 +13,9 @@ use std::{
 };
 
 use rocksdb::{
-    BlockBasedOptions, BottommostLevelCompaction, BoundColumnFamily, Cache, ColumnFamilyDescriptor,
-    CompactOptions, DBCompressionType, DBRecoveryMode, ErrorKind, IngestExternalFileOptions, Options,
-    WriteBatch, WriteOptions,
+    BlockBasedIndexType, BlockBasedOptions, BottommostLevelCompaction, BoundColumnFamily, Cache,
+    ColumnFamilyDescriptor, CompactOptions, DBCompressionType, DBRecoveryMode, ErrorKind,
+    IngestExternalFileOptions, Options, WriteBatch, WriteOptions,
 };
 use tokio::sync::watch;
 
@@ -35,6 +35,8 @@ const FAMILIES: [&str; 4] = [RAFT_META, RAFT_LOG, SM_META, SM_DATA];
 /// One block cache serves all column families, in bytes. Indexes and filters live in it too, so that memory does
 /// not grow with the data.
 const CACHE_BYTES: usize = 64 << 20;
+/// A part of a table's index or filter is of this size, in bytes: RocksDB's own default, and that of its data blocks.
+const METADATA_BLOCK_BYTES: usize = 4 << 10;
 /// All memtables together are flushed at about this size, in bytes.
 const MEMTABLES_BYTES: usize = 64 << 20;
 /// One memtable of a busy column family, in bytes.
@@ -309,6 +311,12 @@ fn family_options(name: &str, cache: &Cache) -> Options {
     table.set_cache_index_and_filter_blocks(true);
     table.set_pin_l0_filter_and_index_blocks_in_cache(true);
     table.set_bloom_filter(10.0, false);
+    // A filter of a whole table is about as large as a shard of the cache (1 MiB): in one piece it would be thrown out and
+    // read again with every few lookups.
+    table.set_index_type(BlockBasedIndexType::TwoLevelIndexSearch);
+    table.set_partition_filters(true);
+    table.set_metadata_block_size(METADATA_BLOCK_BYTES);
+    table.set_pin_top_level_index_and_filter(true);
     table.set_format_version(5);
     let mut options = Options::default();
     options.set_block_based_table_factory(&table);

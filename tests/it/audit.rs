@@ -129,7 +129,7 @@ async fn an_agent_tells_its_own_events_as_itself_and_no_others() {
     ];
     let event = |event: &str| v1::EmitAuditEventRequest {
         event: event.into(),
-        target: "session:1".into(),
+        target: "session:told-by-an-agent".into(),
         fields: lies.map(|(name, value)| (name.to_owned(), value.to_owned())).into(),
     };
     let before = clock::unix_seconds();
@@ -137,7 +137,10 @@ async fn an_agent_tells_its_own_events_as_itself_and_no_others() {
     let events = vec!["session.start".to_owned()];
     let query = v1::QueryAuditEventsRequest { events, ..Default::default() };
     let told = call!(cluster.admin(), query_audit_events, query).unwrap().events.remove(0);
-    assert_eq!((told.actor, told.target.as_str()), (format!("agent:{}", agent.id), "session:1"));
+    assert_eq!(
+        (told.actor, told.target.as_str()),
+        (format!("agent:{}", agent.id), "session:told-by-an-agent")
+    );
     assert_eq!((told.node_id, told.client_address.as_str()), (1, "127.0.0.1"));
     assert!(told.request_id != "r" && told.code != "MZ1000I", "{}, {}", told.request_id, told.code);
     let time = told.time.unwrap().seconds;
@@ -147,7 +150,7 @@ async fn an_agent_tells_its_own_events_as_itself_and_no_others() {
 
     let names =
         ["user.create", "user.login", "role.update", "lock.delete", "cert.user.issue", "access.denied"];
-    let all = v1::QueryAuditEventsRequest { text: "session:1".into(), ..Default::default() };
+    let all = v1::QueryAuditEventsRequest { text: "session:told-by-an-agent".into(), ..Default::default() };
     for name in names.into_iter().chain(["session.revoke", "agent.join.denied", "", "session.*", "no.such"]) {
         let refused = api::refused(call!(client, emit_audit_event, event(name)), Code::InvalidArgument);
         assert_eq!(refused.violations[0].field, "event", "{name}");

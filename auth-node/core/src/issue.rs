@@ -397,12 +397,14 @@ fn grant(
         Some(node) => grant_on_one(state, allowed, request, node)?,
         None => grant_on_all(state, allowed, request, candidates)?,
     };
+    let place = match &request.node {
+        Some(_) => "that node, or there is no such node",
+        None => "any node that has joined",
+    };
     if let Some(login) = request.logins.difference(&grant.logins).next() {
-        let place = if request.node.is_some() { "that node, or there is no such node" } else { "any node" };
         return Err(CoreError::Denied(format!("your roles do not allow the login {login} on {place}")));
     }
     if grant.principals.is_empty() {
-        let place = if request.node.is_some() { "that node, or there is no such node" } else { "any node" };
         return Err(CoreError::Denied(format!("your roles allow no login on {place}")));
     }
     Ok(grant)
