@@ -419,12 +419,13 @@ pub(crate) fn end_all_with(
     device: &DeviceId,
     except: SecretDigest,
 ) -> Result<u32, CoreError> {
+    let owner = user.into();
     let mut ended = 0;
-    for (key, reference) in all_of(tx, user)? {
+    for (handle, reference) in all_of(tx, &owner)? {
         let digest = digest(&reference)?;
         let session = tx.get(&SessionKey(digest))?;
         if digest != except && session.is_some_and(|session| session.row.device == device.as_str()) {
-            remove(tx, &key, &reference)?;
+            remove(tx, &owner, &handle, &reference)?;
             ended += 1;
         }
     }

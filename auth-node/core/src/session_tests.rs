@@ -22,9 +22,9 @@ fn handles(
     user: Option<&str>,
     request: &PageRequest,
 ) -> Vec<String> {
-    let user = user.map(name);
+    let owner = user.map(|user| (&name(user)).into());
     let page =
-        cluster.call(session, |tx, context| list(tx, &context.caller, user.as_ref(), request)).unwrap();
+        cluster.call(session, |tx, context| list(tx, &context.caller, owner.as_ref(), request)).unwrap();
     page.items.into_iter().map(|listed| listed.session.handle).collect()
 }
 

@@ -320,7 +320,7 @@ pub fn remove_devices(
     name: &UserName,
 ) -> Result<u32, CoreError> {
     let current = stored(tx, name)?;
-    holds(context.caller.user()?, &held(&current.row)?)?;
+    holds(context.caller.user()?.holder(), &held(&current.row)?)?;
     let removed = device::forget_all_of(tx, name)?;
     let fields = [("devices_removed", removed.to_string())];
     audit::append(tx, context, EventType::DeviceDelete, target(name), &fields);

@@ -94,35 +94,35 @@ fn roles_and_traits_are_bounded() {
     let numbered = |count: usize| (0..count).map(|n| format!("x{n}")).collect::<Vec<_>>();
     let many_roles =
         |count| Grants { roles: numbered(count).iter().map(|n| role_name(n)).collect(), ..Grants::default() };
-    assert!(check_grants(&many_roles(64)).is_ok());
-    assert_invalid(check_grants(&many_roles(65)), "user.roles");
+    assert!(check_grants("user", &many_roles(64)).is_ok());
+    assert_invalid(check_grants("user", &many_roles(65)), "user.roles");
 
     let of = |name: &str, values: &[&str]| with_traits(traits(&[(name, values)]));
-    assert!(check_grants(&of("logins", &["any text, even ä", &"v".repeat(256)])).is_ok());
-    assert!(check_grants(&of(&"n".repeat(63), &[])).is_ok());
+    assert!(check_grants("user", &of("logins", &["any text, even ä", &"v".repeat(256)])).is_ok());
+    assert!(check_grants("user", &of(&"n".repeat(63), &[])).is_ok());
     for bad in ["", "a b", "ä", "a/b", &"n".repeat(64)] {
-        assert_invalid(check_grants(&of(bad, &["x"])), "user.traits");
+        assert_invalid(check_grants("user", &of(bad, &["x"])), "user.traits");
     }
     for bad in ["", "a\nb", &"v".repeat(257)] {
-        assert_invalid(check_grants(&of("logins", &["ok", bad])), "user.traits");
+        assert_invalid(check_grants("user", &of("logins", &["ok", bad])), "user.traits");
     }
     let values = |count| with_traits([("logins".to_owned(), StringsRow { values: numbered(count) })].into());
-    assert!(check_grants(&values(64)).is_ok());
-    assert_invalid(check_grants(&values(65)), "user.traits");
+    assert!(check_grants("user", &values(64)).is_ok());
+    assert_invalid(check_grants("user", &values(65)), "user.traits");
     let many = |count| with_traits(numbered(count).into_iter().map(|name| (name, strings(&["v"]))).collect());
-    assert!(check_grants(&many(64)).is_ok());
-    assert_invalid(check_grants(&many(65)), "user.traits");
+    assert!(check_grants("user", &many(64)).is_ok());
+    assert_invalid(check_grants("user", &many(65)), "user.traits");
     let long = "v".repeat(256);
     let large = |count: usize| {
         with_traits(numbered(count).into_iter().map(|name| (name, strings(&[&long]))).collect())
     };
-    assert!(check_grants(&large(63)).is_ok());
+    assert!(check_grants("user", &large(63)).is_ok());
     let both = |count: usize| {
         let values = StringsRow { values: vec![long.clone(); 32] };
         with_traits(numbered(count).into_iter().map(|name| (name, values.clone())).collect())
     };
-    assert!(check_grants(&both(1)).is_ok());
-    assert_invalid(check_grants(&both(2)), "user.traits");
+    assert!(check_grants("user", &both(1)).is_ok());
+    assert_invalid(check_grants("user", &both(2)), "user.traits");
 
     let mut cluster = Cluster::new();
     let refused = cluster.admin(|tx, context| create(tx, context, &new_user("ann", of("a b", &["x"]))));

@@ -135,8 +135,8 @@ pub(crate) async fn with_second_factor(
     let tried = verify(service, call, username, password).await?;
     if let (Some(name), Some(verified)) = (&tried.name, &tried.verified) {
         let wanted = name.clone();
-        let after =
-            service.read(&without_session(call), move |view, _| second_factor::after_password(view, &wanted));
+        let call = &without_session(call);
+        let after = service.read(call, move |view, _| second_factor::after_password(view, &wanted));
         if after.await? == AfterPassword::StepUp {
             return webauthn::begin_step_up(service, call, name, verified).await.map(Given::StepUp);
         }

@@ -2,6 +2,7 @@
 
 use auth_core::session::{self, Listed, Owner, SessionRef};
 use mezite_proto::v1;
+use store_txn::Read as _;
 use zeroize::Zeroizing;
 
 use super::convert;

@@ -56,7 +56,7 @@ pub(super) async fn list(State(web): State<Arc<Web>>, asked: Asked) -> Result<Re
 /// Begins the registration of one.
 pub(super) async fn begin(
     State(web): State<Arc<Web>>,
-    from: Asked,
+    asked: Asked,
     Body(begin): Body<Begin>,
 ) -> Result<Response, Problem> {
     let call = asked.call("BeginWebAuthnRegistration")?;
@@ -69,7 +69,7 @@ pub(super) async fn begin(
 /// Ends it.
 pub(super) async fn finish(
     State(web): State<Arc<Web>>,
-    from: Asked,
+    asked: Asked,
     Body(finish): Body<Finish>,
 ) -> Result<Response, Problem> {
     let call = asked.call("FinishWebAuthnRegistration")?;
@@ -84,7 +84,7 @@ pub(super) async fn finish(
 /// Removes one.
 pub(super) async fn remove(
     State(web): State<Arc<Web>>,
-    from: Asked,
+    asked: Asked,
     Path(device_id): Path<String>,
 ) -> Result<Response, Problem> {
     let call = asked.call("DeleteWebAuthnDevice")?;

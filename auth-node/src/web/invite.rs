@@ -28,7 +28,7 @@ pub(super) struct Invite {
 /// Sets a password. It gives no session: the login that follows is like any.
 pub(super) async fn accept(
     State(web): State<Arc<Web>>,
-    from: Asked,
+    asked: Asked,
     Body(invite): Body<Invite>,
 ) -> Result<Response, Problem> {
     let Invite { secret, new_password } = invite;

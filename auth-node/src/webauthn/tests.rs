@@ -240,7 +240,8 @@ async fn what_an_authenticator_answers_is_verified_and_refused_alike() {
     let mut anns = Authenticator::new(ORIGIN);
     world.register(&world.add_user("ann").await, &mut anns, true).await.unwrap();
 
-    let twists: [(&str, fn(&mut Authenticator), fn(&mut Authenticator)); 6] = [
+    type Twist = fn(&mut Authenticator);
+    let twists: [(&str, Twist, Twist); 6] = [
         ("origin", |it| it.origin = "https://evil.example.com".into(), |it| it.origin = ORIGIN.into()),
         (
             "relying party id hash",

@@ -185,7 +185,8 @@ async fn a_proof_is_of_one_call_one_identity_and_now() {
     let for_another_host = |challenge: String| {
         botocore(&sts, &sts.user, &challenge, json!({"host": "sts.us-east-1.amazonaws.com"}))
     };
-    let wrong: [(&str, &str, &dyn Fn(String) -> asked::Proof); 7] = [
+    type Prove<'a> = &'a dyn Fn(String) -> asked::Proof;
+    let wrong: [(&str, &str, Prove); 7] = [
         ("the wrong secret", "web", &by_stranger),
         ("an unknown key", "web", &by_unknown),
         ("a tampered challenge", "web", &tampered),

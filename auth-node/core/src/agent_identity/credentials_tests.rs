@@ -288,7 +288,7 @@ fn a_session_of_a_bot_gets_certificates_for_ssh_by_its_roles_and_no_client_certi
     let ssh = SshKeyPair::generate_ed25519("").unwrap().public_line();
     let tls = KeyPair::generate_p256().unwrap().spki_der();
     let mut certs = |tls: Vec<u8>| {
-        let request = UserCertRequest::new(&[ssh.clone()], tls, None, vec![], "", || 5).unwrap();
+        let request = UserCertRequest::new(std::slice::from_ref(&ssh), tls, None, vec![], "", || 5).unwrap();
         world.call(bot.session, |tx, context| {
             let candidates = issue::candidates(tx, context, &request)?;
             issue::user_certs(tx, context, &request, &candidates)

@@ -40,7 +40,7 @@ pub(crate) fn secret(text: &str) -> NewSecret {
 }
 
 /// What a bot has, and what it asks for next.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub(crate) struct Bot {
     pub(crate) name: IdentityName,
     /// Of the certificate that it has.

@@ -53,7 +53,7 @@ export function canBeShown(input, button) {
         const hidden = input.type === "password";
         input.type = hidden ? "text" : "password";
         button.textContent = hidden ? "Hide" : "Show";
-        button.setAttribute("aria-pressed", String(hidden));
+        button.setAttribute("aria-label", `${button.textContent} password`);
     });
 }
 
