@@ -1,5 +1,5 @@
 import { call, nameCluster, Refusal } from "./api.js";
-import { day, onSubmit, when } from "./form.js";
+import { day, onSubmit, sentence, when } from "./form.js";
 import * as passkey from "./passkey.js";
 
 const element = (id) => document.getElementById(id);
@@ -16,7 +16,7 @@ function logInFirst(refusal) {
 /** Says what went wrong or well with a device, where it is looked for. */
 function tell(good, bad = "") {
     element("said").textContent = good;
-    form.querySelector(".notice.bad").textContent = bad;
+    form.querySelector(".notice.bad").textContent = bad && sentence(bad);
 }
 
 function item(device) {
