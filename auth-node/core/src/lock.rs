@@ -8,6 +8,7 @@ use std::{
     time::Duration,
 };
 
+use prost::Message as _;
 use store_txn::{Read, ReadExt, Transaction, TransactionExt, Versioned};
 
 use crate::{
@@ -178,16 +179,20 @@ pub fn list(
     let after = page.after(LockId::parse)?;
     let rows = state.scan(after.map(LockKey).as_ref(), page.size.saturating_add(1))?;
     let locks = rows.into_iter().map(|(key, row)| (key.0, row)).collect();
-    Ok(Page::cut(locks, page.size, |(id, _)| id.to_string()))
+    Ok(Page::cut(locks, page.size, |(_, lock)| lock.row.encoded_len(), |(id, _)| id.to_string()))
 }
 
 /// Removes a lock. What it revoked stays revoked.
 ///
 /// # Errors
-/// [`CoreError::NotFound`], [`CoreError::Storage`].
+/// [`CoreError::NotFound`]; [`CoreError::Denied`] for one on an admin, which is for admins to lift as it was to make;
+/// [`CoreError::Storage`].
 pub fn delete(tx: &mut (impl Transaction + ?Sized), context: &Context, id: &LockId) -> Result<(), CoreError> {
     let row = get(tx, id)?;
     let kind = row.kind();
+    if on_admin(tx, kind, &row.name)? && !context.caller.user()?.is_admin() {
+        return Err(CoreError::Denied("lifting a lock on an admin needs the role admin".into()));
+    }
     tx.delete(&LockKey(id.clone()));
     tx.delete(&LockTargetKey { kind, name: row.name.clone(), id: id.clone() });
     let fields = [("lock_id", id.to_string())];
@@ -217,21 +222,31 @@ fn leaves_the_caller(
     caller: &UserCaller,
     target: &Target,
 ) -> Result<(), CoreError> {
-    let (own, admin) = match target {
-        Target::User(name) => {
-            let member = RoleMemberKey { role: RoleName::admin(), user: name.clone() };
-            (*name == caller.name, tx.get(&member)?.is_some())
-        }
-        Target::Role(name) => (caller.roles.iter().any(|role| role.name == *name), name.is_admin()),
-        Target::Login(_) | Target::Node(_) => (false, false),
+    let own = match target {
+        Target::User(name) => *name == caller.name,
+        Target::Role(name) => caller.roles.iter().any(|role| role.name == *name),
+        Target::Login(_) | Target::Node(_) => false,
     };
     if own {
         return Err(CoreError::Precondition("this would lock you out yourself".into()));
     }
-    if admin && !caller.is_admin() {
+    if on_admin(tx, target.kind(), target.name())? && !caller.is_admin() {
         return Err(CoreError::Denied("locking an admin needs the role admin".into()));
     }
     Ok(())
+}
+
+/// Whether a lock on a thing is one on an admin.
+fn on_admin(tx: &mut (impl Transaction + ?Sized), kind: TargetKind, name: &str) -> Result<bool, CoreError> {
+    match kind {
+        TargetKind::User => {
+            let member =
+                RoleMemberKey { role: RoleName::admin(), user: UserName::parse("target.user", name)? };
+            Ok(tx.get(&member)?.is_some())
+        }
+        TargetKind::Role => Ok(name == RoleName::ADMIN),
+        _ => Ok(false),
+    }
 }
 
 /// A lock on a thing, if there is one.

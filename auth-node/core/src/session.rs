@@ -5,6 +5,7 @@
 //! session may be unused. Beyond that time a tenth is granted: one half for what was not noted, the other for a note to
 //! commit. So a session ends not before it was unused for so long, and at most a tenth later.
 
+use prost::Message as _;
 use store_txn::{Read, ReadExt, Transaction, TransactionExt, UnixMillis, Versioned};
 
 use crate::{
@@ -203,7 +204,12 @@ pub fn list(
             rows.into_iter().map(|(key, reference)| (key.handle, reference.row)).collect::<Vec<_>>()
         }
     };
-    let page = Page::cut(references, page.size, |(handle, _)| handle.to_string());
+    let page = Page::cut(
+        references,
+        page.size,
+        |(_, reference)| reference.encoded_len(),
+        |(handle, _)| handle.to_string(),
+    );
     let epoch = epoch(state)?;
     let mut items = Vec::with_capacity(page.items.len());
     for (_, reference) in page.items {
