@@ -7,6 +7,7 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
+use prost::Message as _;
 use store_txn::{Read, ReadExt, Transaction, TransactionExt, UnixMillis, Versioned};
 
 use crate::{
@@ -265,10 +266,16 @@ pub fn list(
         let rows = state.scan(after.cloned().map(RequestKey).as_ref(), most)?;
         Ok(rows.into_iter().map(|(key, stored)| (key.0, stored)).collect())
     };
-    look_through(page, RequestId::parse, read, |id, stored| {
-        let is_wanted = wanted.is_none_or(|wanted| stored.row.state_at(now) == wanted);
-        (is_wanted && concerns(caller, &stored.row, Verb::List)).then_some((id, stored))
-    })
+    look_through(
+        page,
+        RequestId::parse,
+        read,
+        |id, stored| {
+            let is_wanted = wanted.is_none_or(|wanted| stored.row.state_at(now) == wanted);
+            (is_wanted && concerns(caller, &stored.row, Verb::List)).then_some((id, stored))
+        },
+        |(_, request)| request.row.encoded_len(),
+    )
 }
 
 fn concerns(caller: &UserCaller, row: &RequestRow, verb: Verb) -> bool {

@@ -13,6 +13,7 @@ mod testing;
 
 use std::{collections::BTreeSet, time::Duration};
 
+use prost::Message as _;
 use store_txn::{Read, ReadExt, Transaction, TransactionExt, UnixMillis, Versioned};
 
 pub use self::{
@@ -155,7 +156,8 @@ pub fn get(state: &mut (impl Read + ?Sized), name: &IdentityName) -> Result<Agen
 pub fn list(state: &mut (impl Read + ?Sized), page: &PageRequest) -> Result<Page<AgentIdentity>, CoreError> {
     let after = page.after.as_deref().map(|text| IdentityName::parse("page_token", text)).transpose()?;
     let rows = state.scan(after.map(AgentIdentityKey).as_ref(), page.size.saturating_add(1))?;
-    let Page { items, next } = Page::cut(rows, page.size, |(key, _)| key.0.to_string());
+    let Page { items, next } =
+        Page::cut(rows, page.size, |(_, stored)| stored.row.encoded_len(), |(key, _)| key.0.to_string());
     let complete =
         |(key, stored): (AgentIdentityKey, Versioned<_>)| complete(state, key.0, stored.revision, stored.row);
     Ok(Page { items: items.into_iter().map(complete).collect::<Result<_, _>>()?, next })

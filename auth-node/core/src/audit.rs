@@ -10,10 +10,11 @@ use crate::{Context, CoreError, Refusals};
 /// Name of the log in the store.
 pub const LOG: &str = "audit";
 
-/// Longest value of a field, in bytes; of our own more is cut.
+/// Longest value of a field that a data plane tells, in bytes.
 const MAX_VALUE: usize = 1024;
-/// Longest value on one side of a change, in bytes: both fit into a field.
-const MAX_SIDE: usize = 480;
+/// Longest value of a field of our own, in bytes. What is told is bounded where it is taken, and both sides of the largest change
+/// (a role has 64 KiB) are less: so nothing is hidden by what is written around it.
+const MAX_OWN_VALUE: usize = 160 << 10;
 
 macro_rules! events {
     ($($(#[$doc:meta])* $event:ident = $name:literal, $code:literal;)+) => {
@@ -339,19 +340,17 @@ pub(crate) fn changes(
     different.map(say).collect()
 }
 
-fn side(mut value: String) -> String {
-    if value.is_empty() {
-        return "unset".to_owned();
-    }
-    if value.len() > MAX_SIDE {
-        value.truncate(value.floor_char_boundary(MAX_SIDE));
-        value.push('…');
-    }
-    value
+fn side(value: String) -> String {
+    if value.is_empty() { "unset".to_owned() } else { value }
 }
 
+/// A value of our own; of one that is too long the front, with a mark that says so.
 fn cut(value: &str) -> String {
-    value.get(..value.floor_char_boundary(MAX_VALUE)).unwrap_or_default().to_owned()
+    if value.len() <= MAX_OWN_VALUE {
+        return value.to_owned();
+    }
+    let front = value.get(..value.floor_char_boundary(MAX_OWN_VALUE)).unwrap_or_default();
+    format!("{front}… ({} bytes in all)", value.len())
 }
 
 /// The first `limit` records from number `from` on, decoded.
@@ -408,7 +407,13 @@ mod tests {
         let mut store = MemoryStore::default();
         store
             .transact(5, |tx| {
-                append(tx, &context, EventType::LoginFailed, "user:ann", &[("reason", "ä".repeat(1000))]);
+                append(
+                    tx,
+                    &context,
+                    EventType::LoginFailed,
+                    "user:ann",
+                    &[("reason", "ä".repeat(MAX_OWN_VALUE))],
+                );
                 Ok::<_, CoreError>(())
             })
             .unwrap();
@@ -420,7 +425,7 @@ mod tests {
             ("user.login.failed", "anonymous", false)
         );
         assert_eq!((row.node_id, row.request_id.as_str()), (2, "r1"));
-        assert_eq!(row.fields["reason"].len(), 1024);
+        assert_eq!(row.fields["reason"], "ä".repeat(MAX_OWN_VALUE / 2) + "… (327680 bytes in all)");
     }
 
     #[test]

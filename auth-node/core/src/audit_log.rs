@@ -8,7 +8,7 @@ use crate::{
     Context, CoreError,
     audit::{self, AuditRow, EventType, LOG, records},
     cluster_config::Settings,
-    page::{Page, PageRequest},
+    page::{Page, PageRequest, Room},
 };
 
 /// Records that are read at a time.
@@ -110,7 +110,7 @@ pub fn query(
 ) -> Result<Page<Entry>, CoreError> {
     let wanted = interval(state, filter)?;
     let after = page.after(|text| text.parse::<u64>().ok())?;
-    let (mut items, mut looked_at) = (Vec::new(), 0);
+    let (mut items, mut room, mut looked_at) = (Vec::new(), Room::new(page.size), 0);
     // What has not been looked at yet.
     let (mut low, mut high) = (wanted.start, wanted.end);
     match (order, after) {
@@ -127,11 +127,12 @@ pub fn query(
             chunk.reverse();
         }
         for (record, row) in chunk {
-            if items.len() == page.size {
+            let wanted = filter.wants(&row);
+            if room.is_full() || (wanted && !room.takes(record.record.len())) {
                 return Ok(Page { items, next: last.map(|last: u64| last.to_string()) });
             }
             last = Some(record.index);
-            if filter.wants(&row) {
+            if wanted {
                 items.push((record, row));
             }
         }

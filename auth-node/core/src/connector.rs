@@ -225,7 +225,12 @@ pub fn list(
     let after = page.after(|text| ConnectorName::parse("page_token", text).ok())?;
     let rows = state.scan(after.map(ConnectorKey).as_ref(), page.size.saturating_add(1))?;
     let connectors = rows.into_iter().map(|(key, row)| (key.0, row)).collect();
-    Ok(Page::cut(connectors, page.size, |(name, _)| name.to_string()))
+    Ok(Page::cut(
+        connectors,
+        page.size,
+        |(_, connector)| connector.row.encoded_len(),
+        |(name, _)| name.to_string(),
+    ))
 }
 
 /// Creates a connector, and answers it as it is stored.
@@ -251,7 +256,7 @@ pub fn create(
     };
     tx.put(&key, &made);
     mapped::note(tx, MapperKind::Connector, new.name.as_str(), &BTreeSet::new(), &new.roles);
-    record(tx, context, EventType::ConnectorCreate, new);
+    record(tx, context, EventType::ConnectorCreate, new, secret);
     Ok(made)
 }
 
@@ -277,7 +282,7 @@ pub fn update(
     row.created_by = current.row.created_by;
     tx.put(&ConnectorKey(new.name.clone()), &row);
     mapped::note(tx, MapperKind::Connector, new.name.as_str(), &before, &new.roles);
-    record(tx, context, EventType::ConnectorUpdate, new);
+    record(tx, context, EventType::ConnectorUpdate, new, secret);
     Ok(row)
 }
 
@@ -298,11 +303,20 @@ pub fn delete(
     Ok(())
 }
 
-fn record(tx: &mut (impl Transaction + ?Sized), context: &Context, event: EventType, new: &NewConnector) {
+fn record(
+    tx: &mut (impl Transaction + ?Sized),
+    context: &Context,
+    event: EventType,
+    new: &NewConnector,
+    secret: &Secret,
+) {
     let mapping = |of: &ClaimMappingRow| format!("{}={}:{}", of.claim, of.value, of.roles.join("|"));
     let mappings: Vec<_> = new.row.mappings.iter().map(mapping).collect();
     let mut fields = vec![("provider", new.provider_word().to_owned()), ("mappings", mappings.join(","))];
     fields.extend(new.row.provider.as_ref().map(provider::record).unwrap_or_default());
+    if matches!(secret, Secret::Sealed(sealed) if !sealed.is_empty()) {
+        fields.push(("client_secret", "new".into()));
+    }
     audit::append(tx, context, event, format!("connector:{}", new.name), &fields);
 }
 

@@ -8,6 +8,7 @@ use std::{
     time::Duration,
 };
 
+use prost::Message as _;
 use store_txn::{Read, ReadExt, Transaction, TransactionExt, UnixMillis, Versioned};
 
 use crate::{
@@ -200,16 +201,20 @@ pub fn list(
     let after = page.after(LockId::parse)?;
     let rows = state.scan(after.map(LockKey).as_ref(), page.size.saturating_add(1))?;
     let locks = rows.into_iter().map(|(key, row)| (key.0, row)).collect();
-    Ok(Page::cut(locks, page.size, |(id, _)| id.to_string()))
+    Ok(Page::cut(locks, page.size, |(_, lock)| lock.row.encoded_len(), |(id, _)| id.to_string()))
 }
 
 /// Removes a lock. What it revoked stays revoked.
 ///
 /// # Errors
-/// [`CoreError::NotFound`], [`CoreError::Storage`].
+/// [`CoreError::NotFound`]; [`CoreError::Denied`] for one on an admin, which is for admins to lift as it was to make;
+/// [`CoreError::Storage`].
 pub fn delete(tx: &mut (impl Transaction + ?Sized), context: &Context, id: &LockId) -> Result<(), CoreError> {
     let row = get(tx, id)?;
     let kind = row.kind();
+    if on_admin(tx, kind, &row.name)? && !context.caller.holder()?.is_admin() {
+        return Err(CoreError::Denied("lifting a lock on an admin needs the role admin".into()));
+    }
     tx.delete(&LockKey(id.clone()));
     tx.delete(&LockTargetKey { kind, name: row.name.clone(), id: id.clone() });
     let fields = [("lock_id", id.to_string())];
@@ -242,34 +247,45 @@ fn leaves_the_caller(
     target: &Target,
 ) -> Result<(), CoreError> {
     let holder = caller.holder()?;
-    let (own, admin) = match target {
-        Target::User(name) => {
-            let member = RoleMemberKey { role: RoleName::admin(), user: name.clone() };
-            let own = matches!(caller, Caller::User(user) if user.name == *name);
-            (own, tx.get(&member)?.is_some())
-        }
-        Target::AgentIdentity(name) => {
-            let identity = tx.get(&AgentIdentityKey(name.clone()))?;
-            let own = matches!(caller, Caller::AgentIdentity(identity) if identity.name == *name);
-            (own, identity.is_some_and(|found| found.row.roles.iter().any(|role| role == RoleName::ADMIN)))
-        }
-        Target::Role(name) => (holder.holds(name), name.is_admin()),
-        Target::Device(id) => {
-            let device = tx.get(&DeviceKey(id.clone()))?.map(|device| device.row.user).unwrap_or_default();
-            let user = UserName::parse("device.user", &device)?;
-            let member = RoleMemberKey { role: RoleName::admin(), user };
-            let own = matches!(caller, Caller::User(user) if user.session.device == id.as_str());
-            (own, tx.get(&member)?.is_some())
-        }
-        Target::Login(_) | Target::Node(_) => (false, false),
+    let own = match (target, caller) {
+        (Target::User(name), Caller::User(user)) => user.name == *name,
+        (Target::AgentIdentity(name), Caller::AgentIdentity(identity)) => identity.name == *name,
+        (Target::Device(id), Caller::User(user)) => user.session.device == id.as_str(),
+        (Target::Role(name), _) => holder.holds(name),
+        _ => false,
     };
     if own {
         return Err(CoreError::Precondition("this would lock you out yourself".into()));
     }
-    if admin && !holder.is_admin() {
+    if on_admin(tx, target.kind(), target.name())? && !holder.is_admin() {
         return Err(CoreError::Denied("locking an admin needs the role admin".into()));
     }
     Ok(())
+}
+
+/// Whether a lock on a thing is one on an admin.
+fn on_admin(tx: &mut (impl Transaction + ?Sized), kind: TargetKind, name: &str) -> Result<bool, CoreError> {
+    let user = match kind {
+        TargetKind::User => name.to_owned(),
+        TargetKind::Device => match DeviceId::parse(name) {
+            Some(id) => tx.get(&DeviceKey(id))?.map(|device| device.row.user).unwrap_or_default(),
+            None => String::new(),
+        },
+        TargetKind::AgentIdentity => {
+            let identity = tx.get(&AgentIdentityKey(IdentityName::parse("target.agent_identity", name)?))?;
+            return Ok(
+                identity.is_some_and(|found| found.row.roles.iter().any(|role| role == RoleName::ADMIN))
+            );
+        }
+        TargetKind::Role => return Ok(name == RoleName::ADMIN),
+        _ => return Ok(false),
+    };
+    // A lock may outlive the device that it is on.
+    if user.is_empty() {
+        return Ok(false);
+    }
+    let member = RoleMemberKey { role: RoleName::admin(), user: UserName::parse("target.user", &user)? };
+    Ok(tx.get(&member)?.is_some())
 }
 
 /// A lock on a thing, if there is one.

@@ -158,6 +158,10 @@ fn nobody_locks_itself_out_and_only_an_admin_an_admin() {
     // Another admin can be locked, by an admin.
     world.add_user("chief", grants(&["admin"]));
     lock(&mut world, new(2, user("chief"))).unwrap();
+    // And such a lock is lifted by one alone.
+    assert_denied(world.call(ann, |tx, context| delete(tx, context, &id(2))), "admin");
+    world.call(ann, |tx, context| delete(tx, context, &id(1))).unwrap();
+    unlock(&mut world, 2).unwrap();
 }
 
 #[test]

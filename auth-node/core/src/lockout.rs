@@ -24,7 +24,8 @@ use crate::{
     cluster_config::{self, Settings},
     names::UserName,
     network::Network,
-    tables::{FailingNetworkRow, KnownNetworkRow, LoginsKey, LoginsRow, NobodysLoginsKey, UserKey},
+    tables::{FailingNetworkRow, KnownNetworkRow, LoginsKey, LoginsRow, NobodysLoginsKey},
+    user,
 };
 
 use crowd::Crowd;
@@ -106,7 +107,7 @@ impl Tries {
     }
 
     /// Whether what was tried under the name itself shuts it.
-    fn own_are_shut(&self) -> bool {
+    pub(crate) fn own_are_shut(&self) -> bool {
         let threshold = self.settings.lockout_threshold;
         let failing = self.row.failing.iter().find(|failing| failing.network == self.network);
         if failing.is_some_and(|failing| failing.failures >= threshold) {
@@ -264,13 +265,13 @@ pub fn of(state: &mut (impl Read + ?Sized), name: &UserName) -> Result<Vec<Locko
     Ok(lockouts)
 }
 
-/// Refuses what takes the password of a user whose caller's network is locked out. For callers who know that there is
-/// such a user.
+/// Refuses what takes the password of a user who has a session already, where its own failures have locked the caller's network
+/// out. What was tried there as others is none of its business: how often it may guess is bounded by its own.
 ///
 /// # Errors
 /// [`CoreError::Precondition`], [`CoreError::Storage`].
 pub fn check(state: &mut (impl Read + ?Sized), context: &Context, name: &UserName) -> Result<(), CoreError> {
-    if Tries::load(state, Whose::User(name.clone()), &context.origin.client_address)?.are_shut() {
+    if Tries::load(state, Whose::User(name.clone()), &context.origin.client_address)?.own_are_shut() {
         return Err(shut());
     }
     Ok(())
@@ -318,15 +319,14 @@ pub(crate) fn fail(tx: &mut (impl Transaction + ?Sized), context: &Context, trie
 /// tried there as others.
 ///
 /// # Errors
-/// [`CoreError::NotFound`] when there is no such user; [`CoreError::Storage`].
+/// [`CoreError::NotFound`] when there is no such user; [`CoreError::Denied`] when the user has what the caller does not hold, for
+/// whoever clears as often as it likes lets passwords be guessed without end; [`CoreError::Storage`].
 pub fn clear(
     tx: &mut (impl Transaction + ?Sized),
     context: &Context,
     name: &UserName,
 ) -> Result<(), CoreError> {
-    if tx.get(&UserKey(name.clone()))?.is_none() {
-        return Err(CoreError::NotFound { kind: "user", name: name.to_string() });
-    }
+    user::manages(tx, context, name)?;
     let mut tries = Tries::load(tx, Whose::User(name.clone()), "")?;
     tries.row.failing.clear();
     (tries.row.strange_failures, tries.row.strange_until_ms) = (0, 0);

@@ -5,7 +5,7 @@ use crate::{
     Origin,
     login::WRONG,
     secret::PasswordHash,
-    tables::{ClusterConfigKey, SessionRow},
+    tables::{ClusterConfigKey, ConditionsRow, RoleRow, RuleRow, SessionRow},
     testing::{Cluster, anonymous, grants, hash, name, new_session},
     user::{self, Grants},
 };
@@ -214,6 +214,19 @@ fn a_name_that_is_nobodys_writes_what_a_users_does() {
     assert!(cluster.audit().iter().all(|row| !format!("{row:?}").contains("nobody")));
     // It is counted beside the names of its slot, which gives nobody a session.
     assert_eq!(log_in(&mut cluster, "198.51.100.1", "nobody", Some(hash("nobody"))), Err(WRONG));
+}
+
+#[test]
+fn nobody_clears_the_lockout_of_a_user_who_has_more() {
+    let mut cluster = with_ann();
+    let rule = RuleRow { resources: vec!["users".into()], verbs: vec!["*".into()] };
+    let allow = ConditionsRow { rules: vec![rule], ..ConditionsRow::default() };
+    cluster.add_role("helpdesk", &RoleRow { allow: Some(allow), ..RoleRow::default() });
+    cluster.add_user("helga", grants(&["helpdesk"]));
+    let helga = cluster.log_in("helga");
+    let refused = cluster.call(helga, |tx, context| clear(tx, context, &name("boss")));
+    assert!(matches!(refused, Err(CoreError::Denied(_))), "{refused:?}");
+    cluster.call(helga, |tx, context| clear(tx, context, &name("ann"))).unwrap();
 }
 
 #[test]

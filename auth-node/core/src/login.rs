@@ -123,8 +123,8 @@ pub fn refuse_old_password<T>(
     let name = context.caller.user()?.name.clone();
     let target = format!("user:{name}");
     let mut tries = Tries::load(tx, Whose::User(name), &context.origin.client_address)?;
-    let answer = if tries.are_shut() {
-        // As the right one is answered then.
+    let answer = if tries.own_are_shut() {
+        // As the right one is answered then: whoever has a session is not kept out by what was tried as others.
         lockout::shut()
     } else {
         lockout::fail(tx, context, &mut tries);

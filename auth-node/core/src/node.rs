@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeSet, iter::Peekable};
 
+use prost::Message as _;
 use store_txn::{Read, ReadExt, Transaction, TransactionExt, Versioned};
 
 use crate::{
@@ -56,6 +57,12 @@ impl Node {
     /// Its labels: its own, and over them an admin's.
     pub fn labels(&self) -> Labels {
         labels::effective(&self.agent_labels, &self.row.admin_labels)
+    }
+
+    /// How large it is, as it is stored.
+    fn bytes(&self) -> usize {
+        let label = |(key, value): (&String, &String)| key.len() + value.len();
+        self.row.encoded_len() + self.agent_labels.iter().map(label).sum::<usize>()
     }
 
     /// Whether it reported within the TTL.
@@ -136,7 +143,13 @@ pub fn list(
     let sees_all = caller.holder.is_some_and(|holder| holder.may(Resource::Nodes, Verb::List));
     let now = state.now();
     let read = |after: Option<&AgentId>, most| registered(state, after, most);
-    look_through(page, agent_id, read, |_, node| seen(node, &access, sees_all, filter, now, ttl))
+    look_through(
+        page,
+        agent_id,
+        read,
+        |_, node| seen(node, &access, sees_all, filter, now, ttl),
+        |found| found.node.bytes(),
+    )
 }
 
 /// Nodes after an id, so many at most. Their rows in three tables are read side by side: to look up each by itself would take
@@ -194,11 +207,17 @@ pub fn unfinished(
         let rows = state.scan(after.cloned().map(JoinKey).as_ref(), most)?;
         Ok(rows.into_iter().map(|(key, stored)| (key.0, stored)).collect())
     };
-    look_through(page, agent_id, read, |id, stored: Versioned<JoinRow>| {
-        let (agent_labels, revision) = (Labels::new(), stored.revision);
-        let node = Node { id, revision, row: stored.row.node?, agent_labels, presence: None };
-        Some(node).filter(|node| !filter.online_only && filter.has_labels(&node.labels()))
-    })
+    look_through(
+        page,
+        agent_id,
+        read,
+        |id, stored: Versioned<JoinRow>| {
+            let (agent_labels, revision) = (Labels::new(), stored.revision);
+            let node = Node { id, revision, row: stored.row.node?, agent_labels, presence: None };
+            Some(node).filter(|node| !filter.online_only && filter.has_labels(&node.labels()))
+        },
+        Node::bytes,
+    )
 }
 
 /// In a page token.

@@ -56,10 +56,14 @@ pub fn serials(state: &mut (impl Read + ?Sized)) -> Result<Vec<u64>, CoreError> 
 }
 
 /// Revisions of all revocations.
-struct Revocations(BTreeMap<(TargetKind, String), u64>);
+pub(crate) struct Revocations(BTreeMap<(TargetKind, String), u64>);
 
 impl Revocations {
-    fn read(state: &mut (impl Read + ?Sized)) -> Result<Self, CoreError> {
+    /// Reads them.
+    ///
+    /// # Errors
+    /// [`CoreError::Storage`].
+    pub(crate) fn read(state: &mut (impl Read + ?Sized)) -> Result<Self, CoreError> {
         let (mut all, mut after) = (BTreeMap::new(), None);
         loop {
             let rows = state.scan::<RevocationKey>(after.as_ref(), STEP)?;
@@ -70,7 +74,7 @@ impl Revocations {
     }
 
     /// Whether one of them is of a certificate that was noted at a revision.
-    fn hold(&self, revision: u64, issued: &IssuedRow) -> bool {
+    pub(crate) fn hold(&self, revision: u64, issued: &IssuedRow) -> bool {
         let is_later = |kind, name: &String| {
             self.0.get(&(kind, name.clone())).is_some_and(|revoked| revision < *revoked)
         };

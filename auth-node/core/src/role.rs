@@ -118,7 +118,7 @@ pub fn list(state: &mut (impl Read + ?Sized), page: &PageRequest) -> Result<Page
     let after = page.after.as_deref().map(|text| RoleName::parse("page_token", text)).transpose()?;
     let rows = state.scan(after.map(RoleKey).as_ref(), page.size.saturating_add(1))?;
     let roles = rows.into_iter().map(|(key, row)| (key.0, row)).collect();
-    Ok(Page::cut(roles, page.size, |(name, _)| name.to_string()))
+    Ok(Page::cut(roles, page.size, |(_, role)| role.row.encoded_len(), |(name, _)| name.to_string()))
 }
 
 /// Creates a role, and answers it as it is stored.

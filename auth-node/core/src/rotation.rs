@@ -14,6 +14,7 @@ use crate::{
     audit::{self, EventType},
     ca::{self, NewCa},
     presence::PresenceTtl,
+    revocation::Revocations,
     tables::{
         CaKey, CaKeyRow, CaKind, CaRow, FollowedKey, FollowedRow, IssuedKey, IssuedRow, NodeKey, NodeKind,
         NodeRow, PresenceKey, PresenceRow, RotationPhase, RotationRow, TargetKind,
@@ -187,6 +188,11 @@ impl Obstacles {
         Self { settling, ..self }
     }
 
+    /// How long those that are absent stand against the step; `None`: they do not.
+    pub fn absent_hold(&self) -> Option<Duration> {
+        (self.absent > 0 && !self.settling.is_zero()).then_some(self.settling)
+    }
+
     fn lags(&mut self, who: impl FnOnce() -> String) {
         self.lagging = self.lagging.saturating_add(1);
         if self.named.len() < MAX_NAMED {
@@ -248,7 +254,7 @@ impl Obstacles {
         })
     }
 
-    /// A user's X.509 certificate ends with the SSH certificate that it came with.
+    /// A user's X.509 certificate ends with the SSH certificate that it came with. One that is revoked is waited for by nobody.
     fn look_at_certificates(
         &mut self,
         state: &mut (impl Read + ?Sized),
@@ -258,10 +264,12 @@ impl Obstacles {
         if before == 0 {
             return Ok(());
         }
+        let revocations = Revocations::read(state)?;
         each::<_, IssuedKey>(state, |_, _, issued| {
             let IssuedRow { expires_at_ms, .. } = issued.row;
             let signed = issued.revision > after && issued.revision < before;
-            if signed && issued.row.kind() != TargetKind::Node {
+            let is_good = signed && !revocations.hold(issued.revision, &issued.row);
+            if is_good && issued.row.kind() != TargetKind::Node {
                 self.certificates = self.certificates.saturating_add(1);
                 self.certificates_end_ms = self.certificates_end_ms.max(expires_at_ms);
             }
@@ -287,12 +295,12 @@ impl Obstacles {
                 self.named.join(", ")
             ));
         }
-        if self.absent > 0 && !self.settling.is_zero() {
+        if let Some(left) = self.absent_hold() {
             reasons.push(format!(
                 "{} have not taken this phase up and are offline, and the auth cluster could not take reports a short while ago: \
                  they have {} s left to report",
                 self.absent,
-                self.settling.as_millis().div_ceil(1000)
+                left.as_millis().div_ceil(1000)
             ));
         }
         if self.certificates > 0 {

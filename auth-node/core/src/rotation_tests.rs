@@ -261,6 +261,37 @@ fn a_key_is_not_forgotten_while_certificates_of_users_need_it() {
 }
 
 #[test]
+fn a_certificate_that_is_revoked_is_waited_for_by_nobody() {
+    let mut world = World::new();
+    let issued = |holder: &str| IssuedRow {
+        kind: TargetKind::User.into(),
+        expires_at_ms: 3_600_000_000_000,
+        holder: holder.into(),
+        ..IssuedRow::default()
+    };
+    for (serial, holder) in [(1, "ann"), (2, "bob")] {
+        let noted = world.run(|tx, _| {
+            revocation::note(tx, serial, &issued(holder));
+            Ok(())
+        });
+        noted.unwrap();
+    }
+    for phase in [Init, UpdateClients, UpdateServers] {
+        world.rotate(&to(CaKind::User, phase)).unwrap();
+    }
+    for (holder, left) in [("bob", 1), ("ann", 0)] {
+        refused(world.rotate(&to(CaKind::User, Standby)), "still good");
+        let revoked = world.run(|tx, _| {
+            revocation::revoke(tx, TargetKind::User, holder);
+            Ok(())
+        });
+        revoked.unwrap();
+        assert_eq!(world.obstacles(CaKind::User, &[]).certificates, left);
+    }
+    world.rotate(&to(CaKind::User, Standby)).unwrap();
+}
+
+#[test]
 fn hosts_do_not_show_a_key_that_users_with_good_certificates_may_not_know() {
     let mut world = World::new();
     let ends = world.now + 3_600_000;

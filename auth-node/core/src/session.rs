@@ -7,6 +7,7 @@
 
 use std::fmt;
 
+use prost::Message as _;
 use store_txn::{Read, ReadExt, Transaction, TransactionExt, UnixMillis, Versioned};
 
 use crate::{
@@ -313,7 +314,12 @@ pub fn list(
         }
         _ => some_of(state, owner.unwrap_or(&own), after.as_ref(), limit)?,
     };
-    let page = Page::cut(references, page.size, |(handle, _)| handle.to_string());
+    let page = Page::cut(
+        references,
+        page.size,
+        |(_, reference)| reference.encoded_len(),
+        |(handle, _)| handle.to_string(),
+    );
     let epoch = epoch(state)?;
     let mut items = Vec::with_capacity(page.items.len());
     for (_, reference) in page.items {

@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use prost::Message as _;
 use store_txn::{Read, ReadExt, Transaction, TransactionExt, UnixMillis, Versioned};
 
 use crate::{
@@ -188,7 +189,7 @@ pub fn list(
     let after = page.after.as_deref().map(|name| TokenName::parse("page_token", name)).transpose()?;
     let rows = state.scan(after.map(TokenKey).as_ref(), page.size + 1)?;
     let rows = rows.into_iter().map(|(key, row)| (key.0, row)).collect();
-    Ok(Page::cut(rows, page.size, |(name, _)| name.as_str().to_owned()))
+    Ok(Page::cut(rows, page.size, |(_, token)| token.row.encoded_len(), |(name, _)| name.as_str().to_owned()))
 }
 
 /// Deletes a token. Agents that joined with it stay; joins that are not finished need another one.

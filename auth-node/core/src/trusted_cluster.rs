@@ -11,6 +11,7 @@ mod remote;
 
 use std::collections::BTreeSet;
 
+use prost::Message as _;
 use store_txn::{Read, ReadExt, Transaction, TransactionExt, Versioned};
 
 pub use self::input::{Authorities, NewTrustedCluster};
@@ -88,7 +89,8 @@ pub fn list(state: &mut (impl Read + ?Sized), page: &PageRequest) -> Result<Page
     let rows = state.scan(after.map(TrustedClusterKey).as_ref(), page.size.saturating_add(1))?;
     let clusters: Result<Vec<_>, _> =
         rows.into_iter().map(|(key, row)| complete(state, key.0, row)).collect();
-    Ok(Page::cut(clusters?, page.size, |cluster| cluster.name.to_string()))
+    let bytes = |cluster: &TrustedCluster| cluster.row.encoded_len() + cluster.refresh.encoded_len();
+    Ok(Page::cut(clusters?, page.size, bytes, |cluster| cluster.name.to_string()))
 }
 
 /// All trusted clusters, at most 256.

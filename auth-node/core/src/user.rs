@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 
+use prost::Message as _;
 use store_txn::{Read, ReadExt, Transaction, TransactionExt, UnixMillis, Versioned};
 
 use crate::{
@@ -134,8 +135,8 @@ pub fn get(state: &mut (impl Read + ?Sized), name: &UserName) -> Result<User, Co
 pub fn list(state: &mut (impl Read + ?Sized), page: &PageRequest) -> Result<Page<User>, CoreError> {
     let after = page.after.as_deref().map(|text| UserName::parse("page_token", text)).transpose()?;
     let rows = state.scan(after.map(UserKey).as_ref(), page.size.saturating_add(1))?;
-    let users = rows.into_iter().map(|(key, row)| User::of(key.0, row)).collect();
-    Ok(Page::cut(users, page.size, |user| user.name.to_string()))
+    let page = Page::cut(rows, page.size, |(_, user)| user.row.encoded_len(), |(key, _)| key.0.to_string());
+    Ok(page.map(|(key, user)| User::of(key.0, user)))
 }
 
 /// Creates a user.
@@ -465,6 +466,19 @@ pub(crate) fn roles_exist(
         }
     }
     Ok(())
+}
+
+/// Refuses to manage a user who has what the caller does not hold itself.
+///
+/// # Errors
+/// [`CoreError::NotFound`], [`CoreError::Denied`], [`CoreError::Storage`].
+pub(crate) fn manages(
+    tx: &mut (impl Transaction + ?Sized),
+    context: &Context,
+    name: &UserName,
+) -> Result<(), CoreError> {
+    let current = stored(tx, name)?;
+    holds(context.caller.holder()?, &held(&current.row)?)
 }
 
 /// Refuses what the caller does not hold itself. An admin may give everything.

@@ -200,8 +200,10 @@ pub(crate) struct Verified {
     pub(crate) events: u64,
     /// When the cluster signed it.
     pub(crate) signed_at: String,
-    /// What is wrong; nothing, for one that is sound.
+    /// What is wrong; nothing, for one that is sound. Of very many, the first ones and a line that says how many more.
     pub(crate) problems: Vec<String>,
+    /// How many things are wrong.
+    pub(crate) problem_count: usize,
     #[serde(skip)]
     hash: String,
 }
@@ -387,6 +389,7 @@ impl Verifier<'_> {
             };
             problem.into_iter().for_each(|problem| self.problem(problem));
         }
+        let problem_count = self.problems.len() + self.more_problems;
         if self.more_problems > 0 {
             let more = format!("and {} more", self.more_problems);
             self.problems.push(more);
@@ -402,6 +405,7 @@ impl Verifier<'_> {
             events: self.events,
             signed_at: signed_at.unwrap_or_default(),
             problems: self.problems,
+            problem_count,
             hash: self.previous,
         }
     }

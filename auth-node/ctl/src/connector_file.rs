@@ -127,11 +127,17 @@ impl ConnectorFile {
         };
         let wrong = |why| anyhow::Error::from(Usage(format!("the connector file cannot be read: {why}")));
         let file = parsed.map_err(wrong)?;
-        let spec = &file.spec;
+        file.check()?;
+        Ok(file)
+    }
+
+    /// Refuses what no connector can be.
+    pub(crate) fn check(&self) -> Result<()> {
+        let spec = &self.spec;
         let given = [spec.oidc.is_some(), spec.github.is_some(), spec.saml.is_some()];
         match given.into_iter().filter(|given| *given).count() {
-            1 => Ok(file),
-            _ => Err(wrong("spec has one of oidc, github and saml".into())),
+            1 => Ok(()),
+            _ => Err(Usage("spec of a connector has one of oidc, github and saml".into()).into()),
         }
     }
 

@@ -8,6 +8,7 @@ use auth_core::{
     page::Page,
 };
 use mezite_proto::v1;
+use prost::Message as _;
 use raft_store::{MembershipError, Report, Surveyed};
 
 use super::convert;
@@ -24,7 +25,12 @@ pub(crate) async fn list(
     let foreign = || CoreError::invalid("page_token", "this is not a token of this list");
     let after = page.after.map_or(Ok(0), |text| text.parse::<u64>().map_err(|_| foreign()))?;
     let rest = all(service).await.into_iter().filter(|member| member.node_id > after).collect();
-    let page = Page::cut(rest, page.size, |member: &v1::Member| member.node_id.to_string());
+    let page = Page::cut(
+        rest,
+        page.size,
+        |member| member.encoded_len(),
+        |member: &v1::Member| member.node_id.to_string(),
+    );
     Ok(v1::ListMembersResponse { members: page.items, next_page_token: convert::page_token(page.next) })
 }
 

@@ -56,11 +56,12 @@ pub(crate) async fn get(
     _request: v1::GetCaRotationRequest,
 ) -> Result<v1::GetCaRotationResponse, ApiError> {
     let (store, ttl) = (service.store.clone(), service.settings.presence_ttl);
+    let attendance = Arc::clone(&service.attendance);
     let read = service.read(call, move |view, _| {
         let members = ca_rotation::members(&store);
         let rotations = rotation::all(view)?.into_iter().map(|rotation| {
             let obstacles = Obstacles::of(view, &rotation, &members, ttl)?;
-            Ok(reply(&rotation, &obstacles))
+            Ok(reply(&rotation, &obstacles.settling(attendance.settling())))
         });
         rotations.collect::<Result<Vec<_>, CoreError>>()
     });
@@ -107,6 +108,7 @@ fn reply(rotation: &Rotation, obstacles: &Obstacles) -> v1::CaRotation {
         outstanding_until: (obstacles.certificates > 0)
             .then(|| convert::timestamp(obstacles.certificates_end_ms)),
         force: rotation.force,
+        absent_held_for: obstacles.absent_hold().map(convert::duration_out),
     }
 }
 

@@ -30,7 +30,7 @@ use crate::api::{self, HostKeys};
 /// Agents that connect from one local address. The system gives it 28,232 ports, and searches long when half of them are taken,
 /// be it by connections that were closed a minute ago.
 const FROM_ONE_ADDRESS: usize = 5_000;
-/// A connection is made within this, on a machine that is busy.
+/// A connection is made, and what there is no leader for is served, within this, on a machine that is busy.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
 /// A heartbeat is given up after this.
 const BEAT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -129,7 +129,10 @@ impl Agent {
     ) -> Result<Self> {
         let keys = HostKeys::new();
         let request = keys.request(token, &hostname(number));
-        let issued = stranger.generate_host_certs(request).await.context("GenerateHostCerts")?.into_inner();
+        // Whoever asks again with its keys goes on with the join that it has.
+        let issued =
+            served("GenerateHostCerts", async || stranger.generate_host_certs(request.clone()).await);
+        let issued = issued.await?;
         let tls = site.tls_with(&issued.tls_certificate, &keys.tls.private_pem())?;
         let agent = Self {
             id: issued.agent_id,
@@ -149,7 +152,7 @@ impl Agent {
             labels: labels(number),
             version: env!("CARGO_PKG_VERSION").into(),
         };
-        stub.register_agent(request).await.context("RegisterAgent")?;
+        served("RegisterAgent", async || stub.register_agent(request.clone()).await).await?;
         agent.answered(sent);
         *agent.connection.lock().await = Some(Connection::listening(node, stub).await?);
         Ok(agent)
@@ -260,9 +263,26 @@ impl Agent {
     }
 }
 
+/// What a call answers; where there is no leader, once there is one.
+async fn served<T>(
+    what: &'static str,
+    mut call: impl AsyncFnMut() -> Result<tonic::Response<T>, tonic::Status>,
+) -> Result<T> {
+    let deadline = Instant::now() + CONNECT_TIMEOUT;
+    loop {
+        match call().await {
+            Ok(answered) => return Ok(answered.into_inner()),
+            Err(status) if status.code() == tonic::Code::Unavailable && Instant::now() < deadline => {
+                tokio::time::sleep(PAUSE).await;
+            }
+            Err(status) => return Err(status).context(what),
+        }
+    }
+}
+
 impl Connection {
     async fn listening(node: usize, mut stub: Stub) -> Result<Self> {
-        let news = stub.watch_access(v1::WatchAccessRequest {}).await.context("WatchAccess")?.into_inner();
+        let news = served("WatchAccess", async || stub.watch_access(v1::WatchAccessRequest {}).await).await?;
         Ok(Self { node, stub, _news: news })
     }
 }

@@ -1,6 +1,6 @@
 //! What a connector says of its provider, field by field.
 
-use mezite_pki::x509::signing_certificate;
+use mezite_pki::x509::{certificate_der, signing_certificate};
 use sha2::{Digest as _, Sha256};
 
 use crate::{
@@ -45,8 +45,9 @@ pub(super) fn record(provider: &ProviderRow) -> Vec<(&'static str, String)> {
             vec![("client_id", github.client_id.clone()), ("organizations", github.organizations.join(","))]
         }
         ProviderRow::Saml(saml) => {
-            let digest = |pem: &String| hex::encode(Sha256::digest(pem));
-            let digests: Vec<_> = saml.certificates.iter().map(digest).collect();
+            // As `openssl x509 -fingerprint -sha256` has it. What is stored was read when it was checked.
+            let digest = |pem: &String| certificate_der(pem).map(|der| hex::encode(Sha256::digest(der)));
+            let digests: Vec<_> = saml.certificates.iter().filter_map(|pem| digest(pem).ok()).collect();
             vec![
                 ("entity_id", saml.entity_id.clone()),
                 ("sso_url", saml.sso_url.clone()),

@@ -2,12 +2,12 @@ use store_txn::{Key as _, KeyWriter, Row as _};
 
 use super::*;
 use crate::{
-    CoreError,
+    Context, CoreError, Verdict,
     lockout::{
-        Lockout, clear, slots,
-        tests::{LASTS_MS, THRESHOLD, fails, lockouts, log_in, right, with_ann},
+        Lockout, check, clear, slots,
+        tests::{LASTS_MS, THRESHOLD, fails, from, lockouts, log_in, right, with_ann},
     },
-    login::WRONG,
+    login::{WRONG, refuse_old_password},
     testing::{Cluster, hash, name},
     user::Grants,
 };
@@ -79,6 +79,25 @@ fn whoever_has_a_user_of_its_own_takes_no_failure_back_by_logging_in() {
     }
     cluster.add_user("bob", Grants::default());
     assert_eq!(log_in(&mut cluster, SPRAYER, "bob", Some(hash("bob"))), Err(WRONG));
+}
+
+#[test]
+fn whoever_has_a_session_is_not_kept_out_by_what_others_try_and_bounded_by_its_own_failures() {
+    let mut cluster = with_ann();
+    let session = cluster.log_in("ann");
+    spray(&mut cluster, BOUND);
+    assert_eq!(right(&mut cluster, SPRAYER), Err(WRONG));
+    let checked = |cluster: &mut Cluster| cluster.run(|tx| check(tx, &from(SPRAYER), &name("ann")));
+    assert_eq!(checked(&mut cluster), Ok(()));
+    for _ in 0..THRESHOLD {
+        assert_eq!(checked(&mut cluster), Ok(()));
+        let guess = cluster.call(session, |tx, context| {
+            let context = Context { origin: from(SPRAYER).origin, ..context.clone() };
+            refuse_old_password::<()>(tx, &context)
+        });
+        assert!(matches!(guess, Ok(Verdict::Refused(CoreError::Invalid { .. }))), "{guess:?}");
+    }
+    assert!(matches!(checked(&mut cluster), Err(CoreError::Precondition(_))));
 }
 
 #[test]

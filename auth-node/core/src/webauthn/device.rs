@@ -3,6 +3,7 @@
 //! Where a user has a device already, another is registered with a session that was made with one: whoever knows a password
 //! alone would else make a second factor of its own. Where a second factor is required, one stays.
 
+use prost::Message as _;
 use store_txn::{Read, ReadExt, Transaction, TransactionExt};
 
 use super::{
@@ -219,7 +220,7 @@ pub fn list(
     let mut devices = all_of(state, &context.caller.user()?.name)?;
     devices.retain(|(id, _)| after.as_ref().is_none_or(|after| id > after));
     devices.truncate(page.size.saturating_add(1));
-    Ok(Page::cut(devices, page.size, |(id, _)| id.to_string()))
+    Ok(Page::cut(devices, page.size, |(_, device)| device.encoded_len(), |(id, _)| id.to_string()))
 }
 
 /// Removes a device of the caller, ends the sessions that were made with it, but for the one of the call, and revokes their

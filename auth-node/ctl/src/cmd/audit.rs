@@ -109,6 +109,8 @@ pub(crate) struct Verify {
 
 /// Between what was and what is, in a field of an event.
 const CHANGE: &str = " -> ";
+/// Longest value of a field in a table, in characters. JSON and YAML have all of it.
+const MAX_SHOWN: usize = 120;
 
 /// The last second of the year 9999.
 const LAST_SECOND: i64 = 253_402_300_799;
@@ -161,9 +163,10 @@ impl Row<6> for EventView {
     }
 }
 
-/// A field for people: what is stored in milliseconds as a time, or as how long something lasts. Of a change, both sides.
+/// A field for people: what is stored in milliseconds as a time, or as how long something lasts. Of a change, both sides; of a
+/// long one, what is gone and what is new.
 fn readable((name, value): (&String, &String)) -> (String, String) {
-    let Some(bare) = name.strip_suffix("_ms") else { return (name.clone(), value.clone()) };
+    let Some(bare) = name.strip_suffix("_ms") else { return (name.clone(), brief(value)) };
     let is_time = bare.ends_with("_at") || bare == "until";
     let side = |text: &str| match text.parse() {
         // No end.
@@ -285,8 +288,8 @@ async fn verify(context: &Context, args: Verify) -> Result<()> {
     let earlier = match &args.since {
         Some(file) => {
             let found = audit_proof::verify(open(file)?, &keys, None)?;
-            if !found.problems.is_empty() {
-                let count = found.problems.len();
+            let count = found.problem_count;
+            if count > 0 {
                 context.print(&Verdict { found, sound: false, keys: lines })?;
                 return Err(Tampered(file.display().to_string(), count).into());
             }
@@ -295,7 +298,7 @@ async fn verify(context: &Context, args: Verify) -> Result<()> {
         None => None,
     };
     let found = audit_proof::verify(open(&args.file)?, &keys, earlier.as_ref())?;
-    let count = found.problems.len();
+    let count = found.problem_count;
     context.print(&Verdict { found, sound: count == 0, keys: lines })?;
     if count == 0 { Ok(()) } else { Err(Tampered(args.file.display().to_string(), count).into()) }
 }
@@ -321,9 +324,36 @@ async fn audit_keys(context: &Context) -> Result<Vec<String>> {
     Ok(authority.map(|authority| authority.ssh_public_keys).unwrap_or_default())
 }
 
+/// A value for a table. Lists that were changed are told by what is different.
+fn brief(value: &str) -> String {
+    let front = |text: &str| match text.char_indices().nth(MAX_SHOWN) {
+        Some((end, _)) => format!("{}…", text.get(..end).unwrap_or_default()),
+        None => text.to_owned(),
+    };
+    match value.split_once(CHANGE) {
+        Some((before, after)) if value.chars().count() > MAX_SHOWN => {
+            let (before, after): (Vec<_>, Vec<_>) = (before.split(',').collect(), after.split(',').collect());
+            let gone = before.iter().filter(|item| !after.contains(item)).map(|item| format!("-{item}"));
+            let new = after.iter().filter(|item| !before.contains(item)).map(|item| format!("+{item}"));
+            front(&new.chain(gone).collect::<Vec<_>>().join(" "))
+        }
+        _ => front(value),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn long_values_are_short_in_a_table_and_long_changes_are_what_is_different() {
+        assert_eq!(brief("a,b -> a,c"), "a,b -> a,c");
+        let many: Vec<String> = (0..100).map(|n| format!("login-{n}")).collect();
+        let before = many.join(",");
+        assert_eq!(brief(&format!("{before} -> {},root", before.replace("login-7,", ""))), "+root -login-7");
+        assert_eq!(brief(&"ü".repeat(121)), "ü".repeat(120) + "…");
+        assert_eq!(brief(&"ü".repeat(120)), "ü".repeat(120));
+    }
 
     #[test]
     fn people_read_times_and_spans_and_programs_what_is_stored() {

@@ -37,8 +37,8 @@ Examples:
   mezctl auth rotate host --to rollback              from any phase but standby; then --to standby
   mezctl auth rotate user --grace-period 48h         all of it, by itself
 
-A step is refused while live agents, ingests or auth nodes have not taken the phase up, and the last one while
-certificates of users by the old key are good: see `mezctl auth status`. --force goes on all the same; what has not
+A step is refused while live agents, ingests or auth nodes have not taken the phase up. Certificates of users from before
+are waited for by the last step of `user` and `tls`, and by `update-servers` of `host`: see `mezctl auth status`. --force goes on all the same; what has not
 followed is cut off. After the TLS CA was rotated, a first contact takes its new pin (`mezctl status`).";
 
 /// Arguments of `auth rotate`.
@@ -134,6 +134,8 @@ struct RotationView {
     lagging: u32,
     lagging_names: Vec<String>,
     absent: u32,
+    /// Seconds for which those that are absent hold the next step up all the same.
+    absent_held_for_s: Option<i64>,
     outstanding_certificates: u32,
     outstanding_until: Option<String>,
     revision: u64,
@@ -164,6 +166,7 @@ impl From<v1::CaRotation> for RotationView {
             lagging: rotation.lagging_agents,
             lagging_names: rotation.lagging_names,
             absent: rotation.absent_agents,
+            absent_held_for_s: rotation.absent_held_for.map(|left| left.seconds + i64::from(left.nanos > 0)),
             outstanding_certificates: rotation.outstanding_certificates,
             outstanding_until: output::time(rotation.outstanding_until.as_ref()),
             revision: rotation.revision,
@@ -190,6 +193,9 @@ impl Row<6> for RotationView {
         let mut held = Vec::new();
         if self.lagging > 0 {
             held.push(format!("{} lag: {}", self.lagging, self.lagging_names.join(", ")));
+        }
+        if let Some(left) = self.absent_held_for_s {
+            held.push(format!("{} absent, which have {left} s left to report after an outage", self.absent));
         }
         if let Some(until) = &self.outstanding_until {
             held.push(format!("{} certificates of users until {until}", self.outstanding_certificates));

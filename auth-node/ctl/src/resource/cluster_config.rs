@@ -136,6 +136,13 @@ impl Kind for ClusterConfig {
         Some(document.name().unwrap_or(Self::NAME))
     }
 
+    fn check(document: &ConfigDocument, _: &Options) -> Result<()> {
+        match Self::name(document) {
+            Some(Self::NAME) => Ok(()),
+            _ => Err(Usage(format!("the one configuration is called {}", Self::NAME)).into()),
+        }
+    }
+
     fn settle(document: &mut ConfigDocument) {
         document.metadata.name.get_or_insert_with(|| Self::NAME.to_owned());
         let spec = &mut document.spec;

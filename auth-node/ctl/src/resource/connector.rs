@@ -24,6 +24,10 @@ impl Kind for Connector {
         Some(document.name())
     }
 
+    fn check(document: &ConnectorFile, _: &Options) -> Result<()> {
+        document.check()
+    }
+
     fn has_secret(document: &ConnectorFile) -> bool {
         document.has_secret()
     }

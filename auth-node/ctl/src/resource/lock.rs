@@ -68,6 +68,10 @@ impl Kind for Lock {
         document.name()
     }
 
+    fn check(document: &LockDocument, _: &Options) -> Result<()> {
+        locks::target(&document.spec.target).map(drop)
+    }
+
     fn settle(document: &mut LockDocument) {
         let target = &mut document.spec.target;
         if let Some((kind @ ("user" | "role"), name)) = target.split_once(':') {
@@ -81,7 +85,8 @@ impl Kind for Lock {
         }
     }
 
-    /// A lock is there for what it keeps out, so the same once more would keep out nothing more.
+    /// A lock is there for what it keeps out, so the same once more would keep out nothing more; one with a TTL ends when it
+    /// would have ended.
     async fn like(client: &Client, document: &LockDocument, _: &Options) -> Result<Option<v1::Lock>> {
         let wanted = document.unnamed();
         for lock in locks::all(client).await? {

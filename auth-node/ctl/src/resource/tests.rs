@@ -118,6 +118,18 @@ fn a_document_has_the_name_that_it_needs() {
         ));
         assert!(whole.contains(&format!("document 2 ({kind})")) && whole.contains(said), "{whole}");
     }
+    // And so is what can be told without asking.
+    for (document, said) in [
+        ("kind: lock\nspec: {target: foo}\n", "`foo` cannot be locked"),
+        (
+            "kind: connector\nmetadata: {name: x}\nspec: {oidc: {issuer_url: 'https://a', client_id: a}, github: {client_id: a, organizations: [a]}}\n",
+            "one of oidc, github and saml",
+        ),
+        ("kind: cluster_config\nmetadata: {name: other}\nspec: {}\n", "is called cluster_config"),
+    ] {
+        let whole = refused(&format!("kind: user\nmetadata: {{name: a}}\nspec: {{}}\n---\n{document}"));
+        assert!(whole.contains("document 2 (") && whole.contains(said), "{whole}");
+    }
     // Each run of `create --force` would make another token.
     let token = "kind: token\nspec: {}\n";
     let plan = |text: &str, force: bool| {
