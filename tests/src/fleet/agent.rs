@@ -121,17 +121,14 @@ fn hostname(number: usize) -> String {
 
 impl Agent {
     /// Joins through a connection without a certificate, registers over one of its own, and keeps that.
-    pub(super) async fn join(
-        site: &Arc<Site>,
-        stranger: &mut Stub,
-        token: &str,
-        number: usize,
-    ) -> Result<Self> {
+    pub(super) async fn join(site: &Arc<Site>, stranger: &Stub, token: &str, number: usize) -> Result<Self> {
         let keys = HostKeys::new();
         let request = keys.request(token, &hostname(number));
         // Whoever asks again with its keys goes on with the join that it has.
-        let issued =
-            served("GenerateHostCerts", async || stranger.generate_host_certs(request.clone()).await);
+        let issued = served("GenerateHostCerts", || {
+            let (mut stub, request) = (stranger.clone(), request.clone());
+            async move { stub.generate_host_certs(request).await }
+        });
         let issued = issued.await?;
         let tls = site.tls_with(&issued.tls_certificate, &keys.tls.private_pem())?;
         let agent = Self {
@@ -145,14 +142,18 @@ impl Agent {
             silent: AtomicBool::default(),
         };
         let (sent, node) = (site.epoch.elapsed(), agent.home());
-        let mut stub = agent.site.connect(agent.local(), node, &agent.tls).await?;
+        let stub = agent.site.connect(agent.local(), node, &agent.tls).await?;
         let request = v1::RegisterAgentRequest {
             token: token.to_owned(),
             address: hostname(number) + ":22",
             labels: labels(number),
             version: env!("CARGO_PKG_VERSION").into(),
         };
-        served("RegisterAgent", async || stub.register_agent(request.clone()).await).await?;
+        let registered = served("RegisterAgent", || {
+            let (mut stub, request) = (stub.clone(), request.clone());
+            async move { stub.register_agent(request).await }
+        });
+        registered.await?;
         agent.answered(sent);
         *agent.connection.lock().await = Some(Connection::listening(node, stub).await?);
         Ok(agent)
@@ -264,9 +265,9 @@ impl Agent {
 }
 
 /// What a call answers; where there is no leader, once there is one.
-async fn served<T>(
+async fn served<T, F: Future<Output = Result<tonic::Response<T>, tonic::Status>>>(
     what: &'static str,
-    mut call: impl AsyncFnMut() -> Result<tonic::Response<T>, tonic::Status>,
+    mut call: impl FnMut() -> F,
 ) -> Result<T> {
     let deadline = Instant::now() + CONNECT_TIMEOUT;
     loop {
@@ -281,8 +282,11 @@ async fn served<T>(
 }
 
 impl Connection {
-    async fn listening(node: usize, mut stub: Stub) -> Result<Self> {
-        let news = served("WatchAccess", async || stub.watch_access(v1::WatchAccessRequest {}).await).await?;
-        Ok(Self { node, stub, _news: news })
+    async fn listening(node: usize, stub: Stub) -> Result<Self> {
+        let news = served("WatchAccess", || {
+            let mut stub = stub.clone();
+            async move { stub.watch_access(v1::WatchAccessRequest {}).await }
+        });
+        Ok(Self { node, _news: news.await?, stub })
     }
 }

@@ -69,10 +69,10 @@ impl Share {
         for (lane, token) in self.tokens.into_iter().enumerate() {
             let (site, own) = (Arc::clone(&site), self.numbers.clone().skip(lane).step_by(lane_count));
             lanes.spawn(async move {
-                let mut stranger = site.connect_as_stranger(lane % site.addresses.len()).await?;
+                let stranger = site.connect_as_stranger(lane % site.addresses.len()).await?;
                 let mut agents = Vec::new();
                 for number in own {
-                    agents.push(Arc::new(Agent::join(&site, &mut stranger, &token, number).await?));
+                    agents.push(Arc::new(Agent::join(&site, &stranger, &token, number).await?));
                 }
                 Ok::<_, anyhow::Error>(agents)
             });

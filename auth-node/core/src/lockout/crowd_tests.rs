@@ -8,7 +8,7 @@ use crate::{
         tests::{LASTS_MS, THRESHOLD, fails, from, lockouts, log_in, right, with_ann},
     },
     login::{WRONG, refuse_old_password},
-    testing::{Cluster, hash, name},
+    testing::{Cluster, hash, name, new_session},
     user::Grants,
 };
 
@@ -84,7 +84,9 @@ fn whoever_has_a_user_of_its_own_takes_no_failure_back_by_logging_in() {
 #[test]
 fn whoever_has_a_session_is_not_kept_out_by_what_others_try_and_bounded_by_its_own_failures() {
     let mut cluster = with_ann();
-    let session = cluster.log_in("ann");
+    let elsewhere = new_session(1);
+    let session = elsewhere.digest;
+    cluster.try_log_in(&from("198.51.100.1"), "ann", Some(hash("ann")), elsewhere).unwrap();
     spray(&mut cluster, BOUND);
     assert_eq!(right(&mut cluster, SPRAYER), Err(WRONG));
     let checked = |cluster: &mut Cluster| cluster.run(|tx| check(tx, &from(SPRAYER), &name("ann")));
