@@ -206,6 +206,12 @@ fn nobody_locks_itself_out_and_only_an_admin_an_admin() {
     lock(&mut world, bot, Target::User(name("ci"))).unwrap();
     let boss = world.boss;
     lock(&mut world, boss, bots("chief")).unwrap();
+    // And such a lock is lifted by an admin alone.
+    let lift = |world: &mut World, session| {
+        world.call(session, |tx, context| lock::delete(tx, context, &LockId::from_random([3; 16])))
+    };
+    assert_denied(lift(&mut world, bot), "role admin");
+    lift(&mut world, boss).unwrap();
 }
 
 #[test]
