@@ -40,6 +40,7 @@ mod secrets;
 mod security;
 mod streams;
 mod support;
+mod timing;
 mod trust;
 mod web;
 mod webauthn;
