@@ -11,8 +11,12 @@ use auth_core::{
     repeat::{self, IdempotencyKey},
     secret::{SecretDigest, SecretKind},
 };
-use mezite_pki::{identity::Identity, x509::CertificateInfo};
+use mezite_pki::{
+    identity::Identity,
+    x509::{CertificateInfo, Svid},
+};
 use mezite_proto::{IDEMPOTENCY_KEY, access::MethodAccess, transport::ConnectionInfo};
+use rustls_pki_types::CertificateDer;
 use tokio::time::Instant;
 use tonic::{Extensions, metadata::MetadataMap};
 
@@ -93,10 +97,12 @@ pub(crate) fn session_digest(id: &str) -> Option<SecretDigest> {
 }
 
 fn certificate(extensions: &Extensions, here: Here<'_>) -> Result<Credential, CoreError> {
-    let leaf = extensions.get::<ConnectionInfo>().and_then(|info| info.peer_certificates.first());
-    let Some(leaf) = leaf else { return Ok(Credential::None) };
+    let Some(connection) = extensions.get::<ConnectionInfo>() else { return Ok(Credential::None) };
+    let Some(leaf) = connection.peer_certificates.first() else { return Ok(Credential::None) };
     let unreadable = CoreError::Unauthenticated("the client certificate names no holder");
-    let Ok(info) = CertificateInfo::from_der(leaf) else { return Err(unreadable) };
+    let Ok(info) = CertificateInfo::from_der(leaf) else {
+        return workload(&connection.peer_certificates, here).ok_or(unreadable);
+    };
     // A connection outlives the handshake that checked the certificate's time.
     if here.now < info.not_before || here.now > info.not_after {
         return Err(CoreError::Unauthenticated("the client certificate is past its time, or before it"));
@@ -117,6 +123,14 @@ fn certificate(extensions: &Extensions, here: Here<'_>) -> Result<Credential, Co
         // A user calls with a session, and auth nodes speak to each other elsewhere.
         Identity::User { .. } | Identity::Auth { .. } => Ok(Credential::None),
     }
+}
+
+/// A workload of another trust domain, with an SVID. TLS has let it in by the authorities of that domain, and had it prove that it
+/// has the key; the one call that takes it verifies it again. `None`: it is none, or past its time.
+fn workload(chain: &[CertificateDer<'_>], here: Here<'_>) -> Option<Credential> {
+    let svid = Svid::from_der(chain.first()?).ok()?;
+    let good = (svid.not_before..=svid.not_after).contains(&here.now);
+    good.then(|| Credential::Svid(chain.iter().map(|certificate| certificate.to_vec()).collect()))
 }
 
 /// Of another cluster users alone are anybody here. Whether it is trusted, and signed this, is for the state to say.

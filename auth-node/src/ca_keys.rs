@@ -14,7 +14,7 @@ use auth_core::{
 use mezite_pki::{
     PkiError,
     ssh::SshCa,
-    x509::{LeafSpec, X509Ca},
+    x509::{LeafSpec, SvidSpec, X509Ca},
 };
 use zeroize::Zeroizing;
 
@@ -53,7 +53,7 @@ impl CaKeys {
         })
     }
 
-    /// An X.509 authority that signs now: TLS or peer.
+    /// An X.509 authority that signs now: TLS, peer or SPIFFE.
     ///
     /// # Errors
     /// As [`CaKeys::ssh`].
@@ -85,6 +85,17 @@ impl CaKeys {
         let authority = self.x509(active)?;
         spec.not_after = spec.not_after.min(authority.info().not_after);
         let pem = authority.issue_to_user(&spec, roles).map_err(unusable(active))?;
+        Ok((pem, spec.not_after.saturating_add(1)))
+    }
+
+    /// Signs an X.509-SVID. It ends with its authority at the latest: answers it in PEM, and the Unix second in which it ends.
+    ///
+    /// # Errors
+    /// As of [`CaKeys::leaf`].
+    pub(crate) fn svid(&self, active: &ActiveCa, mut spec: SvidSpec) -> Result<(String, u64), CoreError> {
+        let authority = self.x509(active)?;
+        spec.not_after = spec.not_after.min(authority.info().not_after);
+        let pem = authority.issue_svid(&spec).map_err(unusable(active))?;
         Ok((pem, spec.not_after.saturating_add(1)))
     }
 
@@ -202,7 +213,7 @@ mod tests {
             let key = CaKeyRow { public: public.clone(), sealed_private, created_at_ms: 0 };
             let active = ActiveCa { kind, revision: 1, key };
             match kind {
-                CaKind::Tls | CaKind::Peer => {
+                CaKind::Tls | CaKind::Peer | CaKind::Spiffe => {
                     assert_eq!(cas.x509(&active).unwrap().certificate_pem(), public);
                 }
                 CaKind::User | CaKind::Host | CaKind::Audit => {

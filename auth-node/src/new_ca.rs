@@ -28,7 +28,8 @@ pub(crate) fn generate(kek: &Kek, kind: CaKind, cluster: &str, now: u64) -> Resu
             let ca = SshCa::generate().map_err(unmade)?;
             sealed(kek, kind, ca.public_line(), &ca.private_openssh().map_err(unmade)?)
         }
-        CaKind::Tls => x509_sealed(kek, kind, &tls_ca(cluster, now).map_err(unmade)?),
+        CaKind::Tls => x509_sealed(kek, kind, &x509_ca_of("TLS", cluster, now).map_err(unmade)?),
+        CaKind::Spiffe => x509_sealed(kek, kind, &x509_ca_of("SPIFFE", cluster, now).map_err(unmade)?),
         CaKind::Peer => x509_sealed(kek, kind, &peer_ca(now).map_err(unmade)?),
     }
 }
@@ -46,9 +47,9 @@ fn sealed(kek: &Kek, kind: CaKind, public: String, private: &Zeroizing<String>) 
     Ok(NewCa { kind, public, sealed_private })
 }
 
-fn tls_ca(cluster: &str, now: u64) -> Result<X509Ca, PkiError> {
+fn x509_ca_of(what: &str, cluster: &str, now: u64) -> Result<X509Ca, PkiError> {
     // A cluster's name has up to 63 bytes of ASCII.
-    let name = format!("mezite TLS CA {cluster}");
+    let name = format!("mezite {what} CA {cluster}");
     x509_ca(name.get(..MAX_COMMON_NAME).unwrap_or(&name), now)
 }
 

@@ -110,6 +110,8 @@ with_object!(
     UpdateConnectorResponse: connector,
     CreateTrustedClusterResponse: trusted_cluster,
     UpdateTrustedClusterResponse: trusted_cluster,
+    CreateSpiffeDomainResponse: domain,
+    UpdateSpiffeDomainResponse: domain,
 );
 without_object!(
     ChangePasswordResponse,

@@ -52,6 +52,7 @@ impl Refusals {
             | Credential::Agent { .. }
             | Credential::Ingest { .. }
             | Credential::AgentIdentity { .. }
+            | Credential::Svid(_)
             | Credential::Remote(_) => &self.strangers,
         };
         bucket.reserve(Instant::now())

@@ -31,6 +31,7 @@ use crate::{
     config::Config,
     fault::NodeError,
     iam::Sts,
+    missing_cas::MissingCas,
     news::Board,
     node::{Folder, NodeState, load_kek},
     passwords::PasswordPool,
@@ -47,7 +48,7 @@ use crate::{
         tls::{self, Names, Tls},
     },
     service::{Service, Settings},
-    trust_refresh,
+    spiffe, trust_refresh,
     uses::Uses,
     web,
     webauthn::Pace,
@@ -208,6 +209,15 @@ impl Node {
         beside.spawn(audit_retention::keep(store.clone(), self.node_id, stop.clone()));
         beside.spawn(guests.follow(store.clone(), stop.clone()));
         beside.spawn(trust_refresh::keep(store.clone(), self.node_id, stop.clone()));
+        beside.spawn(spiffe::refresh::keep(store.clone(), self.node_id, stop.clone()));
+        let missing = MissingCas {
+            store: store.clone(),
+            cas: Arc::clone(&cas),
+            clock: Arc::clone(&clock),
+            cluster: self.cluster.name.clone(),
+            node_id: self.node_id,
+        };
+        beside.spawn(missing.make(stop.clone()));
         let refusals = Arc::new(Refusals::default());
         store.set_join_handler(Arc::new(Joiner {
             store: store.clone(),

@@ -10,7 +10,7 @@ use auth_core::{
     trusted_cluster::{self, Refreshed},
 };
 use futures::{Stream, StreamExt as _, stream};
-use raft_store::{Store, TransactError};
+use raft_store::{Store, TransactError, WatchEvent};
 use store_txn::{Key as _, KeyRange};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 use tokio_util::sync::CancellationToken;
@@ -20,10 +20,7 @@ use crate::{
     metrics,
 };
 
-/// From one look to the next.
-const INTERVAL: Duration = Duration::from_secs(5 * 60);
-/// From one look to the next at least, when something was changed.
-const PAUSE: Duration = Duration::from_secs(10);
+const RHYTHM: Rhythm = Rhythm { interval: Duration::from_secs(5 * 60), pause: Duration::from_secs(10) };
 /// Clusters that are asked at a time.
 const AT_ONCE: usize = 8;
 
@@ -32,10 +29,8 @@ const UNPROVED: &str = "it could not be reached at its addresses, or did not pro
 
 /// Asks from time to time, until `stop`.
 pub(crate) async fn keep(store: Store, node_id: u64, stop: CancellationToken) {
-    let changes = store.watch(KeyRange::table(TrustedClusterKey::TABLE), store.status().revision);
-    let changes =
-        stream::unfold(changes, |mut changes| async move { Some((changes.next().await?, changes)) });
-    paced(changes, stop, || async {
+    let changes = changes_of(&store, KeyRange::table(TrustedClusterKey::TABLE));
+    paced(changes, stop, RHYTHM, || async {
         match look(&store, node_id).await {
             Ok(failed) => metrics::trusted_clusters_unrefreshed(failed),
             Err(error) => tracing::warn!(%error, "trusted clusters could not be looked at"),
@@ -44,13 +39,29 @@ pub(crate) async fn keep(store: Store, node_id: u64, stop: CancellationToken) {
     .await;
 }
 
+/// How often others are asked.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Rhythm {
+    /// From one look to the next.
+    pub(crate) interval: Duration,
+    /// From one look to the next at least, when something was changed.
+    pub(crate) pause: Duration,
+}
+
+/// The changes of some rows, from now on.
+pub(crate) fn changes_of(store: &Store, range: KeyRange) -> impl Stream<Item = WatchEvent> + use<> {
+    let changes = store.watch(range, store.status().revision);
+    stream::unfold(changes, |mut changes| async move { Some((changes.next().await?, changes)) })
+}
+
 /// Looks from time to time and when something changes, with a pause in between, until `stop` or the end of `changes`.
-async fn paced<T, F: Future<Output = ()>>(
+pub(crate) async fn paced<T, F: Future<Output = ()>>(
     changes: impl Stream<Item = T>,
     stop: CancellationToken,
+    rhythm: Rhythm,
     mut look: impl FnMut() -> F,
 ) {
-    let mut ticks = interval(INTERVAL);
+    let mut ticks = interval(rhythm.interval);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     // The first look waits for nothing.
     let mut next_look = Instant::now();
@@ -72,7 +83,7 @@ async fn paced<T, F: Future<Output = ()>>(
                 changed = changes.next() => if changed.is_none() { return },
             }
         }
-        next_look = Instant::now() + PAUSE;
+        next_look = Instant::now() + rhythm.pause;
         tokio::select! {
             () = stop.cancelled() => return,
             () = look() => {}

@@ -11,7 +11,7 @@ use crate::rpc::testing::{Node, Other};
 async fn looks(changes: impl Stream<Item = ()>, count: usize) -> Vec<u64> {
     let (begun, stop) = (Instant::now(), CancellationToken::new());
     let looked = Arc::new(Mutex::new(Vec::new()));
-    paced(changes, stop.clone(), || {
+    paced(changes, stop.clone(), RHYTHM, || {
         let (looked, stop) = (Arc::clone(&looked), stop.clone());
         async move {
             let mut looked = looked.lock().unwrap();
@@ -28,7 +28,7 @@ async fn looks(changes: impl Stream<Item = ()>, count: usize) -> Vec<u64> {
 
 #[tokio::test(start_paused = true)]
 async fn however_much_changes_there_is_a_pause_between_two_looks() {
-    advance(PAUSE * 2).await;
+    advance(RHYTHM.pause * 2).await;
     let always = stream::repeat(()).then(|()| sleep(Duration::from_millis(100)));
     assert_eq!(looks(always, 4).await, [0, 10, 20, 30]);
 }

@@ -7,7 +7,6 @@
 
 mod credentials;
 mod request;
-mod spiffe;
 #[cfg(test)]
 mod testing;
 
@@ -16,6 +15,7 @@ use std::{collections::BTreeSet, time::Duration};
 use prost::Message as _;
 use store_txn::{Read, ReadExt, Transaction, TransactionExt, UnixMillis, Versioned};
 
+pub(crate) use self::credentials::Known;
 pub use self::{
     credentials::{Credentials, Shown, bootstrap, candidates, holder, renew},
     request::{CredentialRequest, Fresh},
@@ -30,6 +30,7 @@ use crate::{
     revocation,
     secret::SecretDigest,
     session::{self, Owner},
+    spiffe::SpiffeId,
     tables::{
         AgentIdentityKey, AgentIdentityRow, AgentIdentityStateKey, AgentIdentityStateRow, BootstrapSecretKey,
         BootstrapSecretRow, IdentityTlsKeyKey, MapperKind, SpiffeIdKey, SpiffeIdRow, TargetKind,
@@ -103,7 +104,7 @@ impl Wanted {
             return Err(CoreError::invalid("identity.spiffe_ids", format!("at most {MAX_SPIFFE_IDS}")));
         }
         for (index, id) in spiffe_ids.iter().enumerate() {
-            spiffe::check(&format!("identity.spiffe_ids[{index}]"), id)?;
+            SpiffeId::parse(&format!("identity.spiffe_ids[{index}]"), id)?;
         }
         let ids: BTreeSet<_> = spiffe_ids.iter().cloned().collect();
         if ids.len() != spiffe_ids.len() {
@@ -208,7 +209,7 @@ pub fn create(
 }
 
 /// Replaces an agent identity's roles, traits, longest life and SPIFFE IDs; its certificates are revoked if something was
-/// taken from it. With a `secret` it begins anew with that: its sessions end, all its certificates are revoked, and what
+/// taken from it, and sessions end that were made by a SPIFFE ID which is not its any more. With a `secret` it begins anew with that: its sessions end, all its certificates are revoked, and what
 /// it had cannot be renewed.
 ///
 /// # Errors
@@ -230,6 +231,8 @@ pub fn update(
     user::holds(caller, &before)?;
     user::holds(caller, &wanted.grants)?;
     take_spiffe_ids(tx, name, &current.row.spiffe_ids, &wanted.spiffe_ids)?;
+    let lost_ids = current.row.spiffe_ids.iter().any(|id| !wanted.spiffe_ids.contains(id));
+    session::end_without_spiffe_id(tx, name, &wanted.spiffe_ids)?;
 
     mapped::note(tx, MapperKind::AgentIdentity, name.as_str(), &before.roles, &wanted.grants.roles);
     let row = AgentIdentityRow {
@@ -243,7 +246,7 @@ pub fn update(
     audit::append(tx, context, EventType::IdentityUpdate, name.principal(), &told(&row));
     match secret {
         Some(secret) => reset(tx, context, name, secret)?,
-        None if !wanted.grants.include(&before) => {
+        None if lost_ids || !wanted.grants.include(&before) => {
             revocation::revoke(tx, TargetKind::AgentIdentity, name.as_str());
         }
         None => {}

@@ -164,6 +164,22 @@ events! {
     IdentityRenewDenied = "agent_identity.renew.denied", "MZ1097W";
     /// Credentials of an agent identity were used that it had renewed already: there are two copies. It is locked.
     IdentityReplay = "agent_identity.replay", "MZ1098W";
+    /// Workloads of a SPIFFE trust domain are let in.
+    SpiffeDomainCreate = "spiffe_domain.create", "MZ1130I";
+    /// Where the bundle of a trust domain comes from was changed, or the bundle.
+    SpiffeDomainUpdate = "spiffe_domain.update", "MZ1131I";
+    /// Workloads of a trust domain are not let in any more.
+    SpiffeDomainDelete = "spiffe_domain.delete", "MZ1132I";
+    /// A trust domain has told another bundle than before.
+    SpiffeDomainRefresh = "spiffe_domain.refresh", "MZ1133I";
+    /// A workload got a session for its SVID.
+    SpiffeLogin = "spiffe.login", "MZ1134I";
+    /// An SVID was not accepted.
+    SpiffeLoginDenied = "spiffe.login.denied", "MZ1135W";
+    /// An agent or agent identity got an SVID of the cluster.
+    SvidIssue = "spiffe.svid.issue", "MZ1136I";
+    /// An authority was made that the cluster did not have.
+    CaCreate = "ca.create", "MZ1137I";
     /// A user or agent identity got certificates.
     UserCertIssue = "cert.user.issue", "MZ2000I";
     /// An agent got certificates.

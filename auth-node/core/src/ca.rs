@@ -3,12 +3,14 @@
 
 use std::fmt;
 
-use store_txn::{Key, Read, ReadExt, Versioned};
+use store_txn::{Key, Read, ReadExt, Transaction, TransactionExt, Versioned};
 use zeroize::Zeroizing;
 
 pub use crate::seal::NONCE_LENGTH;
 use crate::{
-    CoreError,
+    Context, CoreError,
+    audit::{self, EventType},
+    cluster,
     seal::{self, KEY_LENGTH, Place},
     tables::{CaKey, CaKeyRow, CaKind, CaRow, RotationPhase},
 };
@@ -47,6 +49,7 @@ impl CaKind {
             Self::Host => "host",
             Self::Tls => "tls",
             Self::Peer => "peer",
+            Self::Spiffe => "spiffe",
             Self::Audit => "audit",
         }
     }
@@ -57,7 +60,7 @@ impl CaKind {
 pub struct NewCa {
     /// Of which authority.
     pub kind: CaKind,
-    /// Public side: an OpenSSH public key line (user, host, audit), or a PEM certificate (TLS, peer).
+    /// Public side: an OpenSSH public key line (user, host, audit), or a PEM certificate (TLS, peer, SPIFFE).
     pub public: String,
     /// Private key, as [`seal`] made it.
     pub sealed_private: Vec<u8>,
@@ -104,6 +107,36 @@ pub(crate) fn row(state: &mut (impl Read + ?Sized), kind: CaKind) -> Result<Vers
     state.get(&CaKey(kind))?.ok_or_else(|| missing(kind))
 }
 
+/// The kinds of authorities that the cluster has none of: it was made before there were any.
+///
+/// # Errors
+/// [`CoreError::Storage`].
+pub fn kinds_missing(state: &mut (impl Read + ?Sized)) -> Result<Vec<CaKind>, CoreError> {
+    let mut kinds = Vec::new();
+    for kind in CaKind::ALL {
+        if state.get(&CaKey(kind))?.is_none() {
+            kinds.push(kind);
+        }
+    }
+    Ok(kinds)
+}
+
+/// Gives a cluster an authority of a kind that it has none of. Answers whether it had none.
+///
+/// # Errors
+/// [`CoreError::Precondition`] before the cluster was made; [`CoreError::Storage`].
+pub fn add(tx: &mut (impl Transaction + ?Sized), context: &Context, new: &NewCa) -> Result<bool, CoreError> {
+    cluster::get(tx)?;
+    if tx.get(&CaKey(new.kind))?.is_some() {
+        return Ok(false);
+    }
+    let NewCa { kind, public, sealed_private } = new.clone();
+    let key = CaKeyRow { public, sealed_private, created_at_ms: tx.now() };
+    tx.put(&CaKey(kind), &CaRow::new(key));
+    audit::append(tx, context, EventType::CaCreate, format!("ca:{}", kind.name()), &[]);
+    Ok(true)
+}
+
 fn missing(kind: CaKind) -> CoreError {
     CoreError::Precondition(format!("the cluster has no {} CA yet", kind.name()))
 }
@@ -143,6 +176,7 @@ fn place(kind: CaKind, public: &str) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::world::World;
 
     fn kek(byte: u8) -> Kek {
         Kek::new(Zeroizing::new([byte; KEK_LENGTH]))
@@ -173,6 +207,23 @@ mod tests {
             assert!(!opens(&kek(1), CaKind::Host, "public", &altered), "byte {index}");
             assert!(!opens(&kek(1), CaKind::Host, "public", &sealed[..index]), "cut to {index}");
         }
+    }
+
+    #[test]
+    fn an_authority_that_is_missing_is_made_once_and_none_is_replaced() {
+        let mut world = World::new();
+        assert_eq!(world.run(|tx, _| kinds_missing(tx)).unwrap(), []);
+        let new = |kind| NewCa { kind, public: "another".into(), sealed_private: vec![1] };
+        let (tls, spiffe) = (new(CaKind::Tls), new(CaKind::Spiffe));
+        assert_eq!(world.run(|tx, context| add(tx, context, &tls)), Ok(false));
+        world.run(|tx, _| Ok(tx.delete(&CaKey(CaKind::Spiffe)))).unwrap();
+        assert_eq!(world.run(|tx, _| kinds_missing(tx)).unwrap(), [CaKind::Spiffe]);
+        let before = world.audit().len();
+        assert_eq!(world.run(|tx, context| add(tx, context, &spiffe)), Ok(true));
+        assert_eq!(world.run(|tx, context| add(tx, context, &spiffe)), Ok(false));
+        assert_eq!(world.run(|tx, _| active(tx, CaKind::Spiffe)).unwrap().key.public, "another");
+        assert_ne!(world.run(|tx, _| active(tx, CaKind::Tls)).unwrap().key.public, "another");
+        assert_eq!(world.events(before), ["ca.create"]);
     }
 
     #[test]

@@ -43,6 +43,9 @@ pub enum Credential {
     },
     /// The client certificate of a user of another cluster.
     Remote(Box<RemoteCredential>),
+    /// An X.509-SVID of another trust domain as the client certificate, with what was shown beside it: DER, its own first. With it
+    /// a workload gets a session; for all else it has that.
+    Svid(Vec<Vec<u8>>),
     /// The client certificate of an agent identity. With it the identity renews what it has; for all else it has a session.
     AgentIdentity {
         /// The name that the certificate has.
@@ -317,8 +320,8 @@ pub fn authenticate(state: &mut (impl Read + ?Sized), credential: &Credential) -
 /// certificate whose key is not the registered agent's; for one of a cluster that is not trusted. [`CoreError::Storage`].
 pub fn identify(state: &mut (impl Read + ?Sized), credential: &Credential) -> Result<Caller, CoreError> {
     match credential {
-        // The one call that takes the certificate of an agent identity looks at it itself.
-        Credential::None | Credential::AgentIdentity { .. } => Ok(Caller::Anonymous),
+        // The one call that takes the certificate of an agent identity, or an SVID, looks at it itself.
+        Credential::None | Credential::AgentIdentity { .. } | Credential::Svid(_) => Ok(Caller::Anonymous),
         Credential::Session(digest) => holder(state, *digest),
         Credential::Agent { id, key_digest } => agent(state, id, key_digest, NodeKind::Ssh),
         Credential::Ingest { id, key_digest } => agent(state, id, key_digest, NodeKind::Ingest),

@@ -95,8 +95,8 @@ impl Rotation {
         let rotation = row.rotation.as_ref().unwrap_or(&none);
         let phase = row.phase();
         let leaving = match (kind, phase) {
-            (CaKind::User | CaKind::Tls, UpdateServers) => (0, rotation.switched_at),
-            (CaKind::User | CaKind::Tls, Rollback) if rotation.switched_at != 0 => {
+            (CaKind::User | CaKind::Tls | CaKind::Spiffe, UpdateServers) => (0, rotation.switched_at),
+            (CaKind::User | CaKind::Tls | CaKind::Spiffe, Rollback) if rotation.switched_at != 0 => {
                 (rotation.switched_at, *revision)
             }
             // What users know hosts by came with their certificates.
@@ -210,7 +210,7 @@ impl Obstacles {
             CaKind::Tls => row.tls >= rotation.revision,
             CaKind::Peer => row.peer >= rotation.revision,
             // They sign by the rows themselves.
-            CaKind::User | CaKind::Host | CaKind::Audit => true,
+            CaKind::User | CaKind::Host | CaKind::Spiffe | CaKind::Audit => true,
         };
         for member in members {
             let followed = state.get(&FollowedKey(*member))?.map(|stored| stored.row).unwrap_or_default();
@@ -228,7 +228,8 @@ impl Obstacles {
         ttl: PresenceTtl,
     ) -> Result<(), CoreError> {
         let concerned = |node: &NodeRow| match rotation.kind {
-            CaKind::User | CaKind::Host => node.kind() == NodeKind::Ssh,
+            // Agents have SVIDs; ingests have none.
+            CaKind::User | CaKind::Host | CaKind::Spiffe => node.kind() == NodeKind::Ssh,
             CaKind::Tls => true,
             CaKind::Peer | CaKind::Audit => false,
         };
@@ -269,7 +270,14 @@ impl Obstacles {
             let IssuedRow { expires_at_ms, .. } = issued.row;
             let signed = issued.revision > after && issued.revision < before;
             let is_good = signed && !revocations.hold(issued.revision, &issued.row);
-            if is_good && issued.row.kind() != TargetKind::Node {
+            let concerned = match rotation.kind {
+                // They have an SVID for as long as the credentials that are noted.
+                CaKind::Spiffe => issued.row.kind() == TargetKind::AgentIdentity,
+                CaKind::User | CaKind::Host | CaKind::Tls | CaKind::Peer | CaKind::Audit => {
+                    issued.row.kind() != TargetKind::Node
+                }
+            };
+            if is_good && concerned {
                 self.certificates = self.certificates.saturating_add(1);
                 self.certificates_end_ms = self.certificates_end_ms.max(expires_at_ms);
             }

@@ -20,6 +20,8 @@ pub enum SecretKind {
     WebauthnChallenge,
     /// The secret that an agent identity begins with.
     Bootstrap,
+    /// What is signed in a JWT-SVID.
+    JwtSvid,
 }
 
 impl SecretKind {
@@ -31,6 +33,7 @@ impl SecretKind {
             Self::Invite => b"mezite invite\0",
             Self::WebauthnChallenge => b"mezite webauthn challenge\0",
             Self::Bootstrap => b"mezite bootstrap\0",
+            Self::JwtSvid => b"mezite jwt-svid\0",
         }
     }
 }

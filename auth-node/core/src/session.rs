@@ -5,11 +5,14 @@
 //! session may be unused. Beyond that time a tenth is granted: one half for what was not noted, the other for a note to
 //! commit. So a session ends not before it was unused for so long, and at most a tenth later.
 
+mod svid;
+
 use std::fmt;
 
 use prost::Message as _;
 use store_txn::{Read, ReadExt, Transaction, TransactionExt, UnixMillis, Versioned};
 
+pub(crate) use self::svid::{create_by_svid, end_without_spiffe_id};
 use crate::{
     Caller, Context, CoreError,
     audit::{self, EventType},
@@ -201,6 +204,7 @@ fn insert(
         epoch: epoch(tx)?,
         device: device.map(DeviceId::to_string).unwrap_or_default(),
         agent_identity,
+        spiffe_id: String::new(),
     };
     let reference = SessionRefRow { digest: new.digest.0.to_vec(), expires_at_ms: row.expires_at_ms };
     tx.put(&SessionKey(new.digest), &row);

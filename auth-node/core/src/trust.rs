@@ -27,7 +27,7 @@ pub struct TrustBundle {
 pub struct Authority {
     /// Which one.
     pub kind: CaKind,
-    /// OpenSSH public key lines (user, host, audit), or PEM certificates (TLS, peer). All verify; the first one signs,
+    /// OpenSSH public key lines (user, host, audit), or PEM certificates (TLS, peer, SPIFFE). All verify; the first one signs,
     /// for clients perhaps another.
     pub keys: Vec<String>,
     /// Where its rotation stands.

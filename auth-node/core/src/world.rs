@@ -41,7 +41,7 @@ fn authorities() -> &'static [(CaKind, String, Vec<u8>)] {
                     let key = mezite_pki::ssh::SshCa::generate().unwrap();
                     (key.public_line(), key.private_openssh().unwrap())
                 }
-                CaKind::Tls | CaKind::Peer => {
+                CaKind::Tls | CaKind::Peer | CaKind::Spiffe => {
                     let key = X509Ca::generate("test", 1, 4_000_000_000).unwrap();
                     (key.certificate_pem().to_owned(), key.private_pem())
                 }

@@ -22,6 +22,7 @@ use crate::{
     cmd::certs::lines,
     exit::Usage,
     files::{PRIVATE, PUBLIC, create_dir, read_secret, read_text, write_atomic},
+    svid_dir::{self, SvidDir},
 };
 
 /// Marks the state file.
@@ -42,8 +43,11 @@ const KNOWN_HOSTS: &str = "known_hosts";
 const SSHD_CONFIG: &str = "sshd_config";
 
 /// All files, in the order in which leaving removes them: what tells how far it came goes last.
-const ALL: [&str; 11] = [
+const ALL: [&str; 14] = [
     SSHD_CONFIG,
+    svid_dir::FILES[0],
+    svid_dir::FILES[1],
+    svid_dir::FILES[2],
     TLS_CERTIFICATE,
     TLS_KEY,
     SSH_CERTIFICATE,
@@ -128,6 +132,11 @@ impl AgentState {
         }
     }
 
+    /// Whether the cluster has SVIDs for its agents: one that was made before there were any may have none yet.
+    pub(crate) fn has_svids(&self) -> bool {
+        self.phases.contains_key(&v1::CaKind::Spiffe.into())
+    }
+
     fn encode(&self) -> Result<String> {
         Ok(serde_json::to_string_pretty(self)? + "\n")
     }
@@ -162,6 +171,11 @@ impl AgentDir {
 
     pub(crate) fn path(&self) -> &Path {
         &self.0
+    }
+
+    /// Where its SVID is.
+    pub(crate) fn svid(&self) -> SvidDir {
+        SvidDir::new(&self.0)
     }
 
     pub(crate) fn sshd_config_path(&self) -> PathBuf {

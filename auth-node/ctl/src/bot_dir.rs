@@ -16,7 +16,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
-use mezite_client::{ClientIdentity, ClusterTrust, IdempotencyKey};
+use mezite_client::{ClientIdentity, ClusterTrust, IdempotencyKey, SessionSecret};
 use mezite_pki::{
     ssh::SshKeyPair,
     x509::{CertificateInfo, KeyPair},
@@ -29,6 +29,7 @@ use crate::{
     cmd::{certs::lines, present},
     exit::Usage,
     files::{PRIVATE, PUBLIC, create_dir, read_secret, read_text, write_atomic},
+    svid_dir::SvidDir,
 };
 
 /// Marks the file that says whose folder it is.
@@ -178,6 +179,17 @@ impl BotDir {
         let set = self.last_set()?;
         let chain = read_text(&set.join(TLS_CERTIFICATE))?;
         Ok(ClientIdentity::from_pem(&chain, &read_secret(&set.join(TLS_KEY))?)?)
+    }
+
+    /// The session of the last set.
+    pub(crate) fn session(&self) -> Result<SessionSecret> {
+        let text = read_secret(&self.last_set()?.join(SESSION))?;
+        Ok(SessionSecret::new(text.trim_end().to_owned())?)
+    }
+
+    /// Where its SVID is: beside the sets, for it is renewed more often.
+    pub(crate) fn svid(&self) -> SvidDir {
+        SvidDir::new(&self.path)
     }
 
     /// From when to when the last set is good, in Unix seconds.

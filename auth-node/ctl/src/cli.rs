@@ -166,6 +166,9 @@ pub(crate) enum Command {
     /// Let users of other clusters in
     #[command(subcommand)]
     TrustedClusters(cmd::trusted_clusters::TrustedClusters),
+    /// Let workloads of SPIFFE trust domains in
+    #[command(subcommand)]
+    SpiffeDomains(cmd::spiffe_domains::SpiffeDomains),
     /// Manage the nodes of the auth cluster, and save backups
     #[command(subcommand)]
     Cluster(cmd::cluster::Cluster),

@@ -23,6 +23,7 @@ mod resource;
 mod role_file;
 mod secret;
 mod sshd_config;
+mod svid_dir;
 
 use std::process::ExitCode;
 

@@ -127,9 +127,10 @@ async fn rewrite(
 /// Refuses a key-encryption key that is not the one of the CA keys in the state.
 async fn check_kek(store: &Store, kek: &Kek) -> Result<(), NodeError> {
     let read = store.read_local(|view| {
-        // Clusters that were made before there was an audit authority have none.
+        // Those of clusters that were made before there were authorities of these kinds have none.
         let there = trust::phases(view)?;
-        let needed = |kind: &CaKind| *kind != CaKind::Audit || there.iter().any(|(there, _)| there == kind);
+        let later = |kind: &CaKind| matches!(kind, CaKind::Audit | CaKind::Spiffe);
+        let needed = |kind: &CaKind| !later(kind) || there.iter().any(|(there, _)| there == kind);
         let kinds = CaKind::ALL.into_iter().filter(needed);
         kinds.map(|kind| ca::active(view, kind)).collect::<Result<Vec<_>, CoreError>>()
     });

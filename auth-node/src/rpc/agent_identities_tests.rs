@@ -25,7 +25,7 @@ async fn start() -> (Node, String) {
         let kek = Kek::new(Zeroizing::new([7; 32]));
         for kind in CaKind::ALL {
             let (public, private) = match kind {
-                CaKind::Tls | CaKind::Peer => {
+                CaKind::Tls | CaKind::Peer | CaKind::Spiffe => {
                     let ca = X509Ca::generate("test", now - 60, now + 1_000_000).unwrap();
                     (ca.certificate_pem().to_owned(), ca.private_pem())
                 }

@@ -31,6 +31,7 @@ mod revocations;
 mod roles;
 mod rotation;
 pub(crate) mod sessions;
+mod spiffe;
 #[cfg(test)]
 pub(crate) mod testing;
 mod tokens;
@@ -63,7 +64,7 @@ use crate::{
 use outcome::{after_admission, end, within};
 
 /// Methods that later releases build. They are authorised, and then UNIMPLEMENTED.
-pub const NOT_YET: &[&str] = &["AuthenticateSPIFFE"];
+pub const NOT_YET: &[&str] = &[];
 
 /// Methods that are declared and stay without an effect. They are authorised, and then UNIMPLEMENTED.
 pub const RESERVED: &[&str] = &[
@@ -252,7 +253,19 @@ api! {
         RenewAgentIdentity:
             renew_agent_identity(RenewAgentIdentityRequest) -> RenewAgentIdentityResponse = agent_identities::renew;
         AuthenticateSPIFFE:
-            authenticate_spiffe(AuthenticateSpiffeRequest) -> AuthenticateSpiffeResponse = later;
+            authenticate_spiffe(AuthenticateSpiffeRequest) -> AuthenticateSpiffeResponse = spiffe::authenticate;
+
+        // SPIFFE.
+        CreateSpiffeDomain:
+            create_spiffe_domain(CreateSpiffeDomainRequest) -> CreateSpiffeDomainResponse = spiffe::create;
+        GetSpiffeDomain: get_spiffe_domain(GetSpiffeDomainRequest) -> GetSpiffeDomainResponse = spiffe::get;
+        ListSpiffeDomains:
+            list_spiffe_domains(ListSpiffeDomainsRequest) -> ListSpiffeDomainsResponse = spiffe::list;
+        UpdateSpiffeDomain:
+            update_spiffe_domain(UpdateSpiffeDomainRequest) -> UpdateSpiffeDomainResponse = spiffe::update;
+        DeleteSpiffeDomain:
+            delete_spiffe_domain(DeleteSpiffeDomainRequest) -> DeleteSpiffeDomainResponse = spiffe::delete;
+        IssueSVID: issue_svid(IssueSvidRequest) -> IssueSvidResponse = spiffe::issue;
 
         // Users and roles.
         GetUser: get_user(GetUserRequest) -> GetUserResponse = users::get;

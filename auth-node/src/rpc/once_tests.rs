@@ -24,6 +24,7 @@ use zeroize::Zeroizing;
 
 use self::cases::{
     AGENT, Answer, Asked, Case, Credentials, OURS, OURS_TOO, REPEATABLE, Revisions, THEIRS, cases, github,
+    spiffe_domain,
 };
 use super::{Api, UNARY, testing::Node, *};
 
@@ -99,6 +100,8 @@ impl World {
         let identity = v1::AgentIdentity { name: "known".into(), ..Default::default() };
         let identity = v1::CreateAgentIdentityRequest { identity: Some(identity), bootstrap_ttl: None };
         api.create_agent_identity(plain.request(identity)).await.unwrap();
+        let domain = v1::CreateSpiffeDomainRequest { domain: Some(spiffe_domain("known", Asked::This)) };
+        api.create_spiffe_domain(plain.request(domain)).await.unwrap();
         let user = v1::User { name: "ann".into(), roles: vec!["admin".into()], ..Default::default() };
         let request =
             v1::CreateUserRequest { user: Some(user), password: PASSWORD.into(), ..Default::default() };

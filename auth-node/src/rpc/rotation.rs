@@ -74,9 +74,10 @@ fn parse(request: &v1::RotateCaRequest) -> Result<Step, CoreError> {
         v1::CaKind::Host => CaKind::Host,
         v1::CaKind::Tls => CaKind::Tls,
         v1::CaKind::Peer => CaKind::Peer,
+        v1::CaKind::Spiffe => CaKind::Spiffe,
         v1::CaKind::Audit => CaKind::Audit,
-        v1::CaKind::Spiffe | v1::CaKind::Unspecified => {
-            return Err(CoreError::invalid("kind", "user, host, tls, peer or audit"));
+        v1::CaKind::Unspecified => {
+            return Err(CoreError::invalid("kind", "user, host, tls, peer, spiffe or audit"));
         }
     };
     let target = match request.target_phase() {

@@ -35,7 +35,7 @@ pub(super) fn reply(bundle: TrustBundle) -> Result<v1::GetTrustBundleResponse, C
 pub(super) fn authority(authority: Authority) -> v1::TrustedCa {
     let (ssh_public_keys, certificates) = match authority.kind {
         CaKind::User | CaKind::Host | CaKind::Audit => (authority.keys, Vec::new()),
-        CaKind::Tls | CaKind::Peer => (Vec::new(), authority.keys),
+        CaKind::Tls | CaKind::Peer | CaKind::Spiffe => (Vec::new(), authority.keys),
     };
     v1::TrustedCa {
         kind: kind(authority.kind).into(),
@@ -66,6 +66,7 @@ pub(super) fn kind(kind: CaKind) -> v1::CaKind {
         CaKind::Host => v1::CaKind::Host,
         CaKind::Tls => v1::CaKind::Tls,
         CaKind::Peer => v1::CaKind::Peer,
+        CaKind::Spiffe => v1::CaKind::Spiffe,
         CaKind::Audit => v1::CaKind::Audit,
     }
 }

@@ -1,16 +1,21 @@
-//! Which client certificates TLS lets in: those of the cluster, and those of users of clusters that it trusts. A certificate
-//! is judged by the authorities of the one cluster that it names, so that none can vouch for another's; and of other
-//! clusters users alone are let in. What they may do, and whether they are still trusted, is looked at by each call.
+//! Which client certificates TLS lets in: those of the cluster, those of users of clusters that it trusts, and those of
+//! workloads of SPIFFE trust domains that are let in. A certificate is judged by the authorities of the one cluster, or trust
+//! domain, that it names, so that none can vouch for another's; and of other clusters users alone are let in. What they may do,
+//! and whether they are still trusted, is looked at by each call.
 
 use std::{collections::BTreeMap, fmt, sync::Arc};
 
 use arc_swap::ArcSwap;
 use auth_core::{
     names::ClusterName,
-    tables::{CaKind, TrustedClusterKey, TrustedClusterRow},
+    spiffe::{self, TrustDomain},
+    tables::{CaKind, SpiffeBundleKey, TrustedClusterKey, TrustedClusterRow},
     trusted_cluster,
 };
-use mezite_pki::{identity::Identity, x509::CertificateInfo};
+use mezite_pki::{
+    identity::Identity,
+    x509::{CertificateInfo, Svid},
+};
 use raft_store::Store;
 use rustls::{
     CertificateError, DigitallySignedStruct, DistinguishedName, Error, RootCertStore, SignatureScheme,
@@ -24,7 +29,7 @@ use rustls_pki_types::{CertificateDer, UnixTime, pem::PemObject as _};
 use store_txn::{Key as _, KeyRange};
 use tokio_util::sync::CancellationToken;
 
-use crate::fault::NodeError;
+use crate::{fault::NodeError, spiffe::x509};
 
 type Verifiers = BTreeMap<String, Arc<dyn ClientCertVerifier>>;
 
@@ -34,18 +39,21 @@ pub(crate) struct Guests {
     cluster: String,
     /// By the name of the trusted cluster.
     verifiers: ArcSwap<Verifiers>,
+    /// By the name of the SPIFFE trust domain.
+    domains: ArcSwap<Verifiers>,
 }
 
 impl fmt::Debug for Guests {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_set().entries(self.verifiers.load().keys()).finish()
+        let domains = self.domains.load();
+        f.debug_set().entries(self.verifiers.load().keys()).entries(domains.keys()).finish()
     }
 }
 
 impl Guests {
     /// Nobody yet, beside those of this cluster.
     pub(crate) fn new(cluster: &str) -> Self {
-        Self { cluster: cluster.to_owned(), verifiers: ArcSwap::default() }
+        Self { cluster: cluster.to_owned(), verifiers: ArcSwap::default(), domains: ArcSwap::default() }
     }
 
     /// Judges what the cluster's own verifier does not.
@@ -53,18 +61,25 @@ impl Guests {
         Arc::new(ByCluster { own, guests: Arc::clone(self) })
     }
 
-    /// Follows which clusters are trusted, until `stop`.
+    /// Follows which clusters are trusted, and who vouches for workloads, until `stop`.
     pub(crate) async fn follow(self: Arc<Self>, store: Store, stop: CancellationToken) {
         // Before the rows are read, so that no change is missed.
-        let mut changes = store.watch(KeyRange::table(TrustedClusterKey::TABLE), store.status().revision);
+        let revision = store.status().revision;
+        let mut changes = store.watch(KeyRange::table(TrustedClusterKey::TABLE), revision);
+        let mut bundles = store.watch(KeyRange::table(SpiffeBundleKey::TABLE), revision);
         loop {
             match store.read_local(|view| trusted_cluster::enabled(view)).await {
                 Ok(clusters) => self.set(clusters),
                 Err(error) => tracing::error!(%error, "which clusters are trusted cannot be read"),
             }
+            match store.read_local(|view| spiffe::authorities(view)).await {
+                Ok(domains) => self.set_domains(domains),
+                Err(error) => tracing::error!(%error, "who vouches for workloads cannot be read"),
+            }
             tokio::select! {
                 () = stop.cancelled() => return,
                 changed = changes.next() => if changed.is_none() { return },
+                changed = bundles.next() => if changed.is_none() { return },
             }
         }
     }
@@ -78,6 +93,23 @@ impl Guests {
             }
         }
         self.verifiers.store(Arc::new(verifiers));
+    }
+
+    fn set_domains(&self, domains: impl IntoIterator<Item = (TrustDomain, Vec<Vec<u8>>)>) {
+        let mut verifiers = Verifiers::new();
+        // One without authorities lets nobody in.
+        for (name, authorities) in domains.into_iter().filter(|(_, authorities)| !authorities.is_empty()) {
+            match x509::verifier(&authorities) {
+                Ok(verifier) => drop(verifiers.insert(name.to_string(), verifier)),
+                Err(error) => tracing::error!(%name, error, "workloads of a trust domain cannot be let in"),
+            }
+        }
+        self.domains.store(Arc::new(verifiers));
+    }
+
+    /// Whether nobody else is let in.
+    fn is_empty(&self) -> bool {
+        self.verifiers.load().is_empty() && self.domains.load().is_empty()
     }
 }
 
@@ -101,8 +133,11 @@ struct ByCluster {
 }
 
 impl ByCluster {
-    /// The verifier of the cluster that a certificate names; `None`: nobody who may come.
+    /// The verifier of the cluster or trust domain that a certificate names; `None`: nobody who may come.
     fn of(&self, leaf: &CertificateDer<'_>) -> Option<Arc<dyn ClientCertVerifier>> {
+        if let Ok(svid) = Svid::from_der(leaf) {
+            return self.guests.domains.load().get(svid.trust_domain()).map(Arc::clone);
+        }
         let identity = CertificateInfo::from_der(leaf).ok().and_then(|info| info.identity);
         let foreign = identity.filter(|identity| identity.cluster() != self.guests.cluster);
         let Some(foreign) = foreign else { return Some(Arc::clone(&self.own)) };
@@ -132,7 +167,7 @@ impl ClientCertVerifier for ByCluster {
 
     fn root_hint_subjects(&self) -> &[DistinguishedName] {
         // Without hints a client shows what it has; with those of this cluster alone, a guest might show nothing.
-        if self.guests.verifiers.load().is_empty() { self.own.root_hint_subjects() } else { &[] }
+        if self.guests.is_empty() { self.own.root_hint_subjects() } else { &[] }
     }
 
     fn verify_client_cert(
@@ -171,7 +206,7 @@ impl ClientCertVerifier for ByCluster {
 #[cfg(test)]
 mod tests {
     use auth_core::tables::ForeignCaRow;
-    use mezite_pki::x509::{KeyPair, LeafSpec, X509Ca};
+    use mezite_pki::x509::{KeyPair, LeafSpec, SvidSpec, X509Ca};
 
     use super::*;
 
@@ -256,5 +291,46 @@ mod tests {
         // What is stored under the own name changes nothing for the own.
         guests.set([(name("own"), row(&red))]);
         assert!(!good(&red, agent("own")) && !good(&red, user("own")) && good(&own, agent("own")));
+    }
+    #[test]
+    fn a_workload_is_judged_by_its_own_trust_domain_and_is_nobody_of_a_cluster() {
+        let (own, red, blue) = (ca(), ca(), ca());
+        let guests = Arc::new(Guests::new("own"));
+        let judge = guests.beside(verifier(&row(&own)).unwrap());
+        let svid = |ca: &X509Ca, id: &str| {
+            let spec = SvidSpec {
+                public_key: KeyPair::generate_p256().unwrap().spki_der(),
+                spiffe_id: id.into(),
+                not_before: 1,
+                not_after: 3_000_000_000,
+            };
+            CertificateDer::from_pem_slice(ca.issue_svid(&spec).unwrap().as_bytes()).unwrap()
+        };
+        let now = UnixTime::since_unix_epoch(std::time::Duration::from_secs(1_800_000_000));
+        let good = |certificate| judge.verify_client_cert(&certificate, &[], now).is_ok();
+        assert!(!good(svid(&red, "spiffe://red/a")));
+
+        let domain = |name: &str, ca: &X509Ca| {
+            (TrustDomain::parse("", name).unwrap(), vec![ca.certificate_der().to_vec()])
+        };
+        guests.set_domains([domain("red", &red), domain("blue", &blue), domain("own", &blue)]);
+        assert!(judge.root_hint_subjects().is_empty());
+        assert!(good(svid(&red, "spiffe://red/a")) && good(svid(&blue, "spiffe://blue/a")));
+        for (ca, id) in [
+            (&red, "spiffe://blue/a"),
+            (&blue, "spiffe://red/a"),
+            (&own, "spiffe://red/a"),
+            (&red, "spiffe://green/a"),
+            (&red, "spiffe://Red/a"),
+        ] {
+            assert!(!good(svid(ca, id)), "{id}");
+        }
+        // It vouches for workloads alone, whatever its name.
+        assert!(
+            !good(leaf(&blue, agent("own"))) && !good(leaf(&red, user("red"))) && !good(leaf(&red, None))
+        );
+        assert!(good(leaf(&own, agent("own"))));
+        guests.set_domains([(TrustDomain::parse("", "red").unwrap(), Vec::new())]);
+        assert!(!good(svid(&red, "spiffe://red/a")) && judge.root_hint_subjects().len() == 1);
     }
 }

@@ -22,6 +22,7 @@
 //! | `POST devices/begin` | `{passkey}` | `{challenge_id, options}` |
 //! | `POST devices/finish` | `{challenge_id, credential, name}` | `{device}` |
 //! | `DELETE devices/{id}` | | `{}` |
+//! | `GET spiffe/bundle` | | the bundle of the cluster's SPIFFE trust domain, as that standard says |
 
 mod call;
 mod connections;
@@ -31,6 +32,7 @@ mod invite;
 mod login;
 mod pages;
 mod ping;
+mod spiffe;
 #[cfg(test)]
 mod tests;
 pub(crate) mod tls;
@@ -99,6 +101,7 @@ fn router(web: Arc<Web>) -> Router {
         .route("/devices/begin", post(devices::begin))
         .route("/devices/finish", post(devices::finish))
         .route("/devices/{id}", delete(devices::remove))
+        .route("/spiffe/bundle", get(spiffe::bundle))
         .layer(DefaultBodyLimit::max(MAX_BODY));
     Router::new()
         .nest("/v1/webapi", api)

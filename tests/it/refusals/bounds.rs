@@ -33,7 +33,7 @@ const LONG: usize = 1 << 20;
 const MANY: usize = 20_000;
 
 /// What a server says for itself; on the way in it is not looked at.
-const SAID_BY_THE_SERVER: [&str; 10] = [
+const SAID_BY_THE_SERVER: [&str; 14] = [
     "CreateAgentIdentity identity.created_by",
     "UpdateAgentIdentity identity.created_by",
     "CreateUser user.created_by",
@@ -44,6 +44,10 @@ const SAID_BY_THE_SERVER: [&str; 10] = [
     "UpdateTrustedCluster trusted_cluster.authorities",
     "CreateTrustedCluster trusted_cluster.refresh_error",
     "UpdateTrustedCluster trusted_cluster.refresh_error",
+    "CreateSpiffeDomain domain.created_by",
+    "UpdateSpiffeDomain domain.created_by",
+    "CreateSpiffeDomain domain.refresh_error",
+    "UpdateSpiffeDomain domain.refresh_error",
 ];
 /// Where another field that is missing is refused first: `auth-core connector::tests::every_field_of_a_provider_is_checked`
 /// has their bounds.
@@ -125,6 +129,16 @@ fn right(method: &str, token: &str, agent: &Agent) -> Vec<u8> {
                 ..Default::default()
             };
             v1::UpdateTrustedClusterRequest { trusted_cluster: Some(cluster) }.encode_to_vec()
+        }
+        "CreateSpiffeDomain" | "UpdateSpiffeDomain" => {
+            // Both messages have the trust domain in their first field.
+            let url = "https://spiffe.example.org/bundle".to_owned();
+            let domain = v1::SpiffeDomain {
+                trust_domain: "example.org".into(),
+                endpoint: Some(v1::SpiffeBundleEndpoint { url, ..Default::default() }),
+                ..Default::default()
+            };
+            v1::CreateSpiffeDomainRequest { domain: Some(domain) }.encode_to_vec()
         }
         "ExchangeTrust" => v1::ExchangeTrustRequest {
             token: token.into(),
@@ -257,7 +271,8 @@ async fn every_string_list_and_map_of_every_request_has_a_bound() {
     let service = pool.get_service_by_name(SERVICE_NAME).unwrap();
     let (mut tried, mut wrong) = (0, Vec::new());
     for method in service.methods().filter(|method| !method.is_client_streaming()) {
-        let by_agent = ["RegisterAgent", "AgentHeartbeat", "UploadSessionRecording"].contains(&method.name());
+        let by_agent = ["RegisterAgent", "AgentHeartbeat", "UploadSessionRecording", "IssueSVID"]
+            .contains(&method.name());
         let rule = access::rule(method.name()).unwrap();
         let (channel, session) = match (by_agent, rule.classes.contains(&AccessClass::Public)) {
             (true, _) => (&certified, None),

@@ -76,15 +76,22 @@ pub struct Shown {
 }
 
 /// An agent identity, and where it stands.
-struct Known {
+pub(crate) struct Known {
     name: IdentityName,
     row: AgentIdentityRow,
-    roles: Vec<Role>,
+    pub(crate) roles: Vec<Role>,
     state: AgentIdentityStateRow,
 }
 
 impl Known {
-    fn read(state: &mut (impl Read + ?Sized), name: &IdentityName) -> Result<Option<Self>, CoreError> {
+    /// An agent identity, if there is one of this name.
+    ///
+    /// # Errors
+    /// [`CoreError::Storage`].
+    pub(crate) fn read(
+        state: &mut (impl Read + ?Sized),
+        name: &IdentityName,
+    ) -> Result<Option<Self>, CoreError> {
         let Some(row) = state.get(&AgentIdentityKey(name.clone()))? else { return Ok(None) };
         let stands = state.get(&AgentIdentityStateKey(name.clone()))?;
         let roles = context::roles_of(state, &row.row.roles)?;
@@ -93,13 +100,13 @@ impl Known {
     }
 
     /// How long its credentials live.
-    fn ttl(&self) -> Duration {
+    pub(crate) fn ttl(&self) -> Duration {
         let by_roles = Access::of(&self.roles, &self.row.traits).options().max_ttl;
         Duration::from_millis(self.row.max_ttl_ms).min(by_roles)
     }
 
     /// As the caller of what it does, with a session.
-    fn caller(&self, digest: SecretDigest, session: SessionRow) -> Caller {
+    pub(crate) fn caller(&self, digest: SecretDigest, session: SessionRow) -> Caller {
         Caller::AgentIdentity(Box::new(IdentityCaller {
             name: self.name.clone(),
             identity: self.row.clone(),

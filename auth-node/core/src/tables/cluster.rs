@@ -69,13 +69,15 @@ pub enum CaKind {
     Tls = 3,
     /// Signs the certificates that auth nodes show each other.
     Peer = 4,
+    /// Signs X.509-SVIDs.
+    Spiffe = 5,
     /// Signs checkpoints of the audit log.
     Audit = 6,
 }
 
 impl CaKind {
     /// All kinds, in the order of their numbers.
-    pub const ALL: [Self; 5] = [Self::User, Self::Host, Self::Tls, Self::Peer, Self::Audit];
+    pub const ALL: [Self; 6] = [Self::User, Self::Host, Self::Tls, Self::Peer, Self::Spiffe, Self::Audit];
 }
 
 impl Key for CaKey {

@@ -139,6 +139,7 @@ mod nodes;
 mod policy;
 mod requests;
 mod sessions;
+mod spiffe;
 #[cfg(test)]
 mod tests;
 mod trusted;
@@ -183,6 +184,10 @@ pub use requests::{RequestKey, RequestRow, RequestState, ReviewRow, UserRequestK
 pub use sessions::{
     AuthMethod, SessionHandleKey, SessionKey, SessionRefRow, SessionRow, SessionUseKey, SessionUseRow,
     UserSessionKey,
+};
+pub use spiffe::{
+    JwtAuthorityRow, SpiffeBundleKey, SpiffeBundleRow, SpiffeDomainKey, SpiffeDomainRow, SpiffeEndpointRow,
+    SpiffeRefreshKey, SpiffeRefreshRow, UsedSvidKey,
 };
 pub use trusted::{
     ForeignCaRow, RefreshKey, RefreshRow, RoleMappingRow, TrustedClusterKey, TrustedClusterRow,

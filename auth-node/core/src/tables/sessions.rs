@@ -22,6 +22,8 @@ pub enum AuthMethod {
     Password = 1,
     /// A WebAuthn authenticator.
     Webauthn = 2,
+    /// A SPIFFE SVID.
+    Spiffe = 4,
     /// The bootstrap secret or certificate of an agent identity.
     AgentIdentity = 5,
 }
@@ -56,6 +58,9 @@ pub struct SessionRow {
     /// Canonical name of the agent identity that it is of; empty: it is a user's.
     #[prost(string, tag = "9")]
     pub agent_identity: String,
+    /// SPIFFE ID of the SVID that it was made by; empty: by none.
+    #[prost(string, tag = "10")]
+    pub spiffe_id: String,
 }
 ending_rows!(SessionRow);
 

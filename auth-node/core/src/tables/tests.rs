@@ -7,6 +7,7 @@ use crate::{
         UserName,
     },
     secret::SecretDigest,
+    spiffe::TrustDomain,
 };
 
 /// The keys on disk are these bytes: a change here is a change of the format.
@@ -61,6 +62,7 @@ fn golden_rows() {
         epoch: 3,
         device: String::new(),
         agent_identity: String::new(),
+        spiffe_id: String::new(),
     };
     let bytes = "0a03616e6e1201681801200228013201613803";
     assert_eq!(hex::encode(session.encode_row()), bytes);
@@ -277,6 +279,7 @@ fn golden_keys_and_rows_of_webauthn() {
         (CredentialRow { device: "d".into() }.encode_row(), "0a0164"),
         (WebauthnSecretRow { secret: vec![1, 2] }.encode_row(), "0a020102"),
         (SessionRow { device: "d".into(), ..SessionRow::default() }.encode_row(), "420164"),
+        (SessionRow { spiffe_id: "s".into(), ..SessionRow::default() }.encode_row(), "520173"),
     ];
     for (bytes, hex) in rows {
         assert_eq!(hex::encode(bytes), hex.replace(' ', ""));
@@ -393,6 +396,38 @@ fn golden_keys_and_rows_of_agent_identities() {
         (secret.encode_row(), "0a01611001".to_owned()),
         (MarkEndingRow { expires_at_ms: 1 }.encode_row(), "0801".to_owned()),
         (SpiffeIdRow { identity: "a".into() }.encode_row(), "0a0161".to_owned()),
+    ];
+    for (bytes, hex) in rows {
+        assert_eq!(hex::encode(bytes), hex);
+    }
+}
+
+#[test]
+fn golden_keys_and_rows_of_spiffe() {
+    let red = || TrustDomain::parse("", "red").unwrap();
+    let keys = [
+        (SpiffeDomainKey(red()).encode(), "00647265640001".to_owned()),
+        (SpiffeBundleKey(red()).encode(), "00657265640001".to_owned()),
+        (SpiffeRefreshKey(red()).encode(), "00667265640001".to_owned()),
+        (UsedSvidKey(SecretDigest([2; 32])).encode(), format!("0067{}", "02".repeat(32))),
+    ];
+    for (bytes, hex) in keys {
+        assert_eq!(hex::encode(bytes), hex);
+    }
+    let endpoint =
+        SpiffeEndpointRow { url: "u".into(), spiffe_id: "i".into(), web_authorities: vec!["w".into()] };
+    let domain = SpiffeDomainRow { endpoint: Some(endpoint), created_at_ms: 1, created_by: "b".into() };
+    let bundle = SpiffeBundleRow {
+        x509_authorities: vec![vec![1]],
+        jwt_authorities: vec![JwtAuthorityRow { key_id: "k".into(), jwk: "j".into() }],
+        sequence: Some(0),
+        refresh_hint_s: 2,
+    };
+    let refresh = SpiffeRefreshRow { refreshed_at_ms: 1, tried_at_ms: 2, error: "e".into() };
+    let rows = [
+        (domain.encode_row(), "0a090a01751201691a017710011a0162"),
+        (bundle.encode_row(), "0a010112060a016b12016a18002002"),
+        (refresh.encode_row(), "080110021a0165"),
     ];
     for (bytes, hex) in rows {
         assert_eq!(hex::encode(bytes), hex);

@@ -165,7 +165,7 @@ fn canonical(kind: CaKind, key: &str) -> Result<String, String> {
         return Err(format!("a key or certificate of {} bytes, and at most {MAX_KEY} are taken", key.len()));
     }
     let read = match kind {
-        CaKind::Tls | CaKind::Peer => authority_certificate(key),
+        CaKind::Tls | CaKind::Peer | CaKind::Spiffe => authority_certificate(key),
         CaKind::User | CaKind::Host | CaKind::Audit => SshPublicKey::parse(key).map(|key| key.line()),
     };
     read.map_err(|error| error.to_string())

@@ -83,6 +83,8 @@ pub(crate) enum Kind {
     Tls,
     /// Signs the certificates that auth nodes show each other
     Peer,
+    /// Signs X.509-SVIDs
+    Spiffe,
     /// Signs checkpoints of the audit log
     Audit,
 }
@@ -94,6 +96,7 @@ impl Kind {
             Self::Host => v1::CaKind::Host,
             Self::Tls => v1::CaKind::Tls,
             Self::Peer => v1::CaKind::Peer,
+            Self::Spiffe => v1::CaKind::Spiffe,
             Self::Audit => v1::CaKind::Audit,
         }
     }

@@ -17,7 +17,7 @@ use tokio::{
     time::{Instant, sleep},
 };
 
-use super::agent::pulse::{is_due, passes, reload};
+use super::agent::pulse::{SVID_PAUSE, is_due, passes, reload};
 use crate::{
     bot_dir::{About, BotDir, Whose},
     cmd::{call, present},
@@ -40,7 +40,8 @@ Examples:
   ssh -F /var/lib/ci/mezite/ssh_config deploy@web1.example.org
 
 The folder has key, key-cert.pub, known_hosts, tls.key, tls.crt, ca.pem and session, under `current`: all of them are
-replaced at one time, when two thirds of their life are over. Whoever keeps one of them open is told with --reload.
+replaced at one time, when two thirds of their life are over. Beside it are svid.pem, svid_key.pem and bundle.pem: the
+identity's X.509-SVID, for whoever speaks SPIFFE. Whoever keeps one of them open is told with --reload.
 The secret is good once: the file can be removed afterwards. A copy of the folder that is used elsewhere locks the
 identity.";
 
@@ -155,7 +156,9 @@ async fn keep(context: &Context, args: Run) -> Result<()> {
     let whose = whose(context, &dir, &args.identity).await?;
     let keeper = Keeper { context, dir, whose, secret, reload: args.reload };
     if args.once {
-        return keeper.step().await;
+        keeper.step().await?;
+        keeper.keep_svid(false).await;
+        return Ok(());
     }
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     tokio::select! {
@@ -194,12 +197,15 @@ struct Keeper<'a> {
 impl Keeper<'_> {
     /// Goes on until the cluster says that this is no agent identity any more.
     async fn serve(&self) -> Result<()> {
-        let mut trust_at = Instant::now();
+        let (mut trust_at, mut svid_at) = (Instant::now(), Instant::now());
         loop {
             let mut done = self.step().await;
             if done.is_ok() && Instant::now() >= trust_at {
                 trust_at = Instant::now() + TRUST_INTERVAL;
                 done = self.follow_trust().await;
+            }
+            if done.is_ok() && Instant::now() >= svid_at {
+                svid_at = Instant::now() + self.keep_svid(false).await;
             }
             match done {
                 Ok(()) => sleep(TICK).await,
@@ -284,8 +290,31 @@ impl Keeper<'_> {
         let bundle = self.context.client(&self.cluster().await?)?.trust_bundle().await?;
         if bundle.revision > about.trust_bundle_revision {
             self.dir.keep_trust(&self.whose, &mut about, &bundle)?;
+            self.keep_svid(true).await;
         }
         Ok(())
+    }
+
+    /// Renews the SVID, where that is due, or it is wanted; answers how long it is not to be looked at again. Nothing else waits
+    /// for it.
+    async fn keep_svid(&self, wanted: bool) -> Duration {
+        let svid = self.dir.svid();
+        if !wanted && !svid.is_due() {
+            return TICK;
+        }
+        let renew = async {
+            let Cluster { addresses, trust } = self.cluster().await?;
+            let (session, policy) = (Some(self.dir.session()?), self.context.policy);
+            let config = ClientConfig { session, policy, ..ClientConfig::new(addresses, trust) };
+            svid.renew(&Client::new(config)?).await
+        };
+        match renew.await {
+            Ok(()) => TICK,
+            Err(error) => {
+                eprintln!("warning: no SVID yet: {}", output::printable(&format!("{error:#}")));
+                SVID_PAUSE
+            }
+        }
     }
 
     async fn cluster(&self) -> Result<Cluster> {

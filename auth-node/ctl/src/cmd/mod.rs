@@ -20,6 +20,7 @@ pub(crate) mod requests;
 pub(crate) mod resources;
 pub(crate) mod roles;
 pub(crate) mod sessions;
+pub(crate) mod spiffe_domains;
 pub(crate) mod status;
 pub(crate) mod tokens;
 pub(crate) mod trusted_clusters;
@@ -66,6 +67,7 @@ async fn carry_out(context: &Context, command: Command) -> Result<()> {
         Command::Config(command) => config::run(context, command).await,
         Command::Locks(command) => locks::run(context, command).await,
         Command::Connectors(command) => connectors::run(context, command).await,
+        Command::SpiffeDomains(command) => spiffe_domains::run(context, command).await,
         Command::TrustedClusters(command) => trusted_clusters::run(context, command).await,
         Command::Cluster(command) => cluster::run(context, command).await,
     }

@@ -3,12 +3,12 @@
 
 use std::fmt;
 
-use rcgen::{BasicConstraints, IsCa, Issuer, KeyUsagePurpose};
+use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyUsagePurpose};
 use rustls_pki_types::CertificateDer;
 use x509_parser::prelude::{FromDer, X509Certificate};
 use zeroize::Zeroizing;
 
-use super::{CertificateInfo, KeyPair, LeafSpec, leaf, pem, roles, spki};
+use super::{CertificateInfo, KeyPair, LeafSpec, SvidSpec, leaf, pem, roles, spki};
 use crate::PkiError;
 
 /// A certificate authority with an ECDSA P-256 key.
@@ -89,10 +89,22 @@ impl X509Ca {
     /// # Errors
     /// As of [`X509Ca::issue`]; [`PkiError::InvalidName`] for a role.
     pub fn issue_to_user(&self, spec: &LeafSpec, roles: &[String]) -> Result<String, PkiError> {
-        let public_key = spki::parse(&spec.public_key)?;
         let mut params = spec.params()?;
         params.custom_extensions.extend(roles::extension(roles)?);
-        if spec.not_after > self.info.not_after {
+        self.sign(&spec.public_key, params, spec.not_after)
+    }
+
+    /// Signs an X.509-SVID; returns it alone, in PEM.
+    ///
+    /// # Errors
+    /// As of [`X509Ca::issue`].
+    pub fn issue_svid(&self, spec: &SvidSpec) -> Result<String, PkiError> {
+        self.sign(&spec.public_key, spec.params()?, spec.not_after)
+    }
+
+    fn sign(&self, public_key: &[u8], params: CertificateParams, not_after: u64) -> Result<String, PkiError> {
+        let public_key = spki::parse(public_key)?;
+        if not_after > self.info.not_after {
             return Err(PkiError::OutlivesAuthority);
         }
         let internal = PkiError::Internal("a certificate cannot be signed");

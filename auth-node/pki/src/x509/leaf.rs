@@ -111,6 +111,6 @@ fn serial_number() -> Result<SerialNumber, PkiError> {
     Ok(SerialNumber::from_slice(&bytes))
 }
 
-fn ia5(value: &str) -> Result<Ia5String, PkiError> {
+pub(super) fn ia5(value: &str) -> Result<Ia5String, PkiError> {
     Ia5String::try_from(value).map_err(|_| text::refused("this name", value))
 }

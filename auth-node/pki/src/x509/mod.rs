@@ -10,11 +10,13 @@ mod name;
 mod pem;
 mod roles;
 mod spki;
+mod svid;
 
 pub use ca::X509Ca;
 pub use foreign::{authority_certificate, is_signed_by, signing_certificate};
 pub use info::{CertificateInfo, spki_pin};
 pub use key::KeyPair;
 pub use leaf::LeafSpec;
-pub use pem::certificate_der;
+pub use pem::{certificate as certificate_pem, certificate_der};
 pub use spki::check_public_key;
+pub use svid::{AuthorityKey, Svid, SvidSpec, check_svid_authority};

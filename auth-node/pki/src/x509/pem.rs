@@ -13,7 +13,7 @@ const LINE: usize = 64;
 const MAX_TEXT: usize = 256 * 1024;
 
 /// A certificate as PEM.
-pub(super) fn certificate(der: &[u8]) -> String {
+pub fn certificate(der: &[u8]) -> String {
     let mut text = String::new();
     write(&mut text, "CERTIFICATE", &STANDARD.encode(der));
     text

@@ -98,6 +98,12 @@ fn other() -> &'static Other {
     OTHER.get_or_init(Other::start)
 }
 
+/// A trust domain whose bundle has no keys, and one of two numbers.
+pub(super) fn spiffe_domain(name: &str, asked: Asked) -> v1::SpiffeDomain {
+    let bundle = pick(asked, r#"{"keys":[],"spiffe_sequence":1}"#, r#"{"keys":[],"spiffe_sequence":2}"#);
+    v1::SpiffeDomain { trust_domain: name.into(), bundle: bundle.into(), ..Default::default() }
+}
+
 pub(super) fn github(name: &str, client_secret: &str) -> v1::Connector {
     let github = v1::GithubConnector {
         client_id: "Iv1".into(),
@@ -268,6 +274,12 @@ pub(super) fn cases() -> Vec<Case> {
             let connector = v1::Connector { revision: at.connector, ..connector };
             v1::UpdateConnectorRequest { connector: Some(connector) }
         }),
+        case!("CreateSpiffeDomain", "spiffe_domain.create", create_spiffe_domain, no_secret, |asked, _at| {
+            v1::CreateSpiffeDomainRequest { domain: Some(spiffe_domain("new", asked)) }
+        }),
+        case!("UpdateSpiffeDomain", "spiffe_domain.update", update_spiffe_domain, no_secret, |asked, _at| {
+            v1::UpdateSpiffeDomainRequest { domain: Some(spiffe_domain("known", asked)) }
+        }),
         case!(
             "CreateTrustedCluster",
             "trusted_cluster.create",
@@ -323,6 +335,9 @@ pub(super) const REPEATABLE: &[&str] = &[
     "RegisterAgent",
     // The same call for the same keys, as its idempotency key says, has one generation and one session.
     "BootstrapAgentIdentity",
+    // A token is used, and whose answer was lost shows another one; a session or certificate that nobody has ends by itself.
+    "AuthenticateSPIFFE",
+    "IssueSVID",
     "RenewAgentIdentity",
     // Reports how it is now.
     "AgentHeartbeat",
@@ -340,6 +355,7 @@ pub(super) const REPEATABLE: &[&str] = &[
     "DeleteConnector",
     "DeleteTrustedCluster",
     "DeleteAgentIdentity",
+    "DeleteSpiffeDomain",
     // The same token with the same id is the same exchange.
     "ExchangeTrust",
     // A change of the members is asked for until it is so.

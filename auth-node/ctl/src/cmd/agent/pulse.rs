@@ -7,7 +7,10 @@ use mezite_client::{Client, ClientError, Retry};
 use mezite_daemon::clock;
 use mezite_proto::v1;
 use serde::Serialize;
-use tokio::{process::Command, time::timeout};
+use tokio::{
+    process::Command,
+    time::{Instant, timeout},
+};
 
 use super::client_of;
 use crate::{
@@ -70,11 +73,13 @@ pub(crate) struct Pulse<'a> {
     reload: Option<String>,
     /// Absent when there is none yet for the certificate and the CAs on disk.
     client: Option<Client>,
+    /// When an SVID is asked for again, at the earliest.
+    svid_at: Instant,
 }
 
 impl<'a> Pulse<'a> {
     pub(crate) fn new(context: &'a Context, dir: AgentDir, state: AgentState, load: u32) -> Self {
-        Self { context, dir, state, load, reload: None, client: None }
+        Self { context, dir, state, load, reload: None, client: None, svid_at: Instant::now() }
     }
 
     /// One that runs a shell command when there are new certificates.
@@ -101,6 +106,7 @@ impl<'a> Pulse<'a> {
     /// Reports, and does what the answer calls for; answers when to report again.
     pub(crate) async fn beat(&mut self) -> Result<Duration> {
         let certificates_renewed = self.renew_if_due().await?;
+        self.renew_svid_if_due().await;
         let mut reply = self.report().await?;
         // Whoever rotates a CA waits for those who have not followed yet.
         let taken_up = self.take_up().await?;
@@ -171,6 +177,11 @@ impl<'a> Pulse<'a> {
             certify(&self.dir, &mut self.state, &client).await?;
             self.client = None;
         }
+        if self.state.has_svids() {
+            // Of the key that signs now, and beside it the authorities that there are now.
+            let client = self.client().await?;
+            self.dir.svid().renew(&client).await?;
+        }
         self.reload_if_pending().await?;
         self.state.followed_revision = self.state.trust_bundle_revision;
         self.dir.save(&self.state)?;
@@ -187,6 +198,22 @@ impl<'a> Pulse<'a> {
         }
         self.state.reload_pending = false;
         self.dir.save(&self.state)
+    }
+
+    /// Renews the SVID, if there are any. Nothing else waits for it, and it is tried again before long.
+    async fn renew_svid_if_due(&mut self) {
+        let svid = self.dir.svid();
+        if !self.state.has_svids() || !svid.is_due() || Instant::now() < self.svid_at {
+            return;
+        }
+        let renewed = match self.client().await {
+            Ok(client) => svid.renew(&client).await,
+            Err(error) => Err(error),
+        };
+        if let Err(error) = renewed {
+            self.svid_at = Instant::now() + SVID_PAUSE;
+            eprintln!("warning: no SVID yet: {}", output::printable(&format!("{error:#}")));
+        }
     }
 
     async fn renew_if_due(&mut self) -> Result<bool> {
@@ -214,6 +241,9 @@ impl<'a> Pulse<'a> {
         }
     }
 }
+
+/// So long it is not asked for an SVID again that the cluster did not issue.
+pub(crate) const SVID_PAUSE: Duration = Duration::from_secs(60);
 
 /// Certificates are renewed when two thirds of their life are over, and never after it: then they are no credential.
 pub(crate) fn is_due((not_before, not_after): (u64, u64), now: u64) -> bool {

@@ -30,7 +30,8 @@ Examples:
 
 It reports that the host lives, keeps the files that sshd reads up to date (whose certificates to trust, and which of
 them are revoked, within seconds), and renews the host's own certificates when two thirds of their life are over, or a
-CA of the cluster is rotated. A rotation waits until this host has followed it.";
+CA of the cluster is rotated. A rotation waits until this host has followed it. Beside them are svid.pem, svid_key.pem
+and bundle.pem: the host's X.509-SVID, for whoever speaks SPIFFE.";
 
 /// Arguments of `agent run`.
 #[derive(Debug, Args)]

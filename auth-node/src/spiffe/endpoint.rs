@@ -1,0 +1,157 @@
+//! Asks the endpoint of a trust domain for its bundle (SPIFFE Federation, section 5): in bounds of time and size, without
+//! redirects, and through no proxy. It is recognised by its name on the web, or by an SVID of its trust domain.
+
+use std::{error::Error as _, sync::Arc, time::Duration};
+
+use auth_core::{
+    spiffe::Due,
+    tables::{SpiffeBundleRow, SpiffeEndpointRow},
+};
+use mezite_pki::x509::Svid;
+use reqwest::{Certificate, Client, ClientBuilder, redirect, retry};
+use rustls::{
+    CertificateError, ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme,
+    client::{
+        danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
+        verify_server_cert_signed_by_trust_anchor,
+    },
+    crypto::{WebPkiSupportedAlgorithms, verify_tls12_signature, verify_tls13_signature},
+    server::ParsedCertificate,
+};
+use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
+
+use super::{
+    bundle::{self, MAX_DOCUMENT},
+    x509,
+};
+
+/// For a question and its answer, connection included.
+const TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Asks for the bundle of a trust domain.
+///
+/// # Errors
+/// Why there is none, for admins.
+pub(super) async fn ask(due: &Due) -> Result<SpiffeBundleRow, String> {
+    let client = client(&due.endpoint, &due.bundle)?;
+    let mut response = client.get(&due.endpoint.url).send().await.map_err(|error| described(&error))?;
+    let status = response.status();
+    if status != reqwest::StatusCode::OK {
+        return Err(format!("it answered with status {}", status.as_u16()));
+    }
+    let mut body = Vec::new();
+    while let Some(chunk) = response.chunk().await.map_err(|error| described(&error))? {
+        if body.len() + chunk.len() > MAX_DOCUMENT {
+            return Err(format!("its answer has more than {MAX_DOCUMENT} bytes"));
+        }
+        body.extend_from_slice(&chunk);
+    }
+    let told = bundle::read(&body)?;
+    if told.x509_authorities.is_empty() && told.jwt_authorities.is_empty() {
+        return Err("it told a bundle without any key: if that is right, set the bundle by hand".into());
+    }
+    Ok(told)
+}
+
+fn client(endpoint: &SpiffeEndpointRow, known: &SpiffeBundleRow) -> Result<Client, String> {
+    let builder = Client::builder()
+        .https_only(true)
+        .redirect(redirect::Policy::none())
+        .no_proxy()
+        .referer(false)
+        .retry(retry::never())
+        .timeout(TIMEOUT);
+    let builder = match endpoint.spiffe_id.as_str() {
+        "" => by_web(builder, &endpoint.web_authorities)?,
+        id => builder.tls_backend_preconfigured(by_svid(id, known)?),
+    };
+    builder.build().map_err(|error| described(&error))
+}
+
+/// Profile `https_web`.
+fn by_web(builder: ClientBuilder, authorities: &[String]) -> Result<ClientBuilder, String> {
+    if authorities.is_empty() {
+        return Ok(builder);
+    }
+    let read = |pem: &String| Certificate::from_pem(pem.as_bytes()).map_err(|error| described(&error));
+    Ok(builder.tls_certs_only(authorities.iter().map(read).collect::<Result<Vec<_>, _>>()?))
+}
+
+/// Profile `https_spiffe`.
+fn by_svid(id: &str, known: &SpiffeBundleRow) -> Result<ClientConfig, String> {
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let verifier = EndpointVerifier {
+        id: id.to_owned(),
+        roots: x509::roots(&known.x509_authorities)?,
+        algorithms: provider.signature_verification_algorithms,
+    };
+    Ok(ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(|error| error.to_string())?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(verifier))
+        .with_no_client_auth())
+}
+
+/// Accepts one SPIFFE ID, whatever the name of the server is.
+#[derive(Debug)]
+struct EndpointVerifier {
+    id: String,
+    roots: RootCertStore,
+    algorithms: WebPkiSupportedAlgorithms,
+}
+
+impl ServerCertVerifier for EndpointVerifier {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        _server_name: &ServerName<'_>,
+        _ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        let leaf = ParsedCertificate::try_from(end_entity)?;
+        let (roots, algorithms) = (&self.roots, self.algorithms.all);
+        verify_server_cert_signed_by_trust_anchor(&leaf, roots, intermediates, now, algorithms)?;
+        match Svid::from_der(end_entity) {
+            Ok(svid) if svid.spiffe_id == self.id => Ok(ServerCertVerified::assertion()),
+            _ => Err(Error::InvalidCertificate(CertificateError::NotValidForName)),
+        }
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        verify_tls12_signature(message, cert, dss, &self.algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        verify_tls13_signature(message, cert, dss, &self.algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.algorithms.supported_schemes()
+    }
+}
+
+/// An error and its sources.
+fn described(error: &reqwest::Error) -> String {
+    let (mut text, mut next) = (error.to_string(), error.source());
+    while let Some(source) = next {
+        text.push_str(&format!(": {source}"));
+        next = source.source();
+    }
+    text
+}
+
+#[cfg(test)]
+#[path = "endpoint_tests.rs"]
+mod tests;
