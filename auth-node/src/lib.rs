@@ -38,6 +38,7 @@ mod relay;
 mod rpc;
 mod server;
 mod service;
+mod sso;
 mod standing;
 mod start;
 mod trust_refresh;

@@ -163,6 +163,8 @@ events! {
     IdentityRenewDenied = "agent_identity.renew.denied", "MZ1097W";
     /// Credentials of an agent identity were used that it had renewed already: there are two copies. It is locked.
     IdentityReplay = "agent_identity.replay", "MZ1098W";
+    /// A user of a single sign-on connector became one of this cluster alone.
+    UserMakeLocal = "user.make_local", "MZ1110I";
     /// A user or agent identity got certificates.
     UserCertIssue = "cert.user.issue", "MZ2000I";
     /// An agent got certificates.

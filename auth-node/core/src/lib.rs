@@ -45,6 +45,7 @@ mod seal;
 pub mod second_factor;
 pub mod secret;
 pub mod session;
+pub mod sso;
 pub mod tables;
 #[cfg(test)]
 mod testing;

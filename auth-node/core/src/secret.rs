@@ -20,6 +20,12 @@ pub enum SecretKind {
     WebauthnChallenge,
     /// The secret that an agent identity begins with.
     Bootstrap,
+    /// What a single sign-on provider hands back.
+    SsoState,
+    /// What a browser keeps while it is at a single sign-on provider.
+    SsoBrowser,
+    /// What a program fetches its session with.
+    SsoCode,
 }
 
 impl SecretKind {
@@ -31,6 +37,9 @@ impl SecretKind {
             Self::Invite => b"mezite invite\0",
             Self::WebauthnChallenge => b"mezite webauthn challenge\0",
             Self::Bootstrap => b"mezite bootstrap\0",
+            Self::SsoState => b"mezite sso state\0",
+            Self::SsoBrowser => b"mezite sso browser\0",
+            Self::SsoCode => b"mezite sso code\0",
         }
     }
 }

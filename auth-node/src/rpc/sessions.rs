@@ -73,6 +73,7 @@ mod tests {
         assert_eq!(number(AuthMethod::Unspecified), v1::AuthMethod::Unspecified);
         assert_eq!(number(AuthMethod::Password), v1::AuthMethod::Password);
         assert_eq!(number(AuthMethod::Webauthn), v1::AuthMethod::Webauthn);
+        assert_eq!(number(AuthMethod::Sso), v1::AuthMethod::Sso);
         assert_eq!(number(AuthMethod::AgentIdentity), v1::AuthMethod::AgentIdentity);
     }
 
@@ -88,6 +89,7 @@ mod tests {
             epoch: 1,
             device: String::new(),
             agent_identity: String::new(),
+            second_factor: false,
         };
         let bot = SessionRow { user: String::new(), agent_identity: "ann".into(), ..row.clone() };
         assert_eq!(session(Listed { session: bot, last_used_ms: 1500 }).user, "bot:ann");

@@ -139,14 +139,15 @@ mod nodes;
 mod policy;
 mod requests;
 mod sessions;
+mod sso;
 #[cfg(test)]
 mod tests;
 mod trusted;
 mod webauthn;
 
 pub use access::{
-    ConditionsRow, RequestRulesRow, RoleKey, RoleMemberKey, RoleOptionsRow, RoleRow, RuleRow, StringsRow,
-    UserKey, UserRow,
+    ConditionsRow, MemberRow, RequestRulesRow, RoleKey, RoleMemberKey, RoleOptionsRow, RoleRow, RuleRow,
+    StringsRow, UserKey, UserRow,
 };
 pub use agent_identities::{
     AgentIdentityKey, AgentIdentityRow, AgentIdentityStateKey, AgentIdentityStateRow, BootstrapSecretKey,
@@ -184,6 +185,7 @@ pub use sessions::{
     AuthMethod, SessionHandleKey, SessionKey, SessionRefRow, SessionRow, SessionUseKey, SessionUseRow,
     UserSessionKey,
 };
+pub use sso::{ProgramRow, SsoCodeKey, SsoCodeRow, SsoLoginKey, SsoLoginRow};
 pub use trusted::{
     ForeignCaRow, RefreshKey, RefreshRow, RoleMappingRow, TrustedClusterKey, TrustedClusterRow,
 };

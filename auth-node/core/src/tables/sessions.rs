@@ -22,6 +22,8 @@ pub enum AuthMethod {
     Password = 1,
     /// A WebAuthn authenticator.
     Webauthn = 2,
+    /// A single sign-on provider.
+    Sso = 3,
     /// The bootstrap secret or certificate of an agent identity.
     AgentIdentity = 5,
 }
@@ -56,6 +58,9 @@ pub struct SessionRow {
     /// Canonical name of the agent identity that it is of; empty: it is a user's.
     #[prost(string, tag = "9")]
     pub agent_identity: String,
+    /// Whether the connector of a single sign-on vouches for a second factor.
+    #[prost(bool, tag = "10")]
+    pub second_factor: bool,
 }
 ending_rows!(SessionRow);
 
