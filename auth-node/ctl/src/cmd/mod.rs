@@ -20,6 +20,7 @@ pub(crate) mod requests;
 pub(crate) mod resources;
 pub(crate) mod roles;
 pub(crate) mod sessions;
+mod sso;
 pub(crate) mod status;
 pub(crate) mod tokens;
 pub(crate) mod trusted_clusters;
