@@ -38,6 +38,7 @@ mod restart;
 mod rotation;
 mod secrets;
 mod security;
+mod sso;
 mod streams;
 mod support;
 mod trust;
