@@ -154,6 +154,7 @@ mod tests {
     /// clusters, `b` agent identities, `B` those that are admins.
     const REFERENCE: &[(&str, &[&str])] = &[
         ("*", &["Ping", "AuthenticateLocal", "BeginWebAuthnLogin", "FinishWebAuthnLogin"]),
+        ("*", &["BeginSSOLogin", "FinishSSOLogin"]),
         ("*", &["AcceptInvite"]),
         ("ua", &["ChangePassword", "BeginWebAuthnRegistration", "FinishWebAuthnRegistration"]),
         ("uabB", &["Logout"]),

@@ -40,6 +40,7 @@ mod rpc;
 mod server;
 mod service;
 mod spiffe;
+mod sso;
 mod standing;
 mod start;
 mod trust_refresh;

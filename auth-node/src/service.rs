@@ -36,6 +36,7 @@ use crate::{
     refusals::{Mode, Refusals},
     relay::Relay,
     rpc::RevocationList,
+    sso::Outbound,
     uses::Uses,
     webauthn::Pace,
 };
@@ -60,6 +61,8 @@ pub(crate) struct Service {
     pub(crate) relay: Relay,
     /// Asks AWS who somebody is.
     pub(crate) sts: Sts,
+    /// Asks single sign-on providers.
+    pub(crate) outbound: Outbound,
     /// For those who ask for an agent identity's credentials, by network.
     pub(crate) identities: Arc<Places>,
     /// One permit: a backup takes as much space as the state.

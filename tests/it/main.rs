@@ -39,6 +39,7 @@ mod rotation;
 mod secrets;
 mod security;
 mod spiffe;
+mod sso;
 mod streams;
 mod support;
 mod timing;

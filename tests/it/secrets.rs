@@ -102,6 +102,7 @@ async fn no_secret_is_logged_at_any_level() {
             client_id: "Iv1".into(),
             client_secret: secret.into(),
             organizations: vec!["mezite-io".into()],
+            ..Default::default()
         };
         let provider = Some(v1::connector::Provider::Github(github));
         Some(v1::Connector { name: name.into(), provider, ..Default::default() })

@@ -230,7 +230,7 @@ async fn where_the_web_is_switched_off_nothing_listens() {
 }
 
 /// A certificate that browsers are shown, its key in files; and by what a browser knows the key.
-fn certificate(dir: &Path) -> (PathBuf, PathBuf, String) {
+pub(crate) fn certificate(dir: &Path) -> (PathBuf, PathBuf, String) {
     let ca = X509Ca::generate("web", 1_000, 4_000_000_000).unwrap();
     let key = KeyPair::generate_p256().unwrap();
     let leaf = ca.issue(&LeafSpec {
@@ -246,20 +246,21 @@ fn certificate(dir: &Path) -> (PathBuf, PathBuf, String) {
     });
     let (certificate, key_file) = (dir.join("web.crt"), dir.join("web.key"));
     fs::write(&certificate, leaf.unwrap()).unwrap();
+    fs::write(dir.join("web-ca.pem"), ca.certificate_pem()).unwrap();
     secret_file(&key_file, &key.private_pem());
     (certificate, key_file, STANDARD.encode(Sha256::digest(key.spki_der())))
 }
 
 /// A cluster of one node, whose web is opened as `https://localhost`, with a certificate from files; and a browser.
-struct Site {
-    browser: Browser,
-    cluster: Cluster,
-    url: String,
-    _port: Port,
+pub(crate) struct Site {
+    pub(crate) browser: Browser,
+    pub(crate) cluster: Cluster,
+    pub(crate) url: String,
+    pub(crate) _port: Port,
 }
 
 impl Site {
-    async fn start(dir: &Path) -> Self {
+    pub(crate) async fn start(dir: &Path) -> Self {
         let (certificate, key, believed) = certificate(dir);
         let port = Port::lease();
         let url = format!("https://localhost:{}", port.number());
@@ -275,7 +276,7 @@ impl Site {
 }
 
 /// Photographs a page as it is on a desktop and on a phone, and looks that all of it fits.
-async fn photograph(browser: &Browser, dir: &Path, name: &str) {
+pub(crate) async fn photograph(browser: &Browser, dir: &Path, name: &str) {
     let dir = env::var_os("MEZITE_SCREENSHOTS").map_or_else(|| dir.to_owned(), PathBuf::from);
     for (kind, width, height, dark) in
         [("desktop", 1280, 800, false), ("desktop-dark", 1280, 800, true), ("phone", 360, 740, false)]

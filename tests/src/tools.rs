@@ -12,6 +12,8 @@ use crate::ctl::run;
 
 /// Version of buf that the protocol is checked with.
 const BUF: &str = "1.75.0";
+/// Version of `oidc-provider`, a provider of OpenID Connect.
+const OIDC_PROVIDER: &str = "8.8.1";
 
 /// Debian's library that changes what time it is for one process.
 const FAKETIME: &str = "faketime/libfaketimeMT.so.1";
@@ -45,12 +47,22 @@ pub fn buf() -> PathBuf {
     if let Some(buf) = given("MEZITE_BUF") {
         return buf;
     }
-    let dir = cached(&format!("buf-{BUF}"), |dir| {
+    npm("buf", "@bufbuild/buf", BUF).join("node_modules/.bin/buf")
+}
+
+/// The folder in which npm has installed `oidc-provider`: `MEZITE_OIDC_PROVIDER`, or one of the cache.
+#[must_use]
+pub fn oidc_provider() -> PathBuf {
+    given("MEZITE_OIDC_PROVIDER").unwrap_or_else(|| npm("oidc-provider", "oidc-provider", OIDC_PROVIDER))
+}
+
+/// A folder in which npm has installed a package.
+fn npm(name: &str, package: &str, version: &str) -> PathBuf {
+    cached(&format!("{name}-{version}"), |dir| {
         fs::create_dir_all(dir).unwrap();
         let npm = ["install", "--no-audit", "--no-fund", "--no-save", "--prefix"];
-        let _ = run(Command::new("npm").args(npm).arg(dir).arg(format!("@bufbuild/buf@{BUF}"))).ok();
-    });
-    dir.join("node_modules/.bin/buf")
+        let _ = run(Command::new("npm").args(npm).arg(dir).arg(format!("{package}@{version}"))).ok();
+    })
 }
 
 /// Environment in which a program's clock goes ahead by what the file `offset` says, such as `+90s`; its monotonic

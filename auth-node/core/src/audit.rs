@@ -180,6 +180,8 @@ events! {
     SvidIssue = "spiffe.svid.issue", "MZ1136I";
     /// An authority was made that the cluster did not have.
     CaCreate = "ca.create", "MZ1137I";
+    /// A user of a single sign-on connector became one of this cluster alone.
+    UserMakeLocal = "user.make_local", "MZ1110I";
     /// A user or agent identity got certificates.
     UserCertIssue = "cert.user.issue", "MZ2000I";
     /// An agent got certificates.

@@ -84,6 +84,13 @@ impl NewConnector {
         Ok(Self { name, row, roles })
     }
 
+    /// With what is said of a second factor: whether the provider asks its users for one.
+    #[must_use]
+    pub fn with_second_factor(mut self, second_factor: bool) -> Self {
+        self.row.second_factor = second_factor;
+        self
+    }
+
     /// Its name.
     pub fn name(&self) -> &ConnectorName {
         &self.name
@@ -164,7 +171,8 @@ fn place(name: &ConnectorName, provider: Option<&ProviderRow>) -> Vec<u8> {
     place.text(name.as_str());
     match provider {
         Some(ProviderRow::Oidc(oidc)) => place.number(1).text(&oidc.issuer_url).text(&oidc.client_id),
-        Some(ProviderRow::Github(github)) => place.number(2).text(&github.client_id),
+        Some(ProviderRow::Github(github)) if github.url.is_empty() => place.number(2).text(&github.client_id),
+        Some(ProviderRow::Github(github)) => place.number(4).text(&github.url).text(&github.client_id),
         Some(ProviderRow::Saml(saml)) => place.number(3).text(&saml.entity_id),
         None => place.number(0),
     };
@@ -312,7 +320,11 @@ fn record(
 ) {
     let mapping = |of: &ClaimMappingRow| format!("{}={}:{}", of.claim, of.value, of.roles.join("|"));
     let mappings: Vec<_> = new.row.mappings.iter().map(mapping).collect();
-    let mut fields = vec![("provider", new.provider_word().to_owned()), ("mappings", mappings.join(","))];
+    let mut fields = vec![
+        ("provider", new.provider_word().to_owned()),
+        ("mappings", mappings.join(",")),
+        ("second_factor", new.row.second_factor.to_string()),
+    ];
     fields.extend(new.row.provider.as_ref().map(provider::record).unwrap_or_default());
     if matches!(secret, Secret::Sealed(sealed) if !sealed.is_empty()) {
         fields.push(("client_secret", "new".into()));

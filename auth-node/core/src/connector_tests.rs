@@ -23,11 +23,16 @@ fn oidc() -> OidcRow {
         client_id: "mezite".into(),
         username_claim: String::new(),
         scopes: vec!["profile".into()],
+        ..OidcRow::default()
     }
 }
 
 fn github() -> GithubRow {
-    GithubRow { client_id: "Iv1.0123".into(), organizations: vec!["mezite-io".into()] }
+    GithubRow {
+        client_id: "Iv1.0123".into(),
+        organizations: vec!["mezite-io".into()],
+        ..GithubRow::default()
+    }
 }
 
 fn saml() -> SamlRow {

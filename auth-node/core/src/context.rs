@@ -8,14 +8,14 @@ use crate::{
     CoreError,
     evaluate::{Access, Traits},
     lock,
-    names::{AgentId, IdentityName, RoleName, SessionHandle, UserName},
+    names::{AgentId, ConnectorName, IdentityName, RoleName, SessionHandle, UserName},
     remote::{RemoteCaller, RemoteCredential},
     rules::{Resource, Verb},
     secret::SecretDigest,
     session,
     tables::{
-        AgentIdentityKey, AgentIdentityRow, AuthMethod, ClusterKey, NodeKey, NodeKind, NodeRow, RoleKey,
-        RoleRow, SessionKey, SessionRow, TargetKind, UserKey, UserRow,
+        AgentIdentityKey, AgentIdentityRow, AuthMethod, ClusterKey, ConnectorKey, NodeKey, NodeKind, NodeRow,
+        RoleKey, RoleRow, SessionKey, SessionRow, TargetKind, UserKey, UserRow,
     },
     trusted_cluster,
 };
@@ -195,6 +195,15 @@ impl UserCaller {
     pub fn method(&self) -> AuthMethod {
         self.session.method()
     }
+
+    /// Whether the session was made with a second factor: an authenticator, or one that a connector vouches for.
+    pub fn has_second_factor(&self) -> bool {
+        match self.method() {
+            AuthMethod::Webauthn => true,
+            AuthMethod::Sso => self.session.second_factor,
+            AuthMethod::Password | AuthMethod::Unspecified | AuthMethod::AgentIdentity => false,
+        }
+    }
 }
 
 impl Caller {
@@ -355,6 +364,11 @@ fn holder(state: &mut (impl Read + ?Sized), digest: SecretDigest) -> Result<Call
     }
     let name = UserName::parse("session", &session.user)?;
     let user = state.get(&UserKey(name.clone()))?.ok_or(NO_SUCH_SESSION)?.row;
+    if !user.connector.is_empty() {
+        // Who is not believed any more has nobody here.
+        let connector = ConnectorName::parse("user.connector", &user.connector)?;
+        state.get(&ConnectorKey(connector))?.ok_or(NO_SUCH_SESSION)?;
+    }
     let roles = roles(state, &user)?;
     let use_is_due = usage.is_due;
     Ok(Caller::User(Box::new(UserCaller { name, user, roles, digest, session, use_is_due })))

@@ -46,6 +46,7 @@ pub mod second_factor;
 pub mod secret;
 pub mod session;
 pub mod spiffe;
+pub mod sso;
 pub mod tables;
 #[cfg(test)]
 mod testing;

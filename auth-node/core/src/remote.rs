@@ -10,7 +10,7 @@ use crate::{
     context::{Holder, NO_SESSION, Role, UserCaller},
     evaluate::Traits,
     names::{ClusterName, UserName},
-    tables::{AuthMethod, TargetKind},
+    tables::TargetKind,
 };
 
 /// The client certificate of a user of another cluster. TLS has verified its time; who signed it is looked at where it is
@@ -62,7 +62,7 @@ pub(crate) struct Subject<'a> {
     pub(crate) ends_at_ms: UnixMillis,
     /// Handle of its session; empty without one.
     pub(crate) session: &'a str,
-    /// Whether it has proved a password alone, for all that is known.
+    /// Whether it has proved no second factor, for all that is known.
     pub(crate) weak: bool,
     /// The cluster that it is of; empty: this one.
     pub(crate) cluster: &'a str,
@@ -87,7 +87,7 @@ impl Caller {
                 traits: &user.user.traits,
                 ends_at_ms: user.session.expires_at_ms,
                 session: &user.session.handle,
-                weak: matches!(user.method(), AuthMethod::Password | AuthMethod::Unspecified),
+                weak: !user.has_second_factor(),
                 cluster: "",
                 holder: Some(user.holder()),
                 local: Some(user),

@@ -1,7 +1,7 @@
 //! The second factor: of whom it is required, and what a session that was made with a password alone may do where it is.
 //!
 //! The cluster's configuration asks for one of everybody (`webauthn`), or of whoever has a device (`optional`); a role, of those
-//! who hold it (`require_mfa`). The configuration closes everything to a session without one, but what it takes to get one; a
+//! who hold it (`require_mfa`). A single sign-on counts as one where its connector says that the provider asks for it. The configuration closes everything to a session without one, but what it takes to get one; a
 //! role, the certificates alone.
 
 use store_txn::{Read, ReadExt};
@@ -41,16 +41,19 @@ pub fn after_password(state: &mut (impl Read + ?Sized), name: &UserName) -> Resu
     })
 }
 
-/// Refuses a session that was made with a password alone where the cluster's configuration asks for more.
+/// Refuses a session that was made without a second factor where the cluster's configuration asks for more.
 ///
 /// # Errors
 /// [`CoreError::Denied`], [`CoreError::Storage`].
 pub fn check(state: &mut (impl Read + ?Sized), caller: &Caller) -> Result<(), CoreError> {
     let Caller::User(user) = caller else { return Ok(()) };
-    if !matches!(user.method(), AuthMethod::Password | AuthMethod::Unspecified)
-        || !is_configured(state, &user.name)?
-    {
+    if user.has_second_factor() || !is_configured(state, &user.name)? {
         return Ok(());
+    }
+    if user.method() == AuthMethod::Sso {
+        let reason = "a second factor is required, and the single sign-on that you came by is not known to ask for one: \
+                      an administrator says so in its connector, where the provider does";
+        return Err(CoreError::Denied(reason.into()));
     }
     let reason = match device::has_any(state, &user.name)? {
         true => {

@@ -22,6 +22,12 @@ pub enum SecretKind {
     Bootstrap,
     /// What is signed in a JWT-SVID.
     JwtSvid,
+    /// What a single sign-on provider hands back.
+    SsoState,
+    /// What a browser keeps while it is at a single sign-on provider.
+    SsoBrowser,
+    /// What a program fetches its session with.
+    SsoCode,
 }
 
 impl SecretKind {
@@ -34,6 +40,9 @@ impl SecretKind {
             Self::WebauthnChallenge => b"mezite webauthn challenge\0",
             Self::Bootstrap => b"mezite bootstrap\0",
             Self::JwtSvid => b"mezite jwt-svid\0",
+            Self::SsoState => b"mezite sso state\0",
+            Self::SsoBrowser => b"mezite sso browser\0",
+            Self::SsoCode => b"mezite sso code\0",
         }
     }
 }

@@ -162,6 +162,22 @@ pub(crate) fn create_with(
     insert(tx, context, &user.into(), new, ends_at_ms, device)
 }
 
+/// As [`create`], of a user that a connector vouches for, with or without a second factor.
+///
+/// # Errors
+/// [`CoreError::Storage`].
+pub(crate) fn create_of_connector(
+    tx: &mut (impl Transaction + ?Sized),
+    context: &Context,
+    user: &UserName,
+    new: &NewSession,
+    second_factor: bool,
+) -> Result<SessionRow, CoreError> {
+    let row = SessionRow { second_factor, ..create(tx, context, user, new)? };
+    tx.put(&SessionKey(new.digest), &row);
+    Ok(row)
+}
+
 /// As [`create`], of a user or an agent identity, with the time at which it ends.
 ///
 /// # Errors
@@ -205,6 +221,7 @@ fn insert(
         device: device.map(DeviceId::to_string).unwrap_or_default(),
         agent_identity,
         spiffe_id: String::new(),
+        second_factor: false,
     };
     let reference = SessionRefRow { digest: new.digest.0.to_vec(), expires_at_ms: row.expires_at_ms };
     tx.put(&SessionKey(new.digest), &row);

@@ -19,7 +19,7 @@ use crate::{
     revocation, role,
     secret::PasswordHash,
     session,
-    tables::{MarkRow, RoleKey, RoleMemberKey, StringsRow, TargetKind, UserKey, UserRow},
+    tables::{MemberRow, RoleKey, RoleMemberKey, StringsRow, TargetKind, UserKey, UserRow},
     trusted_cluster,
     webauthn::device,
 };
@@ -50,6 +50,10 @@ pub struct User {
     pub traits: Traits,
     /// Whether it has a password.
     pub has_password: bool,
+    /// The connector that it logs in by; empty: it is a user of this cluster alone.
+    pub connector: String,
+    /// When it is forgotten if it does not log in again; `None`: never.
+    pub expires_at_ms: Option<UnixMillis>,
     /// When it was made.
     pub created_at_ms: UnixMillis,
     /// Who made it.
@@ -114,9 +118,17 @@ impl From<PasswordHash> for Proof {
 impl User {
     fn of(name: UserName, stored: Versioned<UserRow>) -> Self {
         let Versioned { revision, row } = stored;
-        let UserRow { roles, traits, password_hash, created_at_ms, created_by } = row;
-        let has_password = !password_hash.is_empty();
-        Self { name, roles, traits, has_password, created_at_ms, created_by, revision }
+        Self {
+            name,
+            has_password: !row.password_hash.is_empty(),
+            expires_at_ms: Some(row.expires_at_ms).filter(|at| *at != 0),
+            roles: row.roles,
+            traits: row.traits,
+            connector: row.connector,
+            created_at_ms: row.created_at_ms,
+            created_by: row.created_by,
+            revision,
+        }
     }
 }
 
@@ -192,9 +204,12 @@ fn insert(tx: &mut (impl Transaction + ?Sized), context: &Context, new: &NewUser
         password_hash: String::new(),
         created_at_ms: tx.now(),
         created_by: context.caller.actor(),
+        ..UserRow::default()
     };
+    // Of one that was forgotten.
+    access_request::forget_all_of(tx, &new.name)?;
     for role in &new.grants.roles {
-        tx.put(&RoleMemberKey { role: role.clone(), user: new.name.clone() }, &MarkRow {});
+        tx.put(&RoleMemberKey { role: role.clone(), user: new.name.clone() }, &MemberRow::default());
     }
     let fields = [("roles", row.roles.join(",")), ("traits", shown(&row.traits))];
     audit::append(tx, context, EventType::UserCreate, target(&new.name), &fields);
@@ -219,6 +234,13 @@ pub fn update(
     check_grants("user", grants)?;
     let current = stored(tx, name)?;
     CoreError::check_revision(KIND, name.as_str(), revision, current.revision)?;
+    if !current.row.connector.is_empty() {
+        let reason = format!(
+            "the roles and traits of {name} come from connector {} at each login: change its mappings",
+            current.row.connector
+        );
+        return Err(CoreError::Precondition(reason));
+    }
     roles_exist(tx, &grants.roles)?;
     let caller = context.caller.holder()?;
     let before = held(&current.row)?;
@@ -233,7 +255,7 @@ pub fn update(
         tx.delete(&RoleMemberKey { role: role.clone(), user: name.clone() });
     }
     for role in grants.roles.difference(&before.roles) {
-        tx.put(&RoleMemberKey { role: role.clone(), user: name.clone() }, &MarkRow {});
+        tx.put(&RoleMemberKey { role: role.clone(), user: name.clone() }, &MemberRow::default());
     }
     let row = UserRow { roles: texts(&grants.roles), traits: grants.traits.clone(), ..current.row };
     tx.put(&UserKey(name.clone()), &row);
@@ -280,7 +302,7 @@ pub fn delete(
 ///
 /// # Errors
 /// [`CoreError::NotFound`], [`CoreError::Denied`] when the user has what the caller does not hold,
-/// [`CoreError::Precondition`] for who would invite itself, [`CoreError::Storage`].
+/// [`CoreError::Precondition`] for who would invite itself, and for a user of a connector; [`CoreError::Storage`].
 pub fn reset_password(
     tx: &mut (impl Transaction + ?Sized),
     context: &Context,
@@ -295,6 +317,14 @@ pub fn reset_password(
         // Its session ends with this: if the answer is lost, nobody may be left who could help.
         let reason = "this would end your session and your password: change the password instead";
         return Err(CoreError::Precondition(reason.into()));
+    }
+    if !current.row.connector.is_empty() {
+        let reason = format!(
+            "{name} logs in by connector {}, and has no password: `mezctl users reset --make-local` makes it a user \
+             of this cluster alone",
+            current.row.connector
+        );
+        return Err(CoreError::Precondition(reason));
     }
     set_proof(tx, context, name, current.row, proof)?;
     lockout::forget(tx, name);
@@ -382,17 +412,20 @@ fn set_proof(
     Ok(row)
 }
 
-fn target(name: &UserName) -> String {
+pub(crate) fn target(name: &UserName) -> String {
     format!("user:{name}")
 }
 
-fn stored(state: &mut (impl Read + ?Sized), name: &UserName) -> Result<Versioned<UserRow>, CoreError> {
+pub(crate) fn stored(
+    state: &mut (impl Read + ?Sized),
+    name: &UserName,
+) -> Result<Versioned<UserRow>, CoreError> {
     let not_found = || CoreError::NotFound { kind: KIND, name: name.to_string() };
     state.get(&UserKey(name.clone()))?.ok_or_else(not_found)
 }
 
 /// What a stored user has.
-fn held(row: &UserRow) -> Result<Grants, CoreError> {
+pub(crate) fn held(row: &UserRow) -> Result<Grants, CoreError> {
     granted(&row.roles, &row.traits)
 }
 

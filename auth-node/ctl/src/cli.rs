@@ -95,7 +95,7 @@ pub(crate) enum Format {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Log in with a password, and keep the session in the profile
+    /// Log in with a password or by single sign-on, and keep the session in the profile
     Login(cmd::login::Login),
     /// End the session of the profile
     Logout,

@@ -71,6 +71,9 @@ struct Metadata {
 struct Spec {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     mappings: Vec<Mapping>,
+    /// Whether the provider asks its users for a second factor.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    second_factor: bool,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     oidc: Option<Oidc>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -98,6 +101,9 @@ struct Oidc {
     username_claim: String,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     scopes: Vec<String>,
+    /// PEM.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    ca_certificates: Vec<String>,
 }
 
 #[derive(Clone, Serialize, Deserialize)]
@@ -107,6 +113,12 @@ struct Github {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     client_secret: Option<Zeroizing<String>>,
     organizations: Vec<String>,
+    /// A server of GitHub Enterprise.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    url: String,
+    /// PEM.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    ca_certificates: Vec<String>,
 }
 
 #[derive(Clone, Serialize, Deserialize)]
@@ -156,20 +168,24 @@ impl ConnectorFile {
     /// Brings it into the form in which it is compared.
     pub(crate) fn settle(&mut self) {
         self.metadata.name = normal::name(&self.metadata.name);
-        let Spec { mappings, oidc, github, saml } = &mut self.spec;
+        let Spec { mappings, second_factor: _, oidc, github, saml } = &mut self.spec;
+        // Lines of PEM may be of any length.
+        let bare = |certificates: &mut Vec<String>| {
+            *certificates = certificates.iter().map(|pem| pem.split_whitespace().collect()).collect();
+            normal::set(certificates);
+        };
         mappings.iter_mut().for_each(|mapping| normal::names(&mut mapping.roles));
         normal::set(mappings);
         if let Some(oidc) = oidc {
             normal::set(&mut oidc.scopes);
+            bare(&mut oidc.ca_certificates);
         }
         if let Some(github) = github {
             normal::set(&mut github.organizations);
+            bare(&mut github.ca_certificates);
         }
         if let Some(saml) = saml {
-            // Lines of PEM may be of any length.
-            let bare = |pem: &String| pem.split_whitespace().collect();
-            saml.certificates = saml.certificates.iter().map(bare).collect();
-            normal::set(&mut saml.certificates);
+            bare(&mut saml.certificates);
         }
     }
 
@@ -208,11 +224,14 @@ impl ConnectorFile {
                 client_secret: choose(oidc.client_secret)?,
                 username_claim: oidc.username_claim,
                 scopes: oidc.scopes,
+                ca_certificates: oidc.ca_certificates,
             }),
             (_, Some(github), _) => Provider::Github(GithubConnector {
                 client_id: github.client_id,
                 client_secret: choose(github.client_secret)?,
                 organizations: github.organizations,
+                url: github.url,
+                ca_certificates: github.ca_certificates,
             }),
             (.., Some(_)) if secret.is_some() => {
                 return Err(Usage("a SAML provider has no client secret".into()).into());
@@ -235,6 +254,7 @@ impl ConnectorFile {
             mappings: self.spec.mappings.into_iter().map(mapping).collect(),
             provider: Some(provider),
             revision: self.metadata.revision.unwrap_or_default(),
+            second_factor: self.spec.second_factor,
         })
     }
 }
@@ -243,8 +263,11 @@ impl ConnectorFile {
 impl From<Connector> for ConnectorFile {
     fn from(connector: Connector) -> Self {
         let mapping = |it: ClaimMapping| Mapping { claim: it.claim, value: it.value, roles: it.roles };
-        let mut spec =
-            Spec { mappings: connector.mappings.into_iter().map(mapping).collect(), ..Spec::default() };
+        let mut spec = Spec {
+            mappings: connector.mappings.into_iter().map(mapping).collect(),
+            second_factor: connector.second_factor,
+            ..Spec::default()
+        };
         match connector.provider {
             Some(Provider::Oidc(oidc)) => {
                 spec.oidc = Some(Oidc {
@@ -253,6 +276,7 @@ impl From<Connector> for ConnectorFile {
                     client_secret: Some(Zeroizing::new(oidc.client_secret)),
                     username_claim: oidc.username_claim,
                     scopes: oidc.scopes,
+                    ca_certificates: oidc.ca_certificates,
                 });
             }
             Some(Provider::Github(github)) => {
@@ -260,6 +284,8 @@ impl From<Connector> for ConnectorFile {
                     client_id: github.client_id,
                     client_secret: Some(Zeroizing::new(github.client_secret)),
                     organizations: github.organizations,
+                    url: github.url,
+                    ca_certificates: github.ca_certificates,
                 });
             }
             Some(Provider::Saml(saml)) => {
@@ -290,6 +316,7 @@ metadata: {name: corporate, display_name: Corporate login, revision: 7}
 spec:
   mappings:
     - {claim: groups, value: admins, roles: [admin, dev]}
+  second_factor: true
   oidc:
     issuer_url: https://login.example.com
     client_id: mezite
@@ -327,7 +354,7 @@ spec:
         let printed = serde_norway::to_string(&ConnectorFile::from(connector.clone())).unwrap();
         assert_eq!(ConnectorFile::parse(&printed).unwrap().connector(None, None).unwrap(), connector);
         for text in [
-            "kind: connector\nmetadata: {name: g}\nspec: {github: {client_id: a, organizations: [o]}}\n",
+            "kind: connector\nmetadata: {name: g}\nspec: {github: {client_id: a, organizations: [o], url: u, ca_certificates: [c]}}\n",
             "kind: connector\nmetadata: {name: s}\nspec: {saml: {entity_id: e, sso_url: u, certificates: [c]}}\n",
         ] {
             let connector = ConnectorFile::parse(text).unwrap().connector(None, Some(REDACTED)).unwrap();

@@ -17,6 +17,29 @@ pub(crate) struct Usage(pub(crate) String);
 #[error("not logged in")]
 pub(crate) struct NotLoggedIn;
 
+/// A login by single sign-on was refused.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct SsoRefused(&'static str);
+
+impl SsoRefused {
+    /// What a word of the cluster's says.
+    pub(crate) fn of(word: &str) -> Self {
+        Self(match word {
+            "anew" => {
+                "this login is over, or was finished in another browser than it was begun in: log in anew"
+            }
+            "unproved" => {
+                "the provider did not say who you are, or not in a way that is believed: an administrator finds the reason in the audit log"
+            }
+            "not-let-in" => {
+                "the provider knows you, and the cluster does not let you in by it: an administrator finds the reason in the audit log"
+            }
+            _ => "the login could not be carried out: try again",
+        })
+    }
+}
+
 /// What is asked for is not there.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
@@ -82,7 +105,10 @@ fn outcome(error: &anyhow::Error) -> Outcome {
     if error.chain().any(|cause| cause.is::<Usage>()) {
         return Outcome::Usage;
     }
-    if error.chain().any(|cause| cause.is::<NotLoggedIn>() || cause.is::<Ended>() || cause.is::<Over>()) {
+    let is_denied = |cause: &(dyn std::error::Error + 'static)| {
+        cause.is::<NotLoggedIn>() || cause.is::<Ended>() || cause.is::<Over>() || cause.is::<SsoRefused>()
+    };
+    if error.chain().any(is_denied) {
         return Outcome::Denied;
     }
     if error.chain().any(|cause| cause.is::<NotFound>()) {

@@ -108,7 +108,8 @@ fn read(connector: v1::Connector) -> Result<(NewConnector, Option<Zeroizing<Stri
         Some((provider, secret)) => (Some(provider), secret),
         None => (None, None),
     };
-    Ok((NewConnector::new(name, connector.display_name, mappings, provider)?, secret))
+    let new = NewConnector::new(name, connector.display_name, mappings, provider)?;
+    Ok((new.with_second_factor(connector.second_factor), secret))
 }
 
 fn provider_in(provider: Provider) -> (ProviderRow, Option<Zeroizing<String>>) {
@@ -119,11 +120,17 @@ fn provider_in(provider: Provider) -> (ProviderRow, Option<Zeroizing<String>>) {
                 client_id: oidc.client_id,
                 username_claim: oidc.username_claim,
                 scopes: oidc.scopes,
+                ca_certificates: oidc.ca_certificates,
             };
             (ProviderRow::Oidc(row), Some(Zeroizing::new(oidc.client_secret)))
         }
         Provider::Github(github) => {
-            let row = GithubRow { client_id: github.client_id, organizations: github.organizations };
+            let row = GithubRow {
+                client_id: github.client_id,
+                organizations: github.organizations,
+                url: github.url,
+                ca_certificates: github.ca_certificates,
+            };
             (ProviderRow::Github(row), Some(Zeroizing::new(github.client_secret)))
         }
         Provider::Saml(saml) => {
@@ -147,6 +154,7 @@ fn reply(name: ConnectorName, stored: Versioned<ConnectorRow>) -> v1::Connector 
         mappings: row.mappings.into_iter().map(mapping).collect(),
         provider: row.provider.map(provider_out),
         revision,
+        second_factor: row.second_factor,
     }
 }
 
@@ -159,11 +167,14 @@ fn provider_out(row: ProviderRow) -> Provider {
             client_secret,
             username_claim: oidc.username_claim,
             scopes: oidc.scopes,
+            ca_certificates: oidc.ca_certificates,
         }),
         ProviderRow::Github(github) => Provider::Github(v1::GithubConnector {
             client_id: github.client_id,
             client_secret,
             organizations: github.organizations,
+            url: github.url,
+            ca_certificates: github.ca_certificates,
         }),
         ProviderRow::Saml(saml) => Provider::Saml(v1::SamlConnector {
             entity_id: saml.entity_id,

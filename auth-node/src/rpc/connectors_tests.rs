@@ -13,6 +13,7 @@ fn oidc(secret: &str) -> v1::Connector {
         client_secret: secret.into(),
         username_claim: "email".into(),
         scopes: vec!["profile".into()],
+        ..Default::default()
     };
     v1::Connector {
         name: "Corp".into(),
@@ -24,6 +25,7 @@ fn oidc(secret: &str) -> v1::Connector {
         }],
         provider: Some(Provider::Oidc(oidc)),
         revision: 0,
+        second_factor: true,
     }
 }
 
@@ -118,6 +120,8 @@ async fn what_is_wrong_is_named_and_other_kinds_come_back_whole() {
         client_id: "Iv1".into(),
         client_secret: SECRET.into(),
         organizations: vec!["mezite-io".into()],
+        url: "https://github.example".into(),
+        ..Default::default()
     };
     let github = v1::Connector { provider: Some(Provider::Github(github)), ..oidc("") };
     let made = add(&node, &boss, github).await.unwrap();

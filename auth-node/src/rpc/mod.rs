@@ -13,7 +13,7 @@ mod backup;
 mod certs;
 mod cluster;
 mod cluster_config;
-mod connectors;
+pub(crate) mod connectors;
 pub(crate) mod convert;
 mod iam;
 mod joining;
@@ -32,6 +32,7 @@ mod roles;
 mod rotation;
 pub(crate) mod sessions;
 mod spiffe;
+pub(crate) mod sso;
 #[cfg(test)]
 pub(crate) mod testing;
 mod tokens;
@@ -202,6 +203,8 @@ api! {
             begin_web_authn_login(BeginWebAuthnLoginRequest) -> BeginWebAuthnLoginResponse = webauthn::begin_login;
         FinishWebAuthnLogin:
             finish_web_authn_login(FinishWebAuthnLoginRequest) -> FinishWebAuthnLoginResponse = webauthn::finish_login;
+        BeginSSOLogin: begin_sso_login(BeginSsoLoginRequest) -> BeginSsoLoginResponse = sso::begin;
+        FinishSSOLogin: finish_sso_login(FinishSsoLoginRequest) -> FinishSsoLoginResponse = sso::finish;
         ChangePassword:
             change_password(ChangePasswordRequest) -> ChangePasswordResponse = login::change_password;
         AcceptInvite: accept_invite(AcceptInviteRequest) -> AcceptInviteResponse = login::accept_invite;

@@ -74,6 +74,7 @@ mod tests {
         assert_eq!(number(AuthMethod::Password), v1::AuthMethod::Password);
         assert_eq!(number(AuthMethod::Webauthn), v1::AuthMethod::Webauthn);
         assert_eq!(number(AuthMethod::Spiffe), v1::AuthMethod::Spiffe);
+        assert_eq!(number(AuthMethod::Sso), v1::AuthMethod::Sso);
         assert_eq!(number(AuthMethod::AgentIdentity), v1::AuthMethod::AgentIdentity);
     }
 
@@ -90,6 +91,7 @@ mod tests {
             device: String::new(),
             agent_identity: String::new(),
             spiffe_id: String::new(),
+            second_factor: false,
         };
         let bot = SessionRow { user: String::new(), agent_identity: "ann".into(), ..row.clone() };
         assert_eq!(session(Listed { session: bot, last_used_ms: 1500 }).user, "bot:ann");

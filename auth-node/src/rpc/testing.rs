@@ -51,6 +51,7 @@ use crate::{
     presence::Presence,
     relay::Relay,
     service::{Service, Settings},
+    sso::Outbound,
     uses::Uses,
     webauthn::Pace,
 };
@@ -118,6 +119,7 @@ impl Node {
             refusals: Arc::default(),
             relay: Relay::new(CLUSTER, tls(), &LimitsConfig::default()).unwrap(),
             sts: Sts::new(&IamConfig::default()).unwrap(),
+            outbound: Outbound::new(),
             revocation_list: RevocationList::default(),
             news: Board::start(store.clone(), MAX_LISTENERS, stopping.clone()),
             access: Listeners::new(MAX_LISTENERS, stopping.clone()),

@@ -12,6 +12,7 @@ use auth_core::{
     password,
     rules::{Resource, Verb},
     secret::{SecretDigest, SecretKind},
+    sso,
     tables::StringsRow,
     user::{self, Grants, NewUser, Proof, User},
 };
@@ -127,8 +128,11 @@ pub(crate) async fn reset_password(
         ControlFlow::Continue(proof) => proof,
     };
     let url = invite_url(service, &secret);
-    let remove_devices = request.remove_devices;
+    let (remove_devices, make_local) = (request.remove_devices, request.make_local);
     let reset = service.write_once(call, once, move |tx, context| {
+        if make_local {
+            sso::make_local(tx, context, &name)?;
+        }
         let sessions_ended = user::reset_password(tx, context, &name, &proof)?;
         let removed = remove_devices.then(|| user::remove_devices(tx, context, &name)).transpose()?;
         Ok(v1::ResetUserPasswordResponse {
@@ -256,6 +260,8 @@ fn reply(user: User) -> v1::User {
         lockouts: Vec::new(),
         without_password: false,
         invite_expires_at: None,
+        connector: user.connector,
+        expires_at: user.expires_at_ms.map(convert::timestamp),
     }
 }
 

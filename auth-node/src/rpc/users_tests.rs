@@ -366,6 +366,8 @@ fn a_user_comes_back_as_it_was_sent() {
         roles,
         traits: grants.traits,
         has_password: true,
+        connector: "corp".into(),
+        expires_at_ms: Some(2500),
         created_at_ms: 1500,
         created_by: "user:boss".into(),
         revision,
@@ -375,6 +377,8 @@ fn a_user_comes_back_as_it_was_sent() {
     assert_eq!((back.traits, back.revision), (sent.traits, 7));
     assert_eq!(back.created_at, Some(prost_types::Timestamp { seconds: 1, nanos: 500_000_000 }));
     assert_eq!(back.created_by, "user:boss");
+    assert_eq!(back.connector, "corp");
+    assert_eq!(back.expires_at, Some(prost_types::Timestamp { seconds: 2, nanos: 500_000_000 }));
 }
 
 #[test]

@@ -49,7 +49,7 @@ impl FromRequestParts<Arc<Web>> for Asked {
         let metadata = MetadataMap::from_headers(parts.headers.clone());
         // A program says which session it means; a browser sends its cookie with everything.
         let credential = match authn::credential(&metadata, &parts.extensions, here) {
-            Ok(Credential::None) => Ok(cookie(&parts.headers)),
+            Ok(Credential::None) => Ok(session(&parts.headers)),
             said => said,
         };
         let origin = parts.extensions.get::<Origin>().cloned();
@@ -93,13 +93,17 @@ impl Web {
 }
 
 /// The session in a request's cookies. What is none is as good as no cookie: whoever logs in gets another.
-fn cookie(headers: &HeaderMap) -> Credential {
+fn session(headers: &HeaderMap) -> Credential {
+    let digest = cookie(headers, SESSION_COOKIE).and_then(authn::session_digest);
+    digest.map_or(Credential::None, Credential::Session)
+}
+
+/// A cookie of a request, by its name.
+pub(super) fn cookie<'a>(headers: &'a HeaderMap, wanted: &str) -> Option<&'a str> {
     let lines = headers.get_all(COOKIE).iter().filter_map(|line| line.to_str().ok());
     let mut cookies =
         lines.flat_map(|line| line.split(';')).filter_map(|cookie| cookie.trim().split_once('='));
-    let ours = cookies.find(|(name, _)| *name == SESSION_COOKIE);
-    let digest = ours.and_then(|(_, id)| authn::session_digest(id));
-    digest.map_or(Credential::None, Credential::Session)
+    cookies.find(|(name, _)| *name == wanted).map(|(_, value)| value)
 }
 
 /// Has the browser keep a session for so many seconds.

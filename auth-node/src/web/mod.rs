@@ -15,6 +15,8 @@
 //! | `POST login/finish` | `{challenge_id, credential, token}` | as `login` |
 //! | `POST login/passkey` | `{username}`, which may be left out | `{challenge_id, options}` |
 //! | `POST login/passkey/finish` | `{challenge_id, credential, token}` | as `login` |
+//! | `POST sso/login` | `{connector, program: {challenge, port, path}}`, without a program for the browser itself | `{url}` and a cookie |
+//! | `GET sso/callback/{connector}` | `?code&state`, from a provider | sends the browser on, with a cookie or to a program |
 //! | `POST logout` | | `{}` |
 //! | `GET session` | | `{session, roles}` |
 //! | `POST invite` | `{secret, new_password}` | `{user}` |
@@ -33,6 +35,7 @@ mod login;
 mod pages;
 mod ping;
 mod spiffe;
+mod sso;
 #[cfg(test)]
 mod tests;
 pub(crate) mod tls;
@@ -94,6 +97,8 @@ fn router(web: Arc<Web>) -> Router {
         .route("/login/finish", post(login::finish))
         .route("/login/passkey", post(login::begin_passkey))
         .route("/login/passkey/finish", post(login::finish_passkey))
+        .route("/sso/login", post(sso::begin))
+        .route("/sso/callback/{connector}", get(sso::callback))
         .route("/logout", post(login::logout))
         .route("/session", get(login::session))
         .route("/invite", post(invite::accept))

@@ -24,6 +24,7 @@ const SVG: &str = "image/svg+xml";
 /// Path, type and content of each.
 pub(super) const FILES: &[(&str, &str, &str)] = &[
     ("/web/login", HTML, include_str!("pages/login.html")),
+    ("/web/sso", HTML, include_str!("pages/sso.html")),
     ("/web/invite", HTML, include_str!("pages/invite.html")),
     ("/web/devices", HTML, include_str!("pages/devices.html")),
     ("/web/style.css", CSS, include_str!("pages/style.css")),
@@ -32,6 +33,7 @@ pub(super) const FILES: &[(&str, &str, &str)] = &[
     ("/web/form.js", SCRIPT, include_str!("pages/form.js")),
     ("/web/passkey.js", SCRIPT, include_str!("pages/passkey.js")),
     ("/web/login.js", SCRIPT, include_str!("pages/login.js")),
+    ("/web/sso.js", SCRIPT, include_str!("pages/sso.js")),
     ("/web/invite.js", SCRIPT, include_str!("pages/invite.js")),
     ("/web/devices.js", SCRIPT, include_str!("pages/devices.js")),
 ];

@@ -1,6 +1,9 @@
 //! What a connector says of its provider, field by field.
 
-use mezite_pki::x509::{certificate_der, signing_certificate};
+use mezite_pki::{
+    PkiError,
+    x509::{certificate_der, signing_certificate, trust_anchor},
+};
 use sha2::{Digest as _, Sha256};
 
 use crate::{
@@ -40,28 +43,45 @@ pub(super) fn record(provider: &ProviderRow) -> Vec<(&'static str, String)> {
             ("issuer_url", oidc.issuer_url.clone()),
             ("client_id", oidc.client_id.clone()),
             ("username_claim", oidc.username_claim.clone()),
+            ("ca_sha256", digests(&oidc.ca_certificates)),
         ],
-        ProviderRow::Github(github) => {
-            vec![("client_id", github.client_id.clone()), ("organizations", github.organizations.join(","))]
-        }
-        ProviderRow::Saml(saml) => {
-            // As `openssl x509 -fingerprint -sha256` has it. What is stored was read when it was checked.
-            let digest = |pem: &String| certificate_der(pem).map(|der| hex::encode(Sha256::digest(der)));
-            let digests: Vec<_> = saml.certificates.iter().filter_map(|pem| digest(pem).ok()).collect();
-            vec![
-                ("entity_id", saml.entity_id.clone()),
-                ("sso_url", saml.sso_url.clone()),
-                ("certificates_sha256", digests.join(",")),
-            ]
-        }
+        ProviderRow::Github(github) => vec![
+            ("client_id", github.client_id.clone()),
+            ("organizations", github.organizations.join(",")),
+            ("url", github.url.clone()),
+            ("ca_sha256", digests(&github.ca_certificates)),
+        ],
+        ProviderRow::Saml(saml) => vec![
+            ("entity_id", saml.entity_id.clone()),
+            ("sso_url", saml.sso_url.clone()),
+            ("certificates_sha256", digests(&saml.certificates)),
+        ],
     }
+}
+
+/// As `openssl x509 -fingerprint -sha256` has them. What is stored was read when it was checked.
+fn digests(certificates: &[String]) -> String {
+    let digest = |pem: &String| certificate_der(pem).map(|der| hex::encode(Sha256::digest(der)));
+    certificates.iter().filter_map(|pem| digest(pem).ok()).collect::<Vec<_>>().join(",")
 }
 
 /// The provider in the form in which it is stored, if it is within all bounds.
 pub(super) fn checked(provider: ProviderRow) -> Result<ProviderRow, CoreError> {
     match provider {
-        ProviderRow::Oidc(oidc) => check_oidc(&oidc).map(|()| ProviderRow::Oidc(oidc)),
-        ProviderRow::Github(github) => check_github(&github).map(|()| ProviderRow::Github(github)),
+        ProviderRow::Oidc(mut oidc) => {
+            check_oidc(&oidc)?;
+            let anchors =
+                certificates("connector.oidc.ca_certificates", &oidc.ca_certificates, 0, trust_anchor);
+            oidc.ca_certificates = anchors?;
+            Ok(ProviderRow::Oidc(oidc))
+        }
+        ProviderRow::Github(mut github) => {
+            check_github(&github)?;
+            let anchors =
+                certificates("connector.github.ca_certificates", &github.ca_certificates, 0, trust_anchor);
+            github.ca_certificates = anchors?;
+            Ok(ProviderRow::Github(github))
+        }
         ProviderRow::Saml(saml) => checked_saml(saml).map(ProviderRow::Saml),
     }
 }
@@ -99,6 +119,13 @@ fn check_oidc(oidc: &OidcRow) -> Result<(), CoreError> {
 
 fn check_github(github: &GithubRow) -> Result<(), CoreError> {
     const FIELD: &str = "connector.github.organizations";
+    const URL: &str = "connector.github.url";
+    if !github.url.is_empty() {
+        web::check_https_url(URL, &github.url)?;
+        if github.url.trim_start_matches("https://").contains(['/', '?']) {
+            return Err(CoreError::invalid(URL, "https:// and a host, without a path"));
+        }
+    }
     web::check_visible("connector.github.client_id", &github.client_id, MAX_CLIENT_ID)?;
     bounded(FIELD, "organisations", github.organizations.len(), 1..=MAX_ORGANIZATIONS)?;
     for (index, name) in github.organizations.iter().enumerate() {
@@ -118,22 +145,32 @@ fn check_github(github: &GithubRow) -> Result<(), CoreError> {
 }
 
 fn checked_saml(mut saml: SamlRow) -> Result<SamlRow, CoreError> {
-    const FIELD: &str = "connector.saml.certificates";
     web::check_visible("connector.saml.entity_id", &saml.entity_id, MAX_ENTITY_ID)?;
     web::check_https_url("connector.saml.sso_url", &saml.sso_url)?;
-    bounded(FIELD, "certificates", saml.certificates.len(), 1..=MAX_CERTIFICATES)?;
-    let mut certificates: Vec<String> = Vec::with_capacity(saml.certificates.len());
-    for (index, pem) in saml.certificates.iter().enumerate() {
-        let field = format!("{FIELD}[{index}]");
-        let refused = |error: mezite_pki::PkiError| CoreError::invalid(field.as_str(), error.to_string());
-        let certificate = signing_certificate(pem).map_err(refused)?;
+    const FIELD: &str = "connector.saml.certificates";
+    saml.certificates = certificates(FIELD, &saml.certificates, 1, signing_certificate)?;
+    Ok(saml)
+}
+
+/// So many certificates at least, none twice, in the form in which they are stored.
+fn certificates(
+    field: &str,
+    given: &[String],
+    least: usize,
+    read: fn(&str) -> Result<String, PkiError>,
+) -> Result<Vec<String>, CoreError> {
+    bounded(field, "certificates", given.len(), least..=MAX_CERTIFICATES)?;
+    let mut certificates: Vec<String> = Vec::with_capacity(given.len());
+    for (index, pem) in given.iter().enumerate() {
+        let field = format!("{field}[{index}]");
+        let refused = |error: PkiError| CoreError::invalid(field.as_str(), error.to_string());
+        let certificate = read(pem).map_err(refused)?;
         if certificates.contains(&certificate) {
             return Err(CoreError::invalid(field, "this certificate is there twice"));
         }
         certificates.push(certificate);
     }
-    saml.certificates = certificates;
-    Ok(saml)
+    Ok(certificates)
 }
 
 fn bounded(

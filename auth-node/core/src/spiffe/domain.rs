@@ -1,6 +1,7 @@
 //! Trust domains whose workloads are let in, and the bundles that they are known by.
 
 use mezite_pki::x509::certificate_der;
+use prost::Message as _;
 use sha2::{Digest, Sha256};
 use store_txn::{Read, ReadExt, Transaction, TransactionExt, UnixMillis, Versioned};
 
@@ -155,7 +156,8 @@ pub fn list(state: &mut (impl Read + ?Sized), page: &PageRequest) -> Result<Page
     let rows = state.scan(after.map(SpiffeDomainKey).as_ref(), page.size.saturating_add(1))?;
     let domains: Result<Vec<_>, _> =
         rows.into_iter().map(|(key, stored)| complete(state, key.0, stored)).collect();
-    Ok(Page::cut(domains?, page.size, |domain| domain.name.to_string()))
+    let bytes = |domain: &SpiffeDomain| domain.row.encoded_len() + domain.bundle.encoded_len();
+    Ok(Page::cut(domains?, page.size, bytes, |domain| domain.name.to_string()))
 }
 
 /// X.509 authorities of trust domains, DER.

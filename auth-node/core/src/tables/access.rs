@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 
 use store_txn::{Key, KeyReader, KeyWriter, Row, Table, UnixMillis};
 
-use super::MarkRow;
 use crate::names::{RoleName, UserName};
 
 text_key!(
@@ -20,7 +19,7 @@ pub struct StringsRow {
     pub values: Vec<String>,
 }
 
-/// A local user.
+/// A user: of this cluster alone, or of a connector.
 #[derive(Clone, PartialEq, prost::Message)]
 #[prost(skip_debug)]
 pub struct UserRow {
@@ -39,8 +38,17 @@ pub struct UserRow {
     /// Who made it.
     #[prost(string, tag = "5")]
     pub created_by: String,
+    /// Name of the connector that it logs in by, and by nothing else; empty: it is a user of this cluster alone.
+    #[prost(string, tag = "6")]
+    pub connector: String,
+    /// Who it is at the connector's provider: the same name there may be somebody else's later.
+    #[prost(string, tag = "7")]
+    pub subject: String,
+    /// When it is forgotten if it does not log in again; 0: never.
+    #[prost(uint64, tag = "8")]
+    pub expires_at_ms: UnixMillis,
 }
-rows!(UserRow);
+rows_that_may_end!(UserRow);
 
 impl std::fmt::Debug for UserRow {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -151,6 +159,15 @@ pub struct RoleMemberKey {
     pub user: UserName,
 }
 
+/// That a user holds a role.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct MemberRow {
+    /// When the user is forgotten; 0: never.
+    #[prost(uint64, tag = "1")]
+    pub expires_at_ms: UnixMillis,
+}
+rows_that_may_end!(MemberRow);
+
 impl RoleMemberKey {
     /// The common front of a role's members.
     pub fn front(role: &RoleName) -> KeyWriter {
@@ -161,7 +178,7 @@ impl RoleMemberKey {
 }
 
 impl Key for RoleMemberKey {
-    type Row = MarkRow;
+    type Row = MemberRow;
     const TABLE: Table = Table { id: 15, name: "role_members" };
 
     fn write(&self, out: &mut KeyWriter) {

@@ -31,6 +31,9 @@ pub struct ConnectorRow {
     /// Who made it.
     #[prost(string, tag = "8")]
     pub created_by: String,
+    /// Whether the provider asks its users for a second factor.
+    #[prost(bool, tag = "9")]
+    pub second_factor: bool,
 }
 rows!(ConnectorRow);
 
@@ -77,6 +80,9 @@ pub struct OidcRow {
     /// Scopes beyond `openid`.
     #[prost(string, repeated, tag = "4")]
     pub scopes: Vec<String>,
+    /// Certificates of the authorities that vouch for its host, PEM; empty: those of the system do.
+    #[prost(string, repeated, tag = "5")]
+    pub ca_certificates: Vec<String>,
 }
 
 /// GitHub.
@@ -88,6 +94,12 @@ pub struct GithubRow {
     /// Organisations whose members may log in.
     #[prost(string, repeated, tag = "2")]
     pub organizations: Vec<String>,
+    /// Origin of a GitHub Enterprise Server; empty: github.com.
+    #[prost(string, tag = "3")]
+    pub url: String,
+    /// Certificates of the authorities that vouch for its host, PEM; empty: those of the system do.
+    #[prost(string, repeated, tag = "4")]
+    pub ca_certificates: Vec<String>,
 }
 
 /// A SAML provider.

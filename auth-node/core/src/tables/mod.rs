@@ -140,14 +140,15 @@ mod policy;
 mod requests;
 mod sessions;
 mod spiffe;
+mod sso;
 #[cfg(test)]
 mod tests;
 mod trusted;
 mod webauthn;
 
 pub use access::{
-    ConditionsRow, RequestRulesRow, RoleKey, RoleMemberKey, RoleOptionsRow, RoleRow, RuleRow, StringsRow,
-    UserKey, UserRow,
+    ConditionsRow, MemberRow, RequestRulesRow, RoleKey, RoleMemberKey, RoleOptionsRow, RoleRow, RuleRow,
+    StringsRow, UserKey, UserRow,
 };
 pub use agent_identities::{
     AgentIdentityKey, AgentIdentityRow, AgentIdentityStateKey, AgentIdentityStateRow, BootstrapSecretKey,
@@ -189,6 +190,7 @@ pub use spiffe::{
     JwtAuthorityRow, SpiffeBundleKey, SpiffeBundleRow, SpiffeDomainKey, SpiffeDomainRow, SpiffeEndpointRow,
     SpiffeRefreshKey, SpiffeRefreshRow, UsedSvidKey,
 };
+pub use sso::{ProgramRow, SsoCodeKey, SsoCodeRow, SsoLoginKey, SsoLoginRow};
 pub use trusted::{
     ForeignCaRow, RefreshKey, RefreshRow, RoleMappingRow, TrustedClusterKey, TrustedClusterRow,
 };

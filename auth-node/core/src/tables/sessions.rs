@@ -22,6 +22,8 @@ pub enum AuthMethod {
     Password = 1,
     /// A WebAuthn authenticator.
     Webauthn = 2,
+    /// A single sign-on provider.
+    Sso = 3,
     /// A SPIFFE SVID.
     Spiffe = 4,
     /// The bootstrap secret or certificate of an agent identity.
@@ -61,6 +63,9 @@ pub struct SessionRow {
     /// SPIFFE ID of the SVID that it was made by; empty: by none.
     #[prost(string, tag = "10")]
     pub spiffe_id: String,
+    /// Whether the connector of a single sign-on vouches for a second factor.
+    #[prost(bool, tag = "11")]
+    pub second_factor: bool,
 }
 ending_rows!(SessionRow);
 

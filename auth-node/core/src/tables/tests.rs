@@ -45,13 +45,23 @@ fn golden_rows() {
         password_hash: "$x".into(),
         created_at_ms: 300,
         created_by: "user:a".into(),
+        ..UserRow::default()
     };
     let bytes = user.encode_row();
     assert_eq!(
         hex::encode(&bytes),
         "0a0364657612100a066c6f67696e7312060a04726f6f741a02247820ac022a06757365723a61"
     );
-    assert_eq!(UserRow::decode_row(&bytes), Ok(user));
+    assert_eq!(UserRow::decode_row(&bytes), Ok(user.clone()));
+    assert_eq!(user.expires_at(), None);
+    let of_connector =
+        UserRow { connector: "c".into(), subject: "s".into(), expires_at_ms: 4, ..UserRow::default() };
+    assert_eq!(hex::encode(of_connector.encode_row()), "3201633a01734004");
+    assert_eq!(of_connector.expires_at(), Some(4));
+    // As releases before wrote it, and of a user of a connector.
+    assert_eq!(MemberRow::decode_row(&[]), Ok(MemberRow::default()));
+    let member = MemberRow { expires_at_ms: 4 };
+    assert_eq!((hex::encode(member.encode_row()), member.expires_at()), ("0804".into(), Some(4)));
     let session = SessionRow {
         user: "ann".into(),
         handle: "h".into(),
@@ -63,11 +73,14 @@ fn golden_rows() {
         device: String::new(),
         agent_identity: String::new(),
         spiffe_id: String::new(),
+        second_factor: false,
     };
     let bytes = "0a03616e6e1201681801200228013201613803";
     assert_eq!(hex::encode(session.encode_row()), bytes);
     let of_identity = SessionRow { agent_identity: "ci".into(), ..session.clone() };
     assert_eq!(hex::encode(of_identity.encode_row()), format!("{bytes}4a026369"));
+    let vouched = SessionRow { second_factor: true, ..session.clone() };
+    assert_eq!(hex::encode(vouched.encode_row()), format!("{bytes}5801"));
     assert_eq!(session.expires_at(), Some(2));
 }
 
@@ -310,14 +323,18 @@ fn golden_keys_and_rows_of_connectors_and_trusted_clusters() {
         sealed_secret: vec![1],
         created_at_ms: 2,
         created_by: "u".into(),
+        second_factor: false,
     };
     let oidc = OidcRow {
         issuer_url: "i".into(),
         client_id: "c".into(),
         username_claim: "n".into(),
         scopes: vec!["s".into()],
+        ca_certificates: vec![],
     };
-    let github = GithubRow { client_id: "c".into(), organizations: vec!["o".into()] };
+    let github = GithubRow { client_id: "c".into(), organizations: vec!["o".into()], ..GithubRow::default() };
+    let anchored = OidcRow { ca_certificates: vec!["p".into()], ..OidcRow::default() };
+    let enterprise = GithubRow { url: "u".into(), ca_certificates: vec!["p".into()], ..GithubRow::default() };
     let saml = SamlRow { entity_id: "e".into(), sso_url: "u".into(), certificates: vec!["p".into()] };
     let front = "0a016412090a016712012a1a0172";
     let back = "3201013802420175";
@@ -336,6 +353,9 @@ fn golden_keys_and_rows_of_connectors_and_trusted_clusters() {
             format!("{front}1a0c0a01691201631a016e220173{back}"),
         ),
         (connector(ProviderRow::Github(github)).encode_row(), format!("{front}22060a016312016f{back}")),
+        (connector(ProviderRow::Oidc(anchored)).encode_row(), format!("{front}1a032a0170{back}")),
+        (connector(ProviderRow::Github(enterprise)).encode_row(), format!("{front}22061a0175220170{back}")),
+        (ConnectorRow { second_factor: true, ..ConnectorRow::default() }.encode_row(), "4801".into()),
         (connector(ProviderRow::Saml(saml)).encode_row(), format!("{front}2a090a01651201751a0170{back}")),
         (
             trusted.encode_row(),
@@ -438,4 +458,31 @@ fn golden_keys_and_rows_of_spiffe() {
 fn no_password_hash_is_shown() {
     let user = UserRow { password_hash: "$argon2id$secret".into(), ..UserRow::default() };
     assert!(!format!("{user:?}").contains("secret"));
+}
+
+#[test]
+fn golden_keys_and_rows_of_single_sign_on() {
+    assert_eq!(hex::encode(SsoLoginKey(7).encode()), "00600000000000000007");
+    assert_eq!(hex::encode(SsoCodeKey(SecretDigest([1; 32])).encode()), format!("0061{}", "01".repeat(32)));
+    let login = SsoLoginRow {
+        digest: vec![1],
+        browser: vec![2],
+        connector: "c".into(),
+        connector_revision: 3,
+        program: Some(ProgramRow { challenge: vec![4], port: 5, path: "p".into() }),
+        epoch: 6,
+        expires_at_ms: 7,
+    };
+    let bytes = "0a01011201021a016320032a080a010410051a017030063807";
+    assert_eq!((hex::encode(login.encode_row()), login.expires_at()), (bytes.into(), Some(7)));
+    let code = SsoCodeRow {
+        user: "u".into(),
+        connector: "c".into(),
+        subject: "s".into(),
+        challenge: vec![1],
+        epoch: 2,
+        expires_at_ms: 3,
+    };
+    let bytes = "0a01751201631a017322010128023003";
+    assert_eq!((hex::encode(code.encode_row()), code.expires_at()), (bytes.into(), Some(3)));
 }

@@ -117,6 +117,11 @@ pub fn begin(
 }
 
 fn may_register(state: &mut (impl Read + ?Sized), caller: &UserCaller) -> Result<(), CoreError> {
+    if !caller.user.connector.is_empty() {
+        // With one it would log in when the provider does not know it any more.
+        let reason = "you log in by single sign-on: what else it takes is asked for by your provider";
+        return Err(CoreError::Precondition(reason.into()));
+    }
     if caller.method() != AuthMethod::Webauthn && has_any(state, &caller.name)? {
         let reason = "you have a device already: to register another, log in with it first";
         return Err(CoreError::Denied(reason.into()));

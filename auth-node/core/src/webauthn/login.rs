@@ -288,6 +288,9 @@ fn admit(
     if device.user != name.as_str() || device.relying_party != relying_party(tx)?.id {
         return Ok(Err(Failure::counted("the device is not one of this user and relying party")));
     }
+    if !user.connector.is_empty() {
+        return Ok(Err(Failure::uncounted("the user logs in by single sign-on alone")));
+    }
     if ceremony.purpose() == Purpose::StepUp && ceremony.proof != ceremony::proof(&password_of(&user)) {
         return Ok(Err(Failure::uncounted("the password was changed meanwhile")));
     }

@@ -4,13 +4,13 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::Args;
-use mezite_client::{ClientError, ClusterTrust, Retry, SessionSecret};
+use mezite_client::{Client, ClientError, ClusterTrust, Retry, SessionSecret};
 use mezite_proto::v1;
 use serde::Serialize;
 use tonic::Code;
 
 use crate::{
-    cmd::{call, present},
+    cmd::{call, present, sso},
     context::{Cluster, Context},
     exit::{NotLoggedIn, Usage},
     output::{self, Done, Report},
@@ -22,6 +22,7 @@ const LOGIN_EXAMPLES: &str = "\
 Examples:
   mezctl login --addr a.example:3025,b.example:3025 --ca-pin sha256:… --user alice
   mezctl login                                 the same cluster and user again
+  mezctl login --sso corporate                 by a provider, in a browser on this machine
   mezctl login --password-file - < secret      in a script";
 
 /// Arguments of `login`.
@@ -34,6 +35,12 @@ pub(crate) struct Login {
     /// File with the password, mode 0600; `-` reads standard input [default: ask on the terminal]
     #[arg(long, env = "MEZITE_PASSWORD_FILE", hide_env_values = true, value_name = "FILE")]
     password_file: Option<PathBuf>,
+    /// Log in by single sign-on, with the connector of this name, in a browser on this machine
+    #[arg(long, value_name = "CONNECTOR")]
+    sso: Option<String>,
+    /// With --sso: only print the address, and open no browser
+    #[arg(long, requires = "sso")]
+    no_browser: bool,
 }
 
 /// Arguments of `passwd`.
@@ -63,6 +70,12 @@ impl Report for LoggedIn {
 }
 
 pub(crate) async fn login(context: &Context, args: Login) -> Result<()> {
+    if let Some(connector) = &args.sso {
+        let cluster = context.cluster(None).await?;
+        let client = context.client(&cluster)?;
+        let (id, session) = sso::login(&client, connector, !args.no_browser).await?;
+        return keep(context, cluster, &client, id.as_str().to_owned(), session).await;
+    }
     let last = context.login()?.map(|login| login.user);
     let given = args.user.filter(|user| !user.is_empty());
     let username = given.or(last).ok_or_else(|| Usage("who logs in? give --user NAME".into()))?;
@@ -73,6 +86,17 @@ pub(crate) async fn login(context: &Context, args: Login) -> Result<()> {
     // A second login that was not needed leaves a session that ends by itself.
     let reply = call!(client, Retry::Idempotent, authenticate_local, request)?;
     let session = present(reply.session, "the session")?;
+    keep(context, cluster, &client, reply.session_id, session).await
+}
+
+/// Keeps a session in the profile.
+async fn keep(
+    context: &Context,
+    cluster: Cluster,
+    client: &Client,
+    id: String,
+    session: v1::Session,
+) -> Result<()> {
     let trust = refreshed(&client.trust_bundle().await, cluster.trust);
     let report = LoggedIn {
         cluster_name: trust.cluster_name().to_owned(),
@@ -82,7 +106,7 @@ pub(crate) async fn login(context: &Context, args: Login) -> Result<()> {
     };
     let login = LoginState {
         user: session.user,
-        session: SessionSecret::new(reply.session_id)?,
+        session: SessionSecret::new(id)?,
         expires_at: report.expires_at.clone(),
     };
     context.home.save(&Profile { addresses: cluster.addresses, trust, login: Some(login) })?;

@@ -21,6 +21,7 @@ pub(crate) mod resources;
 pub(crate) mod roles;
 pub(crate) mod sessions;
 pub(crate) mod spiffe_domains;
+mod sso;
 pub(crate) mod status;
 pub(crate) mod tokens;
 pub(crate) mod trusted_clusters;

@@ -81,6 +81,9 @@ pub(crate) struct Reset {
     /// Remove its WebAuthn devices too: for who has lost them
     #[arg(long)]
     remove_devices: bool,
+    /// Make a user of single sign-on one of this cluster alone, with the roles and traits that it had last
+    #[arg(long)]
+    make_local: bool,
     #[command(flatten)]
     proof: ProofArgs,
 }
@@ -146,6 +149,10 @@ pub(crate) struct UserView {
     without_password: bool,
     /// When the invite ends that it has, if it has one; for those alone who manage users.
     invite_expires_at: Option<String>,
+    /// By which it logs in; empty: it is a user of this cluster alone.
+    connector: String,
+    /// When it is forgotten if it does not log in again.
+    expires_at: Option<String>,
 }
 
 /// A user that was made.
@@ -229,6 +236,8 @@ impl From<v1::User> for UserView {
             lockouts: user.lockouts.into_iter().map(LockoutView::from).collect(),
             without_password: user.without_password,
             invite_expires_at: output::time(user.invite_expires_at.as_ref()),
+            connector: user.connector,
+            expires_at: output::time(user.expires_at.as_ref()),
         }
     }
 }
@@ -236,6 +245,10 @@ impl From<v1::User> for UserView {
 impl UserView {
     /// What is to be said of its password.
     fn password(&self) -> String {
+        if !self.connector.is_empty() {
+            let until = self.expires_at.as_deref().unwrap_or_default();
+            return format!("none: by connector {}, kept until {until}", self.connector);
+        }
         match (self.without_password, &self.invite_expires_at) {
             (false, _) => String::new(),
             (true, None) => "none, and no invite".into(),
@@ -309,6 +322,7 @@ async fn reset(context: &Context, args: Reset) -> Result<()> {
         new_password: proof.password.as_str().to_owned(),
         invite_ttl: proof.invite_ttl,
         remove_devices: args.remove_devices,
+        make_local: args.make_local,
     };
     let check = Retry::once("an invite that nobody has the secret of is of no use: repeat it");
     let reply = call!(client, check, reset_user_password, request)?;

@@ -26,6 +26,22 @@ pub fn signing_certificate(text: &str) -> Result<String, PkiError> {
     Ok(pem::certificate(&der))
 }
 
+/// Reads a PEM text of one certificate of an authority of somebody else, which vouches for servers. Its lifetime is not looked
+/// at. Answers it in the one form that is kept.
+///
+/// # Errors
+/// [`PkiError::TooLong`]; [`PkiError::Malformed`]; [`PkiError::KeyAlgorithm`] and [`PkiError::WeakKey`];
+/// [`PkiError::NotAnAuthority`].
+pub fn trust_anchor(text: &str) -> Result<String, PkiError> {
+    let der = pem::read_single(text)?;
+    let certificate = parse(&der)?;
+    spki::check_public_key(certificate.public_key().raw)?;
+    if !certificate.is_ca() {
+        return Err(PkiError::NotAnAuthority("it may not sign certificates"));
+    }
+    Ok(pem::certificate(&der))
+}
+
 /// Reads a PEM text of one certificate of an authority as this crate makes them: on P-256, and allowed to sign leaves.
 /// Answers it in the one form that is kept.
 ///

@@ -13,7 +13,7 @@ mod spki;
 mod svid;
 
 pub use ca::X509Ca;
-pub use foreign::{authority_certificate, is_signed_by, signing_certificate};
+pub use foreign::{authority_certificate, is_signed_by, signing_certificate, trust_anchor};
 pub use info::{CertificateInfo, spki_pin};
 pub use key::KeyPair;
 pub use leaf::LeafSpec;

@@ -109,6 +109,7 @@ pub(super) fn github(name: &str, client_secret: &str) -> v1::Connector {
         client_id: "Iv1".into(),
         client_secret: client_secret.into(),
         organizations: vec!["mezite-io".into()],
+        ..Default::default()
     };
     let provider = Some(v1::connector::Provider::Github(github));
     v1::Connector { name: name.into(), provider, ..Default::default() }
@@ -328,6 +329,8 @@ pub(super) const REPEATABLE: &[&str] = &[
     // registered device is in the list.
     "BeginWebAuthnLogin",
     "FinishWebAuthnLogin",
+    "BeginSSOLogin",
+    "FinishSSOLogin",
     "BeginWebAuthnRegistration",
     "FinishWebAuthnRegistration",
     // The same token, or certificate, with the same keys is the same join or renewal.

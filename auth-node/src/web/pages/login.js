@@ -39,7 +39,47 @@ async function withPasskey() {
     }
 }
 
+/** By a provider elsewhere, which sends the browser back. */
+async function withConnector(connector) {
+    const notice = form.querySelector(".notice");
+    notice.textContent = "";
+    try {
+        const { url } = await call("POST", "/sso/login", { connector });
+        location.assign(url);
+    } catch (refusal) {
+        notice.textContent = sentence(refusal.message);
+    }
+}
+
+/** A button for each connector that somebody can log in by. */
+function offer({ name, display_name, kind }) {
+    if (kind !== "oidc" && kind !== "github") return;
+    const button = document.createElement("button");
+    button.type = "button";
+    button.className = "full";
+    button.dataset.connector = name;
+    button.textContent = `Log in with ${display_name || name}`;
+    button.addEventListener("click", () => withConnector(name));
+    document.getElementById("connectors").append(button);
+}
+
+/** With what a single sign-on sends the browser back that has not logged in. */
+const SSO = {
+    "#sso-anew": "This login is over, or was begun in another window. Log in anew, and finish within ten minutes.",
+    "#sso-unproved": "Your provider did not say who you are, or not in a way that is believed. Try again, or ask an administrator.",
+    "#sso-not-let-in": "Your provider knows you, and this cluster does not let you in by it. Ask an administrator, who finds the reason in the audit log.",
+    "#sso-failed": "The login could not be carried out. Try again.",
+};
+if (SSO[location.hash]) {
+    form.querySelector(".notice").textContent = SSO[location.hash];
+    history.replaceState(null, "", location.pathname);
+}
+
 document.getElementById("with-passkey").addEventListener("click", withPasskey);
 nameCluster().then((ping) => {
-    document.getElementById("passkey").hidden = !(passkey.supported && ping.passkeys);
+    document.getElementById("with-passkey").hidden = !(passkey.supported && ping.passkeys);
+    // Where no address is known to which a provider could send the browser back, there is none to offer.
+    if (ping.public_url) (ping.connectors ?? []).forEach(offer);
+    const others = document.querySelectorAll("#others button:not([hidden])");
+    document.getElementById("others").hidden = others.length === 0;
 });
