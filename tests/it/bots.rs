@@ -221,7 +221,8 @@ async fn mezctl_keeps_a_bot_and_a_process_that_is_killed_at_any_moment_does_not_
         let ended = process.ended();
         process.kill();
         let now = bot.about()["generation"].as_u64().unwrap();
-        assert!((generation..=generation + 1).contains(&now), "{now} after {generation}");
+        // What the one before had asked for when it was killed may have come to its end since it was looked at.
+        assert!((generation..=generation + 2).contains(&now), "{now} after {generation}");
         generation = now;
         check_files(&bot.dir);
         if let Some(status) = ended {

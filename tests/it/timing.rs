@@ -2,13 +2,10 @@
 
 use std::time::{Duration, Instant};
 
-use mezite_client::{SessionSecret, testing::Authenticator};
-use mezite_e2e::{Cluster, api, call};
-use mezite_proto::v1;
+use mezite_e2e::{Cluster, api};
 use rand::seq::SliceRandom as _;
 use tonic::Code;
 
-const ORIGIN: &str = "https://mezite.example.com";
 /// Tries of each kind.
 const TRIES: usize = 500;
 /// How far the chance that a try of one kind takes longer than one of another may be from even. With 500 of each its standard
@@ -47,46 +44,15 @@ fn slower(first: &[Duration], second: &[Duration]) -> f64 {
         / f64::from(u32::try_from(first.len() * second.len()).unwrap())
 }
 
-async fn cluster() -> Cluster {
-    let cluster = Cluster::start(1).await;
-    let domain = ["--webauthn-rp-id", "example.com", "--webauthn-origins", ORIGIN];
-    let set = [&["config", "set", "--lockout-threshold", "1000"][..], &domain].concat();
-    let _ = cluster.ctl().ok(&set);
-    cluster.add_user("alice", &["access"], &[]).await;
-    cluster
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_wrong_password_takes_as_long_whether_there_is_such_a_user_or_not() {
-    let cluster = cluster().await;
+    let cluster = Cluster::start(1).await;
+    let _ = cluster.ctl().ok(&["config", "set", "--lockout-threshold", "1000"]);
+    cluster.add_user("alice", &["access"], &[]).await;
     let client = cluster.anonymous_at(0);
     let attempt = async |name: &str| {
         let refused = api::log_in(&client, name, "wrong horse battery staple").await;
         api::refused(refused, Code::Unauthenticated);
     };
     compare(["alice", "nobody"], attempt).await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_login_with_a_passkey_begins_as_fast_whether_there_is_such_a_user_or_not() {
-    let cluster = cluster().await;
-    register(&cluster, &cluster.session_of("alice").await).await;
-    let client = cluster.anonymous_at(0);
-    let attempt = async |name: &str| {
-        let request = v1::BeginWebAuthnLoginRequest { username: name.into() };
-        call!(client, begin_web_authn_login, request).unwrap();
-    };
-    compare(["alice", "nobody"], attempt).await;
-}
-
-async fn register(cluster: &Cluster, session: &SessionSecret) {
-    let client = cluster.user_at(0, session);
-    let request = v1::BeginWebAuthnRegistrationRequest { passkey: true };
-    let begun = call!(client, begin_web_authn_registration, request).unwrap();
-    let request = v1::FinishWebAuthnRegistrationRequest {
-        challenge_id: begun.challenge_id,
-        credential_json: Authenticator::new(ORIGIN).create(&begun.options_json),
-        name: "a key".into(),
-    };
-    call!(client, finish_web_authn_registration, request).unwrap();
 }

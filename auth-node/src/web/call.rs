@@ -5,7 +5,6 @@ use std::{convert::Infallible, sync::Arc};
 use auth_core::{CoreError, Credential, Origin};
 use axum::{
     Json,
-    body::Bytes,
     extract::{FromRequest, FromRequestParts, Request},
     http::{
         HeaderMap, HeaderValue, StatusCode,
@@ -14,13 +13,14 @@ use axum::{
     },
     response::{IntoResponse, Response},
 };
+use futures::StreamExt as _;
 use mezite_proto::access as rules;
 use serde::de::DeserializeOwned;
 use serde_json::json;
 use tokio::time::{Instant, timeout_at};
 use tonic::metadata::MetadataMap;
 
-use super::{Web, guard::Deadline};
+use super::{MAX_BODY, MAX_FORGOTTEN, Web, guard::Deadline};
 use crate::{
     authn::{self, Call, Here},
     error::{ApiError, Problem},
@@ -130,32 +130,48 @@ pub(super) struct Body<T>(pub(super) T);
 impl<T: DeserializeOwned> FromRequest<Arc<Web>> for Body<T> {
     type Rejection = Problem;
 
-    async fn from_request(request: Request, web: &Arc<Web>) -> Result<Self, Problem> {
+    async fn from_request(request: Request, _: &Arc<Web>) -> Result<Self, Problem> {
         if !is_json(request.headers()) {
             let message = "send JSON, with the header Content-Type: application/json";
             return Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "NOT_JSON", message));
         }
         let deadline = request.extensions().get::<Deadline>().map(|deadline| deadline.0);
-        let arriving = Bytes::from_request(request, web);
-        let arrived = match deadline {
+        let arriving = arrive(request);
+        let bytes = match deadline {
             Some(deadline) => timeout_at(deadline, arriving).await.map_err(|_| {
                 let message = "the request did not arrive within the time that is given to one";
                 Problem::new(StatusCode::REQUEST_TIMEOUT, "TOO_SLOW", message)
             })?,
             None => arriving.await,
-        };
-        let bytes = arrived.map_err(|rejection| match rejection.status() {
-            status @ StatusCode::PAYLOAD_TOO_LARGE => {
-                Problem::new(status, "TOO_LARGE", "the request is longer than any that is good")
-            }
-            status => Problem::new(status, "BROKEN", "the request broke off"),
-        })?;
+        }?;
         let malformed = |error: serde_json::Error| {
             let message = format!("the request is not as it must be: {error}");
             Problem::new(StatusCode::BAD_REQUEST, "MALFORMED", message)
         };
         serde_json::from_slice(&bytes).map(Self).map_err(malformed)
     }
+}
+
+/// Reads a body of at most [`MAX_BODY`] bytes.
+async fn arrive(request: Request) -> Result<Vec<u8>, Problem> {
+    let mut chunks = request.into_body().into_data_stream();
+    let (mut whole, mut length) = (Vec::new(), 0_usize);
+    while let Some(chunk) = chunks.next().await {
+        let broken = |_| Problem::new(StatusCode::BAD_REQUEST, "BROKEN", "the request broke off");
+        let chunk = chunk.map_err(broken)?;
+        length = length.saturating_add(chunk.len());
+        if length > MAX_FORGOTTEN {
+            break;
+        }
+        if length <= MAX_BODY {
+            whole.extend_from_slice(&chunk);
+        }
+    }
+    if length > MAX_BODY {
+        let message = "the request is longer than any that is good";
+        return Err(Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "TOO_LARGE", message));
+    }
+    Ok(whole)
 }
 
 fn is_json(headers: &HeaderMap) -> bool {

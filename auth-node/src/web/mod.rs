@@ -44,7 +44,6 @@ use std::{net::SocketAddr, sync::Arc};
 
 use axum::{
     Router,
-    extract::DefaultBodyLimit,
     http::StatusCode,
     middleware,
     routing::{delete, get, post},
@@ -65,6 +64,8 @@ use connections::Connections;
 
 /// Largest body of a request, in bytes.
 const MAX_BODY: usize = 64 << 10;
+/// So much of a larger one is read and forgotten, in bytes: who is cut off while it sends does not see the answer.
+const MAX_FORGOTTEN: usize = 1 << 20;
 /// Of so many requests at a time, one network may have one.
 const SHARES: usize = 4;
 
@@ -106,8 +107,7 @@ fn router(web: Arc<Web>) -> Router {
         .route("/devices/begin", post(devices::begin))
         .route("/devices/finish", post(devices::finish))
         .route("/devices/{id}", delete(devices::remove))
-        .route("/spiffe/bundle", get(spiffe::bundle))
-        .layer(DefaultBodyLimit::max(MAX_BODY));
+        .route("/spiffe/bundle", get(spiffe::bundle));
     Router::new()
         .nest("/v1/webapi", api)
         .merge(pages::router())

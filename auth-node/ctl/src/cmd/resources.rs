@@ -17,7 +17,7 @@ use crate::{
 };
 
 const KINDS: &str = "\
-Kinds: user, role, token, lock, node, session, access_request, cluster_config, connector, trusted_cluster";
+Kinds: user, role, token, lock, node, session, access_request, cluster_config, connector, trusted_cluster, agent_identity";
 
 const GET_EXAMPLES: &str = "\
 Examples:
