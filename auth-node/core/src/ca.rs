@@ -216,7 +216,11 @@ mod tests {
         let new = |kind| NewCa { kind, public: "another".into(), sealed_private: vec![1] };
         let (tls, spiffe) = (new(CaKind::Tls), new(CaKind::Spiffe));
         assert_eq!(world.run(|tx, context| add(tx, context, &tls)), Ok(false));
-        world.run(|tx, _| Ok(tx.delete(&CaKey(CaKind::Spiffe)))).unwrap();
+        let deleted = world.run(|tx, _| {
+            tx.delete(&CaKey(CaKind::Spiffe));
+            Ok(())
+        });
+        deleted.unwrap();
         assert_eq!(world.run(|tx, _| kinds_missing(tx)).unwrap(), [CaKind::Spiffe]);
         let before = world.audit().len();
         assert_eq!(world.run(|tx, context| add(tx, context, &spiffe)), Ok(true));

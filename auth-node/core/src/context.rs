@@ -201,7 +201,10 @@ impl UserCaller {
         match self.method() {
             AuthMethod::Webauthn => true,
             AuthMethod::Sso => self.session.second_factor,
-            AuthMethod::Password | AuthMethod::Unspecified | AuthMethod::AgentIdentity => false,
+            AuthMethod::Password
+            | AuthMethod::Unspecified
+            | AuthMethod::AgentIdentity
+            | AuthMethod::Spiffe => false,
         }
     }
 }
