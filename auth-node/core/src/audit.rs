@@ -10,7 +10,7 @@ use crate::{Context, CoreError, Refusals};
 /// Name of the log in the store.
 pub const LOG: &str = "audit";
 
-/// Longest value of a field that a data plane tells, in bytes.
+/// Longest value of a field that a data plane tells, in bytes; of a refusal, where it may be a stranger's, more is cut.
 const MAX_VALUE: usize = 1024;
 /// Longest value of a field of our own, in bytes. What is told is bounded where it is taken, and both sides of the largest change
 /// (a role has 64 KiB) are less: so nothing is hidden by what is written around it.
@@ -265,7 +265,7 @@ pub fn append(
         actor: context.caller.actor(),
         target: target.into(),
         success: event.is_success(),
-        fields: fields.iter().map(|(key, value)| ((*key).to_owned(), cut(value))).collect(),
+        fields: fields.iter().map(|(key, value)| ((*key).to_owned(), cut(value, MAX_OWN_VALUE))).collect(),
         node_id: context.origin.node_id,
         request_id: context.origin.request_id.clone(),
         client_address: context.origin.client_address.clone(),
@@ -285,14 +285,12 @@ pub fn append_refusal(
     target: impl Into<String>,
     fields: &[(&str, String)],
 ) {
-    match context.origin.refusals {
-        Refusals::Counted => {}
-        Refusals::Recorded { unrecorded: 0 } => append(tx, context, event, target, fields),
-        Refusals::Recorded { unrecorded } => {
-            let told = [(UNRECORDED, unrecorded.to_string())];
-            append(tx, context, event, target, &[fields, &told].concat());
-        }
+    let Refusals::Recorded { unrecorded } = context.origin.refusals else { return };
+    let mut fields: Vec<_> = fields.iter().map(|(name, value)| (*name, cut(value, MAX_VALUE))).collect();
+    if unrecorded > 0 {
+        fields.push((UNRECORDED, unrecorded.to_string()));
     }
+    append(tx, context, event, target, &fields);
 }
 
 /// What data planes may tell. All else is the control plane's own.
@@ -362,12 +360,12 @@ fn side(value: String) -> String {
     if value.is_empty() { "unset".to_owned() } else { value }
 }
 
-/// A value of our own; of one that is too long the front, with a mark that says so.
-fn cut(value: &str) -> String {
-    if value.len() <= MAX_OWN_VALUE {
+/// A value; of one of more than so many bytes the front, with a mark that says so.
+fn cut(value: &str, most: usize) -> String {
+    if value.len() <= most {
         return value.to_owned();
     }
-    let front = value.get(..value.floor_char_boundary(MAX_OWN_VALUE)).unwrap_or_default();
+    let front = value.get(..value.floor_char_boundary(most)).unwrap_or_default();
     format!("{front}… ({} bytes in all)", value.len())
 }
 
@@ -466,6 +464,20 @@ mod tests {
         let read = store.transact(6, |tx| records(tx, 1, 10)).unwrap();
         assert_eq!(read.len(), 1);
         assert_eq!((read[0].1.actor.as_str(), read[0].1.target.as_str()), ("anonymous", "session:1"));
+    }
+
+    #[test]
+    fn what_a_stranger_writes_takes_little_room_in_the_log() {
+        let context = Context { caller: Caller::Anonymous, origin: Origin::default() };
+        let mut store = MemoryStore::default();
+        let fields = [("reason", "x".repeat(MAX_OWN_VALUE))];
+        let refused = store.transact(5, |tx| {
+            append_refusal(tx, &context, EventType::AgentJoinDenied, "join", &fields);
+            Ok::<_, CoreError>(())
+        });
+        refused.unwrap();
+        let read = store.transact(6, |tx| records(tx, 1, 10)).unwrap();
+        assert_eq!(read[0].1.fields["reason"], "x".repeat(1024) + "… (163840 bytes in all)");
     }
 
     #[test]

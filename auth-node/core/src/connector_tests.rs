@@ -173,6 +173,7 @@ fn a_connector_lives_and_is_told_of_without_its_secret() {
         (oidc().issuer_url.as_str(), "oidc")
     );
     assert!(record.fields["mappings"].ends_with(":access"), "{record:?}");
+    assert_eq!(record.fields["client_secret"], "new");
     let new = connector(ProviderRow::Oidc(oidc()), &["access"]);
     let again = cluster.admin(|tx, context| create(tx, context, &new, &sealed(&new, "x")));
     assert!(matches!(again, Err(CoreError::AlreadyExists { .. })));
@@ -222,7 +223,7 @@ fn a_kept_secret_goes_to_whom_it_was_given_for_and_to_nobody_else() {
     let new = connector(ProviderRow::Saml(saml()), &["access"]);
     let none = new.seal(&kek(), None, [0; NONCE_LENGTH]).unwrap();
     let saml = cluster.admin(|tx, context| update(tx, context, &new, 0, &none)).unwrap();
-    assert!(saml.sealed_secret.is_empty());
+    assert!(saml.sealed_secret.is_empty() && !cluster.last_audit().fields.contains_key("client_secret"));
     let back = change(&mut cluster, ProviderRow::Oidc(oidc()), 0, REDACTED);
     assert_invalid(back, secret_field);
 }

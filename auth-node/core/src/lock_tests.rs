@@ -3,7 +3,7 @@ use crate::{
     Caller, Credential,
     login::WRONG,
     secret::SecretDigest,
-    tables::{ConditionsRow, NodeKind, RoleRow, RuleRow},
+    tables::NodeKind,
     testing::{anonymous, assert_invalid, grants, hash, name, new_session, role_name, traits},
     world::{World, assert_denied, report},
 };
@@ -146,9 +146,7 @@ fn nobody_locks_itself_out_and_only_an_admin_an_admin() {
         let refused = lock(&mut world, new(1, target));
         assert!(matches!(refused, Err(CoreError::Precondition(_))), "{refused:?}");
     }
-    let rule = RuleRow { resources: vec!["locks".into()], verbs: vec!["*".into()] };
-    let allow = ConditionsRow { rules: vec![rule], ..ConditionsRow::default() };
-    world.add_role("oncall", &RoleRow { allow: Some(allow), ..RoleRow::default() });
+    world.add_role("oncall", &crate::testing::role_with_rule("locks", "*"));
     let ann = world.user_with("ann", "oncall", traits(&[]));
     for target in [user("boss"), role("admin")] {
         assert_denied(world.call(ann, |tx, context| create(tx, context, new(1, target))), "admin");

@@ -5,7 +5,7 @@ use crate::{
     Origin,
     login::WRONG,
     secret::PasswordHash,
-    tables::{ClusterConfigKey, ConditionsRow, RoleRow, RuleRow, SessionRow},
+    tables::{ClusterConfigKey, SessionRow},
     testing::{Cluster, anonymous, grants, hash, name, new_session},
     user::{self, Grants},
 };
@@ -219,9 +219,7 @@ fn a_name_that_is_nobodys_writes_what_a_users_does() {
 #[test]
 fn nobody_clears_the_lockout_of_a_user_who_has_more() {
     let mut cluster = with_ann();
-    let rule = RuleRow { resources: vec!["users".into()], verbs: vec!["*".into()] };
-    let allow = ConditionsRow { rules: vec![rule], ..ConditionsRow::default() };
-    cluster.add_role("helpdesk", &RoleRow { allow: Some(allow), ..RoleRow::default() });
+    cluster.add_role("helpdesk", &crate::testing::role_with_rule("users", "*"));
     cluster.add_user("helga", grants(&["helpdesk"]));
     let helga = cluster.log_in("helga");
     let refused = cluster.call(helga, |tx, context| clear(tx, context, &name("boss")));

@@ -19,8 +19,8 @@ use crate::{
     secret::{PasswordHash, SecretDigest, SecretKind},
     session::NewSession,
     tables::{
-        AuthMethod, ClusterConfigKey, ClusterConfigRow, ClusterKey, ClusterRow, RoleKey, RoleRow, SessionRow,
-        StringsRow,
+        AuthMethod, ClusterConfigKey, ClusterConfigRow, ClusterKey, ClusterRow, ConditionsRow, RoleKey,
+        RoleRow, RuleRow, SessionRow, StringsRow,
     },
     user::{self, Grants, NewUser},
 };
@@ -46,6 +46,13 @@ pub(crate) fn strings(values: &[&str]) -> StringsRow {
 
 pub(crate) fn traits(traits: &[(&str, &[&str])]) -> Traits {
     traits.iter().map(|(name, values)| ((*name).to_owned(), strings(values))).collect()
+}
+
+/// A role that opens methods by one rule.
+pub(crate) fn role_with_rule(resource: &str, verb: &str) -> RoleRow {
+    let rule = RuleRow { resources: vec![resource.into()], verbs: vec![verb.into()] };
+    let allow = ConditionsRow { rules: vec![rule], ..ConditionsRow::default() };
+    RoleRow { allow: Some(allow), ..RoleRow::default() }
 }
 
 pub(crate) fn grants(roles: &[&str]) -> Grants {
