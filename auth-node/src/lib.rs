@@ -44,6 +44,8 @@ mod sso;
 mod standing;
 mod start;
 mod trust_refresh;
+#[doc(hidden)]
+pub mod untrusted;
 mod uses;
 mod web;
 mod webauthn;

@@ -37,6 +37,11 @@ const MAX_CHALLENGE_ID: usize = 256;
 /// Largest answer of an authenticator that is read, in bytes.
 const MAX_JSON: usize = 32 * 1024;
 
+/// Whether a text is what an authenticator answers, to a login or a registration.
+pub(crate) fn is_readable(credential_json: &str) -> bool {
+    verifier::assertion(credential_json).is_ok() || verifier::attestation(credential_json).is_ok()
+}
+
 /// A ceremony that has begun: what its client gets.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Begun {

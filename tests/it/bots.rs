@@ -18,7 +18,7 @@ use tonic::Code;
 
 use crate::{
     locks::{host, refused},
-    support::add_role,
+    support::{add_role, ssh_folder},
 };
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -38,11 +38,8 @@ async fn whose(cluster: &Cluster, node: usize, bot: &Bot) -> Option<String> {
 /// Writes what ssh wants of a bot's credentials into a folder.
 fn write_folder(cluster: &Cluster, name: &str, bot: &Bot) -> PathBuf {
     let folder = cluster.dir().join(name);
-    fs::create_dir_all(&folder).unwrap();
-    mezite_e2e::secret_file(&folder.join("key"), &bot.ssh.private_openssh().unwrap());
-    fs::write(folder.join("key-cert.pub"), &bot.credentials.ssh_certificate).unwrap();
     let bundle = bot.credentials.trust_bundle.as_ref().unwrap();
-    fs::write(folder.join("known_hosts"), bundle.known_hosts.join("\n") + "\n").unwrap();
+    ssh_folder(&folder, &bot.ssh, &bot.credentials.ssh_certificate, &bundle.known_hosts);
     folder
 }
 

@@ -1,16 +1,16 @@
 //! Lockouts: counted over all nodes, by the cluster's time, and told to nobody but who manages users.
 
-use std::{fs, time::Duration};
+use std::{fs, net::Ipv4Addr, time::Duration};
 
 use mezite_client::{ClientError, RetryPolicy, StatusError};
 use mezite_e2e::{ADMIN, Cluster, PASSWORD, Scratch, Setup, api, call, eventually, tools};
 use mezite_proto::v1;
-use tokio::{
-    io,
-    net::{TcpListener, TcpSocket},
-};
 use tonic::Code;
 
+use crate::support::seen_at;
+
+/// An address of another network than this machine's usual.
+const ELSEWHERE: Ipv4Addr = Ipv4Addr::new(127, 0, 7, 1);
 const WRONG: &str = "wrong horse battery staple";
 
 /// Tries to log in at one node: what it answers.
@@ -18,25 +18,6 @@ async fn refused(cluster: &Cluster, index: usize, user: &str, password: &str) ->
     let client = cluster.anonymous_at(index);
     let refused = api::refused(api::log_in(&client, user, password).await, Code::Unauthenticated);
     (refused.message, refused.reason.unwrap_or_default())
-}
-
-/// The address of a node for clients who are to be seen at another one than this machine's usual: what connects to it is
-/// passed on from there.
-async fn seen_at(source: &'static str, node: &str) -> String {
-    let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
-    let (at, node) = (listener.local_addr().unwrap(), node.parse().unwrap());
-    tokio::spawn(async move {
-        while let Ok((mut client, _)) = listener.accept().await {
-            let socket = TcpSocket::new_v4().unwrap();
-            socket.bind((source.parse::<std::net::Ipv4Addr>().unwrap(), 0).into()).unwrap();
-            tokio::spawn(async move {
-                let mut server = socket.connect(node).await.unwrap();
-                // Its end is for its two ends to notice.
-                let _ = io::copy_bidirectional(&mut client, &mut server).await;
-            });
-        }
-    });
-    at.to_string()
 }
 
 /// Asks once, and takes what is answered.
@@ -123,12 +104,8 @@ async fn whoever_tries_many_names_shuts_out_its_own_network_on_all_nodes_and_nob
     cluster.add_user("alice", &["access"], &[]).await;
     cluster.add_user("bob", &["access"], &[]).await;
     // The admin is known here; alice is so at another network.
-    let elsewhere = api::client(
-        &[seen_at("127.0.7.1", &cluster.nodes()[0].address()).await],
-        cluster.trust(),
-        None,
-        None,
-    );
+    let elsewhere =
+        api::client(&[seen_at(ELSEWHERE, &cluster.nodes()[0].address()).await], cluster.trust(), None, None);
     api::log_in(&elsewhere, "alice", PASSWORD).await.unwrap();
 
     let mut answers = Vec::new();
@@ -165,7 +142,7 @@ async fn a_network_that_has_all_that_it_can_hashed_leaves_places_for_the_others(
     let set = vec!["limits.password_threads=1".to_owned(), "limits.password_queue=7".to_owned()];
     let cluster = Cluster::start_with(&Setup { set, ..Setup::default() }).await;
     configure(&cluster, v1::ClusterConfig { lockout_threshold: 1000, ..Default::default() }).await;
-    let elsewhere = seen_at("127.0.7.1", &cluster.nodes()[0].address()).await;
+    let elsewhere = seen_at(ELSEWHERE, &cluster.nodes()[0].address()).await;
     let (stop, stopped) = tokio::sync::watch::channel(false);
     let flood = (0..STRANGERS).map(|number| {
         let (client, stopped) = (cluster.anonymous_at(0).with_policy(once()), stopped.clone());

@@ -13,6 +13,7 @@ mod audit;
 mod authz;
 mod backup;
 mod bots;
+mod browser;
 mod chaos;
 mod cluster;
 mod config;

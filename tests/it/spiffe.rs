@@ -12,7 +12,6 @@ use std::{
 
 use mezite_client::{ClientError, ClientIdentity, RetryPolicy, SessionSecret};
 use mezite_e2e::{Cluster, account, api, call, eventually, run, tools};
-use mezite_pki::ssh::SshKeyPair;
 use mezite_proto::v1::{self, authenticate_spiffe_request::Svid};
 use rustls::{
     SignatureScheme,
@@ -23,7 +22,11 @@ use rustls::{
 use serde_json::Value;
 use tonic::Code;
 
-use crate::{locks::host, support::add_role, web::Curl};
+use crate::{
+    locks::host,
+    support::{add_role, user_certificate},
+    web::Curl,
+};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 const ID: &str = "spiffe://red.example/ns/ci/sa/runner";
@@ -159,15 +162,8 @@ async fn a_workload_gets_a_session_on_one_node_and_on_another_a_certificate_that
     let session = done.into_iter().find_map(Result::ok).unwrap();
     assert_eq!(whose(&cluster, 1, &session).await.as_deref(), Some("bot:ci"));
 
-    let key = SshKeyPair::generate_ed25519("").unwrap();
-    let request =
-        v1::IssueUserCertsRequest { ssh_public_keys: vec![key.public_line()], ..Default::default() };
-    let issued = call!(cluster.user_at(2, &session), issue_user_certs, request).unwrap();
     let folder = cluster.dir().join("workload");
-    fs::create_dir(&folder).unwrap();
-    mezite_e2e::secret_file(&folder.join("key"), &key.private_openssh().unwrap());
-    fs::write(folder.join("key-cert.pub"), &issued.ssh_certificates[0]).unwrap();
-    fs::write(folder.join("known_hosts"), issued.known_hosts.join("\n") + "\n").unwrap();
+    user_certificate(&cluster.user_at(2, &session), &folder).await.unwrap();
     assert_eq!(sshd.client(&folder).run(&login, "echo in").ok(), "in\n");
     sshd.says("ID bot:ci ").await;
 

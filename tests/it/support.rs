@@ -1,15 +1,24 @@
 //! What several subjects need.
 
-use std::{fs, path::PathBuf};
+use std::{
+    fs,
+    net::Ipv4Addr,
+    path::{Path, PathBuf},
+};
 
 use bytes::Bytes;
 use mezite_client::{
     AuthClient, Client, ClientError, Payload, Receipt, Retry, UploadError, UploadLimits, Uploader,
 };
 use mezite_e2e::{Cluster, PASSWORD, call, secret_file};
+use mezite_pki::ssh::SshKeyPair;
 use mezite_proto::v1::{self, stream_session_recording_request::Message};
 use recording_format::RecordingId;
 use serde_json::Value;
+use tokio::{
+    io,
+    net::{TcpListener, TcpSocket},
+};
 
 /// A recorded terminal session, asciicast v3, of at least so many bytes: the same each time, no two lines alike.
 pub(crate) fn asciicast(bytes: usize) -> Vec<u8> {
@@ -137,4 +146,41 @@ pub(crate) fn certificates(cluster: &Cluster, user: &str, args: &[&str]) -> (Pat
 /// The texts of a JSON list.
 pub(crate) fn texts(list: &Value) -> Vec<&str> {
     list.as_array().unwrap().iter().map(|text| text.as_str().unwrap()).collect()
+}
+
+/// Writes what `ssh` wants of a user's certificate into a new folder.
+pub(crate) fn ssh_folder(folder: &Path, key: &SshKeyPair, certificate: &str, known_hosts: &[String]) {
+    fs::create_dir(folder).unwrap();
+    secret_file(&folder.join("key"), &key.private_openssh().unwrap());
+    fs::write(folder.join("key-cert.pub"), certificate).unwrap();
+    fs::write(folder.join("known_hosts"), known_hosts.join("\n") + "\n").unwrap();
+}
+
+/// Has whoever has a session get a certificate for ssh, and writes it into a new folder.
+pub(crate) async fn user_certificate(client: &Client, folder: &Path) -> Result<(), ClientError> {
+    let key = SshKeyPair::generate_ed25519("").unwrap();
+    let request =
+        v1::IssueUserCertsRequest { ssh_public_keys: vec![key.public_line()], ..Default::default() };
+    let issued = call!(client, issue_user_certs, request)?;
+    ssh_folder(folder, &key, &issued.ssh_certificates[0], &issued.known_hosts);
+    Ok(())
+}
+
+/// The address of a node for clients who are to be seen at another one than this machine's usual: what connects to it is
+/// passed on from there.
+pub(crate) async fn seen_at(source: Ipv4Addr, node: &str) -> String {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+    let (at, node) = (listener.local_addr().unwrap(), node.parse().unwrap());
+    tokio::spawn(async move {
+        while let Ok((mut client, _)) = listener.accept().await {
+            let socket = TcpSocket::new_v4().unwrap();
+            socket.bind((source, 0).into()).unwrap();
+            tokio::spawn(async move {
+                let mut server = socket.connect(node).await.unwrap();
+                // Its end is for its two ends to notice.
+                let _ = io::copy_bidirectional(&mut client, &mut server).await;
+            });
+        }
+    });
+    at.to_string()
 }

@@ -1,13 +1,22 @@
 //! How long an answer takes tells nobody whether there is such a user.
 
-use std::time::{Duration, Instant};
+use std::{
+    net::Ipv4Addr,
+    time::{Duration, Instant},
+};
 
+use mezite_client::testing::Authenticator;
 use mezite_e2e::{Cluster, api};
 use rand::seq::SliceRandom as _;
+use serde_json::Value;
 use tonic::Code;
+
+use crate::{support::seen_at, webauthn};
 
 /// Tries of each kind.
 const TRIES: usize = 500;
+/// Networks that logins with a passkey come from: each may begin a hundred at once at a node.
+const NETWORKS: u8 = 24;
 /// How far the chance that a try of one kind takes longer than one of another may be from even. With 500 of each its standard
 /// deviation is 0.018 where there is no difference; with distributions that do not overlap the chance is 0 or 1.
 const BIAS: f64 = 0.1;
@@ -55,4 +64,38 @@ async fn a_wrong_password_takes_as_long_whether_there_is_such_a_user_or_not() {
         api::refused(refused, Code::Unauthenticated);
     };
     compare(["alice", "nobody"], attempt).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wrong_passkey_takes_as_long_whether_there_is_such_a_user_or_not() {
+    let cluster = Cluster::start(1).await;
+    let _ = cluster.ctl().ok(&["config", "set", "--lockout-threshold", "1000"]);
+    webauthn::configure(&cluster);
+    cluster.add_user("alice", &["access"], &[]).await;
+    let mut own = Authenticator::new(webauthn::ORIGIN);
+    webauthn::register(&cluster, &cluster.session_of("alice").await, &mut own, true).await.unwrap();
+    let mut other = Authenticator::new(webauthn::ORIGIN);
+    webauthn::register(&cluster, cluster.session(), &mut other, true).await.unwrap();
+    // One network alone may not begin so many.
+    let mut clients = Vec::new();
+    for number in 1..=NETWORKS {
+        let at = seen_at(Ipv4Addr::new(127, 0, number, 1), &cluster.nodes()[0].address()).await;
+        clients.push(api::client(&[at], cluster.trust(), None, None));
+    }
+
+    let mut next = clients.iter().cycle();
+    let begin = async |name: &str| drop(webauthn::begin(next.next().unwrap(), name).await);
+    compare(["alice", "nobody"], begin).await;
+    let mut next = clients.iter().cycle();
+    // By the credential that is asked for, as far as a stranger can answer.
+    let log_in = async |name: &str| {
+        let client = next.next().unwrap();
+        let begun = webauthn::begin(client, name).await;
+        let mut answer: Value = serde_json::from_str(&other.force(&begun.options_json)).unwrap();
+        let asked = Value::from(webauthn::ids(&begun)[0].as_str());
+        (answer["id"], answer["rawId"]) = (asked.clone(), asked);
+        let refused = webauthn::finish(client, begun.challenge_id, answer.to_string()).await;
+        api::refused(refused, Code::Unauthenticated);
+    };
+    compare(["alice", "nobody"], log_in).await;
 }

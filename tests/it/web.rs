@@ -1,20 +1,17 @@
-//! The web API and its pages, as curl and a browser meet them.
+//! The web API, as curl meets it.
 
 use std::{
-    env, fs,
-    path::{Path, PathBuf},
+    fs,
+    path::PathBuf,
     process::Command,
     time::{Duration, Instant},
 };
 
-use base64::{Engine as _, engine::general_purpose::STANDARD};
 use mezite_client::SessionSecret;
-use mezite_e2e::{Browser, Cluster, PASSWORD, Port, Setup, api, call, run, secret_file};
-use mezite_pki::x509::{KeyPair, LeafSpec, X509Ca};
+use mezite_e2e::{Cluster, PASSWORD, Setup, api, call, run};
 use mezite_proto::v1;
 use rustls::pki_types::ServerName;
 use serde_json::{Value, json};
-use sha2::{Digest as _, Sha256};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
@@ -37,7 +34,7 @@ pub(crate) struct Got {
 /// curl, of one node.
 pub(crate) struct Curl {
     dir: PathBuf,
-    base: String,
+    pub(crate) base: String,
 }
 
 impl Curl {
@@ -227,193 +224,4 @@ async fn where_the_web_is_switched_off_nothing_listens() {
     assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused);
     let added = cluster.ctl().json(&["users", "add", "alice"]);
     assert!(added["invite"]["secret"].is_string() && added["invite"].get("link").is_none(), "{added}");
-}
-
-/// A certificate that browsers are shown, its key in files; and by what a browser knows the key.
-pub(crate) fn certificate(dir: &Path) -> (PathBuf, PathBuf, String) {
-    let ca = X509Ca::generate("web", 1_000, 4_000_000_000).unwrap();
-    let key = KeyPair::generate_p256().unwrap();
-    let leaf = ca.issue(&LeafSpec {
-        public_key: key.spki_der(),
-        common_name: "localhost".into(),
-        identity: None,
-        dns_names: vec!["localhost".into()],
-        ip_addresses: vec![],
-        not_before: 1_000,
-        not_after: 4_000_000_000,
-        client_auth: false,
-        server_auth: true,
-    });
-    let (certificate, key_file) = (dir.join("web.crt"), dir.join("web.key"));
-    fs::write(&certificate, leaf.unwrap()).unwrap();
-    fs::write(dir.join("web-ca.pem"), ca.certificate_pem()).unwrap();
-    secret_file(&key_file, &key.private_pem());
-    (certificate, key_file, STANDARD.encode(Sha256::digest(key.spki_der())))
-}
-
-/// A cluster of one node, whose web is opened as `https://localhost`, with a certificate from files; and a browser.
-pub(crate) struct Site {
-    pub(crate) browser: Browser,
-    pub(crate) cluster: Cluster,
-    pub(crate) url: String,
-    pub(crate) _port: Port,
-}
-
-impl Site {
-    pub(crate) async fn start(dir: &Path) -> Self {
-        let (certificate, key, believed) = certificate(dir);
-        let port = Port::lease();
-        let url = format!("https://localhost:{}", port.number());
-        let set = vec![
-            format!("web.listen={}", port.address()),
-            format!("web.public_url={url}"),
-            format!("web.certificate_file={}", certificate.display()),
-            format!("web.key_file={}", key.display()),
-        ];
-        let cluster = Cluster::start_with(&Setup { set, ..Setup::default() }).await;
-        Self { browser: Browser::start(dir, &believed).await, cluster, url, _port: port }
-    }
-}
-
-/// Photographs a page as it is on a desktop and on a phone, and looks that all of it fits.
-pub(crate) async fn photograph(browser: &Browser, dir: &Path, name: &str) {
-    let dir = env::var_os("MEZITE_SCREENSHOTS").map_or_else(|| dir.to_owned(), PathBuf::from);
-    for (kind, width, height, dark) in
-        [("desktop", 1280, 800, false), ("desktop-dark", 1280, 800, true), ("phone", 360, 740, false)]
-    {
-        browser.looks_like(width, height, dark).await;
-        let wide = browser.run("return document.documentElement.scrollWidth").await;
-        assert!(wide.as_u64().unwrap() <= u64::from(width), "{name} on a {kind} is {wide} pixels wide");
-        browser.screenshot(&dir.join(format!("{name}-{kind}.png"))).await;
-    }
-    browser.looks_like(1280, 800, false).await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn in_a_browser_a_user_takes_an_invite_and_logs_in_and_out() {
-    let dir = tempfile::tempdir().unwrap();
-    let Site { browser, cluster, url, _port } = Site::start(dir.path()).await;
-    let added = cluster.ctl().json(&["users", "add", "alice", "--roles", "access"]);
-    let link = added["invite"]["link"].as_str().unwrap();
-    assert!(link.starts_with(&format!("{url}/web/invite#")), "{link}");
-    let secret = added["invite"]["secret"].as_str().unwrap();
-
-    browser.open(&format!("{url}/")).await;
-    browser.sees("h1", "Log in").await;
-    browser.sees("#cluster", cluster.trust().cluster_name()).await;
-    photograph(&browser, dir.path(), "login").await;
-    browser.open(&format!("{url}/web/invite")).await;
-    browser.sees("#without h1", "There is no invite").await;
-    photograph(&browser, dir.path(), "no-invite").await;
-
-    // A page of the same address loads nothing anew for another fragment.
-    browser.open("about:blank").await;
-    browser.open(link).await;
-    browser.sees("#with h1", "Choose your password").await;
-    assert_eq!(browser.url().await, format!("{url}/web/invite"), "the secret is not left to be seen");
-    browser.fill("#password", "short").await;
-    browser.fill("#again", "short").await;
-    browser.click("button[type=submit]").await;
-    browser.sees("#password-wrong", "12").await;
-    browser.fill("#password", PASSWORD).await;
-    browser.fill("#again", "another one").await;
-    browser.click("button[type=submit]").await;
-    browser.sees("#again-wrong", "not the same").await;
-    photograph(&browser, dir.path(), "invite").await;
-    browser.fill("#again", PASSWORD).await;
-    browser.click("button[type=submit]").await;
-    browser.sees("#user", "alice").await;
-    browser.sees("#roles", "access").await;
-    assert_eq!(browser.url().await, format!("{url}/web/devices"));
-    photograph(&browser, dir.path(), "devices").await;
-    assert_eq!(browser.run("return document.cookie").await, "", "no script reads the session");
-    let log = cluster.nodes()[0].log();
-    assert!(!log.contains(secret), "what is behind the # is sent to nobody");
-
-    browser.click("#logout").await;
-    browser.sees("h1", "Log in").await;
-    browser.fill("#username", "alice").await;
-    browser.fill("#password", "not the password").await;
-    browser.click("button[type=submit]").await;
-    browser.sees("[role=alert]", "Wrong username or password").await;
-    photograph(&browser, dir.path(), "login-wrong").await;
-    let refused: Vec<_> = browser.complaints().await;
-    assert!(
-        refused.iter().all(|line| !line.contains("Security Policy") && !line.contains("Uncaught")),
-        "{refused:?}"
-    );
-    browser.fill("#username", " ALICE").await;
-    browser.fill("#password", PASSWORD).await;
-    browser.click("button[type=submit]").await;
-    browser.sees("#user", "alice").await;
-    // The same as any other: an admin sees it, and ends it.
-    let sessions = cluster.ctl().json(&["sessions", "ls"]);
-    let own = sessions.as_array().unwrap().iter().find(|session| session["user"] == "alice").unwrap();
-    let _ = cluster.ctl().ok(&["sessions", "revoke", own["handle"].as_str().unwrap()]);
-    browser.open(&format!("{url}/web/devices")).await;
-    browser.sees("h1", "Log in").await;
-}
-
-/// Logs in with a password, up to where the page says who it is.
-async fn log_in(browser: &Browser, url: &str, user: &str) {
-    browser.open(&format!("{url}/web/login")).await;
-    browser.fill("#username", user).await;
-    browser.fill("#password", PASSWORD).await;
-    browser.click("button[type=submit]").await;
-    browser.sees("#user", user).await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn in_a_browser_a_passkey_is_added_then_asked_for_and_logs_in_alone() {
-    let dir = tempfile::tempdir().unwrap();
-    let Site { browser, cluster, url, _port } = Site::start(dir.path()).await;
-    let set = |factor: &str| {
-        let origin = url.as_str();
-        let relying_party = ["--webauthn-rp-id", "localhost", "--webauthn-origins", origin];
-        cluster.ctl().ok(&[&["config", "set", "--second-factor", factor][..], &relying_party].concat())
-    };
-    let _ = set("optional");
-    cluster.add_user("alice", &["access"], &[]).await;
-    browser.add_authenticator().await;
-    log_in(&browser, &url, "alice").await;
-    browser.sees("#none", "no passkey yet").await;
-    browser.fill("#name", "Work laptop").await;
-    browser.click("#add button[type=submit]").await;
-    browser.sees("#devices", "Work laptop").await;
-    browser.sees("#said", "was added").await;
-    photograph(&browser, dir.path(), "devices-one").await;
-
-    // From now on the password is one half of a login.
-    let session = |method: &'static str| {
-        let sessions = cluster.ctl().json(&["sessions", "ls", "--user", "alice"]);
-        sessions.as_array().unwrap().iter().filter(|session| session["method"] == method).count()
-    };
-    assert_eq!((session("password"), session("webauthn")), (1, 0));
-    browser.click("#logout").await;
-    browser.sees("h1", "Log in").await;
-    log_in(&browser, &url, "alice").await;
-    assert_eq!((session("password"), session("webauthn")), (0, 1));
-    let curl = Curl::new(&cluster, 0);
-    // Whoever has the password alone is asked for the other half, and has no session.
-    let given = json!({ "username": "alice", "password": PASSWORD, "token": true });
-    let half = Curl { base: url.clone(), ..curl }.post(&["--insecure"], "/v1/webapi/login", &given);
-    assert!(
-        half.body["step_up"]["challenge_id"].is_string() && half.body.get("session_id").is_none(),
-        "{half:?}"
-    );
-
-    browser.click("#logout").await;
-    browser.sees("h1", "Log in").await;
-    photograph(&browser, dir.path(), "login-passkey").await;
-    browser.click("#with-passkey").await;
-    browser.sees("#user", "alice").await;
-    let _ = set("off");
-    browser.click("#devices button.danger").await;
-    browser.click("#remove button[value=remove]").await;
-    browser.sees("#none", "no passkey yet").await;
-    let refused = browser.complaints().await;
-    assert!(
-        refused.iter().all(|line| !line.contains("Security Policy") && !line.contains("Uncaught")),
-        "{refused:?}"
-    );
 }

@@ -9,18 +9,23 @@ use tonic::Code;
 
 use crate::support::add_role;
 
-const ORIGIN: &str = "https://mezite.example.com";
+pub(crate) const ORIGIN: &str = "https://mezite.example.com";
 
 /// A cluster of three nodes whose pages are at [`ORIGIN`].
 async fn cluster() -> Cluster {
     let cluster = Cluster::start(3).await;
-    let set = ["config", "set", "--webauthn-rp-id", "example.com", "--webauthn-origins", ORIGIN];
-    let _ = cluster.ctl().ok(&set);
+    configure(&cluster);
     cluster
 }
 
-/// Registers a credential of an authenticator, begun at one node and finished at another: the device.
-async fn register(
+/// Has the pages of a cluster be at [`ORIGIN`].
+pub(crate) fn configure(cluster: &Cluster) {
+    let set = ["config", "set", "--webauthn-rp-id", "example.com", "--webauthn-origins", ORIGIN];
+    let _ = cluster.ctl().ok(&set);
+}
+
+/// Registers a credential of an authenticator, begun at the first node and finished at the last: the device.
+pub(crate) async fn register(
     cluster: &Cluster,
     session: &SessionSecret,
     device: &mut Authenticator,
@@ -33,15 +38,17 @@ async fn register(
         credential_json: device.create(&begun.options_json),
         name: "a key".into(),
     };
-    Ok(call!(cluster.user_at(1, session), finish_web_authn_registration, request)?.device.unwrap())
+    Ok(call!(cluster.user_at(cluster.nodes().len() - 1, session), finish_web_authn_registration, request)?
+        .device
+        .unwrap())
 }
 
-async fn begin(client: &Client, username: &str) -> v1::BeginWebAuthnLoginResponse {
+pub(crate) async fn begin(client: &Client, username: &str) -> v1::BeginWebAuthnLoginResponse {
     let request = v1::BeginWebAuthnLoginRequest { username: username.into() };
     call!(client, begin_web_authn_login, request).unwrap()
 }
 
-async fn finish(
+pub(crate) async fn finish(
     client: &Client,
     challenge_id: String,
     credential_json: String,
@@ -62,7 +69,7 @@ async fn log_in(
     Ok((SessionSecret::new(reply.session_id).unwrap(), reply.session.unwrap()))
 }
 
-fn ids(begun: &v1::BeginWebAuthnLoginResponse) -> Vec<String> {
+pub(crate) fn ids(begun: &v1::BeginWebAuthnLoginResponse) -> Vec<String> {
     let options: Value = serde_json::from_str(&begun.options_json).unwrap();
     let ids = options["allowCredentials"].as_array().unwrap().iter();
     ids.map(|credential| credential["id"].as_str().unwrap().to_owned()).collect()

@@ -172,6 +172,15 @@ impl Browser {
         self.tell("POST", "/webauthn/authenticator", authenticator).await.unwrap();
     }
 
+    /// The value of a cookie of the page that it shows; of one that scripts do not see, too.
+    ///
+    /// # Panics
+    /// When it has none of this name.
+    pub async fn cookie(&self, name: &str) -> String {
+        let cookie = self.tell("GET", &format!("/cookie/{name}"), Value::Null).await.unwrap();
+        cookie["value"].as_str().unwrap().to_owned()
+    }
+
     /// What the browser complained of since it was asked last: what a page's policy forbids, scripts that fail.
     ///
     /// # Panics

@@ -31,6 +31,7 @@ pub mod network;
 pub mod node;
 pub mod page;
 pub mod password;
+mod placed;
 pub mod presence;
 pub mod principal;
 pub mod registration;

@@ -1,18 +1,18 @@
 //! Login sessions. A session's id is a secret that only its holder knows; here it is a digest. What names a session to
 //! others is its handle. A session that was ended is not honoured by any call that begins afterwards.
-//!
-//! That a session is used is noted coarsely, since each note is a write: when it was not for a twentieth of the time that a
-//! session may be unused. Beyond that time a tenth is granted: one half for what was not noted, the other for a note to
-//! commit. So a session ends not before it was unused for so long, and at most a tenth later.
 
+mod owner;
 mod svid;
-
-use std::fmt;
+mod usage;
 
 use prost::Message as _;
 use store_txn::{Read, ReadExt, Transaction, TransactionExt, UnixMillis, Versioned};
 
-pub(crate) use self::svid::{create_by_svid, end_without_spiffe_id};
+pub use self::{owner::Owner, usage::note_uses};
+pub(crate) use self::{
+    svid::{create_by_svid, end_without_spiffe_id},
+    usage::{unused_ms, usage},
+};
 use crate::{
     Caller, Context, CoreError,
     audit::{self, EventType},
@@ -24,7 +24,7 @@ use crate::{
     secret::{SecretDigest, SecretKind},
     tables::{
         AuthMethod, ClusterKey, IdentitySessionKey, SessionHandleKey, SessionKey, SessionRefRow, SessionRow,
-        SessionUseKey, SessionUseRow, TargetKind, UserSessionKey,
+        SessionUseKey, TargetKind, UserSessionKey,
     },
 };
 
@@ -34,70 +34,8 @@ const KIND: &str = "session";
 pub const MAX_PER_USER: usize = 100;
 /// Rows that are looked at in one step where all of a user's sessions are meant.
 const STEP: usize = 256;
-/// That a session is used is noted once in this part of the time that it may be unused.
-const NOTED_PART: u64 = 20;
-/// And this part of it is granted beyond.
-const GRANTED_PART: u64 = 10;
-/// The same in milliseconds, for a session that may be unused for ever: ten minutes.
-const NOTED_MS: UnixMillis = 10 * 60 * 1000;
 /// Longest text that is taken for a session's id or handle, in bytes.
 const MAX_REFERENCE: usize = 256;
-
-/// Whose a session is.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Owner {
-    /// A user's.
-    User(UserName),
-    /// An agent identity's.
-    AgentIdentity(IdentityName),
-}
-
-impl From<&UserName> for Owner {
-    fn from(name: &UserName) -> Self {
-        Self::User(name.clone())
-    }
-}
-
-impl Owner {
-    /// Reads the name of a user, or that of an agent identity with `bot:` in front.
-    ///
-    /// # Errors
-    /// [`CoreError::Invalid`] for `field`.
-    pub fn parse(field: &str, text: &str) -> Result<Self, CoreError> {
-        match text.strip_prefix(IdentityName::FRONT) {
-            Some(name) => IdentityName::parse(field, name).map(Self::AgentIdentity),
-            None => UserName::parse(field, text).map(Self::User),
-        }
-    }
-
-    /// Whose a stored session is.
-    fn of(session: &SessionRow) -> Result<Self, CoreError> {
-        if session.agent_identity.is_empty() {
-            return UserName::parse("session.user", &session.user).map(Self::User);
-        }
-        IdentityName::parse("session.agent_identity", &session.agent_identity).map(Self::AgentIdentity)
-    }
-}
-
-/// As [`Owner::parse`] reads it, and certificates for ssh have it.
-impl fmt::Display for Owner {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::User(name) => name.fmt(f),
-            Self::AgentIdentity(name) => f.write_str(&name.principal()),
-        }
-    }
-}
-
-impl SessionRow {
-    /// Whose it is, as [`Owner::parse`] reads it.
-    pub fn owner_text(&self) -> String {
-        match self.agent_identity.as_str() {
-            "" => self.user.clone(),
-            name => format!("{}{name}", IdentityName::FRONT),
-        }
-    }
-}
 
 /// A session to be made.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -234,67 +172,6 @@ fn insert(
         }
     }
     Ok(row)
-}
-
-/// How a session is used.
-pub(crate) struct Usage {
-    /// When it was used last, as far as that was noted; at the latest when it began.
-    last_ms: UnixMillis,
-    /// It was unused for too long.
-    pub(crate) is_over: bool,
-    /// A use is to be noted.
-    pub(crate) is_due: bool,
-}
-
-/// How long after its last noted use a session is over that may be unused for so long, both in milliseconds.
-pub(crate) const fn unused_ms(idle_ms: u64) -> u64 {
-    idle_ms.saturating_add(idle_ms / GRANTED_PART)
-}
-
-/// How a session is used, by the time of the state.
-///
-/// # Errors
-/// [`CoreError::Storage`].
-pub(crate) fn usage(
-    state: &mut (impl Read + ?Sized),
-    digest: SecretDigest,
-    session: &SessionRow,
-) -> Result<Usage, CoreError> {
-    if !session.agent_identity.is_empty() {
-        // Nobody has left it open by mistake: it is a program's, and ends soon.
-        return Ok(Usage { last_ms: session.created_at_ms, is_over: false, is_due: false });
-    }
-    let settings = cluster_config::settings(state)?;
-    let noted = state.get(&SessionUseKey(digest))?.map_or(0, |noted| noted.row.last_used_ms);
-    let (now, last_ms) = (state.now(), noted.max(session.created_at_ms));
-    let unused = now.saturating_sub(last_ms.max(settings.session_idle_since_ms));
-    let noted_ms = settings.session_idle_ms.map_or(NOTED_MS, |idle| idle / NOTED_PART);
-    let is_over = |idle: u64| unused >= unused_ms(idle);
-    Ok(Usage {
-        last_ms,
-        is_over: last_ms <= settings.session_over_before_ms || settings.session_idle_ms.is_some_and(is_over),
-        is_due: now.saturating_sub(last_ms) >= noted_ms,
-    })
-}
-
-/// Notes when sessions were used, of those that still are.
-///
-/// # Errors
-/// [`CoreError::Storage`].
-pub fn note_uses<'a>(
-    tx: &mut (impl Transaction + ?Sized),
-    uses: impl IntoIterator<Item = (&'a SecretDigest, &'a UnixMillis)>,
-) -> Result<(), CoreError> {
-    for (digest, used_ms) in uses {
-        let Some(session) = tx.get(&SessionKey(*digest))? else { continue };
-        let usage = usage(tx, *digest, &session.row)?;
-        // One that is over stays so: a call may have been refused by now.
-        if !usage.is_over && usage.last_ms < *used_ms {
-            let row = SessionUseRow { last_used_ms: *used_ms, expires_at_ms: session.row.expires_at_ms };
-            tx.put(&SessionUseKey(*digest), &row);
-        }
-    }
-    Ok(())
 }
 
 /// A session in a list.

@@ -27,6 +27,7 @@ use crate::{
     audit::{self, EventType},
     connector, lockout,
     names::ConnectorName,
+    placed,
     secret::{SecretDigest, SecretKind},
     session,
     tables::{ConnectorRow, ProgramRow, ProviderRow, SsoLoginKey, SsoLoginRow},
@@ -38,12 +39,6 @@ pub type Claims = BTreeMap<String, Vec<String>>;
 
 /// How long a login may take, in milliseconds.
 pub const LIFE_MS: u64 = 10 * 60 * 1000;
-/// Networks are spread over so many slots.
-const SLOTS: u64 = 512;
-/// Places of a slot.
-const PLACES: u64 = 256;
-/// Longest text that is read as a state, in bytes.
-const MAX_STATE: usize = 256;
 /// Length of the digest of a program's verifier: SHA-256.
 const CHALLENGE: usize = 32;
 
@@ -194,7 +189,7 @@ pub fn begin(
     }
     let secret = new.secret.load_or_keep(tx)?;
     let network = format!("sso:network:{}", lockout::network(&context.origin.client_address));
-    let place = secret.slot(&network, SLOTS)? * PLACES + new.random % PLACES;
+    let place = placed::place(secret.slot(&network, placed::SLOTS)?, new.random);
     let row = SsoLoginRow {
         digest: new.state.0.to_vec(),
         browser: new.browser.0.to_vec(),
@@ -218,13 +213,12 @@ pub struct State {
 impl State {
     /// What the provider gets of a login at a place.
     pub fn text(place: u64, secret: &str) -> String {
-        format!("{place:x}.{secret}")
+        placed::text(place, secret)
     }
 
     /// Reads one, with its secret. `None`: it cannot be one.
     pub fn parse(text: &str) -> Option<(Self, &str)> {
-        let (place, secret) = text.split_once('.').filter(|_| text.len() <= MAX_STATE)?;
-        let place = u64::from_str_radix(place, 16).ok()?;
+        let (place, secret) = placed::parse(text)?;
         Some((Self { place, digest: SecretDigest::of(SecretKind::SsoState, secret) }, secret))
     }
 }

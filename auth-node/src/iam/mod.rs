@@ -7,10 +7,10 @@
 //! `request` builds it, `regions` says where AWS is, `answer` reads what it says, and `sts` does the asking. Whom a token
 //! lets in is decided by `auth_core::iam`.
 
-mod answer;
+pub(crate) mod answer;
 mod regions;
 mod request;
 mod sts;
 
-pub(crate) use request::Proof;
+pub(crate) use request::{Endpoints, Proof};
 pub(crate) use sts::{Sts, authority};

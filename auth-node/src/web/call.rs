@@ -152,6 +152,18 @@ impl<T: DeserializeOwned> FromRequest<Arc<Web>> for Body<T> {
     }
 }
 
+/// Whether bytes are the body of such a request.
+pub(super) fn is<T: DeserializeOwned>(bytes: &[u8]) -> bool {
+    serde_json::from_slice::<T>(bytes).is_ok()
+}
+
+/// Whether bytes are cookies, with a session's among them.
+pub(super) fn has_session(bytes: &[u8]) -> bool {
+    let headers: HeaderMap =
+        HeaderValue::from_bytes(bytes).into_iter().map(|value| (COOKIE, value)).collect();
+    cookie(&headers, SESSION_COOKIE).is_some()
+}
+
 /// Reads a body of at most [`MAX_BODY`] bytes.
 async fn arrive(request: Request) -> Result<Vec<u8>, Problem> {
     let mut chunks = request.into_body().into_data_stream();

@@ -127,6 +127,18 @@ async fn other_method() -> Problem {
     Problem::new(StatusCode::METHOD_NOT_ALLOWED, "METHOD_NOT_ALLOWED", message)
 }
 
+/// Whether bytes are what some path reads: a body, a query, cookies.
+pub(crate) fn is_readable(bytes: &[u8]) -> bool {
+    let body = call::is::<login::Login>(bytes)
+        || call::is::<login::Finish>(bytes)
+        || call::is::<login::Passkey>(bytes)
+        || call::is::<invite::Invite>(bytes)
+        || call::is::<devices::Begin>(bytes)
+        || call::is::<devices::Finish>(bytes)
+        || call::is::<sso::Begin>(bytes);
+    body || sso::is_answer(bytes) || call::has_session(bytes)
+}
+
 /// A port on which the web is served, once [`Server::serve`] runs.
 pub(crate) struct Server {
     /// Where it listens.

@@ -70,6 +70,14 @@ pub(super) struct Answer {
     iss: Option<String>,
 }
 
+/// Whether bytes are the query of what a provider hands back.
+pub(super) fn is_answer(bytes: &[u8]) -> bool {
+    let uri = axum::http::Uri::try_from([b"/?", bytes].concat());
+    uri.is_ok_and(|uri| {
+        Query::<Answer>::try_from_uri(&uri).is_ok_and(|Query(answer)| !answer.state.is_empty())
+    })
+}
+
 /// Begins: tells the page where to go.
 pub(super) async fn begin(
     State(web): State<Arc<Web>>,

@@ -39,7 +39,7 @@ impl World {
         let url = format!("https://localhost:{}", port.number());
         let set = vec![format!("web.public_url={url}")];
         let cluster = Cluster::start_with(&Setup { nodes, set, ..Setup::default() }).await;
-        let _ = crate::web::certificate(cluster.dir());
+        let _ = crate::browser::certificate(cluster.dir());
         let provider = Oidc::start(cluster.dir(), &url, "corp").await;
         add_role(&cluster, "operator", OPERATOR);
         let world = Self { cluster, provider, url, _port: port };
@@ -406,7 +406,7 @@ async fn members_of_an_organisation_of_github_log_in_with_what_their_teams_give(
 #[tokio::test(flavor = "multi_thread")]
 async fn in_a_browser_a_person_compares_the_code_and_logs_a_terminal_in() {
     let dir = tempfile::tempdir().unwrap();
-    let site = crate::web::Site::start(dir.path()).await;
+    let site = crate::browser::Site::start(dir.path()).await;
     let mut provider = Oidc::start(dir.path(), &site.url, "corp").await;
     provider.knows(json!({ "ann": user(&[], &["staff"], "Ann"), "idle": user(&[], &["others"], "idle") }));
     let world = World { cluster: site.cluster, provider, url: site.url, _port: site._port };
@@ -421,7 +421,7 @@ async fn in_a_browser_a_person_compares_the_code_and_logs_a_terminal_in() {
     browser.sees("#connector", "Our provider").await;
     let shown = program["challenge"].as_str().unwrap()[..4].to_uppercase();
     browser.sees("#confirmation", &shown).await;
-    crate::web::photograph(&browser, dir.path(), "sso").await;
+    crate::browser::photograph(&browser, dir.path(), "sso").await;
     let at_provider = async |user: &str| {
         browser.fill("input[name=login]", user).await;
         browser.fill("input[name=password]", "any").await;
@@ -435,7 +435,7 @@ async fn in_a_browser_a_person_compares_the_code_and_logs_a_terminal_in() {
 
     // The provider knows it by now: the browser itself is logged in without a word.
     browser.open(&format!("{}/web/login", world.url)).await;
-    crate::web::photograph(&browser, dir.path(), "login-sso").await;
+    crate::browser::photograph(&browser, dir.path(), "login-sso").await;
     browser.click("button[data-connector=corp]").await;
     browser.sees("#user", "ann").await;
     assert_eq!(browser.run("return document.cookie").await, "", "no script reads the session");

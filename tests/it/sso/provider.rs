@@ -26,7 +26,7 @@ use sha2::{Digest as _, Sha256};
 use tokio::{net::TcpListener, task::AbortHandle};
 use tokio_rustls::TlsAcceptor;
 
-use crate::web::certificate;
+use crate::browser::certificate;
 
 /// Secret that the client has at either provider.
 pub(crate) const SECRET: &str = "a client secret of the tests";

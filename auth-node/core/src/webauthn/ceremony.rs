@@ -13,6 +13,7 @@ use crate::{
     Context, CoreError,
     lockout::{self, TypedName},
     names::UserName,
+    placed,
     secret::{PasswordHash, SecretDigest, SecretKind},
     session,
     tables::{CeremonyKey, CeremonyRow, Purpose},
@@ -20,12 +21,6 @@ use crate::{
 
 /// How long a ceremony may take, in milliseconds: as long as browsers are told to wait.
 pub const LIFE_MS: u64 = 5 * 60 * 1000;
-/// Networks, and users, are spread over so many slots each.
-const SLOTS: u64 = 512;
-/// Places of a slot.
-const PLACES: u64 = 256;
-/// Longest text that is read as a challenge's id, in bytes.
-const MAX_ID: usize = 256;
 
 /// What a ceremony is to be begun with.
 #[derive(Debug, Clone)]
@@ -65,13 +60,12 @@ pub struct ChallengeId {
 impl ChallengeId {
     /// What the client gets of a ceremony at a place.
     pub fn text(place: u64, secret: &str) -> String {
-        format!("{place:x}.{secret}")
+        placed::text(place, secret)
     }
 
     /// Reads one. `None`: it cannot be one.
     pub fn parse(text: &str) -> Option<Self> {
-        let (place, secret) = text.split_once('.').filter(|_| text.len() <= MAX_ID)?;
-        let place = u64::from_str_radix(place, 16).ok()?;
+        let (place, secret) = placed::parse(text)?;
         Some(Self { place, digest: SecretDigest::of(SecretKind::WebauthnChallenge, secret) })
     }
 }
@@ -95,14 +89,13 @@ pub(super) fn put(
     let user = bound.user.map(UserName::to_string).unwrap_or_default();
     // Who has proved to be a user has places that no stranger takes.
     let slot = match new.purpose {
-        Purpose::Unspecified | Purpose::Login => {
-            secret.slot(&format!("network:{}", lockout::network(&context.origin.client_address)), SLOTS)?
-        }
+        Purpose::Unspecified | Purpose::Login => secret
+            .slot(&format!("network:{}", lockout::network(&context.origin.client_address)), placed::SLOTS)?,
         Purpose::StepUp | Purpose::Passkey | Purpose::SecurityKey => {
-            SLOTS + secret.slot(&format!("user:{user}"), SLOTS)?
+            placed::SLOTS + secret.slot(&format!("user:{user}"), placed::SLOTS)?
         }
     };
-    let place = slot * PLACES + new.random % PLACES;
+    let place = placed::place(slot, new.random);
     let row = CeremonyRow {
         digest: new.digest.0.to_vec(),
         purpose: new.purpose.into(),
