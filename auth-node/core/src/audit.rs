@@ -276,8 +276,8 @@ pub fn append(
 /// Name of the field that tells how many refusals before this one were not recorded.
 pub const UNRECORDED: &str = "unrecorded";
 
-/// Appends a record of what the context's caller was refused, if refusals of its call are recorded. Never put a secret
-/// into `fields`.
+/// Appends a record of what the context's caller was refused, if refusals of its call are recorded. Of a value of more than
+/// 1 KiB the front is kept: it may be a stranger's. Never put a secret into `fields`.
 pub fn append_refusal(
     tx: &mut (impl Transaction + ?Sized),
     context: &Context,

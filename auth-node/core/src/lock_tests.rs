@@ -4,7 +4,9 @@ use crate::{
     login::WRONG,
     secret::SecretDigest,
     tables::NodeKind,
-    testing::{anonymous, assert_invalid, grants, hash, name, new_session, role_name, traits},
+    testing::{
+        anonymous, assert_invalid, grants, hash, name, new_session, role_name, role_with_rule, traits,
+    },
     world::{World, assert_denied, report},
 };
 
@@ -146,7 +148,7 @@ fn nobody_locks_itself_out_and_only_an_admin_an_admin() {
         let refused = lock(&mut world, new(1, target));
         assert!(matches!(refused, Err(CoreError::Precondition(_))), "{refused:?}");
     }
-    world.add_role("oncall", &crate::testing::role_with_rule("locks", "*"));
+    world.add_role("oncall", &role_with_rule("locks", "*"));
     let ann = world.user_with("ann", "oncall", traits(&[]));
     for target in [user("boss"), role("admin")] {
         assert_denied(world.call(ann, |tx, context| create(tx, context, new(1, target))), "admin");

@@ -6,7 +6,7 @@ use crate::{
     login::WRONG,
     secret::PasswordHash,
     tables::{ClusterConfigKey, SessionRow},
-    testing::{Cluster, anonymous, grants, hash, name, new_session},
+    testing::{Cluster, anonymous, grants, hash, name, new_session, role_with_rule},
     user::{self, Grants},
 };
 
@@ -219,7 +219,7 @@ fn a_name_that_is_nobodys_writes_what_a_users_does() {
 #[test]
 fn nobody_clears_the_lockout_of_a_user_who_has_more() {
     let mut cluster = with_ann();
-    cluster.add_role("helpdesk", &crate::testing::role_with_rule("users", "*"));
+    cluster.add_role("helpdesk", &role_with_rule("users", "*"));
     cluster.add_user("helga", grants(&["helpdesk"]));
     let helga = cluster.log_in("helga");
     let refused = cluster.call(helga, |tx, context| clear(tx, context, &name("boss")));

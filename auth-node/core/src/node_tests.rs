@@ -4,7 +4,7 @@ use super::*;
 use crate::{
     names::TokenName,
     tables::{AgentLabelsRow, ConditionsRow, RoleRow, StringsRow, TokenUseKey},
-    testing::{assert_invalid, traits},
+    testing::{assert_invalid, role_with_rule, traits},
     token::NewToken,
     world::{Host, World, assert_denied, labels, new_token, report},
 };
@@ -187,7 +187,7 @@ fn updates_of_labels_are_bounded_compared_and_audited() {
 #[test]
 fn nobody_gives_itself_a_login_by_labels() {
     let mut world = world();
-    world.add_role("keeper", &crate::testing::role_with_rule("nodes", "update"));
+    world.add_role("keeper", &role_with_rule("nodes", "update"));
     let host = world.joined(NodeKind::Ssh, "web1", &[]);
     world.add_user("ann", crate::testing::grants(&["keeper", "dev"]));
     let (ann, boss) = (world.log_in("ann"), world.boss);

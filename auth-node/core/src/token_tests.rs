@@ -1,6 +1,6 @@
 use super::*;
 use crate::{
-    testing::{assert_invalid, traits},
+    testing::{assert_invalid, role_with_rule, traits},
     world::{Host, World, assert_denied, new_token, report, secret, token_name},
 };
 
@@ -76,7 +76,7 @@ fn every_bound_of_a_token_is_kept() {
 #[test]
 fn only_an_admin_lets_an_ingest_in() {
     let mut world = World::new();
-    world.add_role("gate", &crate::testing::role_with_rule("tokens", "*"));
+    world.add_role("gate", &role_with_rule("tokens", "*"));
     let ann = world.user_with("ann", "gate", traits(&[]));
     let mut by_ann = |new| world.call(ann, |tx, context| super::create(tx, context, new));
     assert_denied(by_ann(new_token("i", NodeKind::Ingest)), "needs the role admin");
