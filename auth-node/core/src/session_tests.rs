@@ -1,6 +1,6 @@
 use store_txn::{Key as _, KeyWriter};
 
-use super::*;
+use super::{usage::NOTED_MS, *};
 use crate::{
     tables::ClusterRow,
     testing::{Cluster, SESSION_TTL_MS, anonymous, assert_invalid, grants, name, new_session, session_id},

@@ -1,6 +1,8 @@
+use std::collections::BTreeSet;
+
 use super::*;
 use crate::{
-    tables::{RoleRow, SessionKey},
+    tables::{RoleRow, SessionKey, StringsRow},
     testing::{Cluster, anonymous, assert_invalid, grants, hash, name, role_name, strings, traits},
 };
 

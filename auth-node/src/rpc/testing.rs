@@ -78,6 +78,8 @@ pub(crate) struct Node {
 
 impl Node {
     pub(crate) async fn start() -> Self {
+        // As the program does when it starts.
+        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
         let folder = tempfile::tempdir().unwrap();
         let clock: Clock = Arc::new(clock::unix_ms);
         let config = StoreConfig {

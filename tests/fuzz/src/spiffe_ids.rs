@@ -23,7 +23,7 @@ pub(crate) fn spiffe_id(bytes: &[u8]) -> bool {
         );
         return false;
     };
-    let Ok(theirs) = theirs else { panic!("{id} is no SPIFFE ID for others") };
+    let Ok(theirs) = theirs else { panic!("{text} is no SPIFFE ID for others") };
     assert_eq!(id.trust_domain().as_str(), theirs.trust_domain().as_str());
     assert_eq!(id.as_str(), text);
     true

@@ -33,11 +33,13 @@ const LONG: usize = 1 << 20;
 const MANY: usize = 20_000;
 
 /// What a server says for itself; on the way in it is not looked at.
-const SAID_BY_THE_SERVER: [&str; 14] = [
+const SAID_BY_THE_SERVER: [&str; 16] = [
     "CreateAgentIdentity identity.created_by",
     "UpdateAgentIdentity identity.created_by",
     "CreateUser user.created_by",
     "UpdateUser user.created_by",
+    "CreateUser user.connector",
+    "UpdateUser user.connector",
     "CreateUser user.lockouts",
     "UpdateUser user.lockouts",
     "CreateTrustedCluster trusted_cluster.authorities",
@@ -97,6 +99,13 @@ fn right(method: &str, token: &str, agent: &Agent) -> Vec<u8> {
             bootstrap_secret: "guessed".into(),
             ssh_public_key: key,
             tls_public_key: HostKeys::new().tls.spki_der().into(),
+        }
+        .encode_to_vec(),
+        "BeginSSOLogin" => v1::BeginSsoLoginRequest {
+            connector: "corporate".into(),
+            challenge: vec![1; 32].into(),
+            port: 40_000,
+            path: "0123456789abcdef".into(),
         }
         .encode_to_vec(),
         "RenewAgentIdentity" => v1::RenewAgentIdentityRequest {

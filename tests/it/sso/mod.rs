@@ -440,6 +440,7 @@ async fn in_a_browser_a_person_compares_the_code_and_logs_a_terminal_in() {
     browser.sees("#user", "ann").await;
     assert_eq!(browser.run("return document.cookie").await, "", "no script reads the session");
     browser.click("#logout").await;
+    browser.sees("h1", "Log in").await;
     browser.open(&format!("{}/v1/webapi/sso/callback/corp?code=x&state=1.x", world.url)).await;
     browser.sees("[role=alert]", "begun in another window").await;
     assert_eq!(browser.url().await, format!("{}/web/login", world.url));

@@ -15,7 +15,7 @@ const NOTED_PART: u64 = 20;
 /// And this part of it is granted beyond.
 const GRANTED_PART: u64 = 10;
 /// The same in milliseconds, for a session that may be unused for ever: ten minutes.
-const NOTED_MS: UnixMillis = 10 * 60 * 1000;
+pub(super) const NOTED_MS: UnixMillis = 10 * 60 * 1000;
 
 /// How a session is used.
 pub(crate) struct Usage {

@@ -1,5 +1,8 @@
 use super::*;
-use crate::testing::{Cluster, anonymous, hash, name};
+use crate::{
+    placed::{PLACES, SLOTS},
+    testing::{Cluster, anonymous, hash, name},
+};
 
 fn new(purpose: Purpose, number: u64) -> NewCeremony {
     NewCeremony {

@@ -70,10 +70,15 @@ const SSO = {
     "#sso-not-let-in": "Your provider knows you, and this cluster does not let you in by it. Ask an administrator, who finds the reason in the audit log.",
     "#sso-failed": "The login could not be carried out. Try again.",
 };
-if (SSO[location.hash]) {
+function sayWhy() {
+    if (!SSO[location.hash]) return;
     form.querySelector(".notice").textContent = SSO[location.hash];
     history.replaceState(null, "", location.pathname);
 }
+
+sayWhy();
+// A page that is there already is not loaded anew for what is behind the `#`.
+addEventListener("hashchange", sayWhy);
 
 document.getElementById("with-passkey").addEventListener("click", withPasskey);
 nameCluster().then((ping) => {
