@@ -3,7 +3,7 @@
 //! What a caller is told says what to do. What only the operator should see goes to the log, under the call's
 //! id.
 
-use std::{collections::HashMap, time::Duration};
+use std::{collections::HashMap, error::Error, time::Duration};
 
 use auth_core::CoreError;
 use axum::http::StatusCode;
@@ -288,6 +288,16 @@ fn store_reason(error: &StoreError) -> &'static str {
         | StoreError::Identity(_)
         | StoreError::Io { .. } => "INTERNAL",
     }
+}
+
+/// An error and its sources.
+pub(crate) fn described(error: &dyn Error) -> String {
+    let (mut text, mut next) = (error.to_string(), error.source());
+    while let Some(source) = next {
+        text.push_str(&format!(": {source}"));
+        next = source.source();
+    }
+    text
 }
 
 #[cfg(test)]

@@ -30,6 +30,7 @@ use crate::{
     iam::Sts,
     news::Board,
     once::{Once, OnceReply},
+    pace::Pace,
     passwords::PasswordPool,
     places::Places,
     presence::Presence,
@@ -38,7 +39,6 @@ use crate::{
     rpc::RevocationList,
     sso::Outbound,
     uses::Uses,
-    webauthn::Pace,
 };
 
 /// What handlers work with.
@@ -55,7 +55,7 @@ pub(crate) struct Service {
     pub(crate) attendance: Arc<Attendance>,
     /// Collects which sessions are used.
     pub(crate) uses: Uses,
-    /// Bounds how often WebAuthn ceremonies are begun.
+    /// Bounds how often WebAuthn ceremonies and single sign-ons are begun.
     pub(crate) pace: Pace,
     /// Calls ingests.
     pub(crate) relay: Relay,

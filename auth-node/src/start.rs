@@ -34,6 +34,7 @@ use crate::{
     missing_cas::MissingCas,
     news::Board,
     node::{Folder, NodeState, load_kek},
+    pace::Pace,
     passwords::PasswordPool,
     peer_certificate,
     places::Places,
@@ -53,7 +54,6 @@ use crate::{
     trust_refresh,
     uses::Uses,
     web,
-    webauthn::Pace,
 };
 
 /// A running node. [`Handle::stop`] lets calls in progress end; dropping it does not.

@@ -4,10 +4,7 @@
 //! Each finish takes its ceremony away in a transaction of its own, verifies, and decides in another: so nothing that an
 //! authenticator answered is looked at twice.
 
-mod pace;
 mod verifier;
-
-pub(crate) use pace::Pace;
 
 use auth_core::{
     CoreError, Credential,

@@ -18,16 +18,10 @@ use tonic::Code;
 
 use crate::{
     locks::{host, refused},
-    support::{add_role, ssh_folder},
+    support::{EVERYWHERE, add_role, ssh_folder},
 };
 
 const PATIENCE: Duration = Duration::from_secs(60);
-/// All nodes, the logins of the traits.
-const EVERYWHERE: &str = "
-  allow:
-    logins: [\"{{internal.logins}}\"]
-    node_labels: {\"*\": \"*\"}
-";
 
 async fn whose(cluster: &Cluster, node: usize, bot: &Bot) -> Option<String> {
     let list = v1::ListActiveSessionsRequest::default();

@@ -12,17 +12,11 @@ use mezite_e2e::{Agent, AgentSpec, Cluster, Port, Process, Ssh, Sshd, account, a
 use mezite_proto::v1;
 use tonic::Code;
 
-use crate::support::{add_role, add_user, certificates};
+use crate::support::{EVERYWHERE, add_role, add_user, certificates};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 /// A certificate that is revoked is refused by a host on which `mezctl agent run` runs so long after at the latest.
 const WITHIN: Duration = Duration::from_secs(5);
-
-const EVERYWHERE: &str = r#"
-  allow:
-    logins: ["{{internal.logins}}"]
-    node_labels: {"*": "*"}
-"#;
 
 /// A host with an sshd and the service that keeps its files.
 pub(crate) async fn host(cluster: &Cluster) -> (Agent, Sshd, Process) {

@@ -4,14 +4,7 @@ use std::{fs, path::Path, process::Command, time::Duration};
 
 use mezite_e2e::{Agent, AgentSpec, Cluster, Port, Sshd, account, eventually, run};
 
-use crate::support::{add_role, add_user, certificates, texts};
-
-/// All nodes, the logins of the user.
-const EVERYWHERE: &str = r#"
-  allow:
-    logins: ["{{internal.logins}}"]
-    node_labels: {"*": "*"}
-"#;
+use crate::support::{EVERYWHERE, add_role, add_user, certificates, texts};
 
 /// A host with an sshd.
 async fn host(cluster: &Cluster, hostname: &str, labels: &str) -> (Agent, Sshd) {

@@ -13,16 +13,10 @@ use mezite_e2e::{
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
-use crate::support::{add_role, add_user, asciicast};
+use crate::support::{EVERYWHERE, add_role, add_user, asciicast};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 const FORWARD: [&str; 4] = ["init", "update-clients", "update-servers", "standby"];
-
-const EVERYWHERE: &str = r#"
-  allow:
-    logins: ["{{internal.logins}}"]
-    node_labels: {"*": "*"}
-"#;
 
 /// A cluster with a host, whose agent reports every second and reloads its sshd, and a user of it.
 struct World {

@@ -117,6 +117,19 @@ async fn no_secret_is_logged_at_any_level() {
     call!(admin, update_connector, update).unwrap();
     secrets.extend([kept, successor, refused].map(str::to_owned));
 
+    // What a browser brings back from a provider, and a program for its session; and a token of a workload.
+    let [code, state, browser, redeemed, verifier] = ["code", "state", "browser", "redeemed", "verifier"]
+        .map(|what| format!("{what}-of-a-login-that-somebody-guessed-{what}"));
+    let cookie = format!("Cookie: __Host-mezite-sso={browser}");
+    let back = format!("/v1/webapi/sso/callback/github?code={code}&state=1.{state}");
+    assert_eq!(curl.get(&["--header", &cookie], &back).status, 303);
+    let finish = v1::FinishSsoLoginRequest { code: redeemed.clone(), verifier: verifier.clone() };
+    call!(cluster.anonymous_at(1), finish_sso_login, finish).unwrap_err();
+    let jwt = "eyJhbGciOiJFUzI1NiJ9.eyJzdWIiOiJzcGlmZmU6Ly9hL2IifQ.a-signature-that-somebody-guessed";
+    let svid = Some(v1::authenticate_spiffe_request::Svid::Jwt(jwt.into()));
+    call!(cluster.anonymous_at(1), authenticate_spiffe, v1::AuthenticateSpiffeRequest { svid }).unwrap_err();
+    secrets.extend([code, state, browser, redeemed, verifier, jwt.to_owned()]);
+
     // Tokens of trusted clusters: given away, used, and brought by an admin of the cluster that is to trust.
     let request = v1::CreateTokenRequest { kind: TokenKind::TrustedCluster.into(), ..Default::default() };
     let token = call!(admin, create_token, request).unwrap().secret;
@@ -147,7 +160,13 @@ async fn no_secret_is_logged_at_any_level() {
     let _ = agent.ctl().ok(&["agent", "renew", "--dir", agent.dir.to_str().unwrap()]);
     secrets.push("PRIVATE KEY".into());
     let audit = cluster.ctl().json(&["audit", "ls", "--limit", "1000"]).to_string();
-    for event in ["user.invite.accept", "user.invite.denied", "connector.update", "trust.exchange.denied"] {
+    for event in [
+        "user.invite.accept",
+        "user.invite.denied",
+        "connector.update",
+        "trust.exchange.denied",
+        "user.login.failed",
+    ] {
         assert!(audit.contains(event), "{event} is where a secret would be found");
     }
     for node in cluster.nodes() {

@@ -24,19 +24,12 @@ use tonic::Code;
 
 use crate::{
     locks::host,
-    support::{add_role, user_certificate},
+    support::{EVERYWHERE, add_role, user_certificate},
     web::Curl,
 };
 
 const PATIENCE: Duration = Duration::from_secs(60);
 const ID: &str = "spiffe://red.example/ns/ci/sa/runner";
-/// All nodes, the logins of the traits.
-const EVERYWHERE: &str = "
-  allow:
-    logins: [\"{{internal.logins}}\"]
-    node_labels: {\"*\": \"*\"}
-";
-
 fn python(args: &[&str]) -> String {
     let script = tools::repository().join("tests/python/svid.py");
     run(Command::new(tools::python()).arg(script).args(args)).ok().trim().to_owned()

@@ -20,6 +20,13 @@ use tokio::{
     net::{TcpListener, TcpSocket},
 };
 
+/// What a role opens that opens every host to the logins of who holds it.
+pub(crate) const EVERYWHERE: &str = r#"
+  allow:
+    logins: ["{{internal.logins}}"]
+    node_labels: {"*": "*"}
+"#;
+
 /// A recorded terminal session, asciicast v3, of at least so many bytes: the same each time, no two lines alike.
 pub(crate) fn asciicast(bytes: usize) -> Vec<u8> {
     let mut cast = String::from(r#"{"version":3,"term":{"cols":80,"rows":24},"timestamp":1795512000}"#);

@@ -344,6 +344,18 @@ impl Known {
     }
 }
 
+/// The reason of a lock that a check has found.
+///
+/// # Errors
+/// What else the check has failed by.
+pub(crate) fn reason(checked: Result<(), CoreError>) -> Result<Option<String>, CoreError> {
+    match checked {
+        Ok(()) => Ok(None),
+        Err(CoreError::Locked(reason)) => Ok(Some(reason)),
+        Err(error) => Err(error),
+    }
+}
+
 /// Refuses a user on whom, or on one of whose roles, there is a lock.
 ///
 /// # Errors

@@ -76,6 +76,19 @@ pub(crate) fn is_required(state: &mut (impl Read + ?Sized), user: &UserCaller) -
     Ok(asks(&user.roles, &user.user.traits) || is_configured(state, &user.name)?)
 }
 
+/// Whether a user must have a device: by the cluster's configuration, or by a role. Where a second factor is `optional`, whoever
+/// has come by one may do without from then on.
+///
+/// # Errors
+/// [`CoreError::Storage`].
+pub(crate) fn must_have_device(
+    state: &mut (impl Read + ?Sized),
+    user: &UserCaller,
+) -> Result<bool, CoreError> {
+    let everybody = cluster_config::settings(state)?.second_factor == SecondFactor::Webauthn;
+    Ok(everybody || asks(&user.roles, &user.user.traits))
+}
+
 /// Whether the configuration asks a user for one.
 fn is_configured(state: &mut (impl Read + ?Sized), name: &UserName) -> Result<bool, CoreError> {
     match cluster_config::settings(state)?.second_factor {

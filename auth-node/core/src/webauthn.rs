@@ -49,7 +49,7 @@ pub struct RelyingParty {
 pub fn relying_party(state: &mut (impl Read + ?Sized)) -> Result<RelyingParty, CoreError> {
     configured(&cluster_config::get(state)?.row).ok_or_else(|| {
         let reason = "WebAuthn is not set up in this cluster: an administrator has to say of which domain its web pages \
-                      are, with `mezctl config set --webauthn-rp-id example.com`";
+                      are, with `mezctl config set --webauthn-rp-id example.com --webauthn-origins https://login.example.com:3080`";
         CoreError::Precondition(reason.into())
     })
 }

@@ -127,7 +127,11 @@ impl BotDir {
             // Where the file system has no locks, whoever starts two has to know.
             Err(fs::TryLockError::Error(error)) if error.kind() == io::ErrorKind::Unsupported => {}
             Err(fs::TryLockError::WouldBlock) => {
-                let what = format!("another process keeps {}: there can be one at a time", path.display());
+                let what = format!(
+                    "another process, such as `mezctl bot run`, keeps {} and renews what is in it by itself: there can be one at \
+                     a time",
+                    path.display()
+                );
                 return Err(Usage(what).into());
             }
             Err(fs::TryLockError::Error(error)) => {

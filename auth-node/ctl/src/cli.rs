@@ -180,8 +180,10 @@ impl Command {
     /// With what it proves who calls.
     pub(crate) fn proof(&self) -> Proof {
         match self {
+            Self::Login(login) if login.is_by_sso() => Proof::Sso,
             Self::Login(_) => Proof::Password,
             Self::AcceptInvite(_) => Proof::Invite,
+            Self::Agent(cmd::agent::Agent::Join(join)) if join.is_by_iam() => Proof::Iam,
             Self::Agent(cmd::agent::Agent::Join(_)) => Proof::JoinToken,
             Self::Bot(_) => Proof::Bot,
             Self::Agent(_) | Self::Recordings(cmd::recordings::Recordings::Upload(_)) => Proof::Agent,
@@ -220,10 +222,30 @@ mod tests {
             "sessions delete a",
             "nodes delete a",
             "trusted-clusters delete a",
+            "agent-identities create a",
+            "agent-identities delete a",
+            "devices delete a",
+            "spiffe-domains create a --bundle a.json",
+            "spiffe-domains delete a",
             "cluster delete 1",
         ] {
             let words = std::iter::once("mezctl").chain(line.split(' '));
             assert!(Cli::try_parse_from(words).is_ok(), "{line}");
+        }
+    }
+
+    #[test]
+    fn of_an_endpoint_more_is_added_with_its_url_and_changed_alone() {
+        let is_taken = |line: &str| {
+            let words = std::iter::once("mezctl").chain(line.split(' '));
+            Cli::try_parse_from(words).is_ok()
+        };
+        for of_endpoint in ["--endpoint-spiffe-id a", "--endpoint-ca a"] {
+            let (add, update) = ("spiffe-domains add a --bundle b", "spiffe-domains update a");
+            assert!(!is_taken(&format!("{add} {of_endpoint}")), "{of_endpoint}");
+            assert!(is_taken(&format!("{add} {of_endpoint} --endpoint c")), "{of_endpoint}");
+            assert!(is_taken(&format!("{update} {of_endpoint}")), "{of_endpoint}");
+            assert!(!is_taken(&format!("{update} {of_endpoint} --no-endpoint")), "{of_endpoint}");
         }
     }
 

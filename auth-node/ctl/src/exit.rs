@@ -74,15 +74,23 @@ pub(crate) enum Proof {
     Session,
     /// A password.
     Password,
+    /// What a provider says of who logs in.
+    Sso,
     /// An invite.
     Invite,
     /// A join token.
     JoinToken,
+    /// An AWS identity.
+    Iam,
     /// The certificate of an agent.
     Agent,
     /// The secret or certificate of an agent identity.
     Bot,
 }
+
+const SSO_REFUSED: &str =
+    "log in again; if it goes on, an admin sees why with `mezctl audit ls --event user.login.failed`";
+const IAM_REFUSED: &str = "an admin sees why with `mezctl audit ls --event agent.join.denied`";
 
 /// Prints the error and what to do, on standard error, and chooses the exit code.
 pub(crate) fn report(error: &anyhow::Error, proof: Proof) -> ExitCode {
@@ -164,6 +172,7 @@ fn hint(error: &anyhow::Error, proof: Proof) -> Option<String> {
         (ClientError::Untrusted { .. }, _) => untrusted(proof),
         (_, Some(Code::Unauthenticated)) => unknown_caller(proof),
         (_, Some(Code::PermissionDenied)) => return refused(error, proof).map(str::to_owned),
+        (_, Some(Code::NotFound)) if proof == Proof::Sso => "the cluster's login page lists the connectors",
         (_, Some(Code::Aborted)) => "it was changed meanwhile: get it again, and repeat your change",
         (_, Some(Code::Unimplemented)) => "the cluster does not offer this yet",
         (ClientError::Unavailable { retry_after: Some(wait), .. }, _) => return Some(again_in(*wait)),
@@ -188,10 +197,10 @@ fn again_in(wait: Duration) -> String {
 /// The cluster is not the one that is known.
 fn untrusted(proof: Proof) -> &'static str {
     match proof {
-        Proof::Session | Proof::Password => {
+        Proof::Session | Proof::Password | Proof::Sso => {
             "check --addr; for a cluster with a new CA, check its pin and log in again with --ca-pin"
         }
-        Proof::Invite | Proof::JoinToken | Proof::Bot => {
+        Proof::Invite | Proof::JoinToken | Proof::Iam | Proof::Bot => {
             "check --addr and --ca-pin: an admin sees the pin of the cluster with `mezctl status`"
         }
         Proof::Agent => {
@@ -207,8 +216,10 @@ fn unknown_caller(proof: Proof) -> &'static str {
         Proof::Password => {
             "check the name and the password; an admin can let you set another: `mezctl users reset NAME`"
         }
+        Proof::Sso => SSO_REFUSED,
         Proof::Invite => "ask an admin for another invite: `mezctl users reset NAME`",
         Proof::JoinToken => "ask an admin for another join token: `mezctl tokens add`",
+        Proof::Iam => IAM_REFUSED,
         Proof::Agent => "run `mezctl agent leave --local`, and join again with a new token",
         Proof::Bot => "ask an admin for another secret: `mezctl agent-identities reset NAME`",
     }
@@ -223,10 +234,12 @@ fn refused(error: &ClientError, proof: Proof) -> Option<&'static str> {
         Proof::Session | Proof::Password => Some(
             "if it is a role that you lack, an admin can give you one, or you ask: `mezctl requests create`",
         ),
+        Proof::Sso => Some(SSO_REFUSED),
         Proof::Invite => {
             Some("an invite is good once and for a time: ask an admin for another: `mezctl users reset NAME`")
         }
         Proof::JoinToken => Some("ask an admin for another join token (`mezctl tokens add`), if it is that"),
+        Proof::Iam => Some(IAM_REFUSED),
         Proof::Bot => Some(
             "a secret is good once and for a time: ask an admin for another: `mezctl agent-identities reset NAME`",
         ),

@@ -74,8 +74,10 @@ fn a_hint_fits_the_command() {
     for (proof, unknown, denied) in [
         (Proof::Session, "mezctl login", "requests create"),
         (Proof::Password, "users reset", "requests create"),
+        (Proof::Sso, "user.login.failed", "user.login.failed"),
         (Proof::Invite, "users reset", "users reset"),
         (Proof::JoinToken, "tokens add", "tokens add"),
+        (Proof::Iam, "agent.join.denied", "agent.join.denied"),
         (Proof::Agent, "join again", ""),
         (Proof::Bot, "agent-identities reset", "agent-identities reset"),
     ] {
@@ -86,5 +88,7 @@ fn a_hint_fits_the_command() {
         assert!(hint(&untrusted.into(), proof).unwrap().contains("check --addr"), "{proof:?}");
     }
     assert_eq!(refused(Code::PermissionDenied, "DENIED", Proof::Agent), "");
+    assert!(refused(Code::NotFound, "NOT_FOUND", Proof::Sso).contains("login page"));
+    assert_eq!(refused(Code::NotFound, "NOT_FOUND", Proof::Password), "");
     assert_eq!(refused(Code::ResourceExhausted, "DATABASE_FULL", Proof::Session), "");
 }

@@ -1,15 +1,13 @@
-//! Asks STS who has signed a request: so many at a time, and of each network fewer; each in bounds of time and size,
-//! without redirects, and through no proxy.
+//! Asks STS who has signed a request: so many at a time, and of each network fewer.
 
 use std::{
-    error::Error as _,
     path::Path,
     sync::{Arc, OnceLock},
     time::Duration,
 };
 
 use auth_core::{CoreError, iam::AwsIdentity};
-use reqwest::{Certificate, Client, ClientBuilder, redirect, retry};
+use reqwest::{Certificate, Client};
 use store_txn::UnixMillis;
 
 use super::{
@@ -18,9 +16,9 @@ use super::{
 };
 use crate::{
     config::{IamConfig, host_of},
-    error::ApiError,
+    error::{ApiError, described},
     fault::NodeError,
-    passwords,
+    outbound, passwords,
     places::{Places, Room},
 };
 
@@ -113,22 +111,14 @@ impl Sts {
     }
 
     fn client(&self) -> &Result<Client, String> {
-        self.client
-            .get_or_init(|| builder(self.authorities.clone()).build().map_err(|error| described(&error)))
-    }
-}
-
-fn builder(authorities: Option<Vec<Certificate>>) -> ClientBuilder {
-    let builder = Client::builder()
-        .https_only(true)
-        .redirect(redirect::Policy::none())
-        .no_proxy()
-        .referer(false)
-        .retry(retry::never())
-        .timeout(TIMEOUT);
-    match authorities {
-        Some(authorities) => builder.tls_certs_only(authorities),
-        None => builder,
+        self.client.get_or_init(|| {
+            let builder = outbound::client(TIMEOUT);
+            let builder = match &self.authorities {
+                Some(authorities) => builder.tls_certs_only(authorities.clone()),
+                None => builder,
+            };
+            builder.build().map_err(|error| described(&error))
+        })
     }
 }
 
@@ -153,24 +143,8 @@ async fn send(client: &Client, request: SignedRequest) -> Result<Answer, String>
     }
     let mut response = post.send().await.map_err(|error| described(&error))?;
     let status = response.status().as_u16();
-    let mut body = Vec::new();
-    while let Some(chunk) = response.chunk().await.map_err(|error| described(&error))? {
-        if body.len() + chunk.len() > MAX_ANSWER {
-            return Err(format!("the answer has more than {MAX_ANSWER} bytes"));
-        }
-        body.extend_from_slice(&chunk);
-    }
+    let body = outbound::body(&mut response, MAX_ANSWER).await?;
     Ok(answer::read(status, &body, request.partition))
-}
-
-/// An error and its sources.
-fn described(error: &reqwest::Error) -> String {
-    let (mut text, mut next) = (error.to_string(), error.source());
-    while let Some(source) = next {
-        text.push_str(&format!(": {source}"));
-        next = source.source();
-    }
-    text
 }
 
 #[cfg(test)]

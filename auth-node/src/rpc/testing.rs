@@ -46,6 +46,7 @@ use crate::{
     error::ApiError,
     iam::Sts,
     news::Board,
+    pace::Pace,
     passwords::PasswordPool,
     places::Places,
     presence::Presence,
@@ -53,7 +54,6 @@ use crate::{
     service::{Service, Settings},
     sso::Outbound,
     uses::Uses,
-    webauthn::Pace,
 };
 
 const CLUSTER: &str = "test.example";

@@ -1,14 +1,13 @@
-//! Asks the endpoint of a trust domain for its bundle (SPIFFE Federation, section 5): in bounds of time and size, without
-//! redirects, and through no proxy. It is recognised by its name on the web, or by an SVID of its trust domain.
+//! Asks the endpoint of a trust domain for its bundle (SPIFFE Federation, section 5). It is recognised by its name on the web, or by an SVID of its trust domain.
 
-use std::{error::Error as _, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use auth_core::{
     spiffe::Due,
     tables::{SpiffeBundleRow, SpiffeEndpointRow},
 };
 use mezite_pki::x509::Svid;
-use reqwest::{Certificate, Client, ClientBuilder, redirect, retry};
+use reqwest::Client;
 use rustls::{
     CertificateError, ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme,
     client::{
@@ -24,6 +23,7 @@ use super::{
     bundle::{self, MAX_DOCUMENT},
     x509,
 };
+use crate::{error::described, outbound};
 
 /// For a question and its answer, connection included.
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -39,13 +39,7 @@ pub(super) async fn ask(due: &Due) -> Result<SpiffeBundleRow, String> {
     if status != reqwest::StatusCode::OK {
         return Err(format!("it answered with status {}", status.as_u16()));
     }
-    let mut body = Vec::new();
-    while let Some(chunk) = response.chunk().await.map_err(|error| described(&error))? {
-        if body.len() + chunk.len() > MAX_DOCUMENT {
-            return Err(format!("its answer has more than {MAX_DOCUMENT} bytes"));
-        }
-        body.extend_from_slice(&chunk);
-    }
+    let body = outbound::body(&mut response, MAX_DOCUMENT).await?;
     let told = bundle::read(&body)?;
     if told.x509_authorities.is_empty() && told.jwt_authorities.is_empty() {
         return Err("it told a bundle without any key: if that is right, set the bundle by hand".into());
@@ -54,27 +48,13 @@ pub(super) async fn ask(due: &Due) -> Result<SpiffeBundleRow, String> {
 }
 
 fn client(endpoint: &SpiffeEndpointRow, known: &SpiffeBundleRow) -> Result<Client, String> {
-    let builder = Client::builder()
-        .https_only(true)
-        .redirect(redirect::Policy::none())
-        .no_proxy()
-        .referer(false)
-        .retry(retry::never())
-        .timeout(TIMEOUT);
+    let builder = outbound::client(TIMEOUT);
     let builder = match endpoint.spiffe_id.as_str() {
-        "" => by_web(builder, &endpoint.web_authorities)?,
+        // Profile `https_web`.
+        "" => outbound::believing(builder, &endpoint.web_authorities)?,
         id => builder.tls_backend_preconfigured(by_svid(id, known)?),
     };
     builder.build().map_err(|error| described(&error))
-}
-
-/// Profile `https_web`.
-fn by_web(builder: ClientBuilder, authorities: &[String]) -> Result<ClientBuilder, String> {
-    if authorities.is_empty() {
-        return Ok(builder);
-    }
-    let read = |pem: &String| Certificate::from_pem(pem.as_bytes()).map_err(|error| described(&error));
-    Ok(builder.tls_certs_only(authorities.iter().map(read).collect::<Result<Vec<_>, _>>()?))
 }
 
 /// Profile `https_spiffe`.
@@ -140,16 +120,6 @@ impl ServerCertVerifier for EndpointVerifier {
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         self.algorithms.supported_schemes()
     }
-}
-
-/// An error and its sources.
-fn described(error: &reqwest::Error) -> String {
-    let (mut text, mut next) = (error.to_string(), error.source());
-    while let Some(source) = next {
-        text.push_str(&format!(": {source}"));
-        next = source.source();
-    }
-    text
 }
 
 #[cfg(test)]

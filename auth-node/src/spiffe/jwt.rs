@@ -1,7 +1,7 @@
 //! JWT-SVIDs: tokens of workloads of other trust domains. Whoever has one may use it; so each is good for one audience, not for
 //! long, and once.
 
-use std::{error::Error, time::Duration};
+use std::time::Duration;
 
 use auth_core::{
     secret::{SecretDigest, SecretKind},
@@ -13,6 +13,8 @@ use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::json;
 use spiffe::{JwtBundle, JwtBundleSet, JwtSvid};
 use store_txn::UnixMillis;
+
+use crate::error::described;
 
 /// Longest token that is looked at, in bytes.
 pub(crate) const MAX_TOKEN: usize = 16 << 10;
@@ -114,16 +116,6 @@ fn decoy(header: &Header) -> String {
         _ => json!({ "kty": "RSA", "n": URL_SAFE_NO_PAD.encode([0xff; 256]), "e": "AQAB", "kid": kid }),
     };
     key.to_string()
-}
-
-/// An error and its sources.
-fn described(error: &dyn Error) -> String {
-    let (mut text, mut next) = (error.to_string(), error.source());
-    while let Some(source) = next {
-        text.push_str(&format!(": {source}"));
-        next = source.source();
-    }
-    text
 }
 
 #[cfg(test)]

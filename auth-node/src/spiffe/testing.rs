@@ -1,6 +1,8 @@
 //! A trust domain that signs JWT-SVIDs, for tests: what is in a token is theirs to say, so that nothing stands between them and
 //! what is wrong with it.
 
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use aws_lc_rs::{
     hmac,
     rand::SystemRandom,
@@ -91,9 +93,11 @@ pub(crate) fn signed(header: &Value, claims: &Value) -> String {
     format!("{}.{}", base64(header.to_string()), base64(claims.to_string()))
 }
 
-/// What a token says: of a workload, for an audience, for five minutes from now (Unix seconds).
+/// What a token says: of a workload, for an audience, for five minutes from now (Unix seconds). No two are the same.
 pub(crate) fn claims(sub: &str, audience: &str, now: u64) -> Value {
-    json!({ "sub": sub, "aud": [audience], "iat": now, "exp": now + 300 })
+    static NUMBER: AtomicU64 = AtomicU64::new(0);
+    let number = NUMBER.fetch_add(1, Ordering::Relaxed).to_string();
+    json!({ "sub": sub, "aud": [audience], "iat": now, "exp": now + 300, "jti": number })
 }
 
 /// The same token with another signature, as good as the first: of (r, s), (r, n - s) is one too.

@@ -1,18 +1,17 @@
-//! Talks to providers: over TLS alone, without redirects, through no proxy, so many at a time, each answer in bounds of time
-//! and size. Where a connector names authorities, they alone are believed.
+//! Talks to providers, so many at a time. Where a connector names authorities, they alone are believed.
 
 use std::{
-    error::Error as _,
     sync::{Arc, OnceLock},
     time::Duration,
 };
 
 use futures::{FutureExt as _, future::BoxFuture};
 use openidconnect::{AsyncHttpClient, HttpRequest, HttpResponse};
-use reqwest::{Certificate, Client, redirect, retry};
+use reqwest::Client;
 
 use crate::{
-    error::ApiError,
+    error::{ApiError, described},
+    outbound,
     places::{Place, Places, Room},
 };
 
@@ -65,23 +64,8 @@ impl Outbound {
 
 /// A client that believes these authorities alone, or those of the system if there are none.
 fn client(anchors: &[String]) -> Result<Client, String> {
-    let certificates: Result<Vec<_>, _> =
-        anchors.iter().map(|pem| Certificate::from_pem(pem.as_bytes())).collect();
-    let made = certificates.and_then(|certificates| {
-        let builder = Client::builder()
-            .https_only(true)
-            .redirect(redirect::Policy::none())
-            .no_proxy()
-            .referer(false)
-            .retry(retry::never())
-            .user_agent("mezite")
-            .timeout(TIMEOUT);
-        match certificates.is_empty() {
-            true => builder.build(),
-            false => builder.tls_certs_only(certificates).build(),
-        }
-    });
-    made.map_err(|error| described(&error))
+    let builder = outbound::believing(outbound::client(TIMEOUT), anchors)?;
+    builder.build().map_err(|error| described(&error))
 }
 
 /// Asks, while it has a place.
@@ -99,12 +83,7 @@ impl Http {
         let mut answer = HttpResponse::default();
         *answer.status_mut() = response.status();
         *answer.headers_mut() = std::mem::take(response.headers_mut());
-        while let Some(chunk) = response.chunk().await.map_err(unanswered)? {
-            if answer.body().len() + chunk.len() > MAX_ANSWER {
-                return Err(Unanswered(format!("the answer has more than {MAX_ANSWER} bytes")));
-            }
-            answer.body_mut().extend_from_slice(&chunk);
-        }
+        *answer.body_mut() = outbound::body(&mut response, MAX_ANSWER).await.map_err(Unanswered)?;
         Ok(answer)
     }
 }
@@ -119,12 +98,6 @@ impl<'c> AsyncHttpClient<'c> for Http {
     }
 }
 
-/// An error and its sources.
-fn described(error: &reqwest::Error) -> String {
-    let (mut text, mut next) = (error.to_string(), error.source());
-    while let Some(source) = next {
-        text.push_str(&format!(": {source}"));
-        next = source.source();
-    }
-    text
-}
+#[cfg(test)]
+#[path = "http_tests.rs"]
+mod tests;

@@ -55,7 +55,8 @@ async fn ended(node: &Node, connector: &str, back: Back) -> ApiError {
 
 #[tokio::test]
 async fn without_an_address_for_browsers_it_is_said_what_to_set() {
-    let node = Node::start().await;
+    let mut node = Node::start().await;
+    Arc::get_mut(&mut node.service).unwrap().settings.web_origin = None;
     add(&node, oidc("corp")).await;
     let program = Program::new(vec![0xab; 32], 4321, "0123456789abcdef".into()).unwrap();
     let call = anonymous("BeginSSOLogin");

@@ -110,5 +110,6 @@ fn view(device: &v1::WebAuthnDevice) -> Value {
         "created_at": device.created_at.map(|time| time.to_string()),
         "last_used_at": device.last_used_at.map(|time| time.to_string()),
         "passkey": device.passkey,
+        "relying_party_id": device.relying_party_id,
     })
 }

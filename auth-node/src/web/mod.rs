@@ -10,7 +10,7 @@
 //!
 //! | path | request | answer |
 //! | --- | --- | --- |
-//! | `GET ping` | | `{cluster, version, second_factor, connectors, passkeys, public_url}` |
+//! | `GET ping` | | `{cluster, version, second_factor, connectors, passkeys, relying_party_id, public_url}` |
 //! | `POST login` | `{username, password, token}` | `{session}` and a cookie; with `"token": true`, `{session, session_id}`; or `{step_up: {challenge_id, options}}` |
 //! | `POST login/finish` | `{challenge_id, credential, token}` | as `login` |
 //! | `POST login/passkey` | `{username}`, which may be left out | `{challenge_id, options}` |

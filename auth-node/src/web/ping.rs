@@ -27,14 +27,14 @@ pub(super) async fn ping(State(web): State<Arc<Web>>, asked: Asked) -> Result<Re
     let read = web.service.read_local(&call, |view| {
         let (cluster, settings) = (cluster::get(view)?.row, cluster_config::settings(view)?);
         let connectors = connector::list(view, &PageRequest::new(CONNECTORS, None))?.items;
-        let passkeys = match webauthn::relying_party(view) {
-            Ok(_) => true,
-            Err(CoreError::Precondition(_)) => false,
+        let relying_party = match webauthn::relying_party(view) {
+            Ok(relying_party) => Some(relying_party.id),
+            Err(CoreError::Precondition(_)) => None,
             Err(error) => return Err(error),
         };
-        Ok((cluster, settings, connectors, passkeys))
+        Ok((cluster, settings, connectors, relying_party))
     });
-    let (cluster, settings, connectors, passkeys) = web.carry_out(&call, read).await?;
+    let (cluster, settings, connectors, relying_party) = web.carry_out(&call, read).await?;
     let connectors: Vec<_> = connectors
         .into_iter()
         .map(|(name, stored)| {
@@ -57,7 +57,8 @@ pub(super) async fn ping(State(web): State<Arc<Web>>, asked: Asked) -> Result<Re
         "version": env!("CARGO_PKG_VERSION"),
         "second_factor": second_factor,
         "connectors": connectors,
-        "passkeys": passkeys,
+        "passkeys": relying_party.is_some(),
+        "relying_party_id": relying_party,
         "public_url": web.service.settings.web_origin,
     });
     Ok(Json(body).into_response())

@@ -359,7 +359,8 @@ async fn anybody_is_told_what_a_login_takes_and_nothing_else() {
     let fields: BTreeSet<_> = answer.as_object().unwrap().keys().map(String::as_str).collect();
     assert_eq!(
         fields,
-        ["cluster", "connectors", "passkeys", "public_url", "second_factor", "version"].into()
+        ["cluster", "connectors", "passkeys", "public_url", "relying_party_id", "second_factor", "version"]
+            .into()
     );
     assert_eq!((&answer["second_factor"], &answer["passkeys"]), (&json!("off"), &json!(false)));
     for path in ["/v1/webapi/session", "/v1/webapi/devices"] {

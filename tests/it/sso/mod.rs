@@ -282,7 +282,7 @@ async fn a_terminal_logs_in_through_the_browser_beside_it_and_gets_a_certificate
     let (to, code) = on.location.split_once("?code=").unwrap();
     assert_eq!(to, format!("http://127.0.0.1:{}/{}", program["port"], program["path"].as_str().unwrap()));
     assert_eq!(ann.session(), None, "the browser gets no session of the program's");
-    // Who sees the code has not the verifier.
+    // With the code the program logs in, and its log has it not.
     let done = ann.get(&on.location);
     assert!(done.status == 200 && done.body.contains("You are logged in"), "{done:?}");
     assert_eq!(process.exited(PATIENCE).await.code(), Some(0), "{}", process.log());
@@ -358,7 +358,7 @@ async fn a_code_is_good_once_and_for_the_program_that_began_alone() {
     assert!(said.contains("SAML"), "{said}");
     let refused = person.begin("old", None).unwrap_err();
     assert!(refused.status == 400 && refused.body.contains("SAML"), "{refused:?}");
-    // Of what another site makes a browser send, nothing begins.
+    // The path of a program is one that it drew: hexadecimal digits, which lead nowhere else.
     let other = v1::BeginSsoLoginRequest {
         connector: "corp".into(),
         challenge: vec![0; 32].into(),

@@ -125,21 +125,12 @@ fn refusal(
         return Ok(Some("none of the roles that it is mapped to is there".into()));
     }
     identity.grants.roles = roles.iter().map(|role| role.name.clone()).collect();
-    locked(lock::check_user(tx, &identity.name, &roles))
+    lock::reason(lock::check_user(tx, &identity.name, &roles))
 }
 
 fn existing(tx: &mut (impl Transaction + ?Sized), identity: &Identity) -> Result<Vec<Role>, CoreError> {
     let row = UserRow { roles: crate::user::texts(&identity.grants.roles), ..UserRow::default() };
     roles(tx, &row)
-}
-
-/// The reason of a lock, if there is one.
-fn locked(checked: Result<(), CoreError>) -> Result<Option<String>, CoreError> {
-    match checked {
-        Ok(()) => Ok(None),
-        Err(CoreError::Locked(reason)) => Ok(Some(reason)),
-        Err(error) => Err(error),
-    }
 }
 
 /// Makes the session of a user that has proved itself.
@@ -194,7 +185,7 @@ pub fn redeem(
         return Ok(no_code(tx, context, target(&name), "the user or its connector is gone"));
     };
     let held = roles(tx, &user)?;
-    if let Some(reason) = locked(lock::check_user(tx, &name, &held))? {
+    if let Some(reason) = lock::reason(lock::check_user(tx, &name, &held))? {
         return Ok(refuse_user(tx, context, &connector, target(&name), &reason, Refusal::NotLetIn));
     }
     grant(tx, context, (name, user), &way.row, new).map(Verdict::Granted)

@@ -1,7 +1,7 @@
 //! Devices of users: their registration, list and removal.
 //!
 //! Where a user has a device already, another is registered with a session that was made with one: whoever knows a password
-//! alone would else make a second factor of its own. Where a second factor is required, one stays.
+//! alone would else make a second factor of its own. Where a user must have a device, by the configuration or a role, one stays.
 
 use prost::Message as _;
 use store_txn::{Read, ReadExt, Transaction, TransactionExt};
@@ -229,7 +229,8 @@ pub fn list(
 }
 
 /// Removes a device of the caller, ends the sessions that were made with it, but for the one of the call, and revokes their
-/// certificates. Where a second factor is required of the caller, it takes a session with one, and one device stays.
+/// certificates. Where a second factor is required of the caller, it takes a session with one; where the caller must have a device,
+/// one stays.
 ///
 /// # Errors
 /// [`CoreError::NotFound`] for what is not a device of the caller; [`CoreError::Locked`] for one that is locked;
@@ -245,11 +246,11 @@ pub fn delete(
     let row = row.filter(|row| row.user == caller.name.as_str()).ok_or_else(not_found)?;
     // Else its user would register it again, under an id that is not locked.
     lock::check(tx, TargetKind::Device, id.as_str())?;
-    if second_factor::is_required(tx, caller)? {
-        if caller.method() != AuthMethod::Webauthn {
-            let reason = "a second factor is required of you: to remove a device, log in with one first";
-            return Err(CoreError::Denied(reason.into()));
-        }
+    if second_factor::is_required(tx, caller)? && caller.method() != AuthMethod::Webauthn {
+        let reason = "a second factor is required of you: to remove a device, log in with one first";
+        return Err(CoreError::Denied(reason.into()));
+    }
+    if second_factor::must_have_device(tx, caller)? {
         let usable = usable_of(tx, &caller.name)?;
         if usable.iter().any(|(usable, _)| usable == id) && usable.len() == 1 {
             let reason =

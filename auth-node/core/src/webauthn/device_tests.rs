@@ -141,10 +141,21 @@ fn the_last_device_stays_where_a_second_factor_is_required() {
         cluster.admin(|tx, context| lock::delete(tx, context, &LockId::from_random([1; 16]))).unwrap();
         remove(&mut cluster, ann, 2).unwrap();
     }
-    configure(&mut cluster, SecondFactor::Off, "example.com");
-    let weak = cluster.log_in("ann");
-    remove(&mut cluster, weak, 1).unwrap();
-    assert_eq!(listed(&mut cluster, weak), 0);
+    for (factor, number) in [(SecondFactor::Optional, 1), (SecondFactor::Off, 3)] {
+        configure(&mut cluster, factor, "example.com");
+        let weak = cluster.log_in("ann");
+        match factor {
+            SecondFactor::Optional => {
+                assert_denied(remove(&mut cluster, weak, number), "log in with one first");
+                remove(&mut cluster, ann, number).unwrap();
+            }
+            _ => {
+                add(&mut cluster, weak, number).unwrap();
+                remove(&mut cluster, weak, number).unwrap();
+            }
+        }
+        assert_eq!(listed(&mut cluster, weak), 0);
+    }
 }
 
 #[test]

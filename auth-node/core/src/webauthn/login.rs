@@ -105,7 +105,7 @@ pub fn begin_step_up(
         None => Some("the password was changed meanwhile".to_owned()),
         Some(user) => {
             let roles = roles(tx, &user)?;
-            locked(lock::check_user(tx, name, &roles))?
+            lock::reason(lock::check_user(tx, name, &roles))?
         }
     };
     if let Some(reason) = reason {
@@ -295,10 +295,10 @@ fn admit(
         return Ok(Err(Failure::uncounted("the password was changed meanwhile")));
     }
     let roles = roles(tx, &user)?;
-    if let Some(reason) = locked(lock::check_user(tx, &name, &roles))? {
+    if let Some(reason) = lock::reason(lock::check_user(tx, &name, &roles))? {
         return Ok(Err(Failure::uncounted(reason)));
     }
-    if let Some(reason) = locked(lock::check(tx, TargetKind::Device, id.as_str()))? {
+    if let Some(reason) = lock::reason(lock::check(tx, TargetKind::Device, id.as_str()))? {
         return Ok(Err(Failure::uncounted(reason)));
     }
     if (counter, device.counter) != (0, 0) && counter <= device.counter {
@@ -344,15 +344,6 @@ fn refuse<T>(
     let fields = [("reason", reason), ("method", "webauthn".to_owned())];
     audit::append_refusal(tx, context, EventType::LoginFailed, target, &fields);
     Verdict::Refused(REFUSED)
-}
-
-/// The reason of a lock, if there is one.
-fn locked(checked: Result<(), CoreError>) -> Result<Option<String>, CoreError> {
-    match checked {
-        Ok(()) => Ok(None),
-        Err(CoreError::Locked(reason)) => Ok(Some(reason)),
-        Err(error) => Err(error),
-    }
 }
 
 fn password_of(user: &UserRow) -> PasswordHash {

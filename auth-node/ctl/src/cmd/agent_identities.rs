@@ -22,6 +22,7 @@ use crate::{
 #[derive(Debug, Subcommand)]
 pub(crate) enum AgentIdentities {
     /// Create an agent identity, and the secret that its program begins with
+    #[command(visible_alias = "create")]
     Add(Add),
     /// List agent identities
     Ls,
@@ -35,6 +36,7 @@ pub(crate) enum AgentIdentities {
     /// Take all that an identity has, and make another secret for it
     Reset(Reset),
     /// Delete an agent identity, end its sessions and revoke its certificates
+    #[command(visible_alias = "delete")]
     Rm {
         /// Name of the identity
         name: String,
@@ -156,6 +158,7 @@ impl IdentityView {
         match (&self.credentials_expire_at, &self.bootstrap_expires_at) {
             (Some(until), _) => format!("generation {}, until {until}", self.generation),
             (None, Some(until)) => format!("a secret, until {until}"),
+            (None, None) if !self.spiffe_ids.is_empty() => "SPIFFE IDs alone".into(),
             (None, None) => "nothing: reset it".into(),
         }
     }

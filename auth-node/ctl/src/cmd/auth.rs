@@ -38,8 +38,9 @@ Examples:
   mezctl auth rotate user --grace-period 48h         all of it, by itself
 
 A step is refused while live agents, ingests or auth nodes have not taken the phase up. Certificates of users from before
-are waited for by the last step of `user` and `tls`, and by `update-servers` of `host`: see `mezctl auth status`. --force goes on all the same; what has not
-followed is cut off. After the TLS CA was rotated, a first contact takes its new pin (`mezctl status`).";
+are waited for by the last step of `user` and `tls`, and by `update-servers` of `host`; credentials of agent identities by the
+last step of `spiffe`: see `mezctl auth status`. --force goes on all the same; what has not followed is cut off.
+After the TLS CA was rotated, a first contact takes its new pin (`mezctl status`).";
 
 /// Arguments of `auth rotate`.
 #[derive(Debug, Args)]

@@ -50,7 +50,7 @@ identity.";
 pub(crate) enum Bot {
     /// Get credentials for a bootstrap secret, and keep them fresh, as a service
     Run(Run),
-    /// Get the next credentials now
+    /// Get the next credentials now, of a folder that no `bot run` keeps
     Renew(Renew),
 }
 

@@ -19,6 +19,7 @@ pub(crate) enum Devices {
     /// List your devices
     Ls,
     /// Remove one of your devices, and end the other sessions that were made with it
+    #[command(visible_alias = "delete")]
     Rm {
         /// Id of the device
         id: String,

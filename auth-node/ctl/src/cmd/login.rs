@@ -43,6 +43,13 @@ pub(crate) struct Login {
     no_browser: bool,
 }
 
+impl Login {
+    /// Whether a provider says who logs in.
+    pub(crate) fn is_by_sso(&self) -> bool {
+        self.sso.is_some()
+    }
+}
+
 /// Arguments of `passwd`.
 #[derive(Debug, Args)]
 pub(crate) struct Passwd {

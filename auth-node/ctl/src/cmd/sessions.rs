@@ -19,7 +19,7 @@ use crate::{
 pub(crate) enum Sessions {
     /// List active sessions: your own, or everybody's for an admin
     Ls {
-        /// Only this user's
+        /// Only this user's; `bot:NAME`: this agent identity's
         #[arg(long, value_name = "NAME", default_value = "", hide_default_value = true)]
         user: String,
     },

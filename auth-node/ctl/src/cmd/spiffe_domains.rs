@@ -12,6 +12,7 @@ use tonic::Code;
 use crate::{
     cmd::{call, list, present},
     context::Context,
+    exit::Usage,
     files::read_text,
     output::{self, Done, Report, Row},
 };
@@ -35,7 +36,7 @@ A workload shows an X.509-SVID as its client certificate, or a JWT-SVID with the
 #[derive(Debug, Subcommand)]
 pub(crate) enum SpiffeDomains {
     /// Let workloads of a trust domain in, as the agent identities that have their SPIFFE IDs
-    #[command(after_help = ADD_EXAMPLES)]
+    #[command(after_help = ADD_EXAMPLES, visible_alias = "create")]
     Add(Add),
     /// List trust domains
     Ls,
@@ -44,7 +45,7 @@ pub(crate) enum SpiffeDomains {
         /// Name of the trust domain
         name: String,
     },
-    /// Change where the bundle of a trust domain comes from, or set another bundle
+    /// Change where the bundle of a trust domain comes from, or set another bundle; what is not given stays
     Update(Update),
     /// Let workloads of a trust domain in no more
     #[command(visible_alias = "delete")]
@@ -56,6 +57,7 @@ pub(crate) enum SpiffeDomains {
 
 /// Arguments of `spiffe-domains add`.
 #[derive(Debug, Args)]
+#[command(group = ArgGroup::new("of_endpoint").multiple(true).requires("url").args(["spiffe_id", "ca"]))]
 pub(crate) struct Add {
     /// Name of the trust domain, such as example.org
     name: String,
@@ -68,7 +70,7 @@ pub(crate) struct Add {
 
 /// Arguments of `spiffe-domains update`.
 #[derive(Debug, Args)]
-#[command(group = ArgGroup::new("change").required(true).multiple(true).args(["bundle", "url", "no_endpoint"]))]
+#[command(group = ArgGroup::new("change").required(true).multiple(true).args(["bundle", "url", "spiffe_id", "ca", "no_endpoint"]))]
 pub(crate) struct Update {
     /// Name of the trust domain
     name: String,
@@ -78,7 +80,7 @@ pub(crate) struct Update {
     #[command(flatten)]
     endpoint: EndpointArgs,
     /// Fetch the bundle from nowhere any more: it stays what it is
-    #[arg(long, conflicts_with = "url")]
+    #[arg(long, conflicts_with_all = ["url", "spiffe_id", "ca"])]
     no_endpoint: bool,
 }
 
@@ -88,22 +90,34 @@ pub(crate) struct EndpointArgs {
     /// Fetch the bundle from here, again and again
     #[arg(long = "endpoint", value_name = "URL")]
     url: Option<String>,
-    /// SPIFFE ID that the endpoint shows; without it, it is known by its name on the web
-    #[arg(long = "endpoint-spiffe-id", value_name = "ID", requires = "url")]
+    /// SPIFFE ID that the endpoint shows; without one, or with '', it is known by its name on the web
+    #[arg(long = "endpoint-spiffe-id", value_name = "ID")]
     spiffe_id: Option<String>,
     /// File with PEM certificates of who vouches for the endpoint's name, in place of the auth nodes' system
-    #[arg(long = "endpoint-ca", value_name = "FILE", requires = "url", conflicts_with = "spiffe_id")]
+    #[arg(long = "endpoint-ca", value_name = "FILE", conflicts_with = "spiffe_id")]
     ca: Option<PathBuf>,
 }
 
 impl EndpointArgs {
-    fn read(self) -> Result<Option<v1::SpiffeBundleEndpoint>> {
-        let Some(url) = self.url else { return Ok(None) };
-        Ok(Some(v1::SpiffeBundleEndpoint {
-            url,
-            spiffe_id: self.spiffe_id.unwrap_or_default(),
-            web_ca_certificates: self.ca.as_deref().map(read_text).transpose()?.unwrap_or_default(),
-        }))
+    /// What becomes of an endpoint, or of none: what is not given stays. It is known by its SPIFFE ID or by its name, so
+    /// that a SPIFFE ID takes the place of the CA, and the other way round.
+    fn apply(self, stored: Option<v1::SpiffeBundleEndpoint>) -> Result<Option<v1::SpiffeBundleEndpoint>> {
+        let Self { url, spiffe_id, ca } = self;
+        let ca = ca.as_deref().map(read_text).transpose()?;
+        let Some(stored) = stored.or_else(|| url.is_some().then(v1::SpiffeBundleEndpoint::default)) else {
+            return match spiffe_id.is_some() || ca.is_some() {
+                true => Err(Usage("the trust domain has no endpoint: give --endpoint".into()).into()),
+                false => Ok(None),
+            };
+        };
+        let (spiffe_id, web_ca_certificates) = match (spiffe_id, ca) {
+            (Some(id), _) if id.is_empty() => (id, stored.web_ca_certificates),
+            (Some(id), _) => (id, String::new()),
+            (None, Some(ca)) => (String::new(), ca),
+            (None, None) => (stored.spiffe_id, stored.web_ca_certificates),
+        };
+        let url = url.unwrap_or(stored.url);
+        Ok(Some(v1::SpiffeBundleEndpoint { url, spiffe_id, web_ca_certificates }))
     }
 }
 
@@ -116,6 +130,8 @@ struct DomainView {
     trust_domain: String,
     endpoint: String,
     endpoint_spiffe_id: String,
+    /// Whether others than the auth nodes' system vouch for the endpoint's name.
+    endpoint_ca: bool,
     x509_authorities: u32,
     jwt_authorities: u32,
     sequence: Option<u64>,
@@ -137,6 +153,7 @@ impl From<v1::SpiffeDomain> for DomainView {
             trust_domain: domain.trust_domain,
             endpoint: endpoint.url,
             endpoint_spiffe_id: endpoint.spiffe_id,
+            endpoint_ca: !endpoint.web_ca_certificates.is_empty(),
             x509_authorities: domain.x509_authorities,
             jwt_authorities: domain.jwt_authorities,
             sequence: domain.sequence,
@@ -163,6 +180,7 @@ impl Report for DomainView {
             ("trust domain", self.trust_domain.clone()),
             ("endpoint", self.endpoint.clone()),
             ("endpoint id", self.endpoint_spiffe_id.clone()),
+            ("endpoint ca", if self.endpoint_ca { "set".into() } else { String::new() }),
             ("x509 authorities", self.x509_authorities.to_string()),
             ("jwt authorities", self.jwt_authorities.to_string()),
             ("sequence", self.sequence()),
@@ -209,7 +227,7 @@ async fn add(context: &Context, args: Add) -> Result<()> {
     let domain = v1::SpiffeDomain {
         trust_domain: args.name,
         bundle: read_bundle(args.bundle.as_deref())?,
-        endpoint: args.endpoint.read()?,
+        endpoint: args.endpoint.apply(None)?,
         ..v1::SpiffeDomain::default()
     };
     let client = context.user().await?;
@@ -235,13 +253,12 @@ async fn one(client: &Client, name: String) -> Result<v1::SpiffeDomain> {
 
 async fn update(context: &Context, args: Update) -> Result<()> {
     let bundle = read_bundle(args.bundle.as_deref())?;
-    let endpoint = args.endpoint.read()?;
     let client = context.user().await?;
     let check = Retry::once(format!("see `mezctl spiffe-domains get {}`", args.name));
     // With the revision that was read: what somebody else changes meanwhile is not undone.
     let mut domain = one(&client, args.name).await?;
     domain.bundle = bundle;
-    domain.endpoint = if args.no_endpoint { None } else { endpoint.or(domain.endpoint) };
+    domain.endpoint = if args.no_endpoint { None } else { args.endpoint.apply(domain.endpoint)? };
     let request = v1::UpdateSpiffeDomainRequest { domain: Some(domain) };
     let reply = call!(client, check, update_spiffe_domain, request)?;
     context.print(&DomainView::from(present(reply.domain, "the trust domain")?))
@@ -256,4 +273,42 @@ async fn rm(context: &Context, name: String) -> Result<()> {
         Err(error) => return Err(error.into()),
     }
     context.print(&Done::new(format!("Workloads of {name} are not let in any more.")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_an_endpoint_what_is_not_given_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("ca.pem");
+        std::fs::write(&file, "new ca").unwrap();
+        let endpoint = |url: &str, id: &str, ca: &str| v1::SpiffeBundleEndpoint {
+            url: url.into(),
+            spiffe_id: id.into(),
+            web_ca_certificates: ca.into(),
+        };
+        let (known_by_id, known_by_name) = (endpoint("u", "id", ""), endpoint("u", "", "ca"));
+        let apply = |url: Option<&str>, id: Option<&str>, ca: bool, stored: Option<&_>| {
+            let (url, spiffe_id) = (url.map(str::to_owned), id.map(str::to_owned));
+            EndpointArgs { url, spiffe_id, ca: ca.then(|| file.clone()) }.apply(stored.cloned())
+        };
+        for (url, id, ca, stored, becomes) in [
+            (None, None, false, &known_by_id, endpoint("u", "id", "")),
+            (Some("v"), None, false, &known_by_id, endpoint("v", "id", "")),
+            (Some("v"), None, false, &known_by_name, endpoint("v", "", "ca")),
+            (None, Some("other"), false, &known_by_id, endpoint("u", "other", "")),
+            (None, Some("id"), false, &known_by_name, endpoint("u", "id", "")),
+            (None, Some(""), false, &known_by_id, endpoint("u", "", "")),
+            (None, Some(""), false, &known_by_name, endpoint("u", "", "ca")),
+            (None, None, true, &known_by_id, endpoint("u", "", "new ca")),
+            (Some("v"), None, true, &known_by_name, endpoint("v", "", "new ca")),
+        ] {
+            assert_eq!(apply(url, id, ca, Some(stored)).unwrap(), Some(becomes), "{url:?} {id:?} {ca}");
+        }
+        assert_eq!(apply(Some("v"), Some("id"), false, None).unwrap(), Some(endpoint("v", "id", "")));
+        assert_eq!(apply(None, None, false, None).unwrap(), None);
+        assert!(apply(None, Some("id"), false, None).unwrap_err().is::<Usage>());
+    }
 }

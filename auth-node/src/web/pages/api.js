@@ -40,7 +40,7 @@ export async function call(method, path, body) {
     throw new Refusal(answer);
 }
 
-/** Shows which cluster this is. Nothing waits for it. */
+/** Shows which cluster this is, and answers what it says of itself: nothing, where it cannot be asked. */
 export async function nameCluster() {
     const place = document.getElementById("cluster");
     try {

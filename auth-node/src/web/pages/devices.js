@@ -6,11 +6,22 @@ const element = (id) => document.getElementById(id);
 const form = element("add");
 const { name } = form.elements;
 const dialog = element("remove");
+/** What the cluster says of itself. */
+let cluster = {};
 
-/** Without a session there is nothing here. */
+/** Without a session there is nothing here: what waits for an answer waits until the page is left. */
 function logInFirst(refusal) {
-    if (refusal.code === "UNAUTHENTICATED") location.replace("/web/login");
-    throw refusal;
+    if (refusal.code !== "UNAUTHENTICATED") throw refusal;
+    location.replace("/web/login");
+    return new Promise(() => {});
+}
+
+/** Why nobody with this session adds a passkey by this page; empty where one may. */
+function whyNoneIsAdded(session) {
+    if (session.method === "sso") return "You log in by single sign-on: what else it takes is asked for by your provider.";
+    if (cluster.passkeys === false) return "Passkeys are not set up in this cluster.";
+    if (!passkey.supported) return "This browser knows no passkeys: to add one, take another browser.";
+    return "";
 }
 
 /** Says what went wrong or well with a device, where it is looked for. */
@@ -27,7 +38,10 @@ function item(device) {
     const used = device.last_used_at ? `last used ${day(device.last_used_at)}` : "not used yet";
     const times = document.createElement("span");
     times.className = "quiet small";
-    times.textContent = `${device.passkey ? "Passkey" : "Security key"}, added ${day(device.created_at)}, ${used}`;
+    // Where it is of the cluster's domain, that goes without saying.
+    const other = device.relying_party_id !== cluster.relying_party_id;
+    const kind = `${device.passkey ? "Passkey" : "Security key"}${other ? ` for ${device.relying_party_id}` : ""}`;
+    times.textContent = `${kind}, added ${day(device.created_at)}, ${used}`;
     about.append(title, times);
     const button = document.createElement("button");
     button.type = "button";
@@ -43,7 +57,7 @@ async function load() {
     const { devices } = await call("GET", "/devices").catch(logInFirst);
     element("devices").replaceChildren(...devices.map(item));
     element("devices").hidden = devices.length === 0;
-    element("none").hidden = devices.length > 0;
+    element("none").hidden = devices.length > 0 || !element("none-to-add").hidden;
 }
 
 /** Whether the person in front of the page says yes. */
@@ -65,12 +79,11 @@ async function remove(device) {
     } catch (refusal) {
         tell("", refusal.message);
     }
-    name.focus();
+    element("devices-title").focus();
 }
 
 onSubmit(form, async () => {
     tell("");
-    if (!passkey.supported) throw new Error("This browser knows no passkeys: take another one.");
     if (!name.value.trim()) {
         throw new Refusal({ code: "MISSING", field: "name", message: "Give the device a name." });
     }
@@ -97,18 +110,22 @@ element("logout").addEventListener("click", async () => {
 });
 
 async function begin() {
-    const { session, roles } = await call("GET", "/session").catch(logInFirst);
+    const asked = [call("GET", "/session").catch(logInFirst), nameCluster()];
+    const [{ session, roles }, ping] = await Promise.all(asked);
+    cluster = ping;
     element("user").textContent = session.user;
     element("until").textContent = when(session.expires_at);
     element("roles").textContent = roles.length ? roles.join(", ") : "none";
-    element("welcome").hidden = location.hash !== "#new";
+    const why = whyNoneIsAdded(session);
+    element("none-to-add").textContent = why;
+    element("none-to-add").hidden = !why;
+    for (const part of form.querySelectorAll(".field, button")) part.hidden = !!why;
+    element("welcome").hidden = location.hash !== "#new" || !!why;
     history.replaceState(null, "", location.pathname);
     element("page").hidden = false;
-    await load();
+    await load().catch((refusal) => tell("", refusal.message));
 }
 
 begin().catch((refusal) => {
-    element("page").hidden = false;
-    tell("", refusal.message);
+    element("failed").textContent = sentence(refusal.message);
 });
-nameCluster();

@@ -27,24 +27,37 @@ function say(form, refusal, fields) {
     input.focus();
 }
 
+/**
+ * Does `work`, which a button of `form` or beside it begins, unless the form is busy. What goes wrong is said in the form. The
+ * button is not `disabled` meanwhile: it would lose the focus.
+ */
+async function alone(form, button, work, fields = {}) {
+    if (form.hasAttribute("aria-busy")) return;
+    clear(form);
+    form.setAttribute("aria-busy", "true");
+    button.setAttribute("aria-disabled", "true");
+    try {
+        await work();
+    } catch (refusal) {
+        say(form, { message: refusal.message, field: refusal.field ?? "" }, fields);
+    } finally {
+        button.removeAttribute("aria-disabled");
+        form.removeAttribute("aria-busy");
+    }
+}
+
 /** Does `work` when a form is sent. `fields` says which input a field of the API is, where it has another name. */
-export function onSubmit(form, work, fields = {}) {
-    form.addEventListener("submit", async (event) => {
+export function onSubmit(form, work, fields) {
+    const button = form.querySelector("button[type=submit]");
+    form.addEventListener("submit", (event) => {
         event.preventDefault();
-        const button = form.querySelector("button[type=submit]");
-        if (button.disabled) return;
-        clear(form);
-        button.disabled = true;
-        form.setAttribute("aria-busy", "true");
-        try {
-            await work();
-        } catch (refusal) {
-            say(form, { message: refusal.message, field: refusal.field ?? "" }, fields);
-        } finally {
-            button.disabled = false;
-            form.removeAttribute("aria-busy");
-        }
+        alone(form, button, work, fields);
     });
+}
+
+/** Does `work` when a button beside a form is clicked that does the same in another way. */
+export function onClick(form, button, work) {
+    button.addEventListener("click", () => alone(form, button, work));
 }
 
 /** Has a button show and hide what is typed into a password field. */

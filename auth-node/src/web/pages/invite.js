@@ -1,9 +1,21 @@
 import { call, nameCluster, Refusal } from "./api.js";
 import { canBeShown, onSubmit } from "./form.js";
 
+/** What a link was damaged into is no invite. */
+function decoded(text) {
+    try {
+        return decodeURIComponent(text);
+    } catch {
+        return "";
+    }
+}
+
 // The secret is behind the # and so never sent with the address. It goes from the address bar and the history at once.
-const secret = decodeURIComponent(location.hash.slice(1));
+const fragment = location.hash.slice(1);
 history.replaceState(null, "", location.pathname);
+const secret = decoded(fragment);
+// A page that is there already is not loaded anew for what is behind the `#`.
+addEventListener("hashchange", () => location.reload());
 
 const form = document.getElementById("invite");
 const { password, again } = form.elements;

@@ -1,5 +1,5 @@
 import { call, nameCluster, Refusal } from "./api.js";
-import { canBeShown, onSubmit, sentence } from "./form.js";
+import { canBeShown, onClick, onSubmit } from "./form.js";
 import * as passkey from "./passkey.js";
 
 const form = document.getElementById("login");
@@ -27,28 +27,16 @@ onSubmit(form, async () => {
 
 /** Without a password, and without a name: the passkey knows both. */
 async function withPasskey() {
-    const notice = form.querySelector(".notice");
-    notice.textContent = "";
-    try {
-        const { challenge_id, options } = await call("POST", "/login/passkey", {});
-        const credential = await passkey.get(options);
-        await call("POST", "/login/passkey/finish", { challenge_id, credential });
-        location.replace("/web/devices");
-    } catch (refusal) {
-        notice.textContent = sentence(refusal.message);
-    }
+    const { challenge_id, options } = await call("POST", "/login/passkey", {});
+    const credential = await passkey.get(options);
+    await call("POST", "/login/passkey/finish", { challenge_id, credential });
+    location.replace("/web/devices");
 }
 
 /** By a provider elsewhere, which sends the browser back. */
 async function withConnector(connector) {
-    const notice = form.querySelector(".notice");
-    notice.textContent = "";
-    try {
-        const { url } = await call("POST", "/sso/login", { connector });
-        location.assign(url);
-    } catch (refusal) {
-        notice.textContent = sentence(refusal.message);
-    }
+    const { url } = await call("POST", "/sso/login", { connector });
+    location.assign(url);
 }
 
 /** A button for each connector that somebody can log in by. */
@@ -59,7 +47,7 @@ function offer({ name, display_name, kind }) {
     button.className = "full";
     button.dataset.connector = name;
     button.textContent = `Log in with ${display_name || name}`;
-    button.addEventListener("click", () => withConnector(name));
+    onClick(form, button, () => withConnector(name));
     document.getElementById("connectors").append(button);
 }
 
@@ -80,7 +68,7 @@ sayWhy();
 // A page that is there already is not loaded anew for what is behind the `#`.
 addEventListener("hashchange", sayWhy);
 
-document.getElementById("with-passkey").addEventListener("click", withPasskey);
+onClick(form, document.getElementById("with-passkey"), withPasskey);
 nameCluster().then((ping) => {
     document.getElementById("with-passkey").hidden = !(passkey.supported && ping.passkeys);
     // Where no address is known to which a provider could send the browser back, there is none to offer.

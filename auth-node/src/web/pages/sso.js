@@ -6,6 +6,8 @@ const given = new URLSearchParams(location.hash.slice(1));
 const [connector, challenge, path] = ["connector", "challenge", "path"].map((name) => given.get(name) ?? "");
 const port = Number(given.get("port"));
 const whole = connector && /^[0-9a-f]{64}$/.test(challenge) && Number.isInteger(port) && port > 0;
+// A page that is there already is not loaded anew for what is behind the `#`.
+addEventListener("hashchange", () => location.reload());
 
 document.getElementById(whole ? "with" : "without").hidden = false;
 if (whole) {

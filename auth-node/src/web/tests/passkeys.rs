@@ -36,6 +36,9 @@ async fn with_device() -> (Site, Authenticator) {
         (&devices["devices"][0]["name"], devices["devices"][1].is_null()),
         (&json!("Work laptop"), true)
     );
+    let ping = site.ask(get("/v1/webapi/ping")).await.json();
+    let relying_party = (&devices["devices"][0]["relying_party_id"], &ping["relying_party_id"]);
+    assert_eq!(relying_party, (&json!("test.example"), &json!("test.example")));
     (site, device)
 }
 

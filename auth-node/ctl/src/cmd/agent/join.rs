@@ -67,6 +67,13 @@ pub(crate) struct Join {
     principals_user: Option<String>,
 }
 
+impl Join {
+    /// Whether the host proves it by its AWS identity.
+    pub(crate) fn is_by_iam(&self) -> bool {
+        self.method == Method::Iam
+    }
+}
+
 /// How a host proves that it may join.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Method {
@@ -280,7 +287,8 @@ async fn attest(
 ) -> Result<()> {
     let failed = |error| match error {
         IamError::Client(error) => anyhow::Error::from(error),
-        error => Usage(error.to_string()).into(),
+        IamError::NoRegion => Usage(error.to_string()).into(),
+        error => error.into(),
     };
     let signer = IamSigner::from_environment(region).await.map_err(failed)?;
     let init = Init {

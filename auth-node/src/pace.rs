@@ -1,4 +1,4 @@
-//! How often ceremonies are begun at this node: each is a write, and anybody can begin one. So many at once, and after them a few a
+//! How often logins of several steps are begun at this node: each is a write, and anybody can begin one. So many at once, and after them a few a
 //! second, for each network and each user.
 
 use std::{
