@@ -47,17 +47,16 @@ pub(crate) fn check(rule: &MethodAccess, caller: &Caller) -> Result<(), CoreErro
 }
 
 /// What a session may do that was made with a password alone where a second factor is required: what it takes to get one, and to end.
-const WITHOUT_SECOND_FACTOR: &[&str] = &[
-    "ChangePassword",
-    "Logout",
-    "BeginWebAuthnRegistration",
-    "FinishWebAuthnRegistration",
-    "ListWebAuthnDevices",
-];
+const WITHOUT_SECOND_FACTOR: &[&str] =
+    &["Logout", "BeginWebAuthnRegistration", "FinishWebAuthnRegistration", "ListWebAuthnDevices"];
+
+/// What is public for the sake of others, and what a user does there by its roles.
+const PUBLIC_BY_ROLE: &[&str] = &["DeregisterAgent"];
 
 /// Whether a method takes a second factor of users of whom one is required.
 pub(crate) fn takes_second_factor(rule: &MethodAccess) -> bool {
-    !rule.classes.contains(&AccessClass::Public) && !WITHOUT_SECOND_FACTOR.contains(&rule.method)
+    let by_user = !rule.classes.contains(&AccessClass::Public) || PUBLIC_BY_ROLE.contains(&rule.method);
+    by_user && !WITHOUT_SECOND_FACTOR.contains(&rule.method)
 }
 
 fn admits(class: AccessClass, caller: &Caller) -> bool {

@@ -10,7 +10,7 @@ use auth_core::{
     CoreError, Credential,
     lockout::{self, SlotSecret},
     names::{DeviceId, SessionHandle, UserName},
-    secret::{PasswordHash, SecretDigest, SecretKind},
+    secret::{SecretDigest, SecretKind},
     session::NewSession,
     tables::{AuthMethod, DeviceRow, Purpose, SessionRow},
     webauthn::{
@@ -125,27 +125,34 @@ pub(crate) async fn begin_login(service: &Service, call: &Call, username: &str) 
     Ok(challenge(begun.await?.value, options, &secret))
 }
 
-/// Begins the second half of a login of a user whose password was just verified against this hash. What is wrong with it by now
-/// is answered as a wrong password is.
+/// What may become the second half of a login whose first half is a password: `None` without a relying party.
 ///
 /// # Errors
-/// [`CoreError::Unauthenticated`]; [`CoreError::Precondition`] without a relying party, and for a user without devices;
-/// [`ApiError::Busy`]; [`ApiError::Store`].
-pub(crate) async fn begin_step_up(
-    service: &Service,
-    call: &Call,
-    name: &UserName,
-    verified: &PasswordHash,
-) -> Result<Begun, ApiError> {
-    let call = &Call { credential: Credential::None, ..call.clone() };
-    service.pace.admit(format!("user:{name}"))?;
-    let relying_party = service.read(call, |view, _| webauthn::relying_party(view)).await?;
+/// [`ApiError::Store`].
+pub(crate) async fn step_up(service: &Service, call: &Call) -> Result<Option<StepUp>, ApiError> {
+    let relying_party = service.read(call, |view, _| match webauthn::relying_party(view) {
+        Ok(relying_party) => Ok(Some(relying_party)),
+        Err(CoreError::Precondition(_)) => Ok(None),
+        Err(error) => Err(error),
+    });
+    let Some(relying_party) = relying_party.await? else { return Ok(None) };
     let (options, state) = verifier(service, &relying_party)?.begin_step_up()?;
-    let (new, secret) = ceremony(Purpose::StepUp, state);
-    let (name, verified) = (name.clone(), verified.clone());
-    let begun =
-        service.decide(call, move |tx, context| login::begin_step_up(tx, context, &name, &verified, &new));
-    Ok(challenge(begun.await?, options, &secret))
+    let (ceremony, secret) = ceremony(Purpose::StepUp, state);
+    Ok(Some(StepUp { ceremony, options, secret }))
+}
+
+/// The second half of a login, until it is known whether it is asked for.
+pub(crate) struct StepUp {
+    pub(crate) ceremony: NewCeremony,
+    options: Value,
+    secret: Zeroizing<String>,
+}
+
+impl StepUp {
+    /// It is: what the client is told.
+    pub(crate) fn asked(self, begun: BegunLogin) -> Begun {
+        challenge(begun, self.options, &self.secret)
+    }
 }
 
 /// A challenge for its client, which asks for these credentials. No transports are told with them: fakes have none.

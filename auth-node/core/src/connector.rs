@@ -260,6 +260,7 @@ pub fn create(
     let made = ConnectorRow {
         created_at_ms: tx.now(),
         created_by: context.caller.actor(),
+        since_ms: tx.now(),
         ..new.row(secret, None)?
     };
     tx.put(&key, &made);
@@ -268,7 +269,7 @@ pub fn create(
     Ok(made)
 }
 
-/// Replaces a connector, and answers it as it is stored.
+/// Replaces a connector, and answers it as it is stored. With another provider or client the sessions that were made by it end.
 ///
 /// # Errors
 /// As of [`create`], but for one that is there; [`CoreError::Invalid`] for a stored secret that is of another issuer, client
@@ -287,6 +288,10 @@ pub fn update(
     mapped::check(tx, caller, &new.roles)?;
     let mut row = new.row(secret, Some(&current.row))?;
     row.created_at_ms = current.row.created_at_ms;
+    row.since_ms = match new.is_for_the_same(&current.row) {
+        true => current.row.since_ms,
+        false => tx.now(),
+    };
     row.created_by = current.row.created_by;
     tx.put(&ConnectorKey(new.name.clone()), &row);
     mapped::note(tx, MapperKind::Connector, new.name.as_str(), &before, &new.roles);

@@ -370,7 +370,10 @@ fn holder(state: &mut (impl Read + ?Sized), digest: SecretDigest) -> Result<Call
     if !user.connector.is_empty() {
         // Who is not believed any more has nobody here.
         let connector = ConnectorName::parse("user.connector", &user.connector)?;
-        state.get(&ConnectorKey(connector))?.ok_or(NO_SUCH_SESSION)?;
+        let connector = state.get(&ConnectorKey(connector))?.ok_or(NO_SUCH_SESSION)?.row;
+        if session.created_at_ms < connector.since_ms {
+            return Err(NO_SUCH_SESSION);
+        }
     }
     let roles = roles(state, &user)?;
     let use_is_due = usage.is_due;

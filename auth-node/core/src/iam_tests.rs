@@ -229,6 +229,17 @@ fn a_join_is_certificates_and_registration_and_one_use_however_often_it_is_repea
     ask(&mut world, &mut host, "t", "web1", Ok(identity(ROLE))).unwrap();
     assert_eq!((host.id(), uses(&mut world, "t")), (id, 1));
     assert_eq!(world.events(before), ["cert.host.issue"]);
+    // Public keys are no proof: what is reported with them of who is there already does not count.
+    let asked = IamJoin {
+        token: token_name("t"),
+        attested: Ok(identity(ROLE)),
+        request: host.request("web1", &[]),
+        report: report("elsewhere:22", &[("os", "mine")]),
+        fresh: AgentId::from_random([9; 16]),
+    };
+    world.run(|tx, context| join(tx, context, &asked)).and_then(Verdict::into_result).unwrap();
+    let node = world.node(&host).unwrap();
+    assert_eq!(node.labels(), labels(&[("env", "prod"), ("os", "linux")]));
     // Others, and this one for another name, are not let in by it.
     let mut other = Host::new(NodeKind::Ssh);
     assert_denied(ask(&mut world, &mut other, "t", "web2", Ok(identity(ROLE))), "not accepted");

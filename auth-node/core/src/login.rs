@@ -14,6 +14,10 @@ use crate::{
     secret::PasswordHash,
     session::{self, NewSession},
     tables::{SessionRow, UserKey, UserRow},
+    webauthn::{
+        ceremony::NewCeremony,
+        login::{BegunLogin, begin_step_up},
+    },
 };
 
 /// The one answer to a name and a password that do not belong together, whichever of them is wrong, and to all that are
@@ -56,6 +60,57 @@ pub fn conclude(
     context: &Context,
     attempt: &Attempt,
 ) -> Result<Verdict<SessionRow>, CoreError> {
+    match judge(tx, context, attempt)? {
+        Some(proved) => grant(tx, context, proved, &attempt.new).map(Verdict::Granted),
+        None => Ok(Verdict::Refused(WRONG)),
+    }
+}
+
+/// What a right password has given.
+#[derive(Debug, PartialEq)]
+pub enum Given {
+    /// The session.
+    Session(SessionRow),
+    /// What an authenticator is asked.
+    StepUp(BegunLogin),
+}
+
+/// As [`conclude`], but that of a user with a device the second half of the login is begun, which is the authenticator's. `None`:
+/// the cluster has no relying party, and so nobody has one that is of use.
+///
+/// # Errors
+/// [`CoreError::Storage`].
+pub fn conclude_or_step_up(
+    tx: &mut (impl Transaction + ?Sized),
+    context: &Context,
+    attempt: &Attempt,
+    step_up: Option<&NewCeremony>,
+) -> Result<Verdict<Given>, CoreError> {
+    let Some(proved) = judge(tx, context, attempt)? else { return Ok(Verdict::Refused(WRONG)) };
+    if let Some(new) = step_up {
+        let verified = PasswordHash::new(proved.row.password_hash.clone());
+        if let Some(begun) = begin_step_up(tx, context, &proved.name, &verified, new)? {
+            return Ok(Verdict::Granted(Given::StepUp(begun)));
+        }
+    }
+    Ok(Verdict::Granted(Given::Session(grant(tx, context, proved, &attempt.new)?)))
+}
+
+/// Whose password was verified.
+struct Proved {
+    name: UserName,
+    row: UserRow,
+    roles: Vec<Role>,
+    tries: Tries,
+}
+
+/// Whose password was verified, if its logins are not shut and there is no lock on it. `None`: counted, written and audited,
+/// whatever it is, so that nothing but the audit log tells what.
+fn judge(
+    tx: &mut (impl Transaction + ?Sized),
+    context: &Context,
+    attempt: &Attempt,
+) -> Result<Option<Proved>, CoreError> {
     let user = match &attempt.name {
         Some(name) => tx.get(&UserKey(name.clone()))?.map(|user| (name.clone(), user.row)),
         None => None,
@@ -70,14 +125,9 @@ pub fn conclude(
         Some("too many failures".to_owned())
     } else if let Some((name, row)) = user.as_ref().filter(|(_, row)| is_verified(row, attempt)) {
         let roles = roles(tx, row)?;
-        match lock::check_user(tx, name, &roles) {
-            Ok(()) => {
-                tries.succeed();
-                tries.save(tx);
-                return grant(tx, context, (name.clone(), row.clone()), roles, &attempt.new);
-            }
-            Err(CoreError::Locked(reason)) => Some(reason),
-            Err(error) => return Err(error),
+        match lock::reason(lock::check_user(tx, name, &roles))? {
+            None => return Ok(Some(Proved { name: name.clone(), row: row.clone(), roles, tries })),
+            locked => locked,
         }
     } else {
         lockout::fail(tx, context, &mut tries);
@@ -87,7 +137,7 @@ pub fn conclude(
     let target = user.map_or_else(|| "user:?".to_owned(), |(name, _)| format!("user:{name}"));
     let fields: Vec<_> = reason.into_iter().map(|reason| ("reason", reason)).collect();
     audit::append_refusal(tx, context, EventType::LoginFailed, target, &fields);
-    Ok(Verdict::Refused(WRONG))
+    Ok(None)
 }
 
 /// Whether the password that was verified is still the user's.
@@ -99,17 +149,18 @@ fn is_verified(row: &UserRow, attempt: &Attempt) -> bool {
 fn grant(
     tx: &mut (impl Transaction + ?Sized),
     context: &Context,
-    (name, user): (UserName, UserRow),
-    roles: Vec<Role>,
+    Proved { name, row: user, roles, mut tries }: Proved,
     new: &NewSession,
-) -> Result<Verdict<SessionRow>, CoreError> {
+) -> Result<SessionRow, CoreError> {
+    tries.succeed();
+    tries.save(tx);
     let session = session::create(tx, context, &name, new)?;
     let fields = [("user", name.to_string())];
     let caller =
         UserCaller { name, user, roles, digest: new.digest, session: session.clone(), use_is_due: false };
     let context = Context { caller: Caller::User(Box::new(caller)), origin: context.origin.clone() };
     audit::append(tx, &context, EventType::Login, session::target(&session), &fields);
-    Ok(Verdict::Granted(session))
+    Ok(session)
 }
 
 /// Counts an old password that is not the caller's, and audits it: always a refusal.

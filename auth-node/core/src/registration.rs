@@ -103,7 +103,8 @@ fn enroll(
 }
 
 /// Enters an agent that has just been given certificates by its join, against nothing more. One that is in the registry
-/// is told so again, and its report counts. `more` is for the audit log.
+/// is told so again, and its report does not count: whoever joins has not shown that it has the agent's key. `more` is for the
+/// audit log.
 pub(crate) fn complete(
     tx: &mut (impl Transaction + ?Sized),
     context: &Context,
@@ -112,18 +113,17 @@ pub(crate) fn complete(
     more: &[(&str, String)],
 ) -> Result<Registered, CoreError> {
     let cluster_name = cluster::get(tx)?.row.name;
-    let node = match join::unfinished(tx, id)? {
+    match join::unfinished(tx, id)? {
         Some(node) => {
             let node = NodeRow { registered_at_ms: tx.now(), ..node };
             enroll(tx, context, id, &node, report, more);
-            node
+            presence::put(tx, id, &node, report)?;
         }
-        None => {
-            let lost = || CoreError::Internal(format!("agent {id} has certificates and no row"));
-            tx.get(&NodeKey(id.clone()))?.ok_or_else(lost)?.row
+        None if tx.get(&NodeKey(id.clone()))?.is_none() => {
+            return Err(CoreError::Internal(format!("agent {id} has certificates and no row")));
         }
-    };
-    presence::put(tx, id, &node, report)?;
+        None => {}
+    }
     Ok(Registered { agent_id: id.clone(), cluster_name })
 }
 

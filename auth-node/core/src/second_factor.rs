@@ -4,42 +4,16 @@
 //! who hold it (`require_mfa`). A single sign-on counts as one where its connector says that the provider asks for it. The configuration closes everything to a session without one, but what it takes to get one; a
 //! role, the certificates alone.
 
-use store_txn::{Read, ReadExt};
+use store_txn::Read;
 
 use crate::{
     Caller, CoreError, cluster_config,
-    context::{self, Role, UserCaller},
+    context::{Role, UserCaller},
     evaluate::{Access, Traits},
     names::UserName,
-    tables::{AuthMethod, SecondFactor, UserKey},
+    tables::{AuthMethod, SecondFactor},
     webauthn::device,
 };
-
-/// What comes after a password that was verified.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum AfterPassword {
-    /// A session. Where a factor is required and the user has no device, it is good for registering one.
-    Session,
-    /// An authenticator's answer.
-    StepUp,
-}
-
-/// Tells what comes after the password of a user.
-///
-/// # Errors
-/// [`CoreError::Storage`].
-pub fn after_password(state: &mut (impl Read + ?Sized), name: &UserName) -> Result<AfterPassword, CoreError> {
-    let Some(user) = state.get(&UserKey(name.clone()))?.map(|user| user.row) else {
-        return Ok(AfterPassword::Session);
-    };
-    let roles = context::roles(state, &user)?;
-    let asked =
-        asks(&roles, &user.traits) || cluster_config::settings(state)?.second_factor != SecondFactor::Off;
-    Ok(match asked && device::has_any(state, name)? {
-        true => AfterPassword::StepUp,
-        false => AfterPassword::Session,
-    })
-}
 
 /// Refuses a session that was made without a second factor where the cluster's configuration asks for more.
 ///

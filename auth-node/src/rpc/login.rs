@@ -9,10 +9,9 @@ use auth_core::{
     login::{self, Attempt},
     names::{SessionHandle, UserName},
     password,
-    second_factor::{self, AfterPassword},
     secret::{PasswordHash, SecretDigest, SecretKind},
     session::{self, Listed, NewSession},
-    tables::AuthMethod,
+    tables::{AuthMethod, SessionRow},
     user,
 };
 use mezite_proto::v1;
@@ -54,6 +53,21 @@ pub(crate) struct Tried {
     verified: Option<PasswordHash>,
 }
 
+impl Tried {
+    /// What is decided on, and the id of the session that it makes if it is a good one.
+    fn attempt(self) -> (Zeroizing<String>, Attempt) {
+        let id = convert::secret();
+        let new = NewSession {
+            digest: SecretDigest::of(SecretKind::Session, &id),
+            handle: SessionHandle::from_random(rand::random()),
+            method: AuthMethod::Password,
+        };
+        let Self { typed, name, verified } = self;
+        let slot_secret = SlotSecret::from_random(rand::random());
+        (id, Attempt { typed, slot_secret, name, verified, new })
+    }
+}
+
 /// Looks whether a password is the one of a name. It takes as long whatever there is of that name.
 ///
 /// # Errors
@@ -93,24 +107,16 @@ pub(crate) async fn conclude(
     call: &Call,
     tried: Tried,
 ) -> Result<(Zeroizing<String>, v1::Session), ApiError> {
-    let Tried { typed, name, verified } = tried;
     let call = &without_session(call);
-    let id = convert::secret();
-    let attempt = Attempt {
-        typed,
-        slot_secret: SlotSecret::from_random(rand::random()),
-        name,
-        verified,
-        new: NewSession {
-            digest: SecretDigest::of(SecretKind::Session, &id),
-            handle: SessionHandle::from_random(rand::random()),
-            method: AuthMethod::Password,
-        },
-    };
+    let (id, attempt) = tried.attempt();
     // Also what is refused is written: as many failures as there were, on all nodes together, are counted.
     let session = service.decide(call, move |tx, context| login::conclude(tx, context, &attempt)).await?;
+    Ok((id, shown(session)))
+}
+
+fn shown(session: SessionRow) -> v1::Session {
     let last_used_ms = session.created_at_ms;
-    Ok((id, sessions::session(Listed { session, last_used_ms })))
+    sessions::session(Listed { session, last_used_ms })
 }
 
 /// What a username and a password give.
@@ -121,28 +127,29 @@ pub(crate) enum Given {
     StepUp(Begun),
 }
 
-/// As [`authenticate_local`], for a login that takes the second factor that is asked of the user. It is asked for once the
-/// password was found to be right, and the answer to a wrong one does not tell of it.
+/// As [`authenticate_local`], for a login that asks whoever has a device for it, once the password was found to be right. A wrong
+/// password, and a right one that logs nobody in, go the same way, and are answered alike.
 ///
 /// # Errors
-/// As of [`verify`] and [`conclude`]; of [`webauthn::begin_step_up`].
+/// As of [`verify`] and [`conclude`].
 pub(crate) async fn with_second_factor(
     service: &Service,
     call: &Call,
     username: &str,
     password: Zeroizing<String>,
 ) -> Result<Given, ApiError> {
-    let tried = verify(service, call, username, password).await?;
-    if let (Some(name), Some(verified)) = (&tried.name, &tried.verified) {
-        let wanted = name.clone();
-        let call = &without_session(call);
-        let after = service.read(call, move |view, _| second_factor::after_password(view, &wanted));
-        if after.await? == AfterPassword::StepUp {
-            return webauthn::begin_step_up(service, call, name, verified).await.map(Given::StepUp);
-        }
+    let (id, attempt) = verify(service, call, username, password).await?.attempt();
+    let call = &without_session(call);
+    let step_up = webauthn::step_up(service, call).await?;
+    let ceremony = step_up.as_ref().map(|step_up| step_up.ceremony.clone());
+    let decided = service.decide(call, move |tx, context| {
+        login::conclude_or_step_up(tx, context, &attempt, ceremony.as_ref())
+    });
+    match (decided.await?, step_up) {
+        (login::Given::Session(session), _) => Ok(Given::Session(id, shown(session))),
+        (login::Given::StepUp(begun), Some(step_up)) => Ok(Given::StepUp(step_up.asked(begun))),
+        (login::Given::StepUp(_), None) => Err(ApiError::Internal("a step-up of no relying party".into())),
     }
-    let (id, session) = conclude(service, call, tried).await?;
-    Ok(Given::Session(id, session))
 }
 
 /// The request is its own credential: a session that has ended must not stand in the way of the next.

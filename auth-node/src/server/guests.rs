@@ -176,8 +176,13 @@ impl ClientCertVerifier for ByCluster {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
-        let refused = || Error::InvalidCertificate(CertificateError::ApplicationVerificationFailure);
-        self.of(end_entity).ok_or_else(refused)?.verify_client_cert(end_entity, intermediates, now)
+        let verifier = self.of(end_entity);
+        if verifier.as_ref().is_some_and(|verifier| Arc::ptr_eq(verifier, &self.own)) {
+            return self.own.verify_client_cert(end_entity, intermediates, now);
+        }
+        // Nobody learns from the alert which clusters and trust domains are let in: each refusal is that of a stranger.
+        let judged = verifier.and_then(|them| them.verify_client_cert(end_entity, intermediates, now).ok());
+        judged.ok_or(Error::InvalidCertificate(CertificateError::UnknownIssuer))
     }
 
     fn verify_tls12_signature(

@@ -133,10 +133,7 @@ impl<'a> Provider<'a> {
         let (subject, mut claims) = expected.verify(token, tokens.access_token())?;
         if found.metadata.userinfo_endpoint().is_some() {
             let more = self.user_info(&client, tokens.access_token(), &subject).await?;
-            // What is signed counts first.
-            for (name, value) in more {
-                claims.entry(name).or_insert(value);
-            }
+            with_more(&mut claims, more);
         }
         Ok(Said {
             subject: format!("{} {}", self.row.issuer_url, subject.as_str()),
@@ -261,6 +258,20 @@ fn told(what: &str, error: &dyn std::error::Error) -> String {
         next = source.source();
     }
     text
+}
+
+/// Adds what the provider says of a user beside what it has signed, which counts first. An address and whether it is verified
+/// come from one of them.
+fn with_more(signed: &mut serde_json::Map<String, Value>, more: serde_json::Map<String, Value>) {
+    let has_address = signed.contains_key("email");
+    if !has_address {
+        signed.remove("email_verified");
+    }
+    for (name, value) in more {
+        if !(has_address && name == "email_verified") {
+            signed.entry(name).or_insert(value);
+        }
+    }
 }
 
 #[cfg(test)]

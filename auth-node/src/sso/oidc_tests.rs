@@ -156,3 +156,21 @@ fn an_access_token_is_the_one_that_the_id_token_speaks_of() {
     verify(&signed(&key(KEY), &with("at_hash", hash("an access token")))).unwrap();
     assert!(verify(&signed(&key(KEY), &with("at_hash", hash("another")))).is_err());
 }
+
+#[test]
+fn an_address_is_verified_by_whoever_tells_it() {
+    let map = |value: Value| value.as_object().unwrap().clone();
+    for (signed, more, all) in [
+        (json!({ "email": "a" }), json!({ "email": "b", "email_verified": true }), json!({ "email": "a" })),
+        (json!({ "email_verified": true }), json!({ "email": "b" }), json!({ "email": "b" })),
+        (
+            json!({ "groups": ["x"] }),
+            json!({ "groups": ["y"], "email": "b", "email_verified": true }),
+            json!({ "groups": ["x"], "email": "b", "email_verified": true }),
+        ),
+    ] {
+        let mut claims = map(signed);
+        with_more(&mut claims, map(more));
+        assert_eq!(Value::Object(claims), all);
+    }
+}

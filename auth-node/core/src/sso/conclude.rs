@@ -101,6 +101,7 @@ pub fn conclude(
                 challenge: program.challenge().to_vec(),
                 epoch: session::epoch(tx)?,
                 expires_at_ms: tx.now().saturating_add(CODE_LIFE_MS),
+                connector_revision: proved.way.revision,
             };
             tx.put(&SsoCodeKey(*digest), &row);
             Ok(Verdict::Granted(Done::Code))
@@ -184,6 +185,9 @@ pub fn redeem(
     let (Some(user), Ok(way)) = (user, way(tx, &connector)) else {
         return Ok(no_code(tx, context, target(&name), "the user or its connector is gone"));
     };
+    if way.revision != row.connector_revision {
+        return Ok(no_code(tx, context, target(&name), "the connector was changed meanwhile"));
+    }
     let held = roles(tx, &user)?;
     if let Some(reason) = lock::reason(lock::check_user(tx, &name, &held))? {
         return Ok(refuse_user(tx, context, &connector, target(&name), &reason, Refusal::NotLetIn));

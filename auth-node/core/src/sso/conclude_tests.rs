@@ -11,7 +11,7 @@ use crate::{
     names::LockId,
     second_factor,
     secret::SecretKind,
-    tables::{ClusterConfigKey, GithubRow, OidcRow, ProviderRow, RoleMemberKey, SecondFactor},
+    tables::{ClusterConfigKey, ConnectorKey, GithubRow, OidcRow, ProviderRow, RoleMemberKey, SecondFactor},
     testing::{Cluster, anonymous, grants, hash, name, new_session, role_name},
     user::{self, Proof},
     webauthn::WebauthnSecret,
@@ -252,8 +252,21 @@ fn locks_hold_and_what_is_not_believed_any_more_has_nobody() {
     assert!(reason(&mut cluster).contains("why"));
     cluster.admin(|tx, context| lock::delete(tx, context, &LockId::from_random([9; 16]))).unwrap();
     assert!(cluster.is_honoured(session));
+    // What goes does not come back with another of its name, nor with another provider.
+    let corp = cluster.run(|tx| connector::get(tx, &connector_name("corp"))).unwrap().row;
     cluster.admin(|tx, context| connector::delete(tx, context, &connector_name("corp"))).unwrap();
     assert!(!cluster.is_honoured(session));
+    cluster.now += 1;
+    let again = ConnectorRow { since_ms: cluster.now, ..corp };
+    cluster
+        .run(|tx| {
+            tx.put(&ConnectorKey(connector_name("corp")), &again);
+            Ok(())
+        })
+        .unwrap();
+    assert!(!cluster.is_honoured(session));
+    let anew = log_in(&mut cluster, &["devs"], 3).unwrap();
+    assert!(cluster.is_honoured(anew) && !cluster.is_honoured(session));
 }
 
 fn code() -> SecretDigest {
@@ -286,6 +299,18 @@ fn a_program_gets_its_session_once_with_its_verifier_within_a_minute() {
     begin(&mut cluster);
     cluster.now += 60_000;
     assert_eq!(redeem_with(&mut cluster, [5; 32], &new_session(4)), anew);
+
+    begin(&mut cluster);
+    cluster
+        .run(|tx| {
+            let key = ConnectorKey(connector_name("corp"));
+            let row = tx.get(&key)?.unwrap().row;
+            tx.put(&key, &ConnectorRow { second_factor: true, ..row });
+            Ok(())
+        })
+        .unwrap();
+    assert_eq!(redeem_with(&mut cluster, [5; 32], &new_session(4)), anew);
+    assert!(reason(&mut cluster).contains("changed meanwhile"));
 
     begin(&mut cluster);
     lock_out(&mut cluster, Target::User(name("ann")));

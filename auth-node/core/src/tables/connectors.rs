@@ -34,6 +34,9 @@ pub struct ConnectorRow {
     /// Whether the provider asks its users for a second factor.
     #[prost(bool, tag = "9")]
     pub second_factor: bool,
+    /// Since when it is of this provider and client: sessions from before are over.
+    #[prost(uint64, tag = "10")]
+    pub since_ms: UnixMillis,
 }
 rows!(ConnectorRow);
 

@@ -76,5 +76,8 @@ pub struct SsoCodeRow {
     /// When it ends.
     #[prost(uint64, tag = "6")]
     pub expires_at_ms: UnixMillis,
+    /// Revision of the connector.
+    #[prost(uint64, tag = "7")]
+    pub connector_revision: u64,
 }
 ending_rows!(SsoCodeRow);

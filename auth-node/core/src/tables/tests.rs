@@ -324,6 +324,7 @@ fn golden_keys_and_rows_of_connectors_and_trusted_clusters() {
         created_at_ms: 2,
         created_by: "u".into(),
         second_factor: false,
+        since_ms: 0,
     };
     let oidc = OidcRow {
         issuer_url: "i".into(),
@@ -355,7 +356,10 @@ fn golden_keys_and_rows_of_connectors_and_trusted_clusters() {
         (connector(ProviderRow::Github(github)).encode_row(), format!("{front}22060a016312016f{back}")),
         (connector(ProviderRow::Oidc(anchored)).encode_row(), format!("{front}1a032a0170{back}")),
         (connector(ProviderRow::Github(enterprise)).encode_row(), format!("{front}22061a0175220170{back}")),
-        (ConnectorRow { second_factor: true, ..ConnectorRow::default() }.encode_row(), "4801".into()),
+        (
+            ConnectorRow { second_factor: true, since_ms: 5, ..ConnectorRow::default() }.encode_row(),
+            "48015005".into(),
+        ),
         (connector(ProviderRow::Saml(saml)).encode_row(), format!("{front}2a090a01651201751a0170{back}")),
         (
             trusted.encode_row(),
@@ -482,7 +486,8 @@ fn golden_keys_and_rows_of_single_sign_on() {
         challenge: vec![1],
         epoch: 2,
         expires_at_ms: 3,
+        connector_revision: 4,
     };
-    let bytes = "0a01751201631a017322010128023003";
+    let bytes = "0a01751201631a0173220101280230033804";
     assert_eq!((hex::encode(code.encode_row()), code.expires_at()), (bytes.into(), Some(3)));
 }

@@ -16,7 +16,6 @@ use crate::{
     context::{Role, UserCaller, roles},
     lock,
     lockout::{self, SlotSecret, Tries, TypedName, Whose},
-    login::WRONG,
     names::{DeviceId, UserName},
     secret::PasswordHash,
     session::{self, NewSession},
@@ -86,36 +85,21 @@ pub fn begin(
     Ok(BegunLogin { place, credentials: if credentials.is_empty() { fakes } else { credentials } })
 }
 
-/// Begins the second half of a login of a user whose password was just verified. It is bound to that password. A refusal is
-/// the one of a wrong password, and audited.
+/// Begins the second half of a login of a user whose password was just verified. It is bound to that password. `None`: the user
+/// has no device.
 ///
 /// # Errors
-/// [`CoreError::Precondition`] for a user without devices; [`CoreError::Storage`].
-pub fn begin_step_up(
+/// [`CoreError::Storage`].
+pub(crate) fn begin_step_up(
     tx: &mut (impl Transaction + ?Sized),
     context: &Context,
     name: &UserName,
     verified: &PasswordHash,
     new: &NewCeremony,
-) -> Result<Verdict<BegunLogin>, CoreError> {
-    let tries = Tries::load(tx, Whose::User(name.clone()), &context.origin.client_address)?;
-    let user = tx.get(&UserKey(name.clone()))?.map(|user| user.row);
-    let reason = match user.filter(|user| is_current(user, verified)) {
-        _ if tries.are_shut() => Some("too many failures".to_owned()),
-        None => Some("the password was changed meanwhile".to_owned()),
-        Some(user) => {
-            let roles = roles(tx, &user)?;
-            lock::reason(lock::check_user(tx, name, &roles))?
-        }
-    };
-    if let Some(reason) = reason {
-        let fields = [("reason", reason), ("method", "step-up".to_owned())];
-        audit::append_refusal(tx, context, EventType::LoginFailed, format!("user:{name}"), &fields);
-        return Ok(Verdict::Refused(WRONG));
-    }
+) -> Result<Option<BegunLogin>, CoreError> {
     let devices = device::current_of(tx, name)?;
     if devices.is_empty() {
-        return Err(CoreError::Precondition("this user has no device to prove itself with".into()));
+        return Ok(None);
     }
     let secret = new.secret.load_or_keep(tx)?;
     let typed = Some(TypedName::of(name.as_str()));
@@ -123,7 +107,7 @@ pub fn begin_step_up(
     let place = ceremony::put(tx, context, &secret, new, &bound)?;
     audit::append(tx, context, EventType::StepUpBegin, format!("user:{name}"), &[]);
     let credentials = devices.into_iter().map(|(_, row)| row.credential_id).collect();
-    Ok(Verdict::Granted(BegunLogin { place, credentials }))
+    Ok(Some(BegunLogin { place, credentials }))
 }
 
 /// A ceremony that was taken, with what is needed to verify what an authenticator answered.
@@ -348,10 +332,6 @@ fn refuse<T>(
 
 fn password_of(user: &UserRow) -> PasswordHash {
     PasswordHash::new(user.password_hash.clone())
-}
-
-fn is_current(user: &UserRow, verified: &PasswordHash) -> bool {
-    !user.password_hash.is_empty() && user.password_hash == verified.as_str()
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 use super::*;
 use crate::{
+    login::{self, Attempt, Given, WRONG},
     secret::{SecretDigest, SecretKind},
     tables::{CeremonyKey, ClusterConfigKey},
     testing::{Cluster, anonymous, grants, hash, name, new_session},
@@ -174,19 +175,37 @@ fn what_is_gone_meanwhile_logs_nobody_in() {
 fn a_step_up_takes_the_password_that_was_verified_and_a_device() {
     let mut cluster = cluster();
     let step_up = |cluster: &mut Cluster, user: &str, password: &str| {
-        cluster.run(|tx| begin_step_up(tx, &anonymous(), &name(user), &hash(password), &new(Purpose::StepUp)))
+        let attempt = Attempt {
+            name: UserName::parse("", user).ok(),
+            typed: TypedName::of(user),
+            slot_secret: SlotSecret::from_random([7; 32]),
+            verified: Some(hash(password)),
+            new: new_session(9),
+        };
+        let ceremony = new(Purpose::StepUp);
+        cluster
+            .run(|tx| login::conclude_or_step_up(tx, &anonymous(), &attempt, Some(&ceremony)))
+            .unwrap()
+            .into_result()
     };
-    assert!(matches!(step_up(&mut cluster, "bob", "bob"), Err(CoreError::Precondition(_))));
-    assert_eq!(step_up(&mut cluster, "ann", "other").unwrap().into_result(), Err(WRONG));
-    assert_eq!(step_up(&mut cluster, "nobody", "other").unwrap().into_result(), Err(WRONG));
-    let begun = step_up(&mut cluster, "ann", "ann").unwrap().into_result().unwrap();
+    let asked = |given: Result<Given, CoreError>| match given {
+        Ok(Given::StepUp(begun)) => begun,
+        other => panic!("{other:?}"),
+    };
+    // Who has no device has a session at once.
+    assert!(
+        matches!(step_up(&mut cluster, "bob", "bob"), Ok(Given::Session(session)) if session.user == "bob")
+    );
+    assert_eq!(step_up(&mut cluster, "ann", "other"), Err(WRONG));
+    assert_eq!(step_up(&mut cluster, "nobody", "other"), Err(WRONG));
+    let begun = asked(step_up(&mut cluster, "ann", "ann"));
     assert_eq!(begun.credentials, [vec![1; 32]]);
     assert_eq!(
         taken(&mut cluster, begun.place, Purpose::Login, 1),
         None,
         "it is none for a login without a password"
     );
-    let begun = step_up(&mut cluster, "ann", "ann").unwrap().into_result().unwrap();
+    let begun = asked(step_up(&mut cluster, "ann", "ann"));
     let taken = taken(&mut cluster, begun.place, Purpose::StepUp, 1).unwrap();
     assert_eq!(conclude_with(&mut cluster, taken, Ok(6)).unwrap().method(), AuthMethod::Webauthn);
 }
