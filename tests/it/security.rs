@@ -55,6 +55,8 @@ const RULES: &[&str] = &[
     "sso-id-token",
     "sso-no-takeover",
     "sso-default-deny",
+    "sso-removed-connector",
+    "sso-transport-bounds",
     "sso-program-code",
     "web-invite-link",
     "authz-one-table-default-deny",

@@ -1,4 +1,4 @@
-//! How long an answer takes tells nobody whether there is such a user.
+//! How long an answer takes tells nobody whether there is such a user, or whether a password is right that logs nobody in.
 
 use std::{
     net::Ipv4Addr,
@@ -6,12 +6,12 @@ use std::{
 };
 
 use mezite_client::testing::Authenticator;
-use mezite_e2e::{Cluster, api};
+use mezite_e2e::{Cluster, PASSWORD, api};
 use rand::seq::SliceRandom as _;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tonic::Code;
 
-use crate::{support::seen_at, webauthn};
+use crate::{support::seen_at, web::Curl, webauthn};
 
 /// Tries of each kind.
 const TRIES: usize = 500;
@@ -98,4 +98,26 @@ async fn a_wrong_passkey_takes_as_long_whether_there_is_such_a_user_or_not() {
         api::refused(refused, Code::Unauthenticated);
     };
     compare(["alice", "nobody"], log_in).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_right_password_takes_as_long_as_a_wrong_one_while_the_logins_are_shut() {
+    const WRONG: &str = "wrong horse battery staple";
+    let cluster = Cluster::start(1).await;
+    let _ = cluster.ctl().ok(&["config", "set", "--lockout-threshold", "3"]);
+    webauthn::configure(&cluster);
+    cluster.add_user("alice", &["access"], &[]).await;
+    let mut own = Authenticator::new(webauthn::ORIGIN);
+    webauthn::register(&cluster, &cluster.session_of("alice").await, &mut own, true).await.unwrap();
+    for _ in 0..3 {
+        api::log_in(&cluster.anonymous_at(0), "alice", WRONG).await.unwrap_err();
+    }
+    // By the web, where the right one would begin the login's second half.
+    let curl = Curl::new(&cluster, 0);
+    let attempt = async |password: &str| {
+        let refused =
+            curl.post(&[], "/v1/webapi/login", &json!({ "username": "alice", "password": password }));
+        assert_eq!(refused.status, 401, "{refused:?}");
+    };
+    compare([PASSWORD, WRONG], attempt).await;
 }
