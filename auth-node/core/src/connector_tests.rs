@@ -229,6 +229,24 @@ fn a_kept_secret_goes_to_whom_it_was_given_for_and_to_nobody_else() {
 }
 
 #[test]
+fn with_another_provider_or_client_it_is_what_it_is_since_then() {
+    let mut cluster = Cluster::new();
+    let first = add(&mut cluster, ProviderRow::Oidc(oidc()), &["access"]);
+    assert_eq!(first.since_ms, cluster.now);
+    let issuer = OidcRow { issuer_url: "https://other.example".into(), ..oidc() };
+    let client = OidcRow { client_id: "other".into(), ..issuer.clone() };
+    for other in [ProviderRow::Oidc(issuer), ProviderRow::Oidc(client), ProviderRow::Github(github())] {
+        cluster.now += 1000;
+        let changed = change(&mut cluster, other.clone(), 0, "s3cret").unwrap();
+        assert_eq!((changed.since_ms, changed.created_at_ms), (cluster.now, first.created_at_ms));
+        cluster.now += 1000;
+        // What else is changed changes nothing of that.
+        let same = change(&mut cluster, other, 0, "another secret").unwrap();
+        assert_eq!(same.since_ms, changed.since_ms);
+    }
+}
+
+#[test]
 fn a_secret_is_bounded() {
     let new = connector(ProviderRow::Oidc(oidc()), &["access"]);
     for bad in ["", "a\nb", &"x".repeat(1025)] {
