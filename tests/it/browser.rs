@@ -8,12 +8,15 @@ use std::{
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use mezite_client::SessionSecret;
 use mezite_e2e::{Browser, Cluster, PASSWORD, Port, Setup, account, api, secret_file};
-use mezite_pki::x509::{KeyPair, LeafSpec, X509Ca};
 use serde_json::json;
 use sha2::{Digest as _, Sha256};
 use tonic::Code;
 
-use crate::{locks::host, support::user_certificate, web::Curl};
+use crate::{
+    locks::host,
+    support::{server_certificate, user_certificate},
+    web::Curl,
+};
 
 /// The addresses that a page has told servers: of what it asked for, and of the page that it was opened from.
 const TOLD: &str =
@@ -21,21 +24,9 @@ const TOLD: &str =
 
 /// A certificate that browsers are shown, its key in files; and by what a browser knows the key.
 pub(crate) fn certificate(dir: &Path) -> (PathBuf, PathBuf, String) {
-    let ca = X509Ca::generate("web", 1_000, 4_000_000_000).unwrap();
-    let key = KeyPair::generate_p256().unwrap();
-    let leaf = ca.issue(&LeafSpec {
-        public_key: key.spki_der(),
-        common_name: "localhost".into(),
-        identity: None,
-        dns_names: vec!["localhost".into()],
-        ip_addresses: vec![],
-        not_before: 1_000,
-        not_after: 4_000_000_000,
-        client_auth: false,
-        server_auth: true,
-    });
+    let (ca, leaf, key) = server_certificate();
     let (certificate, key_file) = (dir.join("web.crt"), dir.join("web.key"));
-    fs::write(&certificate, leaf.unwrap()).unwrap();
+    fs::write(&certificate, leaf).unwrap();
     fs::write(dir.join("web-ca.pem"), ca.certificate_pem()).unwrap();
     secret_file(&key_file, &key.private_pem());
     (certificate, key_file, STANDARD.encode(Sha256::digest(key.spki_der())))

@@ -11,7 +11,10 @@ use mezite_client::{
     AuthClient, Client, ClientError, Payload, Receipt, Retry, UploadError, UploadLimits, Uploader,
 };
 use mezite_e2e::{Cluster, PASSWORD, call, secret_file};
-use mezite_pki::ssh::SshKeyPair;
+use mezite_pki::{
+    ssh::SshKeyPair,
+    x509::{KeyPair, LeafSpec, X509Ca},
+};
 use mezite_proto::v1::{self, stream_session_recording_request::Message};
 use recording_format::RecordingId;
 use serde_json::Value;
@@ -26,6 +29,24 @@ pub(crate) const EVERYWHERE: &str = r#"
     logins: ["{{internal.logins}}"]
     node_labels: {"*": "*"}
 "#;
+
+/// An authority, and by it a server's certificate (PEM) for `localhost` and 127.0.0.1, with its key. They last for long: until 2096.
+pub(crate) fn server_certificate() -> (X509Ca, String, KeyPair) {
+    let (from, until) = (1_577_836_800, 4_000_000_000);
+    let (ca, key) = (X509Ca::generate("web", from, until).unwrap(), KeyPair::generate_p256().unwrap());
+    let leaf = ca.issue(&LeafSpec {
+        public_key: key.spki_der(),
+        common_name: "localhost".into(),
+        identity: None,
+        dns_names: vec!["localhost".into()],
+        ip_addresses: vec!["127.0.0.1".parse().unwrap()],
+        not_before: from,
+        not_after: until,
+        client_auth: false,
+        server_auth: true,
+    });
+    (ca, leaf.unwrap(), key)
+}
 
 /// A recorded terminal session, asciicast v3, of at least so many bytes: the same each time, no two lines alike.
 pub(crate) fn asciicast(bytes: usize) -> Vec<u8> {

@@ -53,6 +53,17 @@ fn slower(first: &[Duration], second: &[Duration]) -> f64 {
         / f64::from(u32::try_from(first.len() * second.len()).unwrap())
 }
 
+/// A cluster with a user `alice` who has a passkey, whose logins so many failures shut.
+async fn with_passkey(lockout_threshold: &str) -> Cluster {
+    let cluster = Cluster::start(1).await;
+    let _ = cluster.ctl().ok(&["config", "set", "--lockout-threshold", lockout_threshold]);
+    webauthn::configure(&cluster);
+    cluster.add_user("alice", &["access"], &[]).await;
+    let mut own = Authenticator::new(webauthn::ORIGIN);
+    webauthn::register(&cluster, &cluster.session_of("alice").await, &mut own, true).await.unwrap();
+    cluster
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_wrong_password_takes_as_long_whether_there_is_such_a_user_or_not() {
     let cluster = Cluster::start(1).await;
@@ -68,12 +79,7 @@ async fn a_wrong_password_takes_as_long_whether_there_is_such_a_user_or_not() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_wrong_passkey_takes_as_long_whether_there_is_such_a_user_or_not() {
-    let cluster = Cluster::start(1).await;
-    let _ = cluster.ctl().ok(&["config", "set", "--lockout-threshold", "1000"]);
-    webauthn::configure(&cluster);
-    cluster.add_user("alice", &["access"], &[]).await;
-    let mut own = Authenticator::new(webauthn::ORIGIN);
-    webauthn::register(&cluster, &cluster.session_of("alice").await, &mut own, true).await.unwrap();
+    let cluster = with_passkey("1000").await;
     let mut other = Authenticator::new(webauthn::ORIGIN);
     webauthn::register(&cluster, cluster.session(), &mut other, true).await.unwrap();
     // One network alone may not begin so many.
@@ -103,12 +109,7 @@ async fn a_wrong_passkey_takes_as_long_whether_there_is_such_a_user_or_not() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_right_password_takes_as_long_as_a_wrong_one_while_the_logins_are_shut() {
     const WRONG: &str = "wrong horse battery staple";
-    let cluster = Cluster::start(1).await;
-    let _ = cluster.ctl().ok(&["config", "set", "--lockout-threshold", "3"]);
-    webauthn::configure(&cluster);
-    cluster.add_user("alice", &["access"], &[]).await;
-    let mut own = Authenticator::new(webauthn::ORIGIN);
-    webauthn::register(&cluster, &cluster.session_of("alice").await, &mut own, true).await.unwrap();
+    let cluster = with_passkey("3").await;
     for _ in 0..3 {
         api::log_in(&cluster.anonymous_at(0), "alice", WRONG).await.unwrap_err();
     }

@@ -151,9 +151,9 @@ fn find(state: &mut (impl Read + ?Sized), secret: SecretDigest) -> Result<(UserN
     }
     let user = state.get(&UserKey(name.clone()))?.ok_or_else(unknown)?.row;
     let roles = context::roles(state, &user)?;
-    match lock::check_user(state, &name, &roles) {
-        Err(CoreError::Locked(reason)) => Err(refused(target(&name), reason)),
-        checked => Ok(checked.map(|()| (name, user))?),
+    match lock::reason(lock::check_user(state, &name, &roles))? {
+        Some(reason) => Err(refused(target(&name), reason)),
+        None => Ok((name, user)),
     }
 }
 

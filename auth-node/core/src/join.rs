@@ -369,13 +369,12 @@ fn check_same(target: &str, node: &NodeRow, request: &HostCertRequest) -> Result
 }
 
 fn check_unlocked(state: &mut (impl Read + ?Sized), target: &str, id: &AgentId) -> Result<(), Stop> {
-    match lock::check(state, TargetKind::Node, id.as_str()) {
-        Err(CoreError::Locked(reason)) => Err(Stop::Refused(Refusal {
-            answer: CoreError::Locked(reason.clone()),
-            reason,
-            target: target.into(),
-        })),
-        checked => Ok(checked?),
+    match lock::reason(lock::check(state, TargetKind::Node, id.as_str()))? {
+        Some(reason) => {
+            let answer = CoreError::Locked(reason.clone());
+            Err(Stop::Refused(Refusal { answer, reason, target: target.into() }))
+        }
+        None => Ok(()),
     }
 }
 

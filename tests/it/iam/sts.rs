@@ -10,7 +10,6 @@ use std::{
 };
 
 use mezite_e2e::{Port, Process, eventually, http, run, run_on, tools};
-use mezite_pki::x509::{KeyPair, LeafSpec, X509Ca};
 use rustls::{
     ServerConfig,
     pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _},
@@ -22,6 +21,8 @@ use tokio::{
     task::AbortHandle,
 };
 use tokio_rustls::TlsAcceptor;
+
+use crate::support::server_certificate;
 
 /// Account that moto's identities are of.
 pub(crate) const ACCOUNT: &str = "123456789012";
@@ -160,21 +161,9 @@ impl Sts {
 
 /// TLS with a certificate for 127.0.0.1, by a new authority that is written to `file`.
 fn certified(file: &Path) -> TlsAcceptor {
-    let (from, until) = (1_577_836_800, 4_000_000_000);
-    let (ca, key) = (X509Ca::generate("sts", from, until).unwrap(), KeyPair::generate_p256().unwrap());
-    let leaf = ca.issue(&LeafSpec {
-        public_key: key.spki_der(),
-        common_name: "sts".into(),
-        identity: None,
-        dns_names: Vec::new(),
-        ip_addresses: vec!["127.0.0.1".parse().unwrap()],
-        not_before: from,
-        not_after: until,
-        client_auth: false,
-        server_auth: true,
-    });
+    let (ca, leaf, key) = server_certificate();
     fs::write(file, ca.certificate_pem()).unwrap();
-    let leaf = CertificateDer::from_pem_slice(leaf.unwrap().as_bytes()).unwrap();
+    let leaf = CertificateDer::from_pem_slice(leaf.as_bytes()).unwrap();
     let key = PrivateKeyDer::from_pem_slice(key.private_pem().as_bytes()).unwrap();
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let tls = ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();

@@ -194,9 +194,8 @@ fn find(
     if known.state.epoch != session::epoch(state)? {
         return Err(refused(target, "the secret is of the cluster that this one was made from"));
     }
-    match lock::check_identity(state, &whose, &known.roles) {
-        Err(CoreError::Locked(reason)) => return Err(refused(target, &reason)),
-        checked => checked?,
+    if let Some(reason) = lock::reason(lock::check_identity(state, &whose, &known.roles))? {
+        return Err(refused(target, &reason));
     }
     match known.state.generation {
         0 => Ok(known),
@@ -248,12 +247,12 @@ fn proven(state: &mut (impl Read + ?Sized), name: &IdentityName, shown_key: [u8;
     if state.get(&key)?.is_none() {
         return Err(gone());
     }
-    match lock::check_identity(state, name, &known.roles) {
-        Err(CoreError::Locked(reason)) => {
+    match lock::reason(lock::check_identity(state, name, &known.roles))? {
+        Some(reason) => {
             let answer = CoreError::Locked(reason.clone());
             Err(Stop::Refused(Refusal { answer, reason, target }))
         }
-        checked => Ok(checked.map(|()| known)?),
+        None => Ok(known),
     }
 }
 

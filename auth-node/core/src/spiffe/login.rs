@@ -126,9 +126,9 @@ fn mapped(tx: &mut (impl Transaction + ?Sized), id: &SpiffeId) -> Result<(Identi
     let unmapped = || refused(id.as_str(), "no agent identity has this SPIFFE ID");
     let name = agent_identity::by_spiffe_id(tx, id.as_str())?.ok_or_else(unmapped)?;
     let known = Known::read(tx, &name)?.ok_or_else(unmapped)?;
-    match lock::check_identity(tx, &name, &known.roles) {
-        Err(CoreError::Locked(reason)) => Err(refused(&name.principal(), reason)),
-        checked => Ok(checked.map(|()| (name, known))?),
+    match lock::reason(lock::check_identity(tx, &name, &known.roles))? {
+        Some(reason) => Err(refused(&name.principal(), reason)),
+        None => Ok((name, known)),
     }
 }
 
