@@ -3,6 +3,10 @@
 use std::{fs, path::Path, process::Command, time::Duration};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
+use nix::{
+    sys::signal::{self, Signal},
+    unistd::Pid,
+};
 use serde_json::{Value, json};
 
 use crate::{Port, Process, eventually, http};
@@ -17,7 +21,8 @@ const ELEMENT: &str = "element-6066-11e4-a52e-4f735466cecf";
 pub struct Browser {
     driver: String,
     session: String,
-    // The browser goes with it.
+    /// The browser itself: it would outlive its driver.
+    browser: Pid,
     _process: Process,
     _port: Port,
 }
@@ -59,7 +64,9 @@ impl Browser {
         assert_eq!(status, 200, "{text}");
         let answer: Value = serde_json::from_str(&text).unwrap();
         let session = answer["value"]["sessionId"].as_str().unwrap().to_owned();
-        Self { driver, session, _process: process, _port: port }
+        let browser = answer["value"]["capabilities"]["goog:processID"].as_i64().unwrap();
+        let browser = Pid::from_raw(i32::try_from(browser).unwrap());
+        Self { driver, session, browser, _process: process, _port: port }
     }
 
     async fn tell(&self, method: &str, path: &str, body: Value) -> Result<Value, String> {
@@ -188,5 +195,32 @@ impl Browser {
     pub async fn complaints(&self) -> Vec<String> {
         let log = self.tell("POST", "/se/log", json!({ "type": "browser" })).await.unwrap();
         log.as_array().unwrap().iter().map(|entry| entry["message"].as_str().unwrap().to_owned()).collect()
+    }
+}
+
+/// Its driver is there until then, and so the process is no other's by now.
+impl Drop for Browser {
+    fn drop(&mut self) {
+        let _ = signal::kill(self.browser, Signal::SIGKILL);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_browser_goes_with_its_test() {
+        let dir = tempfile::tempdir().unwrap();
+        let browser = Browser::start(dir.path(), "").await;
+        let stat = format!("/proc/{}/stat", browser.browser);
+        // What it was is behind its name: `Z` when it has ended and nobody has asked for how.
+        let state = || {
+            let stat = fs::read_to_string(&stat).ok()?;
+            stat.rsplit_once(") ")?.1.chars().next().filter(|state| *state != 'Z')
+        };
+        assert!(state().is_some());
+        drop(browser);
+        eventually("the browser is gone", PATIENCE, async || state().map_or(Ok(()), Err)).await;
     }
 }
