@@ -25,6 +25,7 @@ use mezite_proto::transport::{ConnectionInfo, TlsConnection, TlsListener};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::transport::server::Connected as _;
 
+use super::{MAX_FORGOTTEN, lingering::Lingering};
 use crate::{
     config::Config,
     passwords,
@@ -55,6 +56,8 @@ pub(super) struct Connections {
     http1: Builder<TokioExecutor>,
     http2: Builder<TokioExecutor>,
     places: Arc<Places>,
+    /// The longest that a client is waited for to close its connection, too.
+    linger: Duration,
     /// The longest that a request takes.
     request_timeout: Duration,
 }
@@ -87,7 +90,8 @@ impl Connections {
             own_full: "too many connections of your network are open",
             measure: |_| (),
         });
-        Self { routes, http1, http2, places, request_timeout: limits.call_timeout }
+        let (linger, request_timeout) = (limits.handshake_timeout, limits.call_timeout);
+        Self { routes, http1, http2, places, linger, request_timeout }
     }
 
     /// Serves connections until `stop`, and those that there are to the end of their requests.
@@ -116,6 +120,7 @@ impl Connections {
         let Ok(_place) = self.places.take(network) else { return };
         let builder = if connection.is_http2() { &self.http2 } else { &self.http1 };
         let service = OfConnection { routes: self.routes.clone(), info };
+        let connection = Lingering::new(connection, self.linger, MAX_FORGOTTEN);
         let served = builder.serve_connection(TokioIo::new(connection), TowerToHyperService::new(service));
         let mut served = pin!(served);
         tokio::select! {

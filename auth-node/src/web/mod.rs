@@ -31,6 +31,7 @@ mod connections;
 mod devices;
 mod guard;
 mod invite;
+mod lingering;
 mod login;
 mod pages;
 mod ping;
