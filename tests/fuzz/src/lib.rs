@@ -10,6 +10,7 @@
 mod certificates;
 mod iam;
 mod names;
+mod recording;
 mod spiffe_ids;
 mod web;
 
@@ -28,6 +29,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("iam_answer", iam::iam_answer),
     ("webapi", web::webapi),
     ("credential", web::credential),
+    ("recording", recording::recording),
 ];
 
 /// Has the target of a name look at some bytes.
