@@ -1,5 +1,5 @@
 //! Measures the programs: `mezite-bench store` sets the replicated store beside etcd, `mezite-bench fleet` a cluster before very
-//! many agents. See `tests/bench`.
+//! many agents, `mezite-bench ingest` a recording ingest beside scp. See `tests/bench`.
 //!
 //! In the comparison both systems run as three processes on loopback, with TLS between clients and members and between members, and
 //! answer the same gRPC calls of the same clients: [`node`] is the store behind etcd's API. [`load`] makes the calls,
@@ -13,6 +13,7 @@ mod comparison;
 mod disk;
 mod failover;
 mod fleet;
+mod ingest;
 mod load;
 mod node;
 mod system;
@@ -51,6 +52,8 @@ enum Args {
     },
     /// Measures auth nodes with very many agents: each has a connection, and reports once a minute.
     Fleet(fleet::Plan),
+    /// Measures a recording ingest: how fast recordings become durable, beside scp and dd; and lists of very many.
+    Ingest(ingest::Plan),
     /// Runs one member; `store` starts them.
     #[command(hide = true)]
     Node(node::NodeArgs),
@@ -68,6 +71,7 @@ async fn main() -> Result<()> {
                 .await
         }
         Args::Fleet(plan) => fleet::run(plan).await,
+        Args::Ingest(plan) => ingest::run(plan).await,
         Args::Node(args) => node::run(args).await,
         Args::Worker => fleet::worker::run().await,
     }

@@ -1,0 +1,92 @@
+//! An ingest that dies while a recording is sent to it: how long it takes until another has acknowledged more.
+
+use std::{
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, ensure};
+use futures::stream;
+use mezite_client::{AuthClient, Client, Retry};
+use mezite_e2e::{Agent, AgentSpec, Cluster, Ingest, IngestSpec, http};
+use recording_format::RecordingId;
+use tokio::{sync::watch, time::sleep};
+
+use super::sender::{self, Noise};
+use crate::comparison::millis;
+
+/// Ingests over one store.
+const INGESTS: usize = 2;
+/// Bytes of a batch.
+const BATCH: u64 = 256 << 10;
+/// How long a recording is sent before the ingest dies.
+const BEFORE: Duration = Duration::from_secs(1);
+
+/// Kills so many times the ingest that a recording is sent to.
+pub(crate) async fn run(cluster: &Cluster, store: &Path, trials: usize) -> Result<()> {
+    let spec = IngestSpec { name: "replica", ..IngestSpec::local(store) };
+    let mut ingests = Ingest::start_all_with(cluster, INGESTS, &spec).await;
+    let agent = Agent::join(cluster, AgentSpec { hostname: "lost.example.org", ..AgentSpec::default() });
+    let addresses: Vec<String> = ingests.iter().map(Ingest::address).collect();
+    let client = agent.client(cluster).for_recordings(&addresses)?;
+    let mut gaps = Vec::new();
+    for _ in 0..trials {
+        let (told, mut acknowledged) = watch::channel(0);
+        let sending = tokio::spawn(send(client.clone(), agent.hostname.clone(), told));
+        sleep(BEFORE).await;
+        let before = received(&ingests).await?;
+        acknowledged.changed().await?;
+        acknowledged.changed().await?;
+        let after = received(&ingests).await?;
+        let busy = before.iter().zip(&after).position(|(before, after)| after > before);
+        let victim = ingests.get_mut(busy.context("no ingest takes it")?).context("no ingest")?;
+        acknowledged.borrow_and_update();
+        victim.kill();
+        let begun = Instant::now();
+        // What was on its way when it died does not count.
+        let last = *acknowledged.borrow_and_update();
+        let _ = acknowledged.wait_for(|offset| *offset > last + BATCH).await?;
+        gaps.push(begun.elapsed());
+        sending.abort();
+        victim.start();
+        victim.ready().await;
+    }
+    gaps.sort_unstable();
+    ensure!(!gaps.is_empty(), "no trial");
+    let at = |share: usize| gaps.get((gaps.len() - 1) * share / 100).copied().unwrap_or_default();
+    println!(
+        "an ingest is killed while a recording is sent to it, {trials} times: the other has acknowledged more after p50 {:.0} ms, at \
+         most {:.0} ms\n",
+        millis(at(50)),
+        millis(at(100)),
+    );
+    Ok(())
+}
+
+/// Sends one batch after the other, each from where the last one ended.
+async fn send(client: Client, node: String, told: watch::Sender<u64>) -> Result<()> {
+    let (id, noise) = (RecordingId::from_bytes(rand::random()), Noise::new());
+    let mut committed = 0;
+    loop {
+        let messages = sender::messages(&noise, &node, id, committed..committed + BATCH, None);
+        let send = |mut auth: AuthClient, messages: Vec<_>| async move {
+            auth.stream_session_recording(stream::iter(messages)).await
+        };
+        let reply = client.call(Retry::Idempotent, messages.collect::<Vec<_>>(), send).await?;
+        committed = reply.committed_offset;
+        told.send_replace(committed);
+    }
+}
+
+/// Bytes that each has received.
+async fn received(ingests: &[Ingest]) -> Result<Vec<f64>> {
+    let mut all = Vec::new();
+    for ingest in ingests {
+        let (_, page) = http::get(&ingest.diagnostics_address(), "/metrics").await?;
+        let line = page
+            .lines()
+            .find_map(|line| line.strip_prefix("mezite_ingest_received_bytes_total ")?.parse().ok());
+        all.push(line.unwrap_or_default());
+    }
+    Ok(all)
+}

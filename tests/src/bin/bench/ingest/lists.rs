@@ -1,0 +1,96 @@
+//! Very many recordings: how long an ingest takes to know them when it starts, and a page of them takes.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Result, ensure};
+use mezite_client::Client;
+use mezite_e2e::{Cluster, Ingest, IngestSpec, call};
+use mezite_proto::v1;
+use recording_format::{AgentId, Digest, FORMAT_VERSION, IndexEntry, Metadata, RecordingId, RecordingState};
+
+use crate::comparison::millis;
+
+/// Rows of a page.
+const PAGE: u32 = 100;
+/// Pages whose times are taken.
+const PAGES: usize = 300;
+/// When the first session began, Unix milliseconds; the others came one a minute.
+const FIRST_MS: u64 = 1_700_000_000_000;
+/// Users, one of whom each session is of.
+const USERS: usize = 1000;
+
+/// Writes an index of so many recordings, and has an ingest read it.
+pub(crate) async fn run(cluster: &Cluster, store: &Path, count: usize) -> Result<()> {
+    let begun = Instant::now();
+    write(store, count)?;
+    println!("an index of {count} recordings was written in {:.0} s", begun.elapsed().as_secs_f64());
+    let begun = Instant::now();
+    let mut ingests =
+        Ingest::start_all_with(cluster, 1, &IngestSpec { name: "many", ..IngestSpec::local(store) }).await;
+    let Some(ingest) = ingests.first_mut() else { return Ok(()) };
+    println!(
+        "it was ready in {:.1} s, with {} MiB",
+        begun.elapsed().as_secs_f64(),
+        ingest.process().resident_bytes() >> 20,
+    );
+    let admin = cluster.admin();
+    let all = v1::ListSessionRecordingsRequest { page_size: PAGE, ..Default::default() };
+    let one = v1::ListSessionRecordingsRequest { user: "user-17".into(), ..all.clone() };
+    pages("a page of 100, all", &admin, all).await?;
+    pages("a page of 100, of one user", &admin, one).await
+}
+
+/// One page after the other, as they come.
+async fn pages(what: &str, client: &Client, mut request: v1::ListSessionRecordingsRequest) -> Result<()> {
+    let (mut times, mut rows) = (Vec::with_capacity(PAGES), 0);
+    while times.len() < PAGES {
+        let begun = Instant::now();
+        let reply = call!(client, list_session_recordings, request.clone())?;
+        times.push(begun.elapsed());
+        rows += reply.recordings.len();
+        ensure!(!reply.recordings.is_empty(), "{what}: a page is empty");
+        request.page_token = reply.next_page_token;
+    }
+    times.sort_unstable();
+    let at = |share: usize| times.get((times.len() - 1) * share / 100).copied().unwrap_or(Duration::ZERO);
+    println!("{what}: p50 {:.1} ms, p99 {:.1} ms ({rows} rows)", millis(at(50)), millis(at(99)));
+    Ok(())
+}
+
+fn write(store: &Path, count: usize) -> Result<()> {
+    for number in 0..count {
+        let mut id = [0; 16];
+        id[8..].copy_from_slice(&(number as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15).to_be_bytes());
+        id[..8].copy_from_slice(&(number as u64).to_le_bytes());
+        let entry = IndexEntry {
+            kind: IndexEntry::KIND.to_owned(),
+            version: FORMAT_VERSION,
+            recording_id: RecordingId::from_bytes(id),
+            revision: 0,
+            state: RecordingState::Complete,
+            agent_id: AgentId::from_bytes([7; 16]),
+            metadata: Metadata {
+                user: format!("user-{}", number % USERS),
+                login: "root".into(),
+                node: format!("host{}.example.org", number % 100),
+                started_at_ms: FIRST_MS + number as u64 * 60_000,
+                ended_at_ms: Some(FIRST_MS + number as u64 * 60_000 + 30_000),
+                format: "asciicast-v3".into(),
+                labels: BTreeMap::new(),
+            },
+            length: 100_000,
+            payload_sha256: Digest::of(b"payload"),
+            manifest_sha256: Digest::of(b"manifest"),
+        };
+        let path = store.join(entry.key().to_string());
+        let folder = path.parent().ok_or_else(|| anyhow::anyhow!("no folder"))?;
+        fs::create_dir_all(folder)?;
+        fs::write(path, entry.encode()?)?;
+    }
+    Ok(())
+}

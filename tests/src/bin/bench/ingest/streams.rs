@@ -1,0 +1,119 @@
+//! Streams that are sent at a time, and batches one after the other.
+
+use std::{
+    path::Path,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use anyhow::Result;
+use mezite_e2e::Ingest;
+use recording_format::RecordingId;
+use tokio::task::JoinSet;
+
+use super::{
+    Plan, peers,
+    sender::{CHUNK, Sender},
+};
+use crate::{comparison::millis, system::cpu_seconds};
+
+/// Bytes of a small batch: some seconds of a session.
+const BATCH: u64 = 4 << 10;
+/// Recordings that are written at a time, where segments are counted.
+const LANES: usize = 8;
+/// How often it is looked how much memory is held.
+const LOOK: Duration = Duration::from_millis(50);
+
+/// A row for each number of streams, and those of the peers.
+pub(crate) async fn table(plan: &Plan, ingest: &Ingest, sender: &Arc<Sender>, dir: &Path) -> Result<()> {
+    let total = plan.mebibytes << 20;
+    println!("{:<28} {:>9} {:>12} {:>9} {:>9}", "", "MB/s", "CPU s/GB", "RSS MiB", "time s");
+    let file = dir.join("payload");
+    peers::write(&file, sender, total)?;
+    let disk = peers::dd(&file, dir)?;
+    print("dd conv=fsync", total, disk, None, None);
+    let copied = peers::scp(&file, dir).await?;
+    print("scp through sshd, and sync", total, copied, None, None);
+    for &streams in &plan.streams {
+        let each = (total / streams as u64).max(1);
+        let payload = sender.payload(each);
+        let process = ingest.process().id().to_string();
+        let (cpu, begun) = (cpu_seconds(&process)?, Instant::now());
+        let mut sending = JoinSet::new();
+        for number in 0..streams {
+            sending.spawn(Arc::clone(sender).send(number, payload.clone()));
+        }
+        let mut most = 0;
+        let mut looks = tokio::time::interval(LOOK);
+        while !sending.is_empty() {
+            tokio::select! {
+                Some(sent) = sending.join_next() => drop(sent??),
+                _ = looks.tick() => most = most.max(ingest.process().resident_bytes()),
+            }
+        }
+        let (time, cpu) = (begun.elapsed(), cpu_seconds(&process)? - cpu);
+        let name = format!("{streams} streams of {} KiB", each >> 10);
+        print(&name, each * streams as u64, time, Some(cpu), Some(most));
+    }
+    println!();
+    Ok(())
+}
+
+fn print(what: &str, bytes: u64, time: Duration, cpu: Option<f64>, memory: Option<u64>) {
+    let gigabytes = bytes as f64 / 1e9;
+    let cpu = cpu.map(|cpu| format!("{:.2}", cpu / gigabytes)).unwrap_or_default();
+    let memory = memory.map(|bytes| (bytes >> 20).to_string()).unwrap_or_default();
+    let seconds = time.as_secs_f64();
+    println!("{what:<28} {:>9.0} {cpu:>12} {memory:>9} {seconds:>9.2}", gigabytes * 1e3 / seconds);
+}
+
+/// How long one small batch takes until it is durable, and how many segments of 64 KiB become durable in a second.
+pub(crate) async fn batches(count: usize, ingest: &Ingest, sender: &Arc<Sender>) -> Result<()> {
+    let mut times = lane(Arc::clone(sender), 0, count, BATCH).await?;
+    times.sort_unstable();
+    let at = |share: usize| times.get((times.len() - 1) * share / 100).copied().unwrap_or_default();
+    println!(
+        "a batch of 4 KiB, one after the other: p50 {:.2} ms, p99 {:.2} ms",
+        millis(at(50)),
+        millis(at(99))
+    );
+
+    let process = ingest.process().id().to_string();
+    let (cpu, begun) = (cpu_seconds(&process)?, Instant::now());
+    let mut lanes = JoinSet::new();
+    for number in 0..LANES {
+        lanes.spawn(lane(Arc::clone(sender), number, count / LANES, CHUNK as u64));
+    }
+    let mut all = Vec::new();
+    while let Some(times) = lanes.join_next().await {
+        all.extend(times??);
+    }
+    let (time, cpu) = (begun.elapsed().as_secs_f64(), cpu_seconds(&process)? - cpu);
+    all.sort_unstable();
+    let at = |share: usize| all.get((all.len() - 1) * share / 100).copied().unwrap_or_default();
+    println!(
+        "segments of 64 KiB, {LANES} at a time: {:.0} a second, p50 {:.2} ms, p99 {:.2} ms, {:.2} ms of processor each\n",
+        all.len() as f64 / time,
+        millis(at(50)),
+        millis(at(99)),
+        cpu * 1e3 / all.len() as f64,
+    );
+    Ok(())
+}
+
+/// So many calls of so many bytes for one recording, each acknowledged before the next: how long each took.
+async fn lane(sender: Arc<Sender>, number: usize, count: usize, bytes: u64) -> Result<Vec<Duration>> {
+    let id = RecordingId::from_bytes(rand::random());
+    let mut times = Vec::with_capacity(count);
+    for batch in 0..count as u64 {
+        let begun = Instant::now();
+        let reply = sender.call(number, id, batch * bytes..(batch + 1) * bytes, None).await?;
+        times.push(begun.elapsed());
+        anyhow::ensure!(
+            reply.committed_offset == (batch + 1) * bytes,
+            "{} is durable",
+            reply.committed_offset
+        );
+    }
+    Ok(times)
+}
