@@ -10,13 +10,16 @@ use mezite_daemon::{
 use recording_format::{MAX_CHUNK_LEN, MAX_SEGMENT_PAYLOAD};
 use serde::{Deserialize, Serialize};
 
+use crate::objects::s3;
+
 /// Configuration of a recording ingest.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
     /// Folder of the identity and the trust bundle. Needed.
     pub data_dir: PathBuf,
-    /// Where recordings go: `file:///absolute/path`. Replicas that share it share the recordings. Needed.
+    /// Where recordings go: `file:///absolute/path`, or `s3://BUCKET/PREFIX` of a bucket of S3 or of what speaks its protocol.
+    /// Replicas that share it share the recordings. Needed.
     pub store: String,
     /// host:port of the auth nodes; each is as good as the other. Default: none (no heartbeats, no renewal).
     #[serde(default)]
@@ -50,6 +53,10 @@ pub struct Config {
     /// Bounds.
     #[serde(default)]
     pub limits: LimitsConfig,
+    /// How a bucket is reached, where `store` is one. Credentials come from AWS's standard chain: environment, profile, web
+    /// identity, container, instance.
+    #[serde(default)]
+    pub s3: S3Config,
     /// The index that lists are answered from.
     #[serde(default)]
     pub index: IndexConfig,
@@ -106,6 +113,45 @@ impl Default for LimitsConfig {
             segment_bytes: 8 << 20,
             kept_progress: 4_096,
             cached_segments: 4,
+        }
+    }
+}
+
+/// How a bucket is reached.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct S3Config {
+    /// URL of the server. Default: AWS's, for the region.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub endpoint: Option<String>,
+    /// Region. Default: what AWS's standard chain says, or `us-east-1` where `s3.endpoint` is set.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub region: Option<String>,
+    /// Whether the bucket is in the path of URLs, as most servers but AWS's want it, and not in the host name. Default: false.
+    pub path_style: bool,
+    /// Whether `s3.endpoint` may be `http:`: recordings cross the network as they are. Default: false.
+    pub allow_http: bool,
+    /// PEM file with authorities of the server's certificate, beside those that the system trusts. Default: none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ca_file: Option<PathBuf>,
+    /// The longest that one request takes. One carries at most a segment. Default: 30 s.
+    #[serde(with = "humantime_serde")]
+    pub request_timeout: Duration,
+    /// The longest that connecting takes. Default: 5 s.
+    #[serde(with = "humantime_serde")]
+    pub connect_timeout: Duration,
+}
+
+impl Default for S3Config {
+    fn default() -> Self {
+        Self {
+            endpoint: None,
+            region: None,
+            path_style: false,
+            allow_http: false,
+            ca_file: None,
+            request_timeout: Duration::from_secs(30),
+            connect_timeout: Duration::from_secs(5),
         }
     }
 }
@@ -171,8 +217,14 @@ impl Settings for Config {
 
     fn check(&self) -> Result<(), ConfigError> {
         let bad = |field, reason| Err(ConfigError::value(field, reason));
-        if !self.store.starts_with("file:///") {
-            return bad("store", "must be file:///absolute/path");
+        if !self.store.starts_with("file:///") && s3::split(&self.store).is_none() {
+            return bad("store", "must be file:///absolute/path or s3://BUCKET/PREFIX");
+        }
+        if let Some(endpoint) = &self.s3.endpoint
+            && !endpoint.starts_with("https://")
+            && !(self.s3.allow_http && endpoint.starts_with("http://"))
+        {
+            return bad("s3.endpoint", "must be https://HOST, or http://HOST with s3.allow_http = true");
         }
         if self.ca_pin.is_some() && self.ca_file.is_some() {
             return bad("ca_pin", "give ca_pin or ca_file, not both");
@@ -198,6 +250,8 @@ impl Settings for Config {
             ("limits.handshake_timeout", limits.handshake_timeout),
             ("limits.message_timeout", limits.message_timeout),
             ("limits.drain_timeout", limits.drain_timeout),
+            ("s3.request_timeout", self.s3.request_timeout),
+            ("s3.connect_timeout", self.s3.connect_timeout),
             ("index.refresh_interval", self.index.refresh_interval),
             ("control.heartbeat_interval", self.control.heartbeat_interval),
             ("control.call_timeout", self.control.call_timeout),
@@ -227,7 +281,7 @@ mod tests {
 
     #[test]
     fn unknown_fields_are_refused_in_every_table() {
-        for table in ["", "log.", "limits.", "index.", "control."] {
+        for table in ["", "log.", "limits.", "s3.", "index.", "control."] {
             let error = parse(&[&format!("{table}colour=1")]).unwrap_err();
             assert!(error.to_string().contains("colour"), "{error}");
         }
@@ -237,6 +291,10 @@ mod tests {
     fn values_out_of_bounds_are_refused() {
         for flag in [
             "store=/no/url",
+            "store=s3://",
+            "s3.endpoint=http://minio:9000",
+            "s3.endpoint=minio:9000",
+            "s3.request_timeout=0s",
             "limits.segment_bytes=1",
             "limits.segment_bytes=15728641",
             "limits.max_streams=0",
@@ -246,6 +304,7 @@ mod tests {
         ] {
             assert!(parse(&[flag]).is_err(), "{flag}");
         }
+        parse(&["store=s3://recordings/ssh", "s3.endpoint=http://minio:9000", "s3.allow_http=true"]).unwrap();
         assert!(parse(&["ca_pin=sha256:00", "ca_file=/f"]).is_err());
     }
 }

@@ -20,7 +20,7 @@ use crate::{
     control::Control,
     identity::{Folder, IdentityError, State},
     metrics,
-    objects::{Objects, StoreError},
+    objects::{Objects, StoreError, s3},
     server,
     service::Ingest,
 };
@@ -66,7 +66,7 @@ pub async fn start(config: Config) -> Result<Handle, StartError> {
     let (state, identity) = folder.joined()?;
     let tls = Arc::new(ArcSwap::from_pointee(server::server_config(&identity)?));
     metrics::certificate_expires(identity.expires_at());
-    let ingest = Arc::new(Ingest::new(open_store(&config.store).await?, identity, config.limits.clone()));
+    let ingest = Arc::new(Ingest::new(open_store(&config).await?, identity, config.limits.clone()));
     let (recordings, address) = listen(config.listen).await?;
     let (diagnostics, diagnostics_address) = listen(config.diagnostics_listen).await?;
     let interval = config.index.refresh_interval;
@@ -84,10 +84,15 @@ pub async fn start(config: Config) -> Result<Handle, StartError> {
     Ok(Handle { ingest, address, diagnostics_address, server, drain, stop, beside })
 }
 
-async fn open_store(url: &str) -> Result<Objects, StartError> {
-    let url = url.to_owned();
-    let opened = tokio::task::spawn_blocking(move || Objects::open(&url)).await;
-    match opened.map_err(|error| StartError::Store(error.to_string()))? {
+async fn open_store(config: &Config) -> Result<Objects, StartError> {
+    let url = config.store.clone();
+    let opened = if s3::split(&url).is_some() {
+        Objects::open_bucket(&url, &config.s3).await
+    } else {
+        let opened = tokio::task::spawn_blocking(move || Objects::open(&url)).await;
+        opened.map_err(|error| StartError::Store(error.to_string()))?
+    };
+    match opened {
         Ok(objects) => Ok(objects),
         Err(StoreError::Failed(what)) => Err(StartError::Store(what)),
         Err(error @ (StoreError::Full | StoreError::Untrusted)) => Err(StartError::Store(error.to_string())),

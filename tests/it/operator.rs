@@ -3,8 +3,8 @@
 use std::{fs, os::unix::fs::PermissionsExt as _, path::Path, process::Command, time::Duration};
 
 use mezite_e2e::{
-    ADMIN, Agent, AgentSpec, AuthNode, CLUSTER, Cluster, Ingest, PASSWORD, Process, Scratch, Setup,
-    all_files, api, call, eventually, http, run, secret_file,
+    ADMIN, Agent, AgentSpec, AuthNode, CLUSTER, Cluster, Ingest, IngestSpec, PASSWORD, Process, Scratch,
+    Setup, all_files, api, call, eventually, http, run, secret_file,
 };
 use mezite_proto::v1;
 use tonic::Code;
@@ -180,7 +180,7 @@ async fn joining_again_changes_nothing() {
     ingests[0].start();
     ingests[0].ready().await;
     let token = cluster.token_file("node.token", &cluster.token(v1::TokenKind::Node).await);
-    let other = Ingest::configure(&cluster, "ingest-9", &store);
+    let other = Ingest::configure(&cluster, "ingest-9", &IngestSpec::local(&store));
     let refused = other.run("join", &["--token-file", token.to_str().unwrap()]);
     assert_ne!(refused.code, 0, "a token for SSH nodes let an ingest join");
 }

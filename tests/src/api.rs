@@ -148,7 +148,26 @@ pub fn stub(
     trust: &ClusterTrust,
     tls: Arc<rustls::ClientConfig>,
 ) -> AuthServiceClient<Channel> {
-    let channel = channel(address, tls, auth_server_name(trust), Duration::from_secs(60)).unwrap();
+    bare(address, auth_server_name(trust), tls)
+}
+
+/// A bare stub of a recording ingest.
+#[must_use]
+pub fn recording_stub(
+    address: &str,
+    trust: &ClusterTrust,
+    tls: Arc<rustls::ClientConfig>,
+) -> AuthServiceClient<Channel> {
+    let name = ServerName::try_from(format!("ingest.{}.mezite.internal", trust.cluster_name())).unwrap();
+    bare(address, name, tls)
+}
+
+fn bare(
+    address: &str,
+    name: ServerName<'static>,
+    tls: Arc<rustls::ClientConfig>,
+) -> AuthServiceClient<Channel> {
+    let channel = channel(address, tls, name, Duration::from_secs(60)).unwrap();
     AuthServiceClient::new(channel)
         .max_encoding_message_size(usize::MAX)
         .max_decoding_message_size(usize::MAX)

@@ -18,10 +18,37 @@ pub struct Ingest {
     recordings: Port,
 }
 
+/// How ingests are set up.
+#[derive(Debug, Clone)]
+pub struct IngestSpec {
+    /// What the names of their folders begin with: `ingest`.
+    pub name: &'static str,
+    /// URL of the store that they share.
+    pub store: String,
+    /// `--set` options.
+    pub set: Vec<String>,
+    /// Environment.
+    pub env: Vec<(String, String)>,
+}
+
+impl Default for IngestSpec {
+    fn default() -> Self {
+        Self { name: "ingest", store: String::new(), set: Vec::new(), env: Vec::new() }
+    }
+}
+
+impl IngestSpec {
+    /// With a folder for a store.
+    #[must_use]
+    pub fn local(store: &Path) -> Self {
+        Self { store: format!("file://{}", store.display()), ..Self::default() }
+    }
+}
+
 impl Ingest {
-    /// An ingest that has joined `cluster` and is ready; its recordings are under `store`.
-    async fn joined(cluster: &Cluster, name: &str, store: &Path) -> Self {
-        let mut ingest = Self::configure(cluster, name, store);
+    /// An ingest that has joined `cluster` and is ready.
+    async fn joined(cluster: &Cluster, name: &str, spec: &IngestSpec) -> Self {
+        let mut ingest = Self::configure(cluster, name, spec);
         let token = ingest.dir().join("token");
         secret_file(&token, &cluster.token(v1::TokenKind::Ingest).await);
         let _ = ingest.run("join", &["--token-file", token.to_str().unwrap()]).ok();
@@ -33,9 +60,14 @@ impl Ingest {
     /// So many ingests over one store, known to every node of the cluster; and the store's folder.
     pub async fn start_all(cluster: &Cluster, count: usize) -> (Vec<Self>, PathBuf) {
         let store = cluster.dir().join("recordings");
+        (Self::start_all_with(cluster, count, &IngestSpec::local(&store)).await, store)
+    }
+
+    /// So many ingests of this kind, known to every node of the cluster.
+    pub async fn start_all_with(cluster: &Cluster, count: usize, spec: &IngestSpec) -> Vec<Self> {
         let mut ingests = Vec::new();
         for number in 1..=count {
-            ingests.push(Self::joined(cluster, &format!("ingest-{number}"), &store).await);
+            ingests.push(Self::joined(cluster, &format!("{}-{number}", spec.name), spec).await);
         }
         for index in 0..cluster.nodes().len() {
             let client = cluster.anonymous_at(index);
@@ -48,20 +80,19 @@ impl Ingest {
             })
             .await;
         }
-        (ingests, store)
+        ingests
     }
 
     /// An ingest with a configuration and nothing else.
     #[must_use]
-    pub fn configure(cluster: &Cluster, name: &str, store: &Path) -> Self {
-        fs::create_dir_all(store).unwrap();
-        let program = Program::new("recording-ingest", name, cluster.dir(), &[], &[]);
+    pub fn configure(cluster: &Cluster, name: &str, spec: &IngestSpec) -> Self {
+        let program = Program::new("recording-ingest", name, cluster.dir(), &spec.set, &spec.env);
         let recordings = Port::lease();
         let address = recordings.address();
         program.write_config(&format!(
-            "store = \"file://{}\"\nauth_servers = {:?}\nca_pin = {:?}\nlisten = {address:?}\n\
+            "store = {:?}\nauth_servers = {:?}\nca_pin = {:?}\nlisten = {address:?}\n\
              advertise = {address:?}\nhostname = \"{name}.example.org\"\n",
-            store.display(),
+            spec.store,
             cluster.addresses(),
             cluster.ca_pin()
         ));

@@ -6,10 +6,9 @@ use std::{
     path::{Path, PathBuf},
     process::{Command, Stdio},
     sync::{Arc, Mutex},
-    time::Duration,
 };
 
-use mezite_e2e::{Port, Process, eventually, http, run, run_on, tools};
+use mezite_e2e::{Moto, Port, run, run_on, tools};
 use rustls::{
     ServerConfig,
     pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _},
@@ -57,7 +56,7 @@ pub(crate) struct Sts {
     /// `arn:aws:sts::123456789012:assumed-role/web/i-0abc`.
     pub(crate) role: Identity,
     serving: AbortHandle,
-    _moto: Process,
+    _moto: Moto,
 }
 
 impl Drop for Sts {
@@ -75,17 +74,8 @@ fn script() -> Command {
 impl Sts {
     /// Starts one; its files are in `dir`.
     pub(crate) async fn start(dir: &Path) -> Self {
-        let (moto_port, port) = (Port::lease(), Port::lease());
-        let mut command = Command::new(tools::python());
-        let number = moto_port.number().to_string();
-        command.args(["-m", "moto.server", "-H", "127.0.0.1", "-p", &number]);
-        let mut moto = Process::spawn("moto", command, &dir.join("moto.log"));
-        eventually("moto answers", Duration::from_secs(120), async || {
-            moto.assert_running();
-            http::get(&moto_port.address(), "/moto-api/").await.map(drop)
-        })
-        .await;
-        let endpoint = format!("http://{}", moto_port.address());
+        let (moto, port) = (Moto::start(dir).await, Port::lease());
+        let endpoint = format!("http://{}", moto.address());
         let printed = run(script().args(["identities", &endpoint])).ok();
         let printed: Value = serde_json::from_str(&printed).unwrap();
         let identity = |name: &str| {
@@ -97,12 +87,12 @@ impl Sts {
         let acceptor = certified(&ca_file);
         let listener = TcpListener::bind(port.address()).await.unwrap();
         let (mode, asked) = (Arc::new(Mutex::new(Mode::Honest)), Arc::<Mutex<Vec<_>>>::default());
-        let (now, seen) = (Arc::clone(&mode), Arc::clone(&asked));
+        let (now, seen, address) = (Arc::clone(&mode), Arc::clone(&asked), moto.address());
         let serving = tokio::spawn(async move {
             loop {
                 let (stream, _) = listener.accept().await.unwrap();
                 let (acceptor, mode, seen) = (acceptor.clone(), Arc::clone(&now), Arc::clone(&seen));
-                let moto = moto_port.address();
+                let moto = address.clone();
                 tokio::spawn(async move {
                     let stream = acceptor.accept(stream).await.ok()?;
                     serve(stream, &mode, &seen, &moto).await

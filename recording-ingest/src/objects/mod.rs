@@ -1,8 +1,10 @@
 //! The object store: typed keys, conditional creation, and what counts as durable.
 //!
 //! Objects are created once and never changed; a key that is taken is read back and compared. On the local file
-//! system an object is acknowledged after its file, its folder and every folder made for it were fsynced. What a
-//! recording is, is not decided here.
+//! system an object is acknowledged after its file, its folder and every folder made for it were fsynced, in a bucket (`s3`)
+//! when the server has said so. What a recording is, is not decided here.
+
+pub(crate) mod s3;
 
 use std::{
     fs::File,
@@ -22,6 +24,11 @@ use object_store::{
     local::LocalFileSystem, path::Path,
 };
 use recording_format::{HEADER_LEN, ObjectKey, RecordingId, TRAILER_LEN, manifest_prefix, segment_prefix};
+
+use crate::config::S3Config;
+
+/// A write whose answer is lost is repeated so often: whether it was done is seen then.
+const LOST_ANSWERS: u32 = 2;
 
 /// Why the store did not do it.
 #[derive(Debug, thiserror::Error)]
@@ -57,6 +64,14 @@ pub struct Objects {
 }
 
 impl Objects {
+    /// Opens the bucket of this URL.
+    ///
+    /// # Errors
+    /// When it is no `s3:` URL, or the bucket cannot be used: it is written to and looked at.
+    pub async fn open_bucket(url: &str, config: &S3Config) -> Result<Self, StoreError> {
+        Ok(Self::with_store(s3::open(url, config).await?))
+    }
+
     /// Opens the store of this URL and makes its folders.
     ///
     /// # Errors
@@ -94,6 +109,19 @@ impl Objects {
         if !self.is_trusted() {
             return Err(StoreError::Untrusted);
         }
+        let mut lost_answers = 0;
+        loop {
+            match self.create_once(key, &bytes).await {
+                Err(StoreError::Failed(what)) if self.root.is_none() && lost_answers < LOST_ANSWERS => {
+                    lost_answers += 1;
+                    tracing::warn!(%key, what, "an object is created again: whether it was is not known");
+                }
+                done => return done,
+            }
+        }
+    }
+
+    async fn create_once(&self, key: ObjectKey, bytes: &Bytes) -> Result<Created, StoreError> {
         let path = path(key);
         let options = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
         match self.store.put_opts(&path, bytes.clone().into(), options).await {
