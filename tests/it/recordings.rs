@@ -1,10 +1,10 @@
 //! Recordings: sent in batches to an ingest or through an auth node, kept as files, listed and fetched through every
 //! node, by those who may.
 
-use std::{collections::BTreeSet, fs, fs::File, path::Path, process::Command};
+use std::{collections::BTreeSet, fs, fs::File, path::Path, process::Command, time::Duration};
 
 use mezite_client::Client;
-use mezite_e2e::{Agent, AgentSpec, Cluster, Ingest, all_files, api, call, run_on};
+use mezite_e2e::{Agent, AgentSpec, Cluster, Ingest, all_files, api, call, eventually, run_on};
 use mezite_pki::x509::CertificateInfo;
 use mezite_proto::v1;
 use recording_format::{Digest, ObjectKey, PayloadHasher, RecordingId};
@@ -12,6 +12,8 @@ use tonic::{Code, Request};
 
 use crate::support::{asciicast, fetch, metadata, recording_id, texts, upload};
 
+/// For the ingests to tell the cluster.
+const PATIENCE: Duration = Duration::from_secs(60);
 /// More than a segment and more than two batches.
 const LONG: usize = 10 << 20;
 
@@ -69,6 +71,16 @@ async fn a_recording_lands_as_files_and_comes_back_through_every_node() {
     fs::write(&receipt, [&manifest, b" ".as_slice()].concat()).unwrap();
     assert_ne!(verify().code, 0);
 
+    // The audit log is told which manifest it was, once, by the ingest.
+    let told = told(&cluster, &store, "session.upload").await;
+    let [event] = told.as_slice() else { panic!("{told:?}") };
+    assert_eq!(
+        (event.actor.as_str(), event.target.as_str()),
+        (&*format!("ingest:{sealed_by}"), &*format!("recording:{id}"))
+    );
+    assert_eq!(event.fields["manifest_sha256"], digest(&manifest).to_string());
+    assert_eq!((event.fields["user"].as_str(), event.fields["state"].as_str()), ("alice", "COMPLETE"));
+
     // What is on disk is what the design says, and nothing is left open.
     let mut expected: Vec<_> =
         parsed.segments.iter().map(|segment| ObjectKey::Segment(id, segment.start)).collect();
@@ -92,6 +104,18 @@ async fn a_recording_lands_as_files_and_comes_back_through_every_node() {
         assert!(fs::read(&out).unwrap() == cast, "what node {index} answered differs");
         assert!(download(&cluster, index, id).await == cast, "what node {index} streamed differs");
     }
+}
+
+/// The events of this name, once the ingests have told all that they had to tell.
+async fn told(cluster: &Cluster, store: &Path, event: &str) -> Vec<v1::AuditEvent> {
+    eventually("the cluster is told of all recordings", PATIENCE, async || {
+        let untold: Vec<_> =
+            objects(store).into_iter().filter(|key| matches!(key, ObjectKey::Audit(..))).collect();
+        if untold.is_empty() { Ok(()) } else { Err(format!("{untold:?}")) }
+    })
+    .await;
+    let query = v1::QueryAuditEventsRequest { events: vec![event.to_owned()], ..Default::default() };
+    call!(cluster.admin(), query_audit_events, query).unwrap().events
 }
 
 /// Fetches a recording as one stream.

@@ -167,7 +167,9 @@ async fn diagnostics_tell_what_an_operator_needs() {
         "mezite_ingest_received_bytes_total 5",
         "mezite_ingest_segments_total 1",
         "mezite_ingest_recordings_begun_total 1",
-        "mezite_ingest_recordings_sealed_total 1",
+        "mezite_ingest_recordings_sealed_total{state=\"complete\"} 1",
+        "mezite_ingest_ack_seconds_count 1",
+        "mezite_ingest_memory_held_bytes 0",
         "mezite_ingest_certificate_expiry_timestamp_seconds 4000000000",
     ] {
         assert!(metrics.lines().any(|found| found == line), "{line} is not in\n{metrics}");
