@@ -6,7 +6,7 @@
 //! be reached. Each event is told under one idempotency key, by which auth nodes know repetitions.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -116,7 +116,7 @@ impl Reporter {
         let objects = Arc::clone(&self.ingest.objects);
         let notices = objects.list(ObjectKey::AUDIT).await.map_err(IngestError::from)?;
         let deletions = objects.list(ObjectKey::GONE).await.map_err(IngestError::from)?;
-        let keys: Vec<_> = notices.into_iter().chain(deletions).map(|(key, _)| key).collect();
+        let keys: BTreeSet<_> = notices.into_iter().chain(deletions).map(|(key, _)| key).collect();
         metrics::untold(keys.len());
         self.seen.retain(|key, _| keys.contains(key));
         for key in keys {

@@ -88,11 +88,12 @@ fn check_node(writer: &Writer, node: &str) -> Result<(), IngestError> {
     }
 }
 
-/// Marks a recording as open, for whoever looks after those that are.
+/// Marks a recording as open, for whoever looks after those that are. One that was interrupted needs it before it can be
+/// ended.
 pub(crate) async fn mark_open(ingest: &Ingest, id: RecordingId) -> Result<(), IngestError> {
     let marker = OpenMarker::new(clock::unix_ms(), ingest.identity().agent_id()).encode()?;
     // Whoever's marker is there says the same.
-    ingest.objects.create(ObjectKey::Open(id), marker.into()).await?;
+    ingest.objects.create_end(ObjectKey::Open(id), marker.into()).await?;
     Ok(())
 }
 

@@ -3,8 +3,12 @@
 use std::{fs, io::Cursor, path::Path, process::Command};
 
 use mezite_client::{Client, ClientConfig, Payload, UploadError, UploadLimits, Uploader};
+use mezite_pki::ssh::SshKeyPair;
 use mezite_proto::v1::RecordingState;
-use recording_format::{Begin, Codec, Manifest, RecordingState as Ended, SegmentBuilder, segment_prefix};
+use recording_format::{
+    Begin, ChainHead, Codec, Digest, MANIFEST_NAMESPACE, MAX_SEGMENTS, Manifest, RecordingState as Ended,
+    SegmentBuilder, SegmentRef, encode_signed_manifest, manifest_prefix, recording_prefix, segment_prefix,
+};
 use recording_ingest::Handle;
 use tonic::Code;
 use tonic_types::StatusExt as _;
@@ -133,29 +137,68 @@ async fn a_recording_that_becomes_too_large_is_sealed_with_what_is_there() {
     assert_eq!(receipt.manifest.state, Ended::Complete);
 }
 
-#[tokio::test]
-async fn the_receipt_of_tens_of_thousands_of_segments_reaches_its_agent() {
-    const SEGMENTS: u32 = 32_000;
-    let cluster = Cluster::new();
-    let ingest = cluster.ingest("a", &["index.refresh_interval=1h"]).await;
-    cluster.as_agent(&ingest, AGENT).stream(vec![header(id(1), 0, Some(metadata()))]).await.unwrap();
-    let store = cluster.store();
-    let folder = store.join(segment_prefix(id(1)));
+/// What the store has of a recording of so many segments of one byte each; only as many of their objects as `objects`.
+fn many_segments(cluster: &Cluster, bytes: &[u8], objects: usize) -> (ChainHead, Vec<SegmentRef>) {
+    let folder = cluster.store().join(segment_prefix(id(1)));
     fs::create_dir_all(&folder).unwrap();
     let begin = fs::read(folder.with_file_name("begin.json")).unwrap();
-    let mut head = Begin::chain(id(1), &begin);
-    let bytes = payload(SEGMENTS as usize);
-    for (start, byte) in (0_u64..).zip(&bytes) {
+    let (mut head, mut segments) = (Begin::chain(id(1), &begin), Vec::new());
+    for (start, byte) in (0_u64..).zip(bytes) {
         let mut builder = SegmentBuilder::new(id(1), start, Codec::Identity, head);
         builder.push(&[*byte], crc32c::crc32c(&[*byte])).unwrap();
         let segment = builder.finish().unwrap();
-        fs::write(folder.join(format!("{start:020}.seg")), &segment.bytes).unwrap();
+        if segments.len() < objects {
+            fs::write(folder.join(format!("{start:020}.seg")), &segment.bytes).unwrap();
+        }
+        let object_length = segment.bytes.len() as u64;
+        segments.push(SegmentRef { start, length: 1, object_length, sha256: segment.sha256 });
         head = segment.head;
     }
+    (head, segments)
+}
+
+#[tokio::test]
+async fn many_small_segments_are_read_by_who_seals_what_another_wrote() {
+    let cluster = Cluster::new();
+    let ingest = cluster.ingest("a", &["index.refresh_interval=1h"]).await;
+    cluster.as_agent(&ingest, AGENT).stream(vec![header(id(1), 0, Some(metadata()))]).await.unwrap();
+    let bytes = payload(2_000);
+    let (head, segments) = many_segments(&cluster, &bytes, bytes.len());
     let mut source = Payload::measure(Cursor::new(bytes)).await.unwrap();
     let receipt = uploader(&cluster, &ingest).upload(id(1), &metadata(), &mut source).await.unwrap();
-    assert_eq!(receipt.manifest.segments.len(), SEGMENTS as usize);
-    assert!(receipt.signed.manifest.len() > 4 << 20, "{}", receipt.signed.manifest.len());
+    assert_eq!((receipt.manifest.chain_head, receipt.manifest.segments), (head, segments));
+}
+
+#[tokio::test]
+async fn the_receipt_of_the_most_segments_reaches_its_agent() {
+    let cluster = Cluster::new();
+    let ingest = cluster.ingest("a", &["index.refresh_interval=1h"]).await;
+    let agent = cluster.as_agent(&ingest, AGENT);
+    agent.stream(vec![header(id(1), 0, Some(metadata()))]).await.unwrap();
+    let small = agent.upload(&id(2).to_string(), b"x").await.unwrap().receipt.unwrap();
+    let bytes = payload(MAX_SEGMENTS);
+    let (chain_head, segments) = many_segments(&cluster, &bytes, 0);
+    let begin = fs::read(cluster.store().join(recording_prefix(id(1))).join("begin.json")).unwrap();
+    let key = SshKeyPair::generate_ed25519("").unwrap();
+    let manifest = Manifest {
+        recording_id: id(1),
+        length: bytes.len() as u64,
+        payload_sha256: Digest::of(&bytes),
+        begin_sha256: Digest::of(&begin),
+        signing_key: key.public_line().to_owned(),
+        chain_head,
+        segments,
+        ..Manifest::decode(id(2), &small.manifest).unwrap()
+    };
+    let document = manifest.encode().unwrap();
+    assert!((12 << 20..15 << 20).contains(&document.len()), "{}", document.len());
+    let signature = key.sign_sshsig(MANIFEST_NAMESPACE, &document).unwrap();
+    let folder = cluster.store().join(manifest_prefix(id(1)));
+    fs::create_dir_all(&folder).unwrap();
+    fs::write(folder.join("0000.json"), encode_signed_manifest(&document, &signature).unwrap()).unwrap();
+    let mut source = Payload::measure(Cursor::new(bytes)).await.unwrap();
+    let receipt = uploader(&cluster, &ingest).upload(id(1), &metadata(), &mut source).await.unwrap();
+    assert_eq!(receipt.signed.manifest, document);
 }
 
 /// A small disk of its own, where the tests may mount one.
