@@ -1,7 +1,9 @@
 //! Recordings: sent in batches to an ingest or through an auth node, kept as files, listed and fetched through every
 //! node, by those who may.
 
-use std::{collections::BTreeSet, fs, fs::File, path::Path, process::Command, time::Duration};
+use std::{
+    collections::BTreeSet, fs, fs::File, io::Write as _, path::Path, process::Command, time::Duration,
+};
 
 use mezite_client::Client;
 use mezite_e2e::{Agent, AgentSpec, Cluster, Ingest, all_files, api, call, eventually, run_on};
@@ -10,7 +12,7 @@ use mezite_proto::v1;
 use recording_format::{Digest, ObjectKey, PayloadHasher, RecordingId};
 use tonic::{Code, Request};
 
-use crate::support::{asciicast, fetch, metadata, recording_id, texts, upload};
+use crate::support::{asciicast, chunk, fetch, header, metadata, recording_id, stream, texts, upload};
 
 /// For the ingests to tell the cluster.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -103,6 +105,42 @@ async fn a_recording_lands_as_files_and_comes_back_through_every_node() {
         let _ = ctl.ok(&["recordings", "get", &id.to_string(), "--out", out.to_str().unwrap()]);
         assert!(fs::read(&out).unwrap() == cast, "what node {index} answered differs");
         assert!(download(&cluster, index, id).await == cast, "what node {index} streamed differs");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_an_ingest_that_died_left_open_is_ended_told_of_and_deleted_by_another() {
+    let cluster = Cluster::start(1).await;
+    let (mut ingests, store) = Ingest::start_all(&cluster, 2).await;
+    let agent = Agent::join(&cluster, AgentSpec::default());
+    for ingest in &mut ingests {
+        ingest.kill();
+        let mut config = fs::OpenOptions::new().append(true).open(ingest.config()).unwrap();
+        let times = b"[abandon]\ngrace = \"2s\"\n[retention]\nkeep = \"1s\"\ninterval = \"200ms\"\n";
+        config.write_all(times).unwrap();
+        ingest.start();
+        ingest.ready().await;
+    }
+    let client = agent.client(&cluster).for_recordings(&[ingests[0].address()]).unwrap();
+    let (id, cast) = (recording_id(), asciicast(20_000));
+    let begun = vec![header(id, 0, Some(metadata("alice"))), chunk(0, &cast)];
+    assert_eq!(stream(&client, begun).await.unwrap().committed_offset, cast.len() as u64);
+    ingests[0].kill();
+    eventually("the recording is gone", PATIENCE, async || match all_files(&store) {
+        left if left.is_empty() => Ok(()),
+        left => Err(format!("{left:?}")),
+    })
+    .await;
+    let by = format!("ingest:{}", ingests[1].id());
+    for (name, state) in [("session.upload", Some("INTERRUPTED")), ("session.recording.delete", None)] {
+        let events = told(&cluster, &store, name).await;
+        let [event] = events.as_slice() else { panic!("{events:?}") };
+        assert_eq!((&event.actor, &event.target), (&by, &format!("recording:{id}")));
+        assert_eq!(event.fields.get("state").map(String::as_str), state);
+        assert_eq!(
+            (event.fields["user"].as_str(), &event.fields["size"]),
+            ("alice", &cast.len().to_string())
+        );
     }
 }
 
