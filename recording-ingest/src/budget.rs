@@ -1,16 +1,21 @@
 //! The bytes that all calls together hold in memory before they are durable.
 //!
-//! A call takes room for the message that it has in hand before it reads the next one. Where there is none, everybody
-//! who holds something writes it, as a shorter segment than otherwise, and the room is given to those who wait, in
-//! their order. Nobody waits while holding, so slow calls cannot keep the others waiting, however many they are.
+//! A call takes room for the message that it has in hand before it reads the next one. Where there is none, whoever
+//! holds its part or more writes that, as a shorter segment than otherwise, and the room is given to those who wait, in
+//! their order. Nobody waits while holding, and when nobody holds its part there is room for one message: so slow calls
+//! cannot keep the others waiting, however many they are.
 
 use std::sync::Arc;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
+use recording_format::{FRAME_HEADER_LEN, MAX_CHUNK_LEN};
+
 use crate::metrics;
 
-/// The least budget, in bytes: twice the greatest message.
+/// The most that is taken at once, in bytes.
+pub(crate) const MOST_AT_ONCE: usize = MAX_CHUNK_LEN + FRAME_HEADER_LEN;
+/// The least budget, in bytes: about twice that.
 pub(crate) const LEAST: usize = 2 << 20;
 /// The greatest budget, in bytes: 1 TiB.
 pub(crate) const MOST: usize = 1 << 40;
@@ -20,8 +25,16 @@ pub(crate) const MOST: usize = 1 << 40;
 pub(crate) struct Budget {
     bytes: usize,
     free: Arc<Semaphore>,
-    /// How many calls wait for room.
-    waiting: watch::Sender<usize>,
+    load: watch::Sender<Load>,
+}
+
+/// Who shares the budget.
+#[derive(Debug, Default)]
+struct Load {
+    /// Calls that there are.
+    calls: usize,
+    /// Of those, calls that wait for room.
+    waiting: usize,
 }
 
 /// What one call holds of it; given back when it is dropped.
@@ -29,22 +42,26 @@ pub(crate) struct Budget {
 pub(crate) struct Share {
     budget: Arc<Budget>,
     held: Option<OwnedSemaphorePermit>,
-    waiting: watch::Receiver<usize>,
+    load: watch::Receiver<Load>,
 }
 
 /// Counts a call that waits, for as long as it does.
-struct Waiting<'a>(&'a watch::Sender<usize>);
+struct Waiting<'a>(&'a watch::Sender<Load>);
 
 impl<'a> Waiting<'a> {
-    fn begin(waiting: &'a watch::Sender<usize>) -> Self {
-        waiting.send_modify(|count| *count += 1);
-        Self(waiting)
+    fn begin(load: &'a watch::Sender<Load>) -> Self {
+        load.send_modify(|load| load.waiting += 1);
+        Self(load)
     }
 }
 
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
-        self.0.send_modify(|count| *count = count.saturating_sub(1));
+        self.0.send_if_modified(|load| {
+            load.waiting = load.waiting.saturating_sub(1);
+            // Nobody waits for that.
+            false
+        });
     }
 }
 
@@ -52,12 +69,26 @@ impl Budget {
     /// Room for `bytes`, as far as that is between [`LEAST`] and [`MOST`].
     pub(crate) fn new(bytes: usize) -> Arc<Self> {
         let bytes = bytes.clamp(LEAST, MOST);
-        Arc::new(Self { bytes, free: Arc::new(Semaphore::new(bytes)), waiting: watch::channel(0).0 })
+        Arc::new(Self { bytes, free: Arc::new(Semaphore::new(bytes)), load: watch::Sender::default() })
     }
 
     /// A share that holds nothing yet.
     pub(crate) fn share(self: &Arc<Self>) -> Share {
-        Share { budget: Arc::clone(self), held: None, waiting: self.waiting.subscribe() }
+        self.change_calls(|calls| calls + 1);
+        Share { budget: Arc::clone(self), held: None, load: self.load.subscribe() }
+    }
+
+    /// With more calls each one's part is smaller, which matters while somebody waits.
+    fn change_calls(&self, change: impl FnOnce(usize) -> usize) {
+        self.load.send_if_modified(|load| {
+            load.calls = change(load.calls);
+            load.waiting > 0
+        });
+    }
+
+    /// Whether so many bytes are a call's part of the budget, or more, while others wait.
+    fn presses(&self, load: &Load, held: usize) -> bool {
+        load.waiting > 0 && held.saturating_mul(load.calls) >= self.bytes - MOST_AT_ONCE
     }
 
     fn note(&self) {
@@ -78,7 +109,7 @@ impl Share {
     /// Waits for room. Whoever waits must hold nothing: what it held is given back.
     pub(crate) async fn take(&mut self, bytes: usize) {
         self.give_back();
-        let waits = Waiting::begin(&self.budget.waiting);
+        let waits = Waiting::begin(&self.budget.load);
         let permit = Arc::clone(&self.budget.free).acquire_many_owned(permits(bytes)).await;
         drop(waits);
         // The semaphore is never closed.
@@ -100,9 +131,10 @@ impl Share {
         self.budget.note();
     }
 
-    /// Resolves when others wait for room and this call holds some.
+    /// Resolves when others wait for room and this call holds its part of it.
     pub(crate) async fn pressed(&self) {
-        if self.held() > 0 && self.waiting.clone().wait_for(|waiting| *waiting > 0).await.is_ok() {
+        let held = self.held();
+        if held > 0 && self.load.clone().wait_for(|load| self.budget.presses(load, held)).await.is_ok() {
             return;
         }
         std::future::pending().await
@@ -124,10 +156,11 @@ impl Share {
 impl Drop for Share {
     fn drop(&mut self) {
         self.give_back();
+        self.budget.change_calls(|calls| calls.saturating_sub(1));
     }
 }
 
-/// What is asked for is a message at most, which is far below.
+/// In tests more is taken at once than a message has.
 fn permits(bytes: usize) -> u32 {
     u32::try_from(bytes.min(LEAST)).unwrap_or(u32::MAX)
 }
@@ -156,6 +189,23 @@ mod tests {
         assert!(waiter.pressed().now_or_never().is_none());
         drop(waiter);
         assert_eq!(budget.free.available_permits(), LEAST);
+    }
+
+    #[tokio::test]
+    async fn who_holds_less_than_its_part_goes_on_until_there_are_more() {
+        let budget = Budget::new(LEAST);
+        let part = (LEAST - MOST_AT_ONCE).div_ceil(3);
+        let (mut large, mut small, mut waiter) = (budget.share(), budget.share(), budget.share());
+        assert!(large.try_take(LEAST - part + 1) && small.try_take(part - 1));
+        let mut waits = std::pin::pin!(waiter.take(MOST_AT_ONCE));
+        assert!(waits.as_mut().now_or_never().is_none());
+        assert!(large.pressed().now_or_never().is_some() && small.pressed().now_or_never().is_none());
+        let more = budget.share();
+        assert!(small.pressed().now_or_never().is_some());
+        drop(more);
+        // Those who hold less than their parts leave room for the greatest message.
+        large.give_back();
+        waits.await;
     }
 
     #[tokio::test]

@@ -60,7 +60,8 @@ impl Ingest {
         let address = recordings.address();
         program.write_config(&format!(
             "store = \"file://{}\"\nauth_servers = {:?}\nca_pin = {:?}\nlisten = {address:?}\n\
-             advertise = {address:?}\nhostname = \"{name}.example.org\"\n",
+             advertise = {address:?}\nhostname = \"{name}.example.org\"\n\
+             disk.refuse_new = 0\ndisk.refuse_appends = 0\n",
             store.display(),
             cluster.addresses(),
             cluster.ca_pin()

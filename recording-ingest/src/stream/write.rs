@@ -2,12 +2,13 @@
 
 use mezite_proto::v1::{RecordingChunk, RecordingFinal};
 use recording_format::{
-    FRAME_HEADER_LEN, MAX_CHUNK_LEN, MAX_SEGMENTS, ObjectKey, RecordingState, SegmentRef, SignedManifest,
+    FRAME_HEADER_LEN, MAX_SEGMENTS, ObjectKey, RecordingState, SegmentRef, SignedManifest,
 };
 use tokio::time::{Instant, timeout};
 
 use super::{Call, Writing, begin::mark_open, is_truncated};
 use crate::{
+    budget::MOST_AT_ONCE,
     convert,
     disk::Room,
     error::IngestError,
@@ -59,7 +60,7 @@ impl Call {
         if is_news && session.pending() == 0 && self.ingest.objects.room().await == Room::Ends {
             return Err(IngestError::NoRoom("more of a recording"));
         }
-        let bytes = chunk.data.len().min(MAX_CHUNK_LEN) + FRAME_HEADER_LEN;
+        let bytes = (chunk.data.len() + FRAME_HEADER_LEN).min(MOST_AT_ONCE);
         if !self.share.try_take(bytes) {
             self.flush().await?;
             let patience = self.ingest.limits().message_timeout;
