@@ -123,7 +123,7 @@ impl Abandoned {
             // It was sealed, and whoever did it got no further.
             Some(signed) if signed.manifest.length == stored.committed => {
                 let entry = signed.manifest.index_entry(&signed.document);
-                Ok(seal::publish(objects, &entry, self.ingest.tells).await?)
+                Ok(seal::publish_again(objects, &entry, self.ingest.tells).await?)
             }
             Some(_) | None => self.interrupt(&stored, gaps).await,
         }

@@ -99,9 +99,19 @@ fn adopt(
     Err(if sealed { IngestError::Sealed } else { IngestError::Superseded { committed } })
 }
 
-/// A notice for the cluster where it is to be told, index, then the marker's removal. All can be done twice, by whoever
-/// finds a sealed recording without them; while the marker is there, the notice may not be.
-pub(crate) async fn publish(objects: &Objects, entry: &IndexEntry, tells: bool) -> Result<(), StoreError> {
+/// Does what is left to do of a recording that somebody sealed. The notice comes before the index: where that is, the
+/// cluster was told, or will be.
+pub(crate) async fn publish_again(
+    objects: &Objects,
+    entry: &IndexEntry,
+    tells: bool,
+) -> Result<(), StoreError> {
+    let noticed = !tells || objects.get(entry.key()).await?.is_some();
+    publish(objects, entry, !noticed).await
+}
+
+/// A notice for the cluster where it is to be told, index, then the marker's removal. All can be done twice.
+async fn publish(objects: &Objects, entry: &IndexEntry, tells: bool) -> Result<(), StoreError> {
     if tells {
         let notice = ObjectKey::Audit(entry.recording_id, entry.revision);
         objects.create_end(notice, Bytes::from_static(NOTICE)).await?;

@@ -220,8 +220,8 @@ impl Tail {
         }
         let Some(signed) = stored.sealed() else { return Ok(()) };
         let entry = signed.manifest.index_entry(&signed.document);
-        // The marker goes last: where it has gone, the cluster was told or there is a notice.
-        if let Err(error) = seal::publish(&self.objects, &entry, marked && self.tells).await {
+        // The marker goes last: where it has gone, there is nothing to tell.
+        if let Err(error) = seal::publish_again(&self.objects, &entry, marked && self.tells).await {
             tracing::warn!(%id, %error, "a sealed recording could not be put into the index");
         }
         Ok(())
