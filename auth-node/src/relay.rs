@@ -16,7 +16,7 @@ use arc_swap::ArcSwap;
 use auth_core::names::AgentId;
 use futures::{Stream, StreamExt as _, stream};
 use mezite_proto::{
-    transport,
+    MAX_REPLY, transport,
     v1::{self, auth_service_client::AuthServiceClient},
 };
 use rand::seq::SliceRandom as _;
@@ -40,7 +40,7 @@ const RELAYED_AGENT: &str = "mezite-relayed-agent";
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// For one attempt at one ingest.
 const ATTEMPT: Duration = Duration::from_secs(10);
-/// Largest message, in bytes: what ingests send and take.
+/// Largest message to an ingest, in bytes: what ingests take.
 const MAX_MESSAGE: usize = 4 << 20;
 /// Connections that are kept for calls of one message each way.
 const MAX_KEPT: usize = 64;
@@ -239,7 +239,7 @@ impl Relay {
 
 fn bounded(channel: Channel) -> IngestClient {
     AuthServiceClient::new(channel)
-        .max_decoding_message_size(MAX_MESSAGE)
+        .max_decoding_message_size(MAX_REPLY)
         .max_encoding_message_size(MAX_MESSAGE)
 }
 

@@ -32,6 +32,11 @@ pub const DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/auth
 /// Full name of the public service.
 pub const SERVICE_NAME: &str = "mezite.v1.AuthService";
 
+/// Largest reply of the public API, in bytes: the receipt of a recording of the most segments fits into it. All others
+/// are far smaller.
+#[cfg(feature = "auth")]
+pub const MAX_REPLY: usize = 16 << 20;
+
 /// Name of the metadata that carries the idempotency key of a call of the public API.
 #[cfg(feature = "auth")]
 pub const IDEMPOTENCY_KEY: &str = "mezite-idempotency-key";

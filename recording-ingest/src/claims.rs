@@ -61,6 +61,13 @@ impl Claims {
         Claim { progress: Arc::clone(&slot.progress).lock_owned().await, superseded }
     }
 
+    /// The right to write a recording that no call of this process writes now. A call that comes waits.
+    #[must_use]
+    pub fn try_claim(&self, id: RecordingId) -> Option<Claim> {
+        let progress = Arc::clone(&self.slot(id).progress).try_lock_owned().ok()?;
+        Some(Claim { progress, superseded: CancellationToken::new() })
+    }
+
     fn slot(&self, id: RecordingId) -> Arc<Slot> {
         let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
         let now = self.uses.fetch_add(1, Ordering::Relaxed);
@@ -135,6 +142,20 @@ mod tests {
         };
         let (inherited, ()) = tokio::join!(newer, older);
         assert!(inherited);
+    }
+
+    #[tokio::test]
+    async fn what_is_written_is_not_taken_from_its_call() {
+        let claims = Claims::new(8);
+        let mut written = claims.claim(id(1)).await;
+        assert!(claims.try_claim(id(1)).is_none() && !written.superseded.is_cancelled());
+        written.leave(progress());
+        drop(written);
+        let held = claims.try_claim(id(1)).unwrap();
+        assert!(claims.try_claim(id(1)).is_none());
+        // A call that comes waits, and finds what the one before it left.
+        let (taken, ()) = tokio::join!(async { claims.claim(id(1)).await.take() }, async { drop(held) });
+        assert!(taken.is_some());
     }
 
     #[tokio::test]

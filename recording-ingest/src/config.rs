@@ -10,7 +10,7 @@ use mezite_daemon::{
 use recording_format::{MAX_CHUNK_LEN, MAX_SEGMENT_PAYLOAD};
 use serde::{Deserialize, Serialize};
 
-use crate::objects::s3;
+use crate::{budget, objects::s3};
 
 /// Configuration of a recording ingest.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -21,7 +21,8 @@ pub struct Config {
     /// Where recordings go: `file:///absolute/path`, or `s3://BUCKET/PREFIX` of a bucket of S3 or of what speaks its protocol.
     /// Replicas that share it share the recordings. Needed.
     pub store: String,
-    /// host:port of the auth nodes; each is as good as the other. Default: none (no heartbeats, no renewal).
+    /// host:port of the auth nodes; each is as good as the other. Default: none (no heartbeats, no renewal, and
+    /// nobody is told of recordings).
     #[serde(default)]
     pub auth_servers: Vec<String>,
     /// `sha256:` and the hex SPKI digest of the cluster's TLS CA, for `join`. Default: none.
@@ -57,6 +58,15 @@ pub struct Config {
     /// identity, container, instance.
     #[serde(default)]
     pub s3: S3Config,
+    /// How full the disk of a `file://` store may become.
+    #[serde(default)]
+    pub disk: DiskConfig,
+    /// What becomes of recordings that nobody ends.
+    #[serde(default)]
+    pub abandon: AbandonConfig,
+    /// How long recordings are kept.
+    #[serde(default)]
+    pub retention: RetentionConfig,
     /// The index that lists are answered from.
     #[serde(default)]
     pub index: IndexConfig,
@@ -92,6 +102,16 @@ pub struct LimitsConfig {
     /// Bytes, with the few that each chunk costs beside its payload, after which a segment is written. 64 KiB to
     /// 15 MiB. Default: 8 MiB.
     pub segment_bytes: usize,
+    /// The longest that bytes which arrived wait for more of them before they are written as a segment. Default: 10 s.
+    #[serde(with = "humantime_serde")]
+    pub flush_interval: Duration,
+    /// Bytes that all calls together hold in memory before they are durable. Where they are short, shorter segments are
+    /// written. Beside them each call may have one message in hand, of 1 MiB at most, and each connection what HTTP/2
+    /// lets it send ahead. 2 MiB to 1 TiB. Default: 256 MiB.
+    pub memory_bytes: usize,
+    /// Payload bytes of a recording. One that would become larger is sealed as truncated, with what is there. At least
+    /// 64 KiB. Default: 10 GiB.
+    pub max_recording_bytes: u64,
     /// Recordings, not being written just now, whose running digest is kept so that their end needs no reading.
     /// Default: 4096.
     pub kept_progress: usize,
@@ -111,6 +131,9 @@ impl Default for LimitsConfig {
             message_timeout: Duration::from_secs(60),
             drain_timeout: Duration::from_secs(25),
             segment_bytes: 8 << 20,
+            flush_interval: Duration::from_secs(10),
+            memory_bytes: 256 << 20,
+            max_recording_bytes: 10 << 30,
             kept_progress: 4_096,
             cached_segments: 4,
         }
@@ -156,6 +179,58 @@ impl Default for S3Config {
     }
 }
 
+/// How full the disk of a `file://` store may become, in bytes that are free. Of other stores nothing is known.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct DiskConfig {
+    /// With less than this no recording is begun. Default: 5 % of the disk, at most 10 GiB.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub refuse_new: Option<u64>,
+    /// With less than this no recording grows; those that are whole can still be ended. Default: 2 % of the disk, at
+    /// most 4 GiB.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub refuse_appends: Option<u64>,
+    /// Reserved, so that recordings can be ended on a disk that others have filled. 0: nothing. Default: 1 % of the
+    /// disk, at most 64 MiB.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reserve: Option<u64>,
+}
+
+/// What becomes of recordings that nobody ends.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct AbandonConfig {
+    /// A recording that has not grown for so long is sealed as interrupted; it goes on if its agent comes back.
+    /// Default: 1 h.
+    #[serde(with = "humantime_serde")]
+    pub grace: Duration,
+}
+
+impl Default for AbandonConfig {
+    fn default() -> Self {
+        Self { grace: Duration::from_secs(3_600) }
+    }
+}
+
+/// How long recordings are kept.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RetentionConfig {
+    /// A recording is deleted so long after it was sealed, and not before the time that its manifest says. Recordings
+    /// that were sealed while this was not set are kept for ever, and so is all while it is not set. Default: none.
+    #[serde(with = "humantime_serde", skip_serializing_if = "Option::is_none")]
+    pub keep: Option<Duration>,
+    /// How often it is looked for recordings to delete. Default: 10 min.
+    #[serde(with = "humantime_serde")]
+    pub interval: Duration,
+}
+
+impl Default for RetentionConfig {
+    fn default() -> Self {
+        Self { keep: None, interval: Duration::from_secs(600) }
+    }
+}
+
 /// The index that lists are answered from.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -187,6 +262,13 @@ pub struct ControlConfig {
     /// How often it is looked whether the certificate is due: renewed after two thirds of its life. Default: 60 s.
     #[serde(with = "humantime_serde")]
     pub renewal_check_interval: Duration,
+    /// How often it is looked for recordings of which the cluster's audit log is to be told. Default: 2 s.
+    #[serde(with = "humantime_serde")]
+    pub report_interval: Duration,
+    /// How long, while auth nodes can be reached, another ingest has to tell of what it sealed or deleted; after one to
+    /// two times of it, this one does. Default: 10 min.
+    #[serde(with = "humantime_serde")]
+    pub report_takeover: Duration,
 }
 
 impl Default for ControlConfig {
@@ -196,6 +278,8 @@ impl Default for ControlConfig {
             call_timeout: Duration::from_secs(10),
             bundle_interval: Duration::from_secs(300),
             renewal_check_interval: Duration::from_secs(60),
+            report_interval: Duration::from_secs(2),
+            report_takeover: Duration::from_secs(600),
         }
     }
 }
@@ -246,7 +330,22 @@ impl Settings for Config {
             ("limits.max_downloads", limits.max_downloads),
             ("limits.max_streams_per_connection", limits.max_streams_per_connection as usize),
         ])?;
+        if !(budget::LEAST..=budget::MOST).contains(&limits.memory_bytes) {
+            return bad("limits.memory_bytes", "must be 2097152 to 1099511627776");
+        }
+        if limits.max_recording_bytes < 64 << 10 {
+            return bad("limits.max_recording_bytes", "must be at least 65536");
+        }
+        if self.retention.keep.is_some_and(|keep| keep.is_zero()) {
+            return bad(
+                "retention.keep",
+                "must be more than nothing; leave it out to keep recordings for ever",
+            );
+        }
         check_durations(&[
+            ("limits.flush_interval", limits.flush_interval),
+            ("abandon.grace", self.abandon.grace),
+            ("retention.interval", self.retention.interval),
             ("limits.handshake_timeout", limits.handshake_timeout),
             ("limits.message_timeout", limits.message_timeout),
             ("limits.drain_timeout", limits.drain_timeout),
@@ -257,6 +356,8 @@ impl Settings for Config {
             ("control.call_timeout", self.control.call_timeout),
             ("control.bundle_interval", self.control.bundle_interval),
             ("control.renewal_check_interval", self.control.renewal_check_interval),
+            ("control.report_interval", self.control.report_interval),
+            ("control.report_takeover", self.control.report_takeover),
         ])
     }
 }
@@ -281,7 +382,8 @@ mod tests {
 
     #[test]
     fn unknown_fields_are_refused_in_every_table() {
-        for table in ["", "log.", "limits.", "s3.", "index.", "control."] {
+        let tables = ["", "log.", "limits.", "s3.", "disk.", "abandon.", "retention.", "index.", "control."];
+        for table in tables {
             let error = parse(&[&format!("{table}colour=1")]).unwrap_err();
             assert!(error.to_string().contains("colour"), "{error}");
         }
@@ -298,6 +400,12 @@ mod tests {
             "limits.segment_bytes=1",
             "limits.segment_bytes=15728641",
             "limits.max_streams=0",
+            "limits.memory_bytes=2097151",
+            "limits.max_recording_bytes=65535",
+            "limits.flush_interval=0s",
+            "disk.reserve=-1",
+            "abandon.grace=0s",
+            "retention.keep=0s",
             "limits.max_connections=1000001",
             "limits.message_timeout=0s",
             "listen=nowhere",

@@ -85,6 +85,7 @@ impl Control {
             if schedule.beat <= now {
                 let beat = self.beat().await;
                 metrics::heartbeat(beat.is_ok());
+                self.ingest.reach.note(beat.is_ok());
                 warn("no auth node took the heartbeat", beat);
                 if self.told_revision != self.state.followed_revision {
                     schedule.bundle = now;

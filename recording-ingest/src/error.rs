@@ -92,6 +92,12 @@ pub enum IngestError {
     /// Too many calls of one agent at a time.
     #[error("too many recording streams of this agent; try again or use another ingest")]
     AgentBusy,
+    /// The disk of the store is too full for it.
+    #[error("the store of this ingest has no room for {0}; try again later or use another ingest")]
+    NoRoom(&'static str),
+    /// Others hold the memory for what is received.
+    #[error("this ingest is short of memory; go on from what is durable, or use another ingest")]
+    NoMemory,
     /// Too many downloads at a time.
     #[error("too many recordings are downloaded; try again or use another ingest")]
     TooManyDownloads,
@@ -110,6 +116,15 @@ pub enum IngestError {
     /// Stored objects contradict themselves.
     #[error("stored objects of the recording are damaged: {0}")]
     Damaged(FormatError),
+    /// Stored objects contradicted themselves, and were put aside.
+    #[error(
+        "damaged objects of the recording were put into quarantine; what is left of it ends at offset {committed}: go on \
+         from there"
+    )]
+    Quarantined {
+        /// Where to go on.
+        committed: u64,
+    },
     /// An object that must be there is not.
     #[error("a stored object of the recording is missing")]
     Missing,
@@ -146,14 +161,19 @@ impl IngestError {
             Self::Invalid { .. } => Code::InvalidArgument,
             Self::UnknownRecording => Code::NotFound,
             Self::OffsetAhead { .. } => Code::OutOfRange,
-            Self::BadChecksum { .. } | Self::PayloadMismatch | Self::Damaged(_) | Self::Missing => {
-                Code::DataLoss
-            }
+            Self::BadChecksum { .. }
+            | Self::PayloadMismatch
+            | Self::Damaged(_)
+            | Self::Quarantined { .. }
+            | Self::Missing => Code::DataLoss,
             Self::MetadataDiffers | Self::Sealed | Self::TotalTooSmall { .. } => Code::FailedPrecondition,
             Self::Superseded { .. } => Code::Aborted,
-            Self::Busy | Self::AgentBusy | Self::TooManyDownloads | Self::Store(StoreError::Full) => {
-                Code::ResourceExhausted
-            }
+            Self::Busy
+            | Self::AgentBusy
+            | Self::NoRoom(_)
+            | Self::NoMemory
+            | Self::TooManyDownloads
+            | Self::Store(StoreError::Full) => Code::ResourceExhausted,
             Self::Idle => Code::DeadlineExceeded,
             Self::BrokenOff(_) => Code::Cancelled,
             Self::Leaving
@@ -183,12 +203,15 @@ impl IngestError {
             Self::PayloadMismatch => "PAYLOAD_MISMATCH",
             Self::Superseded { .. } => "SUPERSEDED",
             Self::Busy | Self::AgentBusy => "TOO_MANY_STREAMS",
+            Self::NoRoom(_) => "STORE_LOW",
+            Self::NoMemory => "MEMORY_SHORT",
             Self::TooManyDownloads => "TOO_MANY_DOWNLOADS",
             Self::Idle => "IDLE",
             Self::BrokenOff(_) => "BROKEN_OFF",
             Self::Leaving => "LEAVING",
             Self::IndexNotReady => "INDEX_NOT_READY",
             Self::Damaged(_) => "DAMAGED",
+            Self::Quarantined { .. } => "QUARANTINED",
             Self::Missing => "MISSING_OBJECT",
             Self::Store(StoreError::Full) => "STORE_FULL",
             Self::Store(StoreError::Failed(_)) => "STORE_FAILED",
@@ -218,7 +241,9 @@ impl IngestError {
             Self::OffsetAhead { expected } => {
                 HashMap::from([("expected_offset".to_owned(), expected.to_string())])
             }
-            Self::Superseded { committed } | Self::TotalTooSmall { committed, .. } => {
+            Self::Superseded { committed }
+            | Self::Quarantined { committed }
+            | Self::TotalTooSmall { committed, .. } => {
                 HashMap::from([("committed_offset".to_owned(), committed.to_string())])
             }
             _ => HashMap::new(),
@@ -229,12 +254,13 @@ impl IngestError {
         match self {
             Self::Busy
             | Self::AgentBusy
+            | Self::NoMemory
             | Self::TooManyDownloads
             | Self::Leaving
             | Self::Unconfirmed
             | Self::IndexNotReady
             | Self::Superseded { .. } => Some(RETRY_SOON),
-            Self::Store(_) => Some(RETRY_LATER),
+            Self::NoRoom(_) | Self::Store(_) => Some(RETRY_LATER),
             _ => None,
         }
     }

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use metrics::{counter, gauge, histogram};
+use recording_format::RecordingState;
 
 pub(crate) fn received(bytes: usize) {
     counter!("mezite_ingest_received_bytes_total").increment(bytes as u64);
@@ -18,8 +19,60 @@ pub(crate) fn recording_begun() {
     counter!("mezite_ingest_recordings_begun_total").increment(1);
 }
 
-pub(crate) fn recording_sealed() {
-    counter!("mezite_ingest_recordings_sealed_total").increment(1);
+/// `state` is one of the manifest's.
+pub(crate) fn recording_sealed(state: RecordingState) {
+    let state = match state {
+        RecordingState::Complete => "complete",
+        RecordingState::Interrupted => "interrupted",
+        RecordingState::Truncated => "truncated",
+    };
+    counter!("mezite_ingest_recordings_sealed_total", "state" => state).increment(1);
+}
+
+/// From an agent's half-close, or what else ends a call, until the answer that says what is durable.
+pub(crate) fn acknowledged(took: Duration) {
+    histogram!("mezite_ingest_ack_seconds").record(took.as_secs_f64());
+}
+
+/// Recordings that are open, and since when the oldest of them is, in Unix milliseconds.
+pub(crate) fn open_recordings(open: usize, oldest_ms: Option<u64>) {
+    gauge!("mezite_ingest_open_recordings").set(open as f64);
+    // 0: none is open.
+    gauge!("mezite_ingest_oldest_open_recording_timestamp_seconds").set(oldest_ms.unwrap_or(0) as f64 / 1e3);
+}
+
+/// Its age is how far lists may be behind the store.
+pub(crate) fn index_refreshed(unix_ms: u64) {
+    gauge!("mezite_ingest_index_refreshed_timestamp_seconds").set(unix_ms as f64 / 1e3);
+}
+
+/// An object that did not verify was put aside.
+pub(crate) fn quarantined() {
+    counter!("mezite_ingest_quarantined_objects_total").increment(1);
+}
+
+pub(crate) fn recording_deleted() {
+    counter!("mezite_ingest_recordings_deleted_total").increment(1);
+}
+
+/// Sealed and deleted recordings of which the cluster is still to be told.
+pub(crate) fn untold(events: usize) {
+    gauge!("mezite_ingest_audit_pending").set(events as f64);
+}
+
+/// Bytes that calls hold in memory of what `limits.memory_bytes` gives them.
+pub(crate) fn memory(bytes: usize) {
+    gauge!("mezite_ingest_memory_held_bytes").set(bytes as f64);
+}
+
+/// Bytes that are free under a `file://` store.
+pub(crate) fn disk_free(bytes: u64) {
+    gauge!("mezite_ingest_store_free_bytes").set(bytes as f64);
+}
+
+/// `kind`: `full`, `failed` or `untrusted`.
+pub(crate) fn store_error(kind: &'static str) {
+    counter!("mezite_ingest_store_errors_total", "kind" => kind).increment(1);
 }
 
 pub(crate) fn refused(method: &'static str, reason: &'static str) {

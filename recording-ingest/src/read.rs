@@ -13,6 +13,7 @@ use recording_format::{Digest, FormatError, ObjectKey, RecordingId, Segment, seg
 use crate::{
     error::IngestError,
     objects::Objects,
+    quarantine,
     recover::{self, Stored},
 };
 
@@ -59,13 +60,19 @@ impl Reader {
     /// Opens a recording.
     ///
     /// # Errors
-    /// [`IngestError::UnknownRecording`], or when the store fails or tells nothing sensible.
+    /// [`IngestError::UnknownRecording`]; [`IngestError::Quarantined`] when all of it was put aside; or when the store fails or tells nothing sensible.
     pub async fn open(
         objects: Arc<Objects>,
         cache: Arc<SegmentCache>,
         id: RecordingId,
     ) -> Result<Self, IngestError> {
-        let stored = recover::load(&objects, id).await?.ok_or(IngestError::UnknownRecording)?;
+        let stored = match recover::load(&objects, id).await? {
+            Some(stored) => stored,
+            None if quarantine::holds(&objects, id).await? => {
+                return Err(IngestError::Quarantined { committed: 0 });
+            }
+            None => return Err(IngestError::UnknownRecording),
+        };
         let segments = match stored.sealed() {
             Some(signed) => signed.manifest.segments.iter().map(|s| (s.start, Some(s.sha256))).collect(),
             None => {

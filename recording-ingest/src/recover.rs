@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use recording_format::{
-    Begin, ChainHead, Digest, FormatError, ObjectKey, PayloadHasher, RecordingId, SegmentHeader,
+    Begin, ChainHead, Digest, FormatError, Manifest, ObjectKey, PayloadHasher, RecordingId, SegmentHeader,
     SignedManifest, Verified, Verifier, decode_signed_manifest, manifest_prefix, read_tail, segment_prefix,
 };
 
@@ -23,6 +23,8 @@ pub struct Stored {
     pub committed: u64,
     /// The chain over them.
     pub head: ChainHead,
+    /// In how many segments.
+    pub segments: usize,
 }
 
 impl Stored {
@@ -31,7 +33,7 @@ impl Stored {
     pub fn begun(begin: Begin, document: &[u8]) -> Self {
         let begin_sha256 = Digest::of(document);
         let head = ChainHead::begin(begin.recording_id, begin_sha256);
-        Self { begin, begin_sha256, manifest: None, committed: 0, head }
+        Self { begin, begin_sha256, manifest: None, committed: 0, head, segments: 0 }
     }
 
     /// The manifest after which nothing can be added.
@@ -50,9 +52,10 @@ pub async fn load(objects: &Objects, id: RecordingId) -> Result<Option<Stored>, 
     let mut stored = Stored::begun(Begin::decode(id, &document)?, &document);
     stored.manifest = newest_manifest(objects, id).await?;
     if let Some(signed) = stored.sealed() {
-        (stored.committed, stored.head) = (signed.manifest.length, signed.manifest.chain_head);
-    } else if let Some((header, head)) = last_segment(objects, id).await? {
-        (stored.committed, stored.head) = (header.end(), head);
+        let Manifest { length, chain_head, segments, .. } = &signed.manifest;
+        (stored.committed, stored.head, stored.segments) = (*length, *chain_head, segments.len());
+    } else if let Some((header, head, segments)) = last_segment(objects, id).await? {
+        (stored.committed, stored.head, stored.segments) = (header.end(), head, segments);
     }
     Ok(Some(stored))
 }
@@ -64,11 +67,11 @@ async fn newest_manifest(objects: &Objects, id: RecordingId) -> Result<Option<Si
     Ok(Some(decode_signed_manifest(id, &object)?))
 }
 
-/// Two short reads: each segment carries the chain before it.
+/// The last segment, and how many there are. Two short reads: each segment carries the chain before it.
 async fn last_segment(
     objects: &Objects,
     id: RecordingId,
-) -> Result<Option<(SegmentHeader, ChainHead)>, IngestError> {
+) -> Result<Option<(SegmentHeader, ChainHead, usize)>, IngestError> {
     let segments = objects.list(&segment_prefix(id)).await?;
     let Some(&(ObjectKey::Segment(_, start), size)) = segments.last() else { return Ok(None) };
     let (header, trailer) = objects.segment_ends(id, start, size).await?;
@@ -82,7 +85,7 @@ async fn last_segment(
     if header.object_len() != size {
         return Err(FormatError::BadLength { expected: header.object_len(), found: size }.into());
     }
-    Ok(Some((header, head)))
+    Ok(Some((header, head, segments.len())))
 }
 
 /// Reads and verifies all segments: what a manifest needs, for a recording that others wrote.

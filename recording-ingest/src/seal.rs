@@ -3,10 +3,11 @@
 //! The manifest's creation is the commit point. What comes after it is derived from it and can be repaired, so its
 //! failure is logged and does not take the receipt back.
 
+use bytes::Bytes;
 use mezite_daemon::clock;
 use mezite_pki::ssh::SshKeyPair;
 use recording_format::{
-    Codec, Digest, FORMAT_VERSION, IndexEntry, MANIFEST_NAMESPACE, Manifest, ObjectKey, RecordingId,
+    Codec, Digest, FORMAT_VERSION, Gap, IndexEntry, MANIFEST_NAMESPACE, Manifest, ObjectKey, RecordingId,
     RecordingState, SegmentRef, SignedManifest, decode_signed_manifest, encode_signed_manifest,
 };
 
@@ -16,11 +17,14 @@ use crate::{
     metrics,
     objects::{Created, Objects, StoreError},
     recover::Stored,
+    retention::millis,
     service::Ingest,
 };
 
 /// Most revisions of a manifest: four digits in its key.
 const MAX_REVISION: u16 = 9_999;
+/// What is in a notice: all there is to tell is in the manifest.
+const NOTICE: &[u8] = b"{}";
 
 /// What an agent says of the whole recording.
 #[derive(Debug, Clone, Copy)]
@@ -37,66 +41,93 @@ impl End {
     }
 }
 
+/// What is to be sealed, and how.
+pub(crate) struct Sealing<'a> {
+    /// Whose call ends it; `None`: nobody's.
+    pub(crate) writer: Option<&'a Writer>,
+    /// What the store has of it.
+    pub(crate) stored: &'a Stored,
+    /// How it ends.
+    pub(crate) state: RecordingState,
+    /// All of its segments.
+    pub(crate) segments: Vec<SegmentRef>,
+    /// What is known to be missing.
+    pub(crate) gaps: Vec<Gap>,
+    /// What is known of the whole.
+    pub(crate) end: End,
+}
+
 /// Seals a recording whose segments are durable and whose payload was checked.
 ///
 /// # Errors
 /// When the store fails; [`IngestError::Sealed`] when another process sealed it with something else;
 /// [`IngestError::Superseded`] when another process gave it up in between: the caller may try again.
-pub(crate) async fn seal(
-    ingest: &Ingest,
-    writer: &Writer,
-    stored: &Stored,
-    segments: Vec<SegmentRef>,
-    end: &End,
-) -> Result<SignedManifest, IngestError> {
-    let id = stored.begin.recording_id;
-    let manifest = manifest(ingest, writer, stored, segments, end)?;
+pub(crate) async fn seal(ingest: &Ingest, sealing: Sealing<'_>) -> Result<SignedManifest, IngestError> {
+    let id = sealing.stored.begin.recording_id;
+    let (state, end, committed) = (sealing.state, sealing.end, sealing.stored.committed);
+    let manifest = manifest(ingest, sealing)?;
     let revision = manifest.revision;
     let signed = sign(ingest.identity().ssh_key(), manifest)?;
     let object = encode_signed_manifest(&signed.document, &signed.signature)?;
-    let signed = match ingest.objects.create(ObjectKey::Manifest(id, revision), object.into()).await? {
+    let signed = match ingest.objects.create_end(ObjectKey::Manifest(id, revision), object.into()).await? {
         Created::Durable => signed,
-        Created::Taken(existing) => adopt(id, &existing, end, stored.committed)?,
+        Created::Taken(existing) => adopt(id, &existing, state, &end, committed)?,
     };
     ingest.objects.settle(id).await?;
-    metrics::recording_sealed();
+    metrics::recording_sealed(state);
     let entry = signed.manifest.index_entry(&signed.document);
     ingest.catalog.put(entry.clone().into());
-    if let Err(error) = publish(&ingest.objects, &entry).await {
+    if let Err(error) = publish(&ingest.objects, &entry, ingest.tells).await {
         tracing::warn!(%id, %error, "a sealed recording could not be put into the index");
     }
     Ok(signed)
 }
 
 /// Another process was first. Its manifest is as good when it says the same.
-fn adopt(id: RecordingId, object: &[u8], end: &End, committed: u64) -> Result<SignedManifest, IngestError> {
+fn adopt(
+    id: RecordingId,
+    object: &[u8],
+    state: RecordingState,
+    end: &End,
+    committed: u64,
+) -> Result<SignedManifest, IngestError> {
     let existing = decode_signed_manifest(id, object)?;
-    if end.is_of(&existing.manifest) && existing.manifest.state.is_final() {
+    let sealed = existing.manifest.state.is_final();
+    if end.is_of(&existing.manifest) && (sealed || !state.is_final()) {
         return Ok(existing);
     }
-    let sealed = existing.manifest.state.is_final();
     Err(if sealed { IngestError::Sealed } else { IngestError::Superseded { committed } })
 }
 
-/// Index, then the marker's removal. Both can be done twice, by whoever finds a sealed recording without them.
-pub(crate) async fn publish(objects: &Objects, entry: &IndexEntry) -> Result<(), StoreError> {
+/// Does what is left to do of a recording that somebody sealed. The notice comes before the index: where that is, the
+/// cluster was told, or will be.
+pub(crate) async fn publish_again(
+    objects: &Objects,
+    entry: &IndexEntry,
+    tells: bool,
+) -> Result<(), StoreError> {
+    let noticed = !tells || objects.get(entry.key()).await?.is_some();
+    publish(objects, entry, !noticed).await
+}
+
+/// A notice for the cluster where it is to be told, index, then the marker's removal. All can be done twice.
+async fn publish(objects: &Objects, entry: &IndexEntry, tells: bool) -> Result<(), StoreError> {
+    if tells {
+        let notice = ObjectKey::Audit(entry.recording_id, entry.revision);
+        objects.create_end(notice, Bytes::from_static(NOTICE)).await?;
+    }
     let document = entry.encode().map_err(|error| StoreError::Failed(error.to_string()))?;
-    objects.create(entry.key(), document.into()).await?;
+    objects.create_end(entry.key(), document.into()).await?;
     objects.delete(ObjectKey::Open(entry.recording_id)).await
 }
 
-fn manifest(
-    ingest: &Ingest,
-    writer: &Writer,
-    stored: &Stored,
-    segments: Vec<SegmentRef>,
-    end: &End,
-) -> Result<Manifest, IngestError> {
+fn manifest(ingest: &Ingest, sealing: Sealing<'_>) -> Result<Manifest, IngestError> {
+    let Sealing { writer, stored, state, segments, gaps, end } = sealing;
     let revision = stored.manifest.as_ref().map_or(0, |signed| signed.manifest.revision.saturating_add(1));
     if revision > MAX_REVISION {
         return Err(IngestError::Internal("a recording has too many revisions".to_owned()));
     }
-    let identity = ingest.identity();
+    let (identity, sealed_at_ms) = (ingest.identity(), clock::unix_ms());
     let mut metadata = stored.begin.metadata.clone();
     metadata.ended_at_ms = end.ended_at_ms.or(metadata.ended_at_ms);
     Ok(Manifest {
@@ -104,7 +135,7 @@ fn manifest(
         version: FORMAT_VERSION,
         recording_id: stored.begin.recording_id,
         revision,
-        state: RecordingState::Complete,
+        state,
         agent_id: stored.begin.agent_id,
         metadata,
         codec: Codec::Identity,
@@ -113,14 +144,14 @@ fn manifest(
         begin_sha256: stored.begin_sha256,
         segments,
         chain_head: stored.head,
-        gaps: Vec::new(),
-        agent_certificate_sha256: writer.certificate,
-        relayed_by: writer.relayed_by.clone(),
+        gaps,
+        agent_certificate_sha256: writer.and_then(|writer| writer.certificate),
+        relayed_by: writer.and_then(|writer| writer.relayed_by.clone()),
         ingest_id: identity.agent_id(),
         ingest_certificate_sha256: identity.certificate_sha256(),
         signing_key: identity.ssh_key().public_line().to_owned(),
-        sealed_at_ms: clock::unix_ms(),
-        retain_until_ms: None,
+        sealed_at_ms,
+        retain_until_ms: ingest.keep.map(|keep| sealed_at_ms.saturating_add(millis(keep))),
     })
 }
 

@@ -1,7 +1,7 @@
 //! What the calls of an ingest share: its store, index and identity, and the bounds on how many run at a time.
 //! What a call does with them is not decided here.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
 use mezite_daemon::{clock, diagnostics::Health};
@@ -15,14 +15,16 @@ use tracing::Instrument as _;
 
 use crate::{
     access::{Access, PATIENCE},
+    budget::Budget,
     claims::Claims,
-    config::LimitsConfig,
+    config::{Config, LimitsConfig},
     error::IngestError,
     identity::Identity,
     index::{Catalog, Tail},
     objects::Objects,
     places::Places,
     read::{Reader, SegmentCache},
+    report::Reach,
 };
 
 /// Why an ingest is of no use when its store has failed.
@@ -36,6 +38,12 @@ pub(crate) struct Ingest {
     pub(crate) tail: Tail,
     pub(crate) claims: Claims,
     pub(crate) access: Access,
+    pub(crate) budget: Arc<Budget>,
+    pub(crate) reach: Reach,
+    /// How long recordings are kept that are sealed now; `None`: for ever.
+    pub(crate) keep: Option<Duration>,
+    /// Whether there is a cluster to tell of recordings.
+    pub(crate) tells: bool,
     cache: Arc<SegmentCache>,
     identity: ArcSwap<Identity>,
     renewals: watch::Sender<()>,
@@ -47,14 +55,20 @@ pub(crate) struct Ingest {
 }
 
 impl Ingest {
-    pub(crate) fn new(objects: Objects, identity: Identity, limits: LimitsConfig) -> Self {
+    pub(crate) fn new(objects: Objects, identity: Identity, config: &Config) -> Self {
+        let limits = config.limits.clone();
         let (objects, catalog) = (Arc::new(objects), Arc::new(Catalog::default()));
+        let tells = !config.auth_servers.is_empty();
         Self {
-            tail: Tail::new(Arc::clone(&objects), Arc::clone(&catalog)),
+            tail: Tail::new(Arc::clone(&objects), Arc::clone(&catalog), tells),
             objects,
             catalog,
             claims: Claims::new(limits.kept_progress),
             access: Access::new(PATIENCE),
+            budget: Budget::new(limits.memory_bytes),
+            reach: Reach::default(),
+            keep: config.retention.keep,
+            tells,
             cache: Arc::new(SegmentCache::new(limits.cached_segments)),
             identity: ArcSwap::from_pointee(identity),
             renewals: watch::channel(()).0,

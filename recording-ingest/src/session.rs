@@ -52,14 +52,16 @@ pub struct Session {
     id: RecordingId,
     progress: Progress,
     pending: SegmentBuilder,
+    /// Offset at which the recording ends at the latest.
+    most: u64,
 }
 
 impl Session {
-    /// Goes on from what is durable.
+    /// Goes on from what is durable; takes nothing from the offset `most` on.
     #[must_use]
-    pub fn new(id: RecordingId, progress: Progress) -> Self {
+    pub fn new(id: RecordingId, progress: Progress, most: u64) -> Self {
         let pending = SegmentBuilder::new(id, progress.committed, Codec::Identity, progress.head);
-        Self { id, progress, pending }
+        Self { id, progress, pending, most }
     }
 
     /// Durable bytes.
@@ -86,6 +88,17 @@ impl Session {
         self.pending.len()
     }
 
+    /// Offset up to which everything was received.
+    #[must_use]
+    pub fn received(&self) -> u64 {
+        self.pending.end()
+    }
+
+    /// From now on takes nothing from this offset on.
+    pub fn end_at(&mut self, most: u64) {
+        self.most = most;
+    }
+
     /// Checks where a call says that it starts.
     ///
     /// # Errors
@@ -96,12 +109,13 @@ impl Session {
     }
 
     /// Takes a chunk: all of it, the part that is new, or nothing where all of it is known. The checksum is checked
-    /// first, so a chunk that was damaged on the way leaves no trace.
+    /// first, so a chunk that was damaged on the way leaves no trace. Answers whether it is whole: what goes beyond the
+    /// end of the recording is left out.
     ///
     /// # Errors
     /// [`IngestError::Invalid`] for a chunk above [`MAX_CHUNK_LEN`] or an offset that no recording can reach,
     /// [`IngestError::BadChecksum`], or [`IngestError::OffsetAhead`] when bytes are missing before it.
-    pub fn chunk(&mut self, offset: u64, data: &[u8], crc32c: u32) -> Result<(), IngestError> {
+    pub fn chunk(&mut self, offset: u64, data: &[u8], crc32c: u32) -> Result<bool, IngestError> {
         if data.len() > MAX_CHUNK_LEN {
             return Err(IngestError::invalid("chunk.data", format!("at most {MAX_CHUNK_LEN} bytes")));
         }
@@ -114,16 +128,18 @@ impl Session {
         self.check_start(offset)?;
         let expected = self.pending.end();
         if end <= expected {
-            return Ok(());
+            return Ok(true);
         }
-        let known = usize::try_from(expected - offset).unwrap_or(data.len()).min(data.len());
-        let new = &data[known..];
-        let crc32c = if known == 0 { crc32c } else { crc32c::crc32c(new) };
+        let place =
+            |at: u64| usize::try_from(at.saturating_sub(offset)).unwrap_or(data.len()).min(data.len());
+        let (known, taken) = (place(expected), place(self.most));
+        let new = data.get(known..taken).unwrap_or_default();
+        let crc32c = if new.len() == data.len() { crc32c } else { crc32c::crc32c(new) };
         self.pending.push(new, crc32c)?;
         if let Some(history) = &mut self.progress.history {
             history.payload.update(new);
         }
-        Ok(())
+        Ok(end <= self.most)
     }
 
     /// Takes out what is pending, to be written as a segment. Nothing may be received until it is
@@ -178,22 +194,30 @@ impl Session {
     /// [`IngestError::PayloadMismatch`]; [`IngestError::Internal`] when something is pending or the history is not
     /// known.
     pub fn finish(&self, total: u64, payload_sha256: Digest) -> Result<&[SegmentRef], IngestError> {
+        let (segments, found) = self.sum()?;
         let committed = self.progress.committed;
-        let Some(history) = self.progress.history.as_ref().filter(|_| self.pending.is_empty()) else {
-            return Err(IngestError::Internal(
-                "a recording was finished before all of it was known".to_owned(),
-            ));
-        };
         if total > committed {
             return Err(IngestError::OffsetAhead { expected: committed });
         }
         if total < committed {
             return Err(IngestError::TotalTooSmall { total, committed });
         }
-        if history.payload.digest() != payload_sha256 {
+        if found != payload_sha256 {
             return Err(IngestError::PayloadMismatch);
         }
-        Ok(&history.segments)
+        Ok(segments)
+    }
+
+    /// The segments, and the digest of their payload.
+    ///
+    /// # Errors
+    /// [`IngestError::Internal`] when something is pending or the history is not known.
+    pub fn sum(&self) -> Result<(&[SegmentRef], Digest), IngestError> {
+        let unknown =
+            || IngestError::Internal("a recording was finished before all of it was known".to_owned());
+        let history =
+            self.progress.history.as_ref().filter(|_| self.pending.is_empty()).ok_or_else(unknown)?;
+        Ok((&history.segments, history.payload.digest()))
     }
 
     /// What a later call can go on from. The history is dropped where it ran ahead of what is durable.
@@ -213,10 +237,10 @@ mod tests {
     }
 
     fn fresh() -> Session {
-        Session::new(id(), Progress::empty(ChainHead::begin(id(), Digest::of(b"begin"))))
+        Session::new(id(), Progress::empty(ChainHead::begin(id(), Digest::of(b"begin"))), u64::MAX)
     }
 
-    fn send(session: &mut Session, offset: u64, data: &[u8]) -> Result<(), IngestError> {
+    fn send(session: &mut Session, offset: u64, data: &[u8]) -> Result<bool, IngestError> {
         session.chunk(offset, data, crc32c::crc32c(data))
     }
 
@@ -313,6 +337,21 @@ mod tests {
     }
 
     #[test]
+    fn what_goes_beyond_the_end_is_left_out() {
+        let mut session = fresh();
+        session.end_at(5);
+        assert!(send(&mut session, 0, b"abc").unwrap());
+        assert!(!send(&mut session, 2, b"cdefg").unwrap());
+        assert_eq!(session.received(), 5);
+        // Nothing more is taken, and what is known is still known.
+        assert!(!send(&mut session, 5, b"f").unwrap() && send(&mut session, 0, b"abcde").unwrap());
+        assert!(matches!(session.sum(), Err(IngestError::Internal(_))));
+        flush(&mut session);
+        let (segments, digest) = session.sum().unwrap();
+        assert_eq!((segments.len(), digest), (1, Digest::of(b"abcde")));
+    }
+
+    #[test]
     fn an_empty_recording_can_be_finished() {
         assert_eq!(fresh().finish(0, Digest::of(b"")).unwrap(), []);
     }
@@ -322,7 +361,7 @@ mod tests {
         let mut first = fresh();
         send(&mut first, 0, b"abc").unwrap();
         flush(&mut first);
-        let mut resumed = Session::new(id(), Progress { history: None, ..first.into_progress() });
+        let mut resumed = Session::new(id(), Progress { history: None, ..first.into_progress() }, u64::MAX);
         send(&mut resumed, 3, b"def").unwrap();
         flush(&mut resumed);
         assert!(!resumed.has_history());

@@ -15,12 +15,15 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
+    abandon::Abandoned,
     access::Follower,
     config::Config,
     control::Control,
     identity::{Folder, IdentityError, State},
     metrics,
     objects::{Objects, StoreError, s3},
+    report::Reporter,
+    retention::Retention,
     server,
     service::Ingest,
 };
@@ -66,10 +69,12 @@ pub async fn start(config: Config) -> Result<Handle, StartError> {
     let (state, identity) = folder.joined()?;
     let tls = Arc::new(ArcSwap::from_pointee(server::server_config(&identity)?));
     metrics::certificate_expires(identity.expires_at());
-    let ingest = Arc::new(Ingest::new(open_store(&config).await?, identity, config.limits.clone()));
+    let ingest = Arc::new(Ingest::new(open_store(&config).await?, identity, &config));
     let (recordings, address) = listen(config.listen).await?;
     let (diagnostics, diagnostics_address) = listen(config.diagnostics_listen).await?;
     let interval = config.index.refresh_interval;
+    let abandoned = Abandoned::new(Arc::clone(&ingest), config.abandon.grace);
+    let retention = Retention::new(Arc::clone(&ingest), &config.retention);
     let contact = Contact::new(config, folder, state, &ingest, &tls)?;
     tracing::info!(%address, %diagnostics_address, id = %ingest.identity().agent_id(), "serving");
 
@@ -79,17 +84,26 @@ pub async fn start(config: Config) -> Result<Handle, StartError> {
     beside.spawn(diagnostics::serve(Arc::clone(&ingest), diagnostics, stop.clone()));
     let (tail, ended) = (Arc::clone(&ingest), stop.clone());
     beside.spawn(async move { tail.tail.run(interval, ended).await });
+    beside.spawn(abandoned.run(stop.clone()));
+    if let Some(retention) = retention {
+        beside.spawn(retention.run(stop.clone()));
+    }
     beside.spawn(contact.run(stop.clone()));
     beside.close();
     Ok(Handle { ingest, address, diagnostics_address, server, drain, stop, beside })
 }
 
 async fn open_store(config: &Config) -> Result<Objects, StartError> {
-    let url = config.store.clone();
+    let (url, disk) = (config.store.clone(), config.disk.clone());
     let opened = if s3::split(&url).is_some() {
         Objects::open_bucket(&url, &config.s3).await
     } else {
-        let opened = tokio::task::spawn_blocking(move || Objects::open(&url)).await;
+        let open = move || {
+            let mut objects = Objects::open(&url)?;
+            objects.watch_disk(&disk)?;
+            Ok(objects)
+        };
+        let opened = tokio::task::spawn_blocking(open).await;
         opened.map_err(|error| StartError::Store(error.to_string()))?
     };
     match opened {
@@ -102,7 +116,7 @@ async fn open_store(config: &Config) -> Result<Objects, StartError> {
 /// What holds the data folder while the ingest runs.
 enum Contact {
     /// Follows the cluster.
-    Cluster(Box<(Control, Follower)>),
+    Cluster(Box<(Control, Follower, Reporter)>),
     /// No auth node is configured.
     Nobody(Folder),
 }
@@ -124,15 +138,16 @@ impl Contact {
             return Ok(Self::Nobody(folder));
         }
         let follower = Follower::new(config.clone(), Arc::clone(ingest));
+        let reporter = Reporter::new(config.clone(), Arc::clone(ingest));
         let control = Control::new(config, folder, state, Arc::clone(ingest), Arc::clone(tls))?;
-        Ok(Self::Cluster(Box::new((control, follower))))
+        Ok(Self::Cluster(Box::new((control, follower, reporter))))
     }
 
     async fn run(self, stop: CancellationToken) {
         match self {
             Self::Cluster(contact) => {
-                let (control, follower) = *contact;
-                tokio::join!(control.run(stop.clone()), follower.run(stop));
+                let (control, follower, reporter) = *contact;
+                tokio::join!(control.run(stop.clone()), follower.run(stop.clone()), reporter.run(stop));
             }
             Self::Nobody(_folder) => stop.cancelled().await,
         }

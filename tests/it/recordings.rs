@@ -1,17 +1,21 @@
 //! Recordings: sent in batches to an ingest or through an auth node, kept as files, listed and fetched through every
 //! node, by those who may.
 
-use std::{collections::BTreeSet, fs, fs::File, path::Path, process::Command};
+use std::{
+    collections::BTreeSet, fs, fs::File, io::Write as _, path::Path, process::Command, time::Duration,
+};
 
 use mezite_client::Client;
-use mezite_e2e::{Agent, AgentSpec, Cluster, Ingest, all_files, api, call, run_on};
+use mezite_e2e::{Agent, AgentSpec, Cluster, Ingest, all_files, api, call, eventually, run_on};
 use mezite_pki::x509::CertificateInfo;
 use mezite_proto::v1;
 use recording_format::{Digest, ObjectKey, PayloadHasher, RecordingId};
 use tonic::{Code, Request};
 
-use crate::support::{asciicast, fetch, metadata, recording_id, texts, upload};
+use crate::support::{asciicast, chunk, fetch, header, metadata, recording_id, stream, texts, upload};
 
+/// For the ingests to tell the cluster.
+const PATIENCE: Duration = Duration::from_secs(60);
 /// More than a segment and more than two batches.
 const LONG: usize = 10 << 20;
 
@@ -69,6 +73,16 @@ async fn a_recording_lands_as_files_and_comes_back_through_every_node() {
     fs::write(&receipt, [&manifest, b" ".as_slice()].concat()).unwrap();
     assert_ne!(verify().code, 0);
 
+    // The audit log is told which manifest it was, once, by the ingest.
+    let told = told(&cluster, &store, "session.upload").await;
+    let [event] = told.as_slice() else { panic!("{told:?}") };
+    assert_eq!(
+        (event.actor.as_str(), event.target.as_str()),
+        (&*format!("ingest:{sealed_by}"), &*format!("recording:{id}"))
+    );
+    assert_eq!(event.fields["manifest_sha256"], digest(&manifest).to_string());
+    assert_eq!((event.fields["user"].as_str(), event.fields["state"].as_str()), ("alice", "COMPLETE"));
+
     // What is on disk is what the design says, and nothing is left open.
     let mut expected: Vec<_> =
         parsed.segments.iter().map(|segment| ObjectKey::Segment(id, segment.start)).collect();
@@ -92,6 +106,54 @@ async fn a_recording_lands_as_files_and_comes_back_through_every_node() {
         assert!(fs::read(&out).unwrap() == cast, "what node {index} answered differs");
         assert!(download(&cluster, index, id).await == cast, "what node {index} streamed differs");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_an_ingest_that_died_left_open_is_ended_told_of_and_deleted_by_another() {
+    let cluster = Cluster::start(1).await;
+    let (mut ingests, store) = Ingest::start_all(&cluster, 2).await;
+    let agent = Agent::join(&cluster, AgentSpec::default());
+    for ingest in &mut ingests {
+        ingest.kill();
+        let mut config = fs::OpenOptions::new().append(true).open(ingest.config()).unwrap();
+        let times = b"[abandon]\ngrace = \"2s\"\n[retention]\nkeep = \"1s\"\ninterval = \"200ms\"\n";
+        config.write_all(times).unwrap();
+        ingest.start();
+        ingest.ready().await;
+    }
+    let client = agent.client(&cluster).for_recordings(&[ingests[0].address()]).unwrap();
+    let (id, cast) = (recording_id(), asciicast(20_000));
+    let begun = vec![header(id, 0, Some(metadata("alice"))), chunk(0, &cast)];
+    assert_eq!(stream(&client, begun).await.unwrap().committed_offset, cast.len() as u64);
+    ingests[0].kill();
+    eventually("the recording is gone", PATIENCE, async || match all_files(&store) {
+        left if left.is_empty() => Ok(()),
+        left => Err(format!("{left:?}")),
+    })
+    .await;
+    let by = format!("ingest:{}", ingests[1].id());
+    for (name, state) in [("session.upload", Some("INTERRUPTED")), ("session.recording.delete", None)] {
+        let events = told(&cluster, &store, name).await;
+        let [event] = events.as_slice() else { panic!("{events:?}") };
+        assert_eq!((&event.actor, &event.target), (&by, &format!("recording:{id}")));
+        assert_eq!(event.fields.get("state").map(String::as_str), state);
+        assert_eq!(
+            (event.fields["user"].as_str(), &event.fields["size"]),
+            ("alice", &cast.len().to_string())
+        );
+    }
+}
+
+/// The events of this name, once the ingests have told all that they had to tell.
+async fn told(cluster: &Cluster, store: &Path, event: &str) -> Vec<v1::AuditEvent> {
+    eventually("the cluster is told of all recordings", PATIENCE, async || {
+        let untold: Vec<_> =
+            objects(store).into_iter().filter(|key| matches!(key, ObjectKey::Audit(..))).collect();
+        if untold.is_empty() { Ok(()) } else { Err(format!("{untold:?}")) }
+    })
+    .await;
+    let query = v1::QueryAuditEventsRequest { events: vec![event.to_owned()], ..Default::default() };
+    call!(cluster.admin(), query_audit_events, query).unwrap().events
 }
 
 /// Fetches a recording as one stream.

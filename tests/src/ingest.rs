@@ -91,7 +91,8 @@ impl Ingest {
         let address = recordings.address();
         program.write_config(&format!(
             "store = {:?}\nauth_servers = {:?}\nca_pin = {:?}\nlisten = {address:?}\n\
-             advertise = {address:?}\nhostname = \"{name}.example.org\"\n",
+             advertise = {address:?}\nhostname = \"{name}.example.org\"\n\
+             disk.refuse_new = 0\ndisk.refuse_appends = 0\n",
             spec.store,
             cluster.addresses(),
             cluster.ca_pin()

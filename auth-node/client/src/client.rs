@@ -2,7 +2,7 @@
 
 use std::{fmt, sync::Arc, time::Duration};
 
-use mezite_proto::v1;
+use mezite_proto::{MAX_REPLY, v1};
 use tokio::time::Instant;
 use tonic::{Response, Status, service::interceptor::InterceptedService, transport::Channel};
 
@@ -17,7 +17,7 @@ use crate::{
     tls,
 };
 
-/// Largest message that is sent or taken, in bytes: what servers accept.
+/// Largest message that is sent, in bytes: what servers accept.
 const MAX_MESSAGE: usize = 4 << 20;
 
 /// What a [`Client`] is made of.
@@ -215,7 +215,7 @@ impl Client {
 
 fn stub(channel: Channel, metadata: CallMetadata) -> AuthClient {
     AuthClient::new(InterceptedService::new(channel, metadata))
-        .max_decoding_message_size(MAX_MESSAGE)
+        .max_decoding_message_size(MAX_REPLY)
         .max_encoding_message_size(MAX_MESSAGE)
 }
 

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use store_txn::{LogRecord, Read, Transaction};
 
-use crate::{Context, CoreError, Refusals};
+use crate::{Caller, Context, CoreError, Refusals};
 
 /// Name of the log in the store.
 pub const LOG: &str = "audit";
@@ -208,6 +208,10 @@ events! {
     SessionCommand = "session.command", "MZ4002I";
     /// A session could not be recorded.
     SessionRecordingFailed = "session.recording.failed", "MZ4003W";
+    /// The recording of a session was sealed.
+    SessionUpload = "session.upload", "MZ4004I";
+    /// The recording of a session was deleted, as the ingests' configuration says.
+    SessionRecordingDelete = "session.recording.delete", "MZ4005I";
     /// A call was refused: its caller may not do that.
     AccessDenied = "access.denied", "MZ9000W";
 }
@@ -294,12 +298,17 @@ pub fn append_refusal(
 }
 
 /// What data planes may tell. All else is the control plane's own.
-const EMITTED: [EventType; 4] = [
+const EMITTED: [EventType; 6] = [
     EventType::SessionStart,
     EventType::SessionEnd,
     EventType::SessionCommand,
     EventType::SessionRecordingFailed,
+    EventType::SessionUpload,
+    EventType::SessionRecordingDelete,
 ];
+/// Of those, what ingests alone know.
+const OF_INGESTS: [EventType; 2] = [EventType::SessionUpload, EventType::SessionRecordingDelete];
+
 /// Longest target of an event that is told, in bytes.
 const MAX_TARGET: usize = 256;
 /// Most fields of an event that is told.
@@ -310,7 +319,8 @@ const MAX_FIELD_NAME: usize = 63;
 /// Appends what the calling agent, ingest or admin tells. Who, when and through which node is not for it to say.
 ///
 /// # Errors
-/// [`CoreError::Invalid`] for an event that is not one of the data plane's, and for what is out of bounds.
+/// [`CoreError::Invalid`] for an event that is not one of the data plane's, and for what is out of bounds;
+/// [`CoreError::Denied`] for one that ingests alone tell, from anybody else.
 pub fn emit(
     tx: &mut (impl Transaction + ?Sized),
     context: &Context,
@@ -322,6 +332,9 @@ pub fn emit(
         let names = EMITTED.map(EventType::name).join(", ");
         CoreError::invalid("event", format!("one of {names}"))
     })?;
+    if OF_INGESTS.contains(&known) && !matches!(context.caller, Caller::Ingest { .. }) {
+        return Err(CoreError::Denied(format!("{event} is told by recording ingests alone")));
+    }
     if !(1..=MAX_TARGET).contains(&target.len()) {
         return Err(CoreError::invalid("target", format!("1 to {MAX_TARGET} bytes")));
     }
@@ -395,7 +408,7 @@ mod tests {
     use store_txn::memory::MemoryStore;
 
     use super::*;
-    use crate::{Caller, Origin};
+    use crate::{Origin, names::AgentId, tables::NodeRow};
 
     #[test]
     fn one_code_is_one_event() {
@@ -464,6 +477,25 @@ mod tests {
         let read = store.transact(6, |tx| records(tx, 1, 10)).unwrap();
         assert_eq!(read.len(), 1);
         assert_eq!((read[0].1.actor.as_str(), read[0].1.target.as_str()), ("anonymous", "session:1"));
+    }
+
+    #[test]
+    fn what_became_of_recordings_is_told_by_ingests_alone() {
+        let mut store = MemoryStore::default();
+        let (id, node) = (AgentId::from_random([9; 16]), Box::<NodeRow>::default());
+        let agent = Caller::Agent { id: id.clone(), node: node.clone() };
+        let ingest = Caller::Ingest { id, node };
+        let mut told = |caller: &Caller, event: &str| {
+            let context = Context { caller: caller.clone(), origin: Origin::default() };
+            store.transact(5, |tx| emit(tx, &context, event, "recording:1", &BTreeMap::new()))
+        };
+        for event in OF_INGESTS.map(EventType::name) {
+            for caller in [&agent, &Caller::Anonymous] {
+                assert!(matches!(told(caller, event), Err(CoreError::Denied(_))));
+            }
+            told(&ingest, event).unwrap();
+        }
+        told(&agent, "session.start").unwrap();
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::{convert::Infallible, sync::Arc, time::Duration};
 
 use mezite_daemon::diagnostics::Health as _;
 use mezite_proto::{
-    DESCRIPTOR_SET, SERVICE_NAME,
+    DESCRIPTOR_SET, MAX_REPLY, SERVICE_NAME,
     transport::{Gate, GateRules, ListenerLimits, TlsListener, is_of},
     v1::auth_service_server::{self, AuthServiceServer},
 };
@@ -24,7 +24,7 @@ use crate::{
     service::Service,
 };
 
-/// Largest message that is taken or sent, in bytes: what clients send and take.
+/// Largest message that is taken, in bytes: what clients send.
 const MAX_MESSAGE: usize = 4 << 20;
 /// Largest metadata of a call, in bytes.
 const MAX_METADATA: u32 = 16 << 10;
@@ -65,7 +65,7 @@ pub(crate) async fn serve(
     };
     let api = AuthServiceServer::new(Api::new(service))
         .max_decoding_message_size(MAX_MESSAGE)
-        .max_encoding_message_size(MAX_MESSAGE);
+        .max_encoding_message_size(MAX_REPLY);
     let reflection = || {
         tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(DESCRIPTOR_SET)

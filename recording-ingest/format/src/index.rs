@@ -30,6 +30,9 @@ pub struct IndexEntry {
     pub payload_sha256: Digest,
     /// Digest of the manifest's document.
     pub manifest_sha256: Digest,
+    /// Until when it must be kept, Unix milliseconds; absent: for ever.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retain_until_ms: Option<u64>,
 }
 
 impl IndexEntry {

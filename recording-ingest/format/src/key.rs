@@ -15,6 +15,10 @@ const OPEN: &str = "open/v1";
 const INDEX: &str = "idx/v1";
 /// Prefix of what did not verify.
 const QUARANTINE: &str = "quarantine/v1";
+/// Prefix of the notices of manifests that the cluster was not told of yet.
+const AUDIT: &str = "audit/v1";
+/// Prefix of the decisions to delete recordings.
+const GONE: &str = "gone/v1";
 
 const HOUR_MS: u64 = 3_600_000;
 const DAY_MS: u64 = 24 * HOUR_MS;
@@ -41,6 +45,14 @@ pub enum ObjectKey {
     },
     /// `quarantine/v1/{id}/{start:020}.seg`: a segment that did not verify.
     Quarantine(RecordingId, u64),
+    /// `quarantine/v1/{id}/begin.json`: a begin that did not verify.
+    QuarantineBegin(RecordingId),
+    /// `quarantine/v1/{id}/{rev:04}.json`: a manifest of a recording whose begin did not verify.
+    QuarantineManifest(RecordingId, u16),
+    /// `audit/v1/{id}-{rev:04}.json`: the cluster is to be told of this manifest.
+    Audit(RecordingId, u16),
+    /// `gone/v1/{id}.json`: the recording is being deleted.
+    Gone(RecordingId),
 }
 
 impl ObjectKey {
@@ -50,6 +62,10 @@ impl ObjectKey {
     pub const OPEN: &'static str = OPEN;
     /// Prefix of the index.
     pub const INDEX: &'static str = INDEX;
+    /// Prefix of the notices for the cluster.
+    pub const AUDIT: &'static str = AUDIT;
+    /// Prefix of the decisions to delete.
+    pub const GONE: &'static str = GONE;
 }
 
 impl fmt::Display for ObjectKey {
@@ -62,7 +78,13 @@ impl fmt::Display for ObjectKey {
             Self::Index { start_ms, id, revision } => {
                 write!(f, "{}/{start_ms:013}-{id}-{revision:04}.json", index_hour_prefix(*start_ms))
             }
-            Self::Quarantine(id, start) => write!(f, "{QUARANTINE}/{id}/{start:020}.seg"),
+            Self::Quarantine(id, start) => write!(f, "{}/{start:020}.seg", quarantine_prefix(*id)),
+            Self::QuarantineBegin(id) => write!(f, "{}/begin.json", quarantine_prefix(*id)),
+            Self::QuarantineManifest(id, revision) => {
+                write!(f, "{}/{revision:04}.json", quarantine_prefix(*id))
+            }
+            Self::Audit(id, revision) => write!(f, "{AUDIT}/{id}-{revision:04}.json"),
+            Self::Gone(id) => write!(f, "{GONE}/{id}.json"),
         }
     }
 }
@@ -78,7 +100,19 @@ impl FromStr for ObjectKey {
             ["rec", "v1", _, id, "manifest", name] => Self::Manifest(id.parse()?, number(name, ".json")?),
             ["open", "v1", id] => Self::Open(id.parse()?),
             ["idx", "v1", _, _, _, _, name] => index_name(name)?,
-            ["quarantine", "v1", id, name] => Self::Quarantine(id.parse()?, number(name, ".seg")?),
+            ["quarantine", "v1", id, "begin.json"] => Self::QuarantineBegin(id.parse()?),
+            ["quarantine", "v1", id, name] if name.ends_with(".seg") => {
+                Self::Quarantine(id.parse()?, number(name, ".seg")?)
+            }
+            ["quarantine", "v1", id, name] => Self::QuarantineManifest(id.parse()?, number(name, ".json")?),
+            ["audit", "v1", name] => {
+                let (id, revision) = name.split_at_checked(36).ok_or(FormatError::BadKey)?;
+                let revision = revision.strip_prefix('-').ok_or(FormatError::BadKey)?;
+                Self::Audit(id.parse()?, number(revision, ".json")?)
+            }
+            ["gone", "v1", name] => {
+                Self::Gone(name.strip_suffix(".json").ok_or(FormatError::BadKey)?.parse()?)
+            }
             _ => return Err(FormatError::BadKey),
         };
         // Only the one spelling that we write: padding, shard and hour included.
@@ -118,6 +152,12 @@ pub fn segment_prefix(id: RecordingId) -> String {
 #[must_use]
 pub fn manifest_prefix(id: RecordingId) -> String {
     format!("{}/manifest", recording_prefix(id))
+}
+
+/// `quarantine/v1/{id}`: what did not verify of one recording.
+#[must_use]
+pub fn quarantine_prefix(id: RecordingId) -> String {
+    format!("{QUARANTINE}/{id}")
 }
 
 /// `idx/v1/{YYYY}/{MM}/{DD}/{HH}`: the index of the hour (UTC) that contains `start_ms`, clamped to [`MAX_TIME_MS`].
@@ -170,6 +210,16 @@ mod tests {
                 ObjectKey::Quarantine(id(), 0),
                 "quarantine/v1/0b5c2f6e-6a1d-4c0e-9c55-1f2e3d4c5b6a/00000000000000000000.seg".to_owned(),
             ),
+            (
+                ObjectKey::QuarantineBegin(id()),
+                "quarantine/v1/0b5c2f6e-6a1d-4c0e-9c55-1f2e3d4c5b6a/begin.json".to_owned(),
+            ),
+            (
+                ObjectKey::QuarantineManifest(id(), 7),
+                "quarantine/v1/0b5c2f6e-6a1d-4c0e-9c55-1f2e3d4c5b6a/0007.json".to_owned(),
+            ),
+            (ObjectKey::Audit(id(), 1), "audit/v1/0b5c2f6e-6a1d-4c0e-9c55-1f2e3d4c5b6a-0001.json".to_owned()),
+            (ObjectKey::Gone(id()), "gone/v1/0b5c2f6e-6a1d-4c0e-9c55-1f2e3d4c5b6a.json".to_owned()),
         ];
         for (key, text) in golden {
             assert_eq!(key.to_string(), text);
@@ -215,6 +265,10 @@ mod tests {
                 ObjectKey::Open(id),
                 ObjectKey::Index { start_ms, id, revision },
                 ObjectKey::Quarantine(id, number),
+                ObjectKey::QuarantineBegin(id),
+                ObjectKey::QuarantineManifest(id, revision),
+                ObjectKey::Audit(id, revision),
+                ObjectKey::Gone(id),
             ] {
                 prop_assert_eq!(key.to_string().parse(), Ok(key));
             }

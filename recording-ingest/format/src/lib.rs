@@ -9,6 +9,7 @@
 
 mod begin;
 mod chain;
+mod deletion;
 mod digest;
 mod error;
 mod id;
@@ -21,18 +22,21 @@ mod verify;
 
 pub use begin::{Begin, Codec, OpenMarker};
 pub use chain::ChainHead;
+pub use deletion::Deletion;
 pub use digest::{Digest, PayloadHasher};
 pub use error::FormatError;
 pub use id::{AgentId, RecordingId};
 pub use index::IndexEntry;
-pub use key::{ObjectKey, index_hour_prefix, manifest_prefix, recording_prefix, segment_prefix};
+pub use key::{
+    ObjectKey, index_hour_prefix, manifest_prefix, quarantine_prefix, recording_prefix, segment_prefix,
+};
 pub use manifest::{
     Gap, MANIFEST_NAMESPACE, Manifest, RecordingState, SegmentRef, SignedManifest, decode_signed_manifest,
     encode_signed_manifest,
 };
 pub use metadata::Metadata;
 pub use segment::{
-    EncodedSegment, FRAME_HEADER_LEN, HEADER_LEN, MAX_CHUNK_LEN, MAX_SEGMENT_PAYLOAD, Segment,
+    EncodedSegment, FRAME_HEADER_LEN, HEADER_LEN, MAX_CHUNK_LEN, MAX_SEGMENT_PAYLOAD, MAX_SEGMENTS, Segment,
     SegmentBuilder, SegmentHeader, TRAILER_LEN, read_tail,
 };
 pub use verify::{Verified, Verifier};

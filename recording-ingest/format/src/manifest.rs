@@ -173,6 +173,7 @@ impl Manifest {
             length: self.length,
             payload_sha256: self.payload_sha256,
             manifest_sha256: Digest::of(document),
+            retain_until_ms: self.retain_until_ms,
         }
     }
 }

@@ -38,6 +38,10 @@ pub const MAX_CHUNK_LEN: usize = 1 << 20;
 /// The most payload in one segment: 16 MiB. Writers flush well before.
 pub const MAX_SEGMENT_PAYLOAD: usize = 16 << 20;
 
+/// The most segments of one recording. So many make a manifest of less than 16 MiB, which a receipt carries in one
+/// message; an agent that has something acknowledged each second for a whole day has fewer.
+pub const MAX_SEGMENTS: usize = 100_000;
+
 const DOCUMENT: &str = "segment";
 
 /// What a segment says of itself.

@@ -46,6 +46,8 @@ pub struct Row {
     pub payload_sha256: Option<Digest>,
     /// Digest of the manifest; not known while it is open.
     pub manifest_sha256: Option<Digest>,
+    /// Until when it must be kept, Unix milliseconds; `None`: for ever, or not known yet.
+    pub retain_until_ms: Option<u64>,
 }
 
 impl From<IndexEntry> for Row {
@@ -59,6 +61,7 @@ impl From<IndexEntry> for Row {
             revision: Some(entry.revision),
             payload_sha256: Some(entry.payload_sha256),
             manifest_sha256: Some(entry.manifest_sha256),
+            retain_until_ms: entry.retain_until_ms,
         }
     }
 }
@@ -139,6 +142,31 @@ impl Catalog {
         }
     }
 
+    /// Forgets a recording.
+    pub fn remove(&self, id: RecordingId) {
+        let mut rows = self.rows.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some(start_ms) = rows.starts.remove(&id) {
+            rows.by_start.remove(&Cursor { start_ms, id });
+        }
+    }
+
+    /// Ids of the recordings that are sealed, as far as is known.
+    #[must_use]
+    pub fn sealed(&self) -> Vec<RecordingId> {
+        let rows = self.rows.read().unwrap_or_else(PoisonError::into_inner);
+        rows.by_start.values().filter(|row| row.state != RowState::InProgress).map(|row| row.id).collect()
+    }
+
+    /// Ids of the sealed recordings that had to be kept until `now` at most, and began before `before`; both in Unix
+    /// milliseconds.
+    #[must_use]
+    pub fn expired(&self, now: u64, before: u64) -> Vec<RecordingId> {
+        let rows = self.rows.read().unwrap_or_else(PoisonError::into_inner);
+        let old = rows.by_start.range(..Cursor::first_of(before)).map(|(_, row)| row);
+        let over = |row: &&Row| row.retain_until_ms.is_some_and(|until| until <= now);
+        old.filter(|row| row.state != RowState::InProgress).filter(over).map(|row| row.id).collect()
+    }
+
     /// Ids of the recordings that are open, as far as is known.
     #[must_use]
     pub fn open(&self) -> Vec<RecordingId> {
@@ -193,6 +221,7 @@ pub(crate) mod tests {
             revision: sealed.then_some(0),
             payload_sha256: None,
             manifest_sha256: None,
+            retain_until_ms: None,
         }
     }
 
@@ -232,6 +261,24 @@ pub(crate) mod tests {
         assert_eq!(catalog.get(row(1, 10, COMPLETE).id).unwrap().state, COMPLETE);
         assert!(catalog.open().is_empty());
         assert_eq!(catalog.len(), 1);
+    }
+
+    #[test]
+    fn what_is_over_is_sealed_and_old_and_what_is_removed_is_gone() {
+        let catalog = Catalog::default();
+        let until = |row: Row, until: u64| Row { retain_until_ms: Some(until), ..row };
+        catalog.put(until(row(1, 10, COMPLETE), 100));
+        catalog.put(until(row(2, 20, INTERRUPTED), 101));
+        catalog.put(until(row(3, 30, RowState::InProgress), 100));
+        catalog.put(row(4, 40, COMPLETE));
+        catalog.put(until(row(5, 50, COMPLETE), 100));
+        let id = |n| row(n, 0, COMPLETE).id;
+        assert_eq!(catalog.expired(100, 50), [id(1)]);
+        assert_eq!(catalog.expired(101, 51), [id(1), id(2), id(5)]);
+        assert_eq!(catalog.sealed(), [1, 2, 4, 5].map(id));
+        catalog.remove(id(1));
+        catalog.remove(id(1));
+        assert_eq!((catalog.expired(100, 50), catalog.get(id(1)), catalog.len()), (vec![], None, 4));
     }
 
     #[test]

@@ -17,7 +17,7 @@ use std::{
 
 use futures::{StreamExt, TryStreamExt, stream};
 use mezite_daemon::clock;
-use recording_format::{IndexEntry, ObjectKey, RecordingId, index_hour_prefix};
+use recording_format::{IndexEntry, ObjectKey, OpenMarker, RecordingId, index_hour_prefix};
 use tokio::{
     sync::Mutex,
     time::{Instant, timeout},
@@ -25,7 +25,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{Catalog, Row, RowState};
-use crate::{error::IngestError, objects::Objects, recover, recover::Stored, seal};
+use crate::{error::IngestError, metrics, objects::Objects, recover, recover::Stored, seal};
 
 /// Objects read at a time.
 const READS: usize = 16;
@@ -49,6 +49,8 @@ pub struct Tail {
     refreshed: Mutex<Option<Run>>,
     scanned: Mutex<Option<Run>>,
     ready: AtomicBool,
+    /// Whether the cluster is to be told of what is sealed.
+    tells: bool,
     /// Recordings that cannot be read, as the log says already.
     damaged: std::sync::Mutex<HashSet<RecordingId>>,
 }
@@ -71,12 +73,12 @@ impl Run {
 }
 
 impl Tail {
-    /// Fills `catalog` from `objects`.
+    /// Fills `catalog` from `objects`. `tells`: what was sealed by others, who got no further, is told to the cluster.
     #[must_use]
-    pub fn new(objects: Arc<Objects>, catalog: Arc<Catalog>) -> Self {
+    pub fn new(objects: Arc<Objects>, catalog: Arc<Catalog>, tells: bool) -> Self {
         let (refreshed, scanned) = (Mutex::default(), Mutex::default());
         let (ready, damaged) = (AtomicBool::new(false), std::sync::Mutex::default());
-        Self { objects, catalog, refreshed, scanned, ready, damaged }
+        Self { objects, catalog, refreshed, scanned, ready, tells, damaged }
     }
 
     /// Whether the whole index was read once.
@@ -140,31 +142,31 @@ impl Tail {
         }
         let began = Instant::now();
         let known_open = self.catalog.open();
-        let marked: HashSet<RecordingId> = self
-            .objects
-            .list(ObjectKey::OPEN)
-            .await?
-            .into_iter()
-            .filter_map(|(key, _)| open_id(key))
-            .collect();
-        let gone = known_open.into_iter().filter(|id| !marked.contains(id));
-        self.look_up(marked.iter().copied().chain(gone).collect()).await?;
         let now = clock::unix_ms();
+        let markers = self.objects.list_times(ObjectKey::OPEN).await?;
+        metrics::open_recordings(markers.len(), markers.iter().map(|(_, created)| *created).min());
+        let marked: HashSet<RecordingId> = markers.into_iter().filter_map(|(key, _)| open_id(key)).collect();
+        let gone = known_open.into_iter().filter(|id| !marked.contains(id)).collect();
+        self.look_up(marked.into_iter().collect(), true).await?;
+        self.look_up(gone, false).await?;
         for hour in 0..=HOURS {
             self.read_entries(&index_hour_prefix((now + HOUR_MS).saturating_sub(hour * HOUR_MS))).await?;
         }
+        metrics::index_refreshed(now);
         *last = Some(Run::since(began));
         Ok(())
     }
 
-    /// Looks at the whole index.
+    /// Looks at the whole index, and at what is not in it any more: it was deleted, or its entry was lost.
     async fn scan(&self) -> Result<(), IngestError> {
         let mut last = self.scanned.lock().await;
         if !Run::is_due(*last, SCAN_SHARE) {
             return Ok(());
         }
         let began = Instant::now();
-        self.read_entries(ObjectKey::INDEX).await?;
+        let known = self.catalog.sealed();
+        let listed = self.read_entries(ObjectKey::INDEX).await?;
+        self.look_up(known.into_iter().filter(|id| !listed.contains(id)).collect(), false).await?;
         *last = Some(Run::since(began));
         Ok(())
     }
@@ -173,18 +175,21 @@ impl Tail {
     async fn look_up_all(&self) -> Result<(), IngestError> {
         for shard in 0..=u8::MAX {
             let ids = self.objects.recordings(shard).await?;
-            self.look_up(ids.into_iter().filter(|id| self.catalog.get(*id).is_none()).collect()).await?;
+            let unknown = ids.into_iter().filter(|id| self.catalog.get(*id).is_none()).collect();
+            self.look_up(unknown, false).await?;
         }
         Ok(())
     }
 
-    async fn look_up(&self, ids: Vec<RecordingId>) -> Result<(), IngestError> {
+    /// `marked`: they have markers.
+    async fn look_up(&self, ids: Vec<RecordingId>, marked: bool) -> Result<(), IngestError> {
         stream::iter(ids)
             .map(|id| async move {
                 match recover::load(&self.objects, id).await {
-                    Ok(Some(stored)) => self.take(&stored).await,
+                    Ok(Some(stored)) => self.take(&stored, marked).await?,
                     // The marker comes before begin.json; the next refresh finds it.
-                    Ok(None) => (),
+                    Ok(None) if marked => (),
+                    Ok(None) => self.catalog.remove(id),
                     Err(IngestError::Store(error)) => return Err(IngestError::from(error)),
                     // One damaged recording must not hide the others, nor fill the log.
                     Err(error) if self.is_first_time(id) => {
@@ -199,23 +204,37 @@ impl Tail {
             .await
     }
 
-    /// Takes a recording in. One that is sealed gets its index entry and loses its marker, where that is still to do.
-    async fn take(&self, stored: &Stored) {
-        self.catalog.put(row_of(stored));
-        let Some(signed) = stored.sealed() else { return };
-        let entry = signed.manifest.index_entry(&signed.document);
-        if let Err(error) = seal::publish(&self.objects, &entry).await {
-            tracing::warn!(id = %entry.recording_id, %error, "a sealed recording could not be put into the index");
+    /// Takes a recording in. One that is sealed gets its index entry and loses its marker, where that is still to do; one
+    /// that is open and has lost its marker gets it again. What is being deleted is let go.
+    async fn take(&self, stored: &Stored, marked: bool) -> Result<(), IngestError> {
+        let (id, row) = (stored.begin.recording_id, row_of(stored));
+        if !marked && self.objects.get(ObjectKey::Gone(id)).await?.is_some() {
+            self.catalog.remove(id);
+            return Ok(());
         }
+        let is_open = row.state == RowState::InProgress;
+        self.catalog.put(row);
+        if is_open && !marked {
+            let marker = OpenMarker::new(clock::unix_ms(), stored.begin.ingest_id).encode()?;
+            self.objects.create(ObjectKey::Open(id), marker.into()).await?;
+        }
+        let Some(signed) = stored.sealed() else { return Ok(()) };
+        let entry = signed.manifest.index_entry(&signed.document);
+        // The marker goes last: where it has gone, there is nothing to tell.
+        if let Err(error) = seal::publish_again(&self.objects, &entry, marked && self.tells).await {
+            tracing::warn!(%id, %error, "a sealed recording could not be put into the index");
+        }
+        Ok(())
     }
 
     fn is_first_time(&self, damaged: RecordingId) -> bool {
         self.damaged.lock().unwrap_or_else(PoisonError::into_inner).insert(damaged)
     }
 
-    async fn read_entries(&self, prefix: &str) -> Result<(), IngestError> {
-        let keys = self.objects.list(prefix).await?.into_iter().map(|(key, _)| key);
-        let unknown: Vec<ObjectKey> = keys.filter(|key| self.is_news(*key)).collect();
+    /// Takes in the entries that are news; answers the recordings that have entries.
+    async fn read_entries(&self, prefix: &str) -> Result<HashSet<RecordingId>, IngestError> {
+        let keys: Vec<ObjectKey> = self.objects.list(prefix).await?.into_iter().map(|(key, _)| key).collect();
+        let unknown: Vec<ObjectKey> = keys.iter().copied().filter(|key| self.is_news(*key)).collect();
         stream::iter(unknown)
             .map(|key| async move {
                 let Some(object) = self.objects.get(key).await? else { return Ok(()) };
@@ -226,8 +245,9 @@ impl Tail {
                 Ok::<_, IngestError>(())
             })
             .buffer_unordered(READS)
-            .try_collect()
-            .await
+            .try_collect::<()>()
+            .await?;
+        Ok(keys.into_iter().filter_map(indexed_id).collect())
     }
 
     fn is_news(&self, key: ObjectKey) -> bool {
@@ -239,6 +259,13 @@ impl Tail {
 fn open_id(key: ObjectKey) -> Option<RecordingId> {
     match key {
         ObjectKey::Open(id) => Some(id),
+        _ => None,
+    }
+}
+
+fn indexed_id(key: ObjectKey) -> Option<RecordingId> {
+    match key {
+        ObjectKey::Index { id, .. } => Some(id),
         _ => None,
     }
 }
@@ -259,6 +286,7 @@ pub fn row_of(stored: &Stored) -> Row {
             revision: manifest.as_ref().map(|signed| signed.manifest.revision),
             payload_sha256: None,
             manifest_sha256: None,
+            retain_until_ms: None,
         },
     }
 }

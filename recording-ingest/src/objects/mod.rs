@@ -20,12 +20,16 @@ use std::{
 use bytes::Bytes;
 use futures::TryStreamExt;
 use object_store::{
-    Error as ObjectError, GetOptions, ObjectStore, ObjectStoreExt, PutMode, PutOptions,
+    Error as ObjectError, GetOptions, ObjectMeta, ObjectStore, ObjectStoreExt, PutMode, PutOptions,
     local::LocalFileSystem, path::Path,
 };
 use recording_format::{HEADER_LEN, ObjectKey, RecordingId, TRAILER_LEN, manifest_prefix, segment_prefix};
 
-use crate::config::S3Config;
+use crate::{
+    config::{DiskConfig, S3Config},
+    disk::{Disk, Room},
+    metrics,
+};
 
 /// A write whose answer is lost is repeated so often: whether it was done is seen then.
 const LOST_ANSWERS: u32 = 2;
@@ -59,6 +63,8 @@ pub struct Objects {
     store: Arc<dyn ObjectStore>,
     /// Folder of a store on the local file system.
     root: Option<PathBuf>,
+    /// The disk under it, once it is watched.
+    disk: Option<Arc<Disk>>,
     /// A failed fsync is not repeated: the kernel may have dropped the pages and would call the second one good.
     untrusted: AtomicBool,
 }
@@ -85,6 +91,7 @@ impl Objects {
         Ok(Self {
             store: Arc::new(store.with_fsync(true)),
             root: Some(root),
+            disk: None,
             untrusted: AtomicBool::new(false),
         })
     }
@@ -92,7 +99,37 @@ impl Objects {
     /// Uses a store that is durable by itself.
     #[must_use]
     pub fn with_store(store: Arc<dyn ObjectStore>) -> Self {
-        Self { store, root: None, untrusted: AtomicBool::new(false) }
+        Self { store, root: None, disk: None, untrusted: AtomicBool::new(false) }
+    }
+
+    /// Watches the disk of a store on the local file system.
+    ///
+    /// # Errors
+    /// When the file system does not tell its size.
+    pub fn watch_disk(&mut self, config: &DiskConfig) -> Result<(), StoreError> {
+        let Some(root) = &self.root else { return Ok(()) };
+        let disk = Disk::new(root, config);
+        self.disk = Some(Arc::new(disk.map_err(|error| StoreError::Failed(error.to_string()))?));
+        Ok(())
+    }
+
+    /// What there is room for; everything, where the disk is not watched.
+    pub(crate) async fn room(&self) -> Room {
+        let Some(disk) = self.disk.clone() else { return Room::New };
+        tokio::task::spawn_blocking(move || disk.room()).await.unwrap_or(Room::New)
+    }
+
+    /// Creates an object with which a recording ends, also where that takes the reserve.
+    ///
+    /// # Errors
+    /// As [`Objects::create`].
+    pub async fn create_end(&self, key: ObjectKey, bytes: Bytes) -> Result<Created, StoreError> {
+        match self.create(key, bytes.clone()).await {
+            Err(StoreError::Full) if self.disk.as_ref().is_some_and(|disk| disk.give_up_reserve()) => {
+                self.create(key, bytes).await
+            }
+            created => created,
+        }
     }
 
     /// Whether it still takes writes.
@@ -148,9 +185,14 @@ impl Objects {
         };
         if clean {
             let full = refusal == Some(Refusal::Full);
-            return if full { StoreError::Full } else { failed(error) };
+            if !full {
+                return failed(error);
+            }
+            metrics::store_error("full");
+            return StoreError::Full;
         }
         tracing::error!(%error, "a write failed in a way that leaves open what is on the disk; taking no more writes");
+        metrics::store_error("untrusted");
         self.untrusted.store(true, Ordering::Release);
         StoreError::Untrusted
     }
@@ -197,17 +239,33 @@ impl Objects {
     /// # Errors
     /// When the store fails.
     pub async fn list(&self, prefix: &str) -> Result<Vec<(ObjectKey, u64)>, StoreError> {
-        let mut keys: Vec<(ObjectKey, u64)> = self
+        let listed = self.listed(prefix).await?.into_iter();
+        Ok(listed.map(|(key, object)| (key, object.size)).collect())
+    }
+
+    /// As [`Objects::list`], with when each object was created, in Unix milliseconds by the clock of the store.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn list_times(&self, prefix: &str) -> Result<Vec<(ObjectKey, u64)>, StoreError> {
+        let listed = self.listed(prefix).await?.into_iter();
+        let time = |object: ObjectMeta| u64::try_from(object.last_modified.timestamp_millis());
+        Ok(listed.map(|(key, object)| (key, time(object).unwrap_or_default())).collect())
+    }
+
+    async fn listed(&self, prefix: &str) -> Result<Vec<(ObjectKey, ObjectMeta)>, StoreError> {
+        let mut objects: Vec<(ObjectKey, ObjectMeta)> = self
             .store
             .list(Some(&Path::from(prefix)))
             .try_filter_map(|object| async move {
-                Ok(object.location.as_ref().parse().ok().map(|key: ObjectKey| (key, object.size)))
+                let key = object.location.as_ref().parse::<ObjectKey>();
+                Ok(key.ok().map(|key| (key, object)))
             })
             .try_collect()
             .await
             .map_err(failed)?;
-        keys.sort_unstable();
-        Ok(keys)
+        objects.sort_unstable_by_key(|(key, _)| *key);
+        Ok(objects)
     }
 
     /// Ids of all recordings that have objects in one of the 256 shards.
@@ -260,6 +318,7 @@ impl Objects {
             Ok(Ok(())) => Ok(()),
             Ok(Err(error)) => {
                 tracing::error!(%error, "a folder's fsync failed; taking no more writes");
+                metrics::store_error("untrusted");
                 self.untrusted.store(true, Ordering::Release);
                 Err(StoreError::Untrusted)
             }
@@ -278,18 +337,20 @@ fn path(key: ObjectKey) -> Path {
 }
 
 fn failed(error: ObjectError) -> StoreError {
+    metrics::store_error("failed");
     StoreError::Failed(error.to_string())
 }
 
 /// Makes the folders that all recordings share, so that no two writers ever race to make them.
 fn prepare(root: &FsPath) -> io::Result<()> {
     let shards = (0..=u8::MAX).map(|shard| format!("{}/{shard:02x}", ObjectKey::RECORDINGS));
-    let others = [ObjectKey::OPEN.to_owned(), ObjectKey::INDEX.to_owned()];
+    let others = [ObjectKey::OPEN, ObjectKey::INDEX, ObjectKey::AUDIT, ObjectKey::GONE].map(str::to_owned);
     let missing = root.ancestors().take_while(|folder| !folder.exists()).count();
     for folder in shards.chain(others) {
         std::fs::create_dir_all(root.join(folder))?;
     }
-    for folder in ["rec/v1", "rec", "open/v1", "open", "idx/v1", "idx", ""] {
+    let tops = ["rec", "open", "idx", "audit", "gone"];
+    for folder in tops.map(|top| format!("{top}/v1")).iter().map(String::as_str).chain(tops).chain([""]) {
         sync_folder(&root.join(folder))?;
     }
     // The folder of each that was made, and of the root always: a crash may have come before it was synced.

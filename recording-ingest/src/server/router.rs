@@ -8,7 +8,7 @@ use std::{
 };
 
 use futures::{FutureExt as _, future::BoxFuture};
-use mezite_proto::{SERVICE_NAME, transport::is_of};
+use mezite_proto::{MAX_REPLY, SERVICE_NAME, transport::is_of};
 use tonic::{
     Request, Status,
     body::Body,
@@ -19,7 +19,7 @@ use tower::service_fn;
 
 use crate::{rpc, service::Ingest};
 
-/// Largest message that is taken or sent, in bytes.
+/// Largest message that is taken, in bytes.
 const MAX_MESSAGE: usize = 4 << 20;
 
 /// Whether the request of this path's method lasts. It bounds the silence between its messages.
@@ -61,7 +61,7 @@ where
     T: prost::Message + Send + 'static,
     U: prost::Message + Default + Send + 'static,
 {
-    Grpc::new(ProstCodec::default()).apply_max_message_size_config(Some(MAX_MESSAGE), Some(MAX_MESSAGE))
+    Grpc::new(ProstCodec::default()).apply_max_message_size_config(Some(MAX_MESSAGE), Some(MAX_REPLY))
 }
 
 async fn dispatch(ingest: Arc<Ingest>, request: http::Request<Body>) -> http::Response<Body> {

@@ -156,6 +156,7 @@ impl Script {
             }
             .encode_to_vec(),
             "WatchAccess" if call.certified => Vec::new(),
+            "EmitAuditEvent" if call.certified => v1::EmitAuditEventResponse::default().encode_to_vec(),
             other => return Err(Status::unimplemented(other.to_owned())),
         };
         match self.failing.lock().unwrap().get_mut(call.method.as_str()).filter(|left| **left > 0) {
@@ -230,8 +231,9 @@ impl Cluster {
         let text = format!(
             "data_dir = '{data}'\nstore = 'file://{store}'\nauth_servers = ['{auth}']\nca_pin = '{pin}'\n\
              listen = '127.0.0.1:0'\ndiagnostics_listen = '127.0.0.1:0'\nadvertise = 'ingest.example:3027'\n\
-             hostname = 'ingest.example'\n[limits]\nsegment_bytes = 65536\n[index]\nrefresh_interval = '20ms'\n\
-             [control]\nheartbeat_interval = '50ms'\nrenewal_check_interval = '50ms'\ncall_timeout = '20s'\n",
+             hostname = 'ingest.example'\ndisk.refuse_new = 0\ndisk.refuse_appends = 0\n[limits]\nsegment_bytes = 65536\n[index]\nrefresh_interval = '20ms'\n\
+             [control]\nheartbeat_interval = '50ms'\nrenewal_check_interval = '50ms'\ncall_timeout = '20s'\n\
+             report_interval = '20ms'\n",
             data = self.dir.path().join(name).display(),
             store = self.store().display(),
             auth = self.auth.address(),

@@ -167,10 +167,20 @@ async fn diagnostics_tell_what_an_operator_needs() {
         "mezite_ingest_received_bytes_total 5",
         "mezite_ingest_segments_total 1",
         "mezite_ingest_recordings_begun_total 1",
-        "mezite_ingest_recordings_sealed_total 1",
+        "mezite_ingest_recordings_sealed_total{state=\"complete\"} 1",
+        "mezite_ingest_ack_seconds_count 1",
+        "mezite_ingest_memory_held_bytes 0",
+        "mezite_ingest_open_recordings 0",
+        "mezite_ingest_oldest_open_recording_timestamp_seconds 0",
         "mezite_ingest_certificate_expiry_timestamp_seconds 4000000000",
     ] {
         assert!(metrics.lines().any(|found| found == line), "{line} is not in\n{metrics}");
+    }
+    // Whose values are not known beforehand.
+    for name in ["store_free_bytes", "index_refreshed_timestamp_seconds", "segment_write_seconds_count"] {
+        let value = metrics.lines().find_map(|line| line.strip_prefix("mezite_ingest_")?.strip_prefix(name));
+        let value: f64 = value.and_then(|value| value.trim().parse().ok()).unwrap_or_default();
+        assert!(value >= 1.0, "{name} is not in\n{metrics}");
     }
 }
 

@@ -5,9 +5,12 @@
 mod access;
 mod cluster;
 mod join;
+mod keeping;
 mod life;
+mod limits;
 mod lists;
 mod program;
 mod recordings;
 mod refusals;
+mod telling;
 mod wire;

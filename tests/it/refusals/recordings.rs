@@ -1,8 +1,11 @@
 //! Recordings: whose they are, what they are called, and that nothing but what was sent is kept.
 
+use std::path::{Path, PathBuf};
+
 use mezite_client::{Client, ClientError, UploadError};
 use mezite_e2e::{Agent, AgentSpec, Cluster, Ingest, all_files, api, call};
 use mezite_proto::v1::{self, stream_session_recording_request::Message};
+use recording_format::ObjectKey;
 use sha2::{Digest as _, Sha256};
 use tonic::Code;
 
@@ -12,7 +15,7 @@ use crate::support::{asciicast, chunk, header, metadata, recording_id, stream, u
 struct Scene {
     cluster: Cluster,
     ingests: Vec<Ingest>,
-    store: std::path::PathBuf,
+    store: PathBuf,
     one: [Client; 2],
     other: [Client; 2],
 }
@@ -28,6 +31,11 @@ async fn scene() -> Scene {
     let (one, other) = (agent("web1.example.org"), agent("web2.example.org"));
     let (one, other) = (clients(&one), clients(&other));
     Scene { cluster, ingests, store, one, other }
+}
+
+/// All objects of a store but the notices for the cluster, which go when it was told.
+fn recordings(store: &Path) -> Vec<PathBuf> {
+    all_files(store).into_iter().filter(|file| !file.starts_with(store.join(ObjectKey::AUDIT))).collect()
 }
 
 fn whole(id: impl ToString, data: &[u8]) -> v1::UploadSessionRecordingRequest {
@@ -47,7 +55,7 @@ async fn an_agent_cannot_write_complete_or_read_anothers_recording() {
     let begun = vec![header(open, 0, Some(metadata("alice"))), chunk(0, &cast)];
     assert_eq!(stream(&scene.one[0], begun).await.unwrap().committed_offset, cast.len() as u64);
     upload(&scene.one[0], sealed, &metadata("alice"), &cast).await.unwrap();
-    let before = all_files(&scene.store);
+    let before = recordings(&scene.store);
 
     for (route, client) in scene.other.iter().enumerate() {
         for id in [open, sealed] {
@@ -70,7 +78,7 @@ async fn an_agent_cannot_write_complete_or_read_anothers_recording() {
         let list = v1::ListSessionRecordingsRequest::default();
         api::refused(call!(client, list_session_recordings, list), Code::PermissionDenied);
     }
-    assert_eq!(all_files(&scene.store), before);
+    assert_eq!(recordings(&scene.store), before);
     let receipt = upload(&scene.one[0], open, &metadata("alice"), &cast).await.unwrap();
     assert_eq!(receipt.manifest.length, cast.len() as u64);
 }
