@@ -32,6 +32,7 @@ mod operator;
 mod presence;
 mod proto;
 mod python;
+mod record;
 mod recordings;
 mod refusals;
 mod resources;

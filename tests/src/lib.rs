@@ -56,4 +56,4 @@ pub use mezite_test_ports::Port;
 pub use process::{Process, resident_bytes, tied};
 pub use program::Program;
 pub use scratch::Scratch;
-pub use sshd::{Ssh, Sshd, account};
+pub use sshd::{Shell, Ssh, Sshd, account};
