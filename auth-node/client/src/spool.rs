@@ -158,7 +158,7 @@ impl Spool {
     pub fn entries(&self) -> Result<Vec<RecordingId>, SpoolError> {
         let names = names(&self.sessions())?;
         // What is not named as an entry is nobody's of ours, and stays.
-        let mut ids: Vec<_> = names.iter().filter_map(|name| name.parse().ok()).collect();
+        let mut ids: Vec<RecordingId> = names.iter().filter_map(|name| name.parse().ok()).collect();
         ids.sort_unstable();
         Ok(ids)
     }

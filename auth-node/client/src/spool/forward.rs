@@ -209,7 +209,8 @@ impl Forwarder {
             tokio::fs::File::open(&path).await.map_err(files::failed(&path)).map_err(SpoolError::from)?;
         let mut payload = Payload::following(file, extent);
         loop {
-            let Some(route) = self.route.borrow_and_update().clone() else {
+            let shown = self.route.borrow_and_update().clone();
+            let Some(route) = shown else {
                 // Whoever tells it is gone only with this process.
                 let _ = self.route.changed().await;
                 continue;

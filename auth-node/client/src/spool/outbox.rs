@@ -55,7 +55,7 @@ impl Event {
 
     pub(super) fn end(session: &Session, end: &End, more: &[(&str, String)]) -> Self {
         let fields = [("bytes", end.length.to_string()), ("sha256", end.sha256.to_string())];
-        Self::of(session, "session.end", end.ended_at_ms, &[&fields, more].concat())
+        Self::of(session, "session.end", end.ended_at_ms, &[fields.as_slice(), more].concat())
     }
 
     pub(super) fn failed(session: &Session, reason: &str, at_ms: u64) -> Self {
@@ -71,7 +71,7 @@ impl Event {
             ("recording_id", recording_id.to_string()),
             ("at_ms", at_ms.to_string()),
         ];
-        Self::new(event, &format!("session:{recording_id}"), at_ms, &[&fields, more].concat())
+        Self::new(event, &format!("session:{recording_id}"), at_ms, &[fields.as_slice(), more].concat())
     }
 
     /// By which it is the same event again.

@@ -42,18 +42,20 @@ impl Spool {
     /// [`SpoolError::Full`], [`SpoolError::File`].
     pub fn create(self: &Arc<Self>, session: Session) -> Result<Writer, SpoolError> {
         self.reserve(OVERHEAD)?;
-        let made = self.make(&session).and_then(|file| {
-            self.outbox.put(&Event::start(&session))?;
-            Ok(file)
-        });
-        match made {
-            Ok(file) => Ok(self.writer(session, file, PayloadHasher::default(), 0)),
+        let id = session.recording_id;
+        let file = match self.make(&session) {
+            Ok(file) => file,
             Err(error) => {
                 self.give_back(OVERHEAD);
-                let _ = fs::remove_dir_all(self.passing(session.recording_id, "new"));
-                Err(error)
+                let _ = fs::remove_dir_all(self.passing(id, "new"));
+                return Err(error);
             }
+        };
+        if let Err(error) = self.outbox.put(&Event::start(&session)) {
+            self.remove(id)?;
+            return Err(error);
         }
+        Ok(self.writer(session, file, PayloadHasher::default(), 0))
     }
 
     fn make(&self, session: &Session) -> Result<File, SpoolError> {

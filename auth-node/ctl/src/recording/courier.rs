@@ -130,7 +130,7 @@ async fn greet(socket: &Path, hello: &Hello) -> io::Result<(Frames, Verdict)> {
         frames.send(ToAgent::Hello(hello.clone()).encode()?).await?;
         let gone = || io::Error::new(io::ErrorKind::UnexpectedEof, "it says nothing");
         match ToRecorder::decode(frames.next().await.ok_or_else(gone)??)? {
-            ToRecorder::Verdict(verdict) => Ok((frames, verdict)),
+            ToRecorder::Verdict(verdict) => Ok::<_, io::Error>((frames, verdict)),
             _ => Err(io::Error::new(io::ErrorKind::InvalidData, "that is no verdict")),
         }
     };

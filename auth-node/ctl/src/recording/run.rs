@@ -31,8 +31,9 @@ use pty_process::{
 };
 use rustix::{
     process::{Pid, Signal, kill_process_group},
+    pty::ptsname,
     stdio,
-    termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr, ttyname},
+    termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr},
 };
 use tokio::{
     signal::unix::{SignalKind, signal},
@@ -66,8 +67,9 @@ pub(crate) struct Scribe {
     tape: Arc<Tape>,
     begin: Instant,
     cast: Mutex<Cast>,
-    /// Bytes that are no text, for streams that are no terminal's: from the first on they are counted alone.
+    /// Bytes of streams that are no terminal's which are not kept: from the first on that is no text.
     binary: AtomicU64,
+    /// How often something was seen.
     seen: AtomicU64,
 }
 
@@ -91,13 +93,13 @@ impl Scribe {
         }
     }
 
-    /// Bytes of a stream that may be a file's: what is no text is counted, and not kept.
-    fn bytes_of_pipe(&self, stream: Stream, bytes: &[u8]) {
-        let before = self.binary.load(Ordering::Relaxed);
-        if before == 0 && !bytes.contains(&0) {
+    /// Bytes of a stream that may be a file's: from the first on that is no text they are counted, and not kept.
+    fn bytes_of_pipe(&self, stream: Stream, is_text: &mut bool, bytes: &[u8]) {
+        if *is_text && !bytes.contains(&0) {
             return self.bytes(stream, bytes);
         }
-        if before == 0 {
+        if *is_text {
+            *is_text = false;
             self.write(|cast, at| cast.marker(at, "binary data: not recorded from here on").map(Some));
         }
         self.binary.fetch_add(bytes.len() as u64, Ordering::Relaxed);
@@ -183,7 +185,7 @@ impl Running {
         let (inner, outer) = pty::open().context("there is no terminal to be had")?;
         inner.resize(Size::new(rows, cols))?;
         tcsetattr(&outer, OptionalActions::Now, &modes)?;
-        let name = ttyname(&outer, Vec::new())?;
+        let name = ptsname(&inner, Vec::new())?;
         command.env("SSH_TTY", std::ffi::OsString::from_vec(name.into_bytes()));
         let raw = Raw::enter(modes)?;
         let child = pty::Command::from(command).spawn(outer)?;
@@ -230,7 +232,10 @@ impl Running {
         if let Some(to) = child.stdin.take() {
             let (from, seen) = (raw_file(stdio::stdin())?, Arc::clone(&scribe));
             thread::spawn(move || {
-                carry(from, File::from(OwnedFd::from(to)), |bytes| seen.bytes_of_pipe(Stream::Input, bytes));
+                let mut is_text = true;
+                carry(from, File::from(OwnedFd::from(to)), |bytes| {
+                    seen.bytes_of_pipe(Stream::Input, &mut is_text, bytes);
+                });
             });
         }
         let (done, mut drained) = mpsc::channel::<()>(1);
@@ -242,7 +247,8 @@ impl Running {
             let Some(from) = from else { continue };
             let (seen, done) = (Arc::clone(&scribe), done.clone());
             thread::spawn(move || {
-                carry(File::from(from), to, |bytes| seen.bytes_of_pipe(stream, bytes));
+                let mut is_text = true;
+                carry(File::from(from), to, |bytes| seen.bytes_of_pipe(stream, &mut is_text, bytes));
                 drop(done);
             });
         }
