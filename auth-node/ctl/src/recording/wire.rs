@@ -274,6 +274,6 @@ mod tests {
                 assert!(ToRecorder::decode(bytes.into()).is_err(), "{bytes:?}");
             }
         }
-        assert!(ToRecorder::decode(b"\x11\0"[..].into()).is_err());
+        assert!(ToRecorder::decode((&b"\x11\0"[..]).into()).is_err());
     }
 }
