@@ -1,11 +1,11 @@
-//! What agents are told when it changes: that there is something new to trust, or revoked. One look at the state does for
+//! What agents are told when it changes: that there is something new to trust, or revoked, or how sessions are recorded. One look at the state does for
 //! all who listen; an agent then fetches what it lacks.
 
 use std::{sync::Arc, time::Duration};
 
 use auth_core::{
-    CoreError, revocation,
-    tables::{CaKey, RevocationHeadKey},
+    CoreError, cluster_config, revocation,
+    tables::{CaKey, ClusterConfigKey, RecordingMode, RevocationHeadKey},
     trust,
 };
 use raft_store::{Store, WatchEvent, Watcher};
@@ -40,6 +40,8 @@ pub(crate) struct News {
     pub(crate) trust_bundle: u64,
     /// Revision of the last revocation.
     pub(crate) revocations: u64,
+    /// What happens to a session that cannot be recorded.
+    pub(crate) recording_mode: RecordingMode,
 }
 
 /// Where agents listen: so many at a time, until the node stops.
@@ -113,6 +115,7 @@ struct Editor {
     store: Store,
     authorities: Watcher,
     revocations: Watcher,
+    config: Watcher,
 }
 
 impl Editor {
@@ -121,7 +124,8 @@ impl Editor {
         let revision = store.status().revision;
         let authorities = store.watch(KeyRange::table(CaKey::TABLE), revision);
         let revocations = store.watch(KeyRange::table(RevocationHeadKey::TABLE), revision);
-        Self { store, authorities, revocations }
+        let config = store.watch(KeyRange::table(ClusterConfigKey::TABLE), revision);
+        Self { store, authorities, revocations, config }
     }
 
     async fn run(mut self, board: watch::Sender<Option<News>>) {
@@ -147,6 +151,7 @@ impl Editor {
             Ok::<_, CoreError>(News {
                 trust_bundle: trust::revision(view)?,
                 revocations: revocation::head(view)?,
+                recording_mode: cluster_config::settings(view)?.recording_mode,
             })
         });
         Ok(read.await?)
@@ -159,6 +164,7 @@ impl Editor {
             () = sleep(CONFIRM_INTERVAL) => return true,
             event = self.authorities.next() => event,
             event = self.revocations.next() => event,
+            event = self.config.next() => event,
         };
         event.is_some()
     }

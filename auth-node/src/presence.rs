@@ -4,10 +4,10 @@
 use std::{sync::Arc, time::Duration};
 
 use auth_core::{
-    CoreError, Credential, node,
+    CoreError, Credential, cluster_config, node,
     presence::{self, PresenceTtl, Report},
     revocation,
-    tables::{CaKind, RotationPhase},
+    tables::{CaKind, RecordingMode, RotationPhase},
     trust,
 };
 use raft_store::{Store, StoreError, TransactError};
@@ -40,6 +40,8 @@ pub(crate) struct News {
     pub(crate) trust_bundle_revision: u64,
     /// Revision of the last revocation.
     pub(crate) revocation_revision: u64,
+    /// What happens to a session that cannot be recorded.
+    pub(crate) recording_mode: RecordingMode,
 }
 
 /// A report that waits for its transaction.
@@ -181,6 +183,7 @@ impl Writer {
                 phases: trust::phases(view)?,
                 trust_bundle_revision: trust::revision(view)?,
                 revocation_revision: revocation::head(view)?,
+                recording_mode: cluster_config::settings(view)?.recording_mode,
             })
         });
         Ok((results, Arc::new(news.await?)))

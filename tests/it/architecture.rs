@@ -21,7 +21,7 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
     ("store-txn", &[]),
     ("raft-store", &["mezite-proto", "store-txn"]),
     ("auth-core", &["mezite-pki", "store-txn"]),
-    ("mezite-client", &["mezite-pki", "mezite-proto", "recording-format"]),
+    ("mezite-client", &["mezite-daemon", "mezite-pki", "mezite-proto", "recording-format"]),
     (
         "auth-node",
         &[

@@ -33,6 +33,7 @@ mod operator;
 mod presence;
 mod proto;
 mod python;
+mod record;
 mod recording_kills;
 mod recordings;
 mod refusals;

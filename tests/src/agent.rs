@@ -121,6 +121,12 @@ impl Agent {
         Process::spawn(&format!("agent {}", self.hostname), self.ctl.command(&args), &self.file("run.log"))
     }
 
+    /// Has sshd run its sessions through the recorder from now on, with this spool.
+    pub fn record_in(&self, spool: &Path) {
+        let (dir, spool) = (self.dir.to_str().unwrap(), spool.to_str().unwrap());
+        let _ = self.ctl.ok(&["agent", "join", "--out", dir, "--spool", spool]);
+    }
+
     /// `mezctl recordings upload FILE`, with further arguments.
     #[must_use]
     pub fn upload(&self, file: &Path, args: &[&str]) -> Value {

@@ -59,4 +59,4 @@ pub use moto::Moto;
 pub use process::{Process, resident_bytes, tied};
 pub use program::Program;
 pub use scratch::Scratch;
-pub use sshd::{Ssh, Sshd, account};
+pub use sshd::{Shell, Ssh, Sshd, account};

@@ -127,6 +127,12 @@ impl Client {
         self.trust.as_ref()
     }
 
+    /// Whether it is a clone of the other, or was made of one with other bounds or another session.
+    #[must_use]
+    pub fn shares_connections_with(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.pool, &other.pool)
+    }
+
     /// The addresses, in order.
     #[must_use]
     pub fn addresses(&self) -> Vec<&str> {

@@ -3,8 +3,8 @@
 //! [`FirstContact`] turns a pin or a CA file into a [`ClusterTrust`]; a [`Client`] made with that asks a list of
 //! addresses and moves on from those that fail. [`Client::call`] is the one way to call a method: what may be
 //! repeated is said by a [`Retry`], and what went wrong by a [`ClientError`]. [`Uploader`] sends a recording until
-//! there is a receipt for it. There is no way to connect without verifying the server, and nothing here stores
-//! anything.
+//! there is a receipt for it, and a [`Spool`] keeps recordings until then. There is no way to connect without verifying
+//! the server, and nothing else here stores anything.
 
 mod address;
 mod client;
@@ -16,6 +16,7 @@ mod pages;
 mod pool;
 mod retry;
 mod session;
+mod spool;
 mod tls;
 mod trust;
 mod upload;
@@ -32,6 +33,7 @@ pub use iam::{IamError, IamSigner};
 pub use pages::{PAGE_SIZE, all_pages, each_page};
 pub use retry::{KEY_REUSED, NOT_COMMITTED, Retry, RetryPolicy};
 pub use session::{AuthClient, CallMetadata, IdempotencyKey, SessionSecret};
+pub use spool::{End, Event, ForwardSettings, Forwarder, Outbox, Route, Session, Spool, SpoolError, Writer};
 pub use tls::ClientIdentity;
 pub use trust::{CaPin, ClusterTrust, Established, FirstContact};
-pub use upload::{Payload, Receipt, UploadError, UploadLimits, Uploader};
+pub use upload::{Extent, Payload, PayloadEnd, Receipt, UploadError, UploadLimits, Uploader};

@@ -1,10 +1,13 @@
 //! Sends a recording until there is a receipt for it.
 //!
 //! The payload goes in batches, each a call of its own and each answered with what is durable, so any failure costs
-//! at most a batch: the next one, to whichever ingest, starts where the cluster says. A caller may delete its copy
-//! against the receipt and nothing less.
+//! at most a batch: the next one, to whichever ingest, starts where the cluster says. A payload may still grow while
+//! it is sent. A caller may delete its copy against the receipt and nothing less.
 
-use std::{io, time::Duration};
+use std::{
+    io,
+    time::{Duration, UNIX_EPOCH},
+};
 
 use bytes::Bytes;
 use futures::stream;
@@ -15,7 +18,11 @@ use mezite_proto::v1::{
     stream_session_recording_request::Message,
 };
 use recording_format::{Digest, MANIFEST_NAMESPACE, Manifest, PayloadHasher, RecordingId, RecordingState};
-use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncSeek, AsyncSeekExt as _};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt as _, AsyncSeek, AsyncSeekExt as _},
+    sync::watch,
+    time::{Instant, timeout_at},
+};
 use tonic::Code;
 
 use crate::{AuthClient, Client, ClientError, Retry, RetryPolicy};
@@ -32,11 +39,19 @@ pub struct UploadLimits {
     pub batch: usize,
     /// Batches in a row that may fail to bring the recording forward: 8.
     pub stalls: u32,
+    /// Least and longest time from one batch of a payload that grows to the next, unless one is full or the last: 1 s and
+    /// a minute. In between it is [`PACE`] of the time that the upload has taken, for each batch is an object in the store:
+    /// a session of a day has some two thousand.
+    pub pace: (Duration, Duration),
 }
+
+/// See [`UploadLimits::pace`].
+const PACE: f64 = 0.02;
 
 impl Default for UploadLimits {
     fn default() -> Self {
-        Self { chunk: 64 << 10, batch: 4 << 20, stalls: 8 }
+        let pace = (Duration::from_secs(1), Duration::from_secs(60));
+        Self { chunk: 64 << 10, batch: 4 << 20, stalls: 8, pace }
     }
 }
 
@@ -66,17 +81,37 @@ pub enum UploadError {
         /// Bytes of the payload.
         total: u64,
     },
+    /// Whoever writes the payload has gone without ending it.
+    #[error("the payload was left without an end")]
+    Abandoned,
     /// The receipt is not one for this payload.
     #[error("the receipt is not for this recording: {0}")]
     BadReceipt(&'static str),
 }
 
-/// A payload whose length and digest are known.
+/// How far a payload has come.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Extent {
+    /// Bytes that there are for good: what is sent is never more.
+    pub length: u64,
+    /// Set once there will be no more.
+    pub end: Option<PayloadEnd>,
+}
+
+/// The end of a payload.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PayloadEnd {
+    /// Digest of all of it.
+    pub sha256: Digest,
+    /// When the session ended, in Unix milliseconds; `None`: as the metadata says.
+    pub ended_at_ms: Option<u64>,
+}
+
+/// A payload: where its bytes are, and how many of them there are by now.
 #[derive(Debug)]
 pub struct Payload<S> {
     source: S,
-    length: u64,
-    sha256: Digest,
+    extent: watch::Receiver<Extent>,
 }
 
 impl<S: AsyncRead + AsyncSeek + Unpin> Payload<S> {
@@ -94,21 +129,47 @@ impl<S: AsyncRead + AsyncSeek + Unpin> Payload<S> {
             hasher.update(bytes);
             length += bytes.len() as u64;
         }
-        Ok(Self { source, length, sha256: hasher.digest() })
+        let end = PayloadEnd { sha256: hasher.digest(), ended_at_ms: None };
+        Ok(Self::following(source, watch::channel(Extent { length, end: Some(end) }).1))
     }
 
-    /// Length in bytes.
+    /// A payload that somebody else writes, who tells how far it has come. If the teller goes without an end, uploading
+    /// ends with [`UploadError::Abandoned`] once all is sent.
+    pub fn following(source: S, extent: watch::Receiver<Extent>) -> Self {
+        Self { source, extent }
+    }
+
+    /// Length so far, in bytes.
     pub fn length(&self) -> u64 {
-        self.length
+        self.extent.borrow().length
     }
 
-    /// Digest of all of it.
-    pub fn sha256(&self) -> Digest {
-        self.sha256
+    /// Digest of all of it; `None` while it grows.
+    pub fn sha256(&self) -> Option<Digest> {
+        self.extent.borrow().end.map(|end| end.sha256)
     }
 
-    async fn chunks(&mut self, offset: u64, limits: &UploadLimits) -> io::Result<Vec<RecordingChunk>> {
-        let left = self.length.saturating_sub(offset);
+    /// Waits until there is something beyond `offset`, or the end; and if that is less than `full` bytes and no end, until
+    /// `due` for more.
+    async fn beyond(&mut self, offset: u64, full: usize, due: Instant) -> Result<Extent, UploadError> {
+        let full = offset.saturating_add(full as u64);
+        let some = self.extent.wait_for(|extent| extent.end.is_some() || extent.length != offset).await;
+        let some = *some.map_err(|_| UploadError::Abandoned)?;
+        let more = self.extent.wait_for(|extent| extent.end.is_some() || extent.length >= full);
+        Ok(match timeout_at(due, more).await {
+            Ok(Ok(more)) => *more,
+            // What there is is sent, also when there will be no more.
+            Ok(Err(_)) | Err(_) => some,
+        })
+    }
+
+    async fn chunks(
+        &mut self,
+        offset: u64,
+        length: u64,
+        limits: &UploadLimits,
+    ) -> io::Result<Vec<RecordingChunk>> {
+        let left = length.saturating_sub(offset);
         let size = usize::try_from(left).unwrap_or(usize::MAX).min(limits.batch);
         let mut batch = vec![0; size];
         self.source.seek(io::SeekFrom::Start(offset)).await?;
@@ -162,7 +223,8 @@ impl Uploader {
         Self { client, limits }
     }
 
-    /// Sends what the cluster does not have of a payload yet, and returns with the receipt for the whole of it.
+    /// Sends what the cluster does not have of a payload yet, as it grows, and returns with the receipt for the whole of
+    /// it.
     ///
     /// A recording that was begun before goes on where it stands; its metadata stays as it was begun with, but for
     /// `ended_at`.
@@ -175,28 +237,34 @@ impl Uploader {
         metadata: &RecordingMetadata,
         payload: &mut Payload<S>,
     ) -> Result<Receipt, UploadError> {
+        let begun = Instant::now();
+        let mut due = begun;
         let mut standing = self.probe(id).await?;
         let (mut furthest, mut stalls) = (None, 0);
         loop {
             let (offset, begin) = match standing {
                 Standing::Open(offset) => (offset, None),
                 Standing::Unknown => (0, Some(metadata.clone())),
-                Standing::Sealed(reply) => return check(id, payload, *reply),
+                Standing::Sealed(reply) => return check(id, *payload.extent.borrow(), *reply),
             };
-            if furthest < Some(offset) || begin.is_some() && furthest.is_none() {
-                (furthest, stalls) = (Some(offset), 0);
+            let extent = payload.beyond(offset, self.limits.batch, due).await?;
+            let step = (offset, extent.end.is_some());
+            if furthest < Some(step) {
+                (furthest, stalls) = (Some(step), 0);
             } else {
                 stalls += 1;
                 if stalls > self.limits.stalls {
-                    return Err(UploadError::Stalled { committed: offset, total: payload.length });
+                    return Err(UploadError::Stalled { committed: offset, total: extent.length });
                 }
                 // Another call has the recording, mostly: it may be gone in a moment.
                 tokio::time::sleep(self.client.policy().backoff(stalls, rand::random())).await;
             }
-            if offset > payload.length {
+            if offset > extent.length {
                 return Err(UploadError::BadReceipt("the cluster has more bytes than the payload"));
             }
-            let batch = self.batch(id, offset, begin, metadata, payload).await?;
+            let (least, longest) = self.limits.pace;
+            due = Instant::now() + begun.elapsed().mul_f64(PACE).clamp(least, longest);
+            let batch = self.batch(id, offset, extent, begin, metadata, payload).await?;
             standing = match self.send(batch).await {
                 Ok(reply) => self.standing(reply),
                 Err(error) => self.after(error, id).await?,
@@ -217,20 +285,22 @@ impl Uploader {
         &self,
         id: RecordingId,
         offset: u64,
+        extent: Extent,
         begin: Option<RecordingMetadata>,
         metadata: &RecordingMetadata,
         payload: &mut Payload<S>,
-    ) -> Result<Vec<StreamSessionRecordingRequest>, UploadError> {
+    ) -> io::Result<Vec<StreamSessionRecordingRequest>> {
         let header = RecordingHeader { recording_id: id.to_string(), start_offset: offset, metadata: begin };
-        let chunks = payload.chunks(offset, &self.limits).await?;
+        let chunks = payload.chunks(offset, extent.length, &self.limits).await?;
         let end = chunks.last().map_or(offset, |chunk| chunk.offset + chunk.data.len() as u64);
         let mut batch = vec![message(Message::Header(header))];
         batch.extend(chunks.into_iter().map(|chunk| message(Message::Chunk(chunk))));
-        if end == payload.length {
+        if let Some(whole) = extent.end.filter(|_| end == extent.length) {
+            let ended_at = whole.ended_at_ms.map(|ms| (UNIX_EPOCH + Duration::from_millis(ms)).into());
             batch.push(message(Message::Final(RecordingFinal {
-                total_length: payload.length,
-                payload_sha256: Bytes::copy_from_slice(payload.sha256.as_bytes()),
-                ended_at: metadata.ended_at,
+                total_length: extent.length,
+                payload_sha256: Bytes::copy_from_slice(whole.sha256.as_bytes()),
+                ended_at: ended_at.or(metadata.ended_at),
             })));
         }
         Ok(batch)
@@ -275,25 +345,26 @@ fn message(message: Message) -> StreamSessionRecordingRequest {
     StreamSessionRecordingRequest { message: Some(message) }
 }
 
-/// Checks that a sealed recording is this payload, whole.
-fn check<S>(
+/// Checks that a sealed recording is the payload of this extent, whole.
+fn check(
     id: RecordingId,
-    payload: &Payload<S>,
+    extent: Extent,
     reply: StreamSessionRecordingResponse,
 ) -> Result<Receipt, UploadError> {
     let bad = UploadError::BadReceipt;
     if reply.state() == WireState::Truncated {
-        return Err(UploadError::Truncated { committed: reply.committed_offset, total: payload.length });
+        return Err(UploadError::Truncated { committed: reply.committed_offset, total: extent.length });
     }
+    let end = extent.end.ok_or(bad("it was sealed before its end"))?;
     let signed = reply.receipt.ok_or(bad("there is none"))?;
     let manifest = Manifest::decode(id, &signed.manifest).map_err(|_| bad("its manifest cannot be read"))?;
     if manifest.state != RecordingState::Complete {
         return Err(bad("the manifest does not say that it is complete"));
     }
-    if manifest.length != payload.length || reply.committed_offset != payload.length {
+    if manifest.length != extent.length || reply.committed_offset != extent.length {
         return Err(bad("the length differs"));
     }
-    if manifest.payload_sha256 != payload.sha256 {
+    if manifest.payload_sha256 != end.sha256 {
         return Err(bad("the payload differs"));
     }
     let key = SshPublicKey::parse(&manifest.signing_key).map_err(|_| bad("its key cannot be read"))?;

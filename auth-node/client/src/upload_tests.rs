@@ -16,7 +16,8 @@ use crate::{
     testing::{Call, FakeServer, Leaf, TestCa},
 };
 
-const LIMITS: UploadLimits = UploadLimits { chunk: 10, batch: 35, stalls: 3 };
+const PACE: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(5));
+const LIMITS: UploadLimits = UploadLimits { chunk: 10, batch: 35, stalls: 3, pace: PACE };
 
 fn id() -> RecordingId {
     RecordingId::from_bytes([7; 16])
@@ -273,7 +274,7 @@ async fn a_full_store_is_waited_for() {
 #[tokio::test]
 async fn a_receipt_for_something_else_is_none() {
     let payload = bytes(20);
-    let measured = Payload::measure(Cursor::new(payload.clone())).await.unwrap();
+    let extent = *Payload::measure(Cursor::new(payload.clone())).await.unwrap().extent.borrow();
     let key = SshKeyPair::generate_ed25519("").unwrap();
     let good = manifest(&payload, &key);
     let reply = |state: WireState, committed_offset, receipt| StreamSessionRecordingResponse {
@@ -284,7 +285,7 @@ async fn a_receipt_for_something_else_is_none() {
         ..Default::default()
     };
     let complete = |manifest: &Manifest, key: &SshKeyPair| {
-        check(id(), &measured, reply(WireState::Complete, 20, Some(signed(manifest, key))))
+        check(id(), extent, reply(WireState::Complete, 20, Some(signed(manifest, key))))
     };
     assert!(complete(&good, &key).is_ok());
 
@@ -304,11 +305,69 @@ async fn a_receipt_for_something_else_is_none() {
     let mut document = changed.manifest.to_vec();
     *document.iter_mut().rev().find(|byte| byte.is_ascii_digit()).unwrap() ^= 1;
     changed.manifest = document.into();
-    assert!(check(id(), &measured, reply(WireState::Complete, 20, Some(changed))).is_err());
+    assert!(check(id(), extent, reply(WireState::Complete, 20, Some(changed))).is_err());
 
-    assert!(check(id(), &measured, reply(WireState::Complete, 20, None)).is_err());
+    assert!(check(id(), extent, reply(WireState::Complete, 20, None)).is_err());
     let less = reply(WireState::Complete, 19, Some(signed(&good, &key)));
-    assert!(matches!(check(id(), &measured, less), Err(UploadError::BadReceipt(_))));
-    let truncated = check(id(), &measured, reply(WireState::Truncated, 7, None));
+    assert!(matches!(check(id(), extent, less), Err(UploadError::BadReceipt(_))));
+    let truncated = check(id(), extent, reply(WireState::Truncated, 7, None));
     assert!(matches!(truncated, Err(UploadError::Truncated { committed: 7, total: 20 })));
+}
+
+/// A payload that is written while it is sent.
+fn growing(path: &std::path::Path) -> (std::fs::File, watch::Sender<Extent>, watch::Receiver<Extent>) {
+    let (told, extent) = watch::channel(Extent::default());
+    (std::fs::File::create(path).unwrap(), told, extent)
+}
+
+fn add(file: &mut std::fs::File, told: &watch::Sender<Extent>, bytes: &[u8]) {
+    std::io::Write::write_all(file, bytes).unwrap();
+    told.send_modify(|extent| extent.length += bytes.len() as u64);
+}
+
+async fn arrived(store: &Store, length: usize) {
+    while store.lock().unwrap().payload.len() < length {
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test]
+async fn a_payload_is_sent_as_it_grows_and_sealed_when_it_has_ended() {
+    let (ca, store) = (TestCa::new(), Store::default());
+    let shared = Arc::clone(&store);
+    let server = serve(&ca, move |call| ingest(&mut shared.lock().unwrap(), &call));
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("payload");
+    let (mut file, told, extent) = growing(&path);
+    let whole = bytes(150);
+    add(&mut file, &told, &whole[..20]);
+    let uploader = uploader(&ca, &[server.address()], NOBODY);
+    let mut payload = Payload::following(tokio::fs::File::open(&path).await.unwrap(), extent);
+    let sent = tokio::spawn(async move { uploader.upload(id(), &metadata(), &mut payload).await });
+    arrived(&store, 20).await;
+    assert!(store.lock().unwrap().sealed.is_none());
+    add(&mut file, &told, &whole[20..]);
+    arrived(&store, 150).await;
+    // All bytes are there before the end is told: the last batch has no bytes.
+    let end = PayloadEnd { sha256: Digest::of(&whole), ended_at_ms: Some(1_000) };
+    told.send_modify(|extent| extent.end = Some(end));
+    assert_eq!(sent.await.unwrap().unwrap().manifest.length, 150);
+    assert_eq!(store.lock().unwrap().payload, whole);
+}
+
+#[tokio::test]
+async fn what_a_writer_left_without_an_end_is_sent_and_not_sealed() {
+    let (ca, store) = (TestCa::new(), Store::default());
+    let shared = Arc::clone(&store);
+    let server = serve(&ca, move |call| ingest(&mut shared.lock().unwrap(), &call));
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("payload");
+    let (mut file, told, extent) = growing(&path);
+    add(&mut file, &told, &bytes(50));
+    drop(told);
+    let mut payload = Payload::following(tokio::fs::File::open(&path).await.unwrap(), extent);
+    let left = uploader(&ca, &[server.address()], NOBODY).upload(id(), &metadata(), &mut payload).await;
+    assert!(matches!(left, Err(UploadError::Abandoned)), "{left:?}");
+    let stored = store.lock().unwrap();
+    assert_eq!((stored.payload.len(), stored.sealed.is_none()), (50, true));
 }

@@ -109,7 +109,7 @@ pub fn get(state: &mut (impl Read + ?Sized)) -> Result<Versioned<ClusterConfigRo
 /// how long they may be unused is counted from now on where it has changed.
 ///
 /// # Errors
-/// [`CoreError::Invalid`], also for what this release does not do yet; [`CoreError::StaleRevision`];
+/// [`CoreError::Invalid`]; [`CoreError::StaleRevision`];
 /// [`CoreError::Precondition`] for what would shut everybody out; [`CoreError::Storage`].
 pub fn update(
     tx: &mut (impl Transaction + ?Sized),
@@ -118,7 +118,6 @@ pub fn update(
     revision: u64,
 ) -> Result<ClusterConfigRow, CoreError> {
     check(row)?;
-    check_built(row)?;
     let before = get(tx)?;
     CoreError::check_revision("cluster", "configuration", revision, before.revision)?;
     leaves_a_way_in(tx, context, &before.row, row)?;
@@ -213,18 +212,6 @@ fn check(row: &ClusterConfigRow) -> Result<(), CoreError> {
         return Err(CoreError::invalid("config.second_factor", reason));
     }
     Ok(())
-}
-
-/// Refuses what this release would keep and not do: a setting that protects nothing must not look as if it did.
-fn check_built(row: &ClusterConfigRow) -> Result<(), CoreError> {
-    let later = [("recording_mode", Settings::of(row).recording_mode == RecordingMode::Strict)];
-    match later.iter().find(|(_, set)| *set) {
-        Some((field, _)) => Err(CoreError::invalid(
-            format!("config.{field}"),
-            "this release does not do this yet: leave it unset",
-        )),
-        None => Ok(()),
-    }
 }
 
 /// What is different, for the audit log.

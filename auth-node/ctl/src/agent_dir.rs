@@ -22,6 +22,7 @@ use crate::{
     cmd::certs::lines,
     exit::Usage,
     files::{PRIVATE, PUBLIC, create_dir, read_secret, read_text, write_atomic},
+    recording::mode::Mode,
     svid_dir::{self, SvidDir},
 };
 
@@ -107,6 +108,15 @@ pub(crate) struct AgentState {
     /// Revision of the trust bundle that is taken up in full: sshd has it, and certificates of the keys that signed then.
     #[serde(default)]
     pub(crate) followed_revision: u64,
+    /// What the cluster wants of sessions that cannot be recorded, as it said last.
+    #[serde(default)]
+    pub(crate) recording_mode: Mode,
+    /// Ingests, host:port, as the cluster said last: recordings go on while no auth node can be asked.
+    #[serde(default)]
+    pub(crate) ingest_addresses: Vec<String>,
+    /// Where recordings are until they are sent; none: sessions are not recorded.
+    #[serde(default)]
+    pub(crate) spool: Option<PathBuf>,
 }
 
 impl AgentState {
@@ -129,6 +139,9 @@ impl AgentState {
             certificates_lag: false,
             reload_pending: false,
             followed_revision: 0,
+            recording_mode: Mode::default(),
+            ingest_addresses: Vec::new(),
+            spool: None,
         }
     }
 
@@ -305,6 +318,11 @@ impl AgentDir {
             None => false,
         };
         Ok(tls_lags || host_lags)
+    }
+
+    /// Whose signatures on users' certificates count: a key a line.
+    pub(crate) fn user_cas(&self) -> Result<String> {
+        read_text(&self.file(USER_CAS))
     }
 
     /// Whether there is a revocation list on disk.

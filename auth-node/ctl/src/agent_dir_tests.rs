@@ -35,6 +35,9 @@ fn the_format_is_golden() {
         certificates_lag: true,
         reload_pending: true,
         followed_revision: 2,
+        recording_mode: Mode::Strict,
+        ingest_addresses: vec!["ingest.example.org:3027".into()],
+        spool: Some("/var/spool/mezite".into()),
         ..state()
     };
     assert_eq!(state.encode().unwrap(), GOLDEN);

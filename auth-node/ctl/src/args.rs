@@ -16,6 +16,20 @@ pub(crate) fn human_duration(text: &str) -> Result<Duration, String> {
     }
 }
 
+/// `4G`, `500M`, `1048576`: bytes, with units of 1024; above zero.
+pub(crate) fn byte_count(text: &str) -> Result<u64, String> {
+    let (digits, shift) = match text.char_indices().last() {
+        Some((end, 'K')) => (text.get(..end), 10),
+        Some((end, 'M')) => (text.get(..end), 20),
+        Some((end, 'G')) => (text.get(..end), 30),
+        Some((end, 'T')) => (text.get(..end), 40),
+        _ => (Some(text), 0),
+    };
+    let count = digits.and_then(|digits| digits.parse::<u64>().ok()).filter(|count| *count > 0);
+    let bytes = count.and_then(|count| count.checked_mul(1 << shift));
+    bytes.ok_or_else(|| "write it like `500M` or `4G`".into())
+}
+
 /// `2026-11-24T09:00:00Z`.
 pub(crate) fn rfc3339(text: &str) -> Result<SystemTime, String> {
     humantime::parse_rfc3339(text).map_err(|error| format!("{error}; write it like `2026-11-24T09:00:00Z`"))
@@ -74,6 +88,18 @@ pub(crate) fn proto_duration(duration: Duration) -> prost_types::Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn sizes_have_units_of_1024() {
+        for (text, bytes) in
+            [("1", 1), ("2K", 2 << 10), ("500M", 500 << 20), ("4G", 4 << 30), ("1T", 1 << 40)]
+        {
+            assert_eq!(byte_count(text), Ok(bytes), "{text}");
+        }
+        for text in ["", "0", "G", "-1", "1.5G", "4GB", "4g", "99999999999T"] {
+            assert!(byte_count(text).is_err(), "{text}");
+        }
+    }
 
     #[test]
     fn durations_are_human() {

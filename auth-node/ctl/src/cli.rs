@@ -136,6 +136,8 @@ pub(crate) enum Command {
     /// Make this host an SSH node of the cluster
     #[command(subcommand)]
     Agent(cmd::agent::Agent),
+    /// Record a session on this host, as sshd's ForceCommand
+    Record(cmd::record::Record),
     /// Send and fetch session recordings
     #[command(subcommand)]
     Recordings(cmd::recordings::Recordings),

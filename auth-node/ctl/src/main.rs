@@ -19,6 +19,7 @@ mod hidden;
 mod normal;
 mod output;
 mod profile;
+mod recording;
 mod resource;
 mod role_file;
 mod secret;
@@ -31,6 +32,10 @@ use clap::Parser as _;
 
 fn main() -> ExitCode {
     let cli = cli::Cli::parse();
+    if let cli::Command::Record(args) = cli.command {
+        // It ends as what it runs does.
+        return cmd::record::main(args);
+    }
     let proof = cli.command.proof();
     match run(cli) {
         Ok(()) => ExitCode::SUCCESS,

@@ -24,6 +24,17 @@ pub(crate) struct Snippet<'a> {
     pub(crate) agent_id: &'a str,
     /// User that sshd runs the command as. Only root's sshd can become another.
     pub(crate) command_user: &'a str,
+    /// What records sessions; `None`: nothing does.
+    pub(crate) recorder: Option<Recorder<'a>>,
+}
+
+/// What sshd runs in place of users' shells and commands.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Recorder<'a> {
+    /// This program, absolute.
+    pub(crate) program: &'a Path,
+    /// Socket of the agent, absolute.
+    pub(crate) socket: &'a Path,
 }
 
 impl Snippet<'_> {
@@ -37,6 +48,7 @@ impl Snippet<'_> {
         if !self.agent_id.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-') {
             anyhow::bail!("the cluster answered an agent id that is none");
         }
+        let recorder = self.recorder.map_or_else(|| Ok(String::new()), |recorder| recorder.lines())?;
         let Self { cluster_name, agent_id, command_user, .. } = self;
         Ok(format!(
             "# Makes this OpenSSH server node {agent_id} of the Mezite cluster {cluster_name}.\n\
@@ -48,9 +60,33 @@ impl Snippet<'_> {
              RevokedKeys \"{dir}/revoked_keys\"\n\
              # sshd replaces %% by % and %u by the login that is asked for.\n\
              AuthorizedPrincipalsCommand {PRINTF} %%s\\n %u %u@{agent_id}\n\
-             AuthorizedPrincipalsCommandUser {command_user}\n"
+             AuthorizedPrincipalsCommandUser {command_user}\n\
+             {recorder}"
         ))
     }
+}
+
+impl Recorder<'_> {
+    fn lines(&self) -> Result<String> {
+        let (program, socket) = (plain(self.program)?, plain(self.socket)?);
+        Ok(format!(
+            "# Every session goes through the recorder, which asks the agent whose it is by what sshd exposes. Users' own\n\
+             # ~/.ssh/rc would run before it. sftp needs a program as its Subsystem: internal-sftp is refused.\n\
+             ExposeAuthInfo yes\n\
+             PermitUserRC no\n\
+             ForceCommand {program} record --socket {socket}\n"
+        ))
+    }
+}
+
+/// A path that is a word for whatever shell a user has.
+fn plain(path: &Path) -> Result<&str> {
+    let usable = |c: char| c.is_ascii_alphanumeric() || "/._-+".contains(c);
+    let text = path.to_str().filter(|text| text.chars().all(usable) && path.is_absolute());
+    text.ok_or_else(|| {
+        let name = path.display();
+        Usage(format!("{name} cannot be named in ForceCommand: it takes letters, digits and /._-+")).into()
+    })
 }
 
 /// A path that can stand in quotes.

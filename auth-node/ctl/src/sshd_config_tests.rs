@@ -5,7 +5,7 @@ use super::*;
 const THIS: &str = "6f9619ff-8b86-4011-b42d-00c04fc964ff";
 
 fn snippet<'a>(dir: &'a Path, agent_id: &'a str) -> Snippet<'a> {
-    Snippet { dir, cluster_name: "test", agent_id, command_user: "nobody" }
+    Snippet { dir, cluster_name: "test", agent_id, command_user: "nobody", recorder: None }
 }
 
 #[test]
@@ -24,6 +24,29 @@ fn the_snippet_is_what_the_documentation_shows() {
             "AuthorizedPrincipalsCommandUser nobody",
         ]
     );
+}
+
+#[test]
+fn sessions_go_through_the_recorder_where_there_is_one() {
+    let recorded = |program, socket| {
+        let recorder = Some(Recorder { program: Path::new(program), socket: Path::new(socket) });
+        Snippet { recorder, ..snippet(Path::new("/etc/mezite"), THIS) }.render()
+    };
+    let text = recorded("/usr/bin/mezctl", "/var/spool/mezite/record.sock").unwrap();
+    let without = snippet(Path::new("/etc/mezite"), THIS).render().unwrap();
+    let lines: Vec<_> =
+        text.strip_prefix(&without).unwrap().lines().filter(|line| !line.starts_with('#')).collect();
+    assert_eq!(
+        lines,
+        [
+            "ExposeAuthInfo yes",
+            "PermitUserRC no",
+            "ForceCommand /usr/bin/mezctl record --socket /var/spool/mezite/record.sock",
+        ]
+    );
+    for path in ["mezctl", "/a b", "/a;b", "/$HOME", "/a\nb", "/a'b"] {
+        assert!(recorded(path, "/s").is_err() && recorded("/m", path).is_err(), "{path:?}");
+    }
 }
 
 #[test]

@@ -65,8 +65,11 @@ impl Source {
 }
 
 fn news(news: News) -> v1::WatchAccessResponse {
-    let told =
-        v1::AccessNews { trust_bundle_revision: news.trust_bundle, revocation_revision: news.revocations };
+    let told = v1::AccessNews {
+        trust_bundle_revision: news.trust_bundle,
+        revocation_revision: news.revocations,
+        recording_mode: news.recording_mode.into(),
+    };
     v1::WatchAccessResponse { event: Some(Told::News(told)) }
 }
 

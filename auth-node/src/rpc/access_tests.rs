@@ -299,8 +299,10 @@ async fn an_agent_is_told_when_something_is_revoked_and_by_every_node_that_stops
     register(&node, 2).await;
     let told = watch(Arc::clone(&node.service), agent(1), LATER).await.unwrap();
     let mut listener = Listener(told);
-    let at =
-        |revocation_revision| Told::News(v1::AccessNews { trust_bundle_revision: 0, revocation_revision });
+    let at = |revocation_revision| {
+        let recording_mode = v1::RecordingMode::BestEffort.into();
+        Told::News(v1::AccessNews { trust_bundle_revision: 0, revocation_revision, recording_mode })
+    };
     assert_eq!(listener.told().await, at(0));
     lock_node(&node, &boss, 2).await;
     assert_eq!(listener.told().await, at(revision(&node)));

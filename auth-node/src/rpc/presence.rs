@@ -32,6 +32,7 @@ pub(crate) async fn heartbeat(
         ingest_addresses: news.ingest_addresses.clone(),
         trust_bundle_revision: news.trust_bundle_revision,
         revocation_revision: news.revocation_revision,
+        recording_mode: news.recording_mode.into(),
     })
 }
 

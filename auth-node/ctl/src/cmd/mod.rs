@@ -15,6 +15,7 @@ pub(crate) mod invite;
 pub(crate) mod locks;
 pub(crate) mod login;
 pub(crate) mod nodes;
+pub(crate) mod record;
 pub(crate) mod recordings;
 pub(crate) mod requests;
 pub(crate) mod resources;
@@ -59,6 +60,8 @@ async fn carry_out(context: &Context, command: Command) -> Result<()> {
         Command::Nodes(command) => nodes::run(context, command).await,
         Command::Certs(command) => certs::run(context, command).await,
         Command::Agent(command) => agent::run(context, command).await,
+        // It ends as what it runs does, and so `main` has carried it out.
+        Command::Record(_) => Ok(()),
         Command::Recordings(command) => recordings::run(context, command).await,
         Command::Sessions(command) => sessions::run(context, command).await,
         Command::Devices(command) => devices::run(context, command).await,

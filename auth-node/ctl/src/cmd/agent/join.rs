@@ -18,8 +18,9 @@ use crate::{
     context::{Cluster, Context},
     exit::Usage,
     output::{self, Report},
+    recording::desk::SOCKET,
     secret,
-    sshd_config::Snippet,
+    sshd_config::{Recorder, Snippet},
 };
 
 const EXAMPLES: &str = "\
@@ -27,6 +28,7 @@ Examples:
   mezctl agent join --out /etc/mezite --token-file web.token --addr a.example:3025 --ca-pin sha256:…
   mezctl agent join --out /etc/mezite --token-file - --hostname web1.example.org --labels env=prod < web.token
   mezctl agent join --out /etc/mezite --method iam --token-name web
+  mezctl agent join --out /etc/mezite --spool /var/spool/mezite        an agent that has joined: record from now on
 
 Then put `Include /etc/mezite/sshd_config` at the top of /etc/ssh/sshd_config, reload sshd, and keep
 `mezctl agent run --dir /etc/mezite` running.";
@@ -65,6 +67,10 @@ pub(crate) struct Join {
     /// User that sshd lists principals as [default: nobody for root, else who runs this]
     #[arg(long, value_name = "USER")]
     principals_user: Option<String>,
+    /// Record sessions: sshd runs each through `mezctl record`, and `agent run` keeps recordings in this folder until they are
+    /// sent. It can be given to an agent that has joined
+    #[arg(long, value_name = "DIR")]
+    spool: Option<PathBuf>,
 }
 
 impl Join {
@@ -136,13 +142,22 @@ impl Report for Joined {
 }
 
 pub(crate) async fn join(context: &Context, args: Join) -> Result<()> {
-    let proof = Proof::of(&args)?;
+    let has_joined = |dir: AgentDir| dir.joined().is_ok();
+    let proof = match AgentDir::new(&args.out).is_ok_and(has_joined) {
+        // It proves nothing any more.
+        true => None,
+        false => Some(Proof::of(&args)?),
+    };
     let dir = AgentDir::create(&args.out)?;
     let principals_user = principals_user(args.principals_user.as_deref())?;
     let (mut state, client) = begin(context, &dir, &args).await?;
+    if let Some(spool) = &args.spool {
+        state.spool = Some(std::path::absolute(spool)?);
+        dir.save(&state)?;
+    }
     let already_joined = state.progress == Progress::Joined;
-    if !already_joined {
-        let secret = match &proof {
+    if let Some(proof) = &proof {
+        let secret = match proof {
             Proof::Secret(file) => {
                 let token = secret::line(file)?;
                 certify(&dir, &mut state, &client, &token).await?;
@@ -185,9 +200,12 @@ async fn begin(context: &Context, dir: &AgentDir, args: &Join) -> Result<(AgentS
     };
     let cluster = context.cluster(known).await?;
     let client = context.client(&cluster)?;
-    let hostname = match &args.hostname {
-        Some(hostname) => hostname.clone(),
-        None => nix::unistd::gethostname()?.into_string().map_err(|_| Usage("give --hostname".into()))?,
+    let hostname = match (&args.hostname, &before) {
+        (Some(hostname), _) => hostname.clone(),
+        (None, Some(before)) if before.progress == Progress::Joined => before.hostname.clone(),
+        (None, _) => {
+            nix::unistd::gethostname()?.into_string().map_err(|_| Usage("give --hostname".into()))?
+        }
     };
     let mut wanted = AgentState::new(cluster.trust.cluster_name().to_owned(), cluster.addresses, hostname);
     wanted.principals.clone_from(&args.principals);
@@ -320,7 +338,10 @@ async fn register(
 }
 
 fn snippet(dir: &AgentDir, state: &AgentState, command_user: &str) -> Result<()> {
+    let socket = state.spool.as_ref().map(|spool| spool.join(SOCKET));
+    let program = std::env::current_exe()?;
     let snippet = Snippet {
+        recorder: socket.as_ref().map(|socket| Recorder { program: &program, socket }),
         dir: dir.path(),
         cluster_name: &state.cluster_name,
         agent_id: &state.agent_id,

@@ -3,12 +3,13 @@
 use std::{process::Stdio, time::Duration};
 
 use anyhow::Result;
-use mezite_client::{Client, ClientError, Retry};
+use mezite_client::{Client, ClientError, Retry, Route};
 use mezite_daemon::clock;
 use mezite_proto::v1;
 use serde::Serialize;
 use tokio::{
     process::Command,
+    sync::watch,
     time::{Instant, timeout},
 };
 
@@ -18,6 +19,7 @@ use crate::{
     cmd::{call, present},
     context::Context,
     output::{self, Report},
+    recording::mode::Mode,
 };
 
 /// Longest that the command which tells sshd, or whoever uses them, of new certificates may take.
@@ -75,11 +77,49 @@ pub(crate) struct Pulse<'a> {
     client: Option<Client>,
     /// When an SVID is asked for again, at the earliest.
     svid_at: Instant,
+    /// By which way recordings are sent.
+    route: watch::Sender<Option<Route>>,
+    /// What the cluster wants of sessions that cannot be recorded.
+    mode: watch::Sender<Mode>,
 }
 
 impl<'a> Pulse<'a> {
     pub(crate) fn new(context: &'a Context, dir: AgentDir, state: AgentState, load: u32) -> Self {
-        Self { context, dir, state, load, reload: None, client: None, svid_at: Instant::now() }
+        let (route, mode) = (watch::channel(None).0, watch::channel(state.recording_mode).0);
+        let svid_at = Instant::now();
+        Self { context, dir, state, load, reload: None, client: None, svid_at, route, mode }
+    }
+
+    /// Its folder, and what it knows of itself.
+    pub(crate) fn agent(&self) -> (&AgentDir, &AgentState) {
+        (&self.dir, &self.state)
+    }
+
+    /// By which way recordings are sent, now and later.
+    pub(crate) fn route(&self) -> watch::Receiver<Option<Route>> {
+        self.route.subscribe()
+    }
+
+    /// What the cluster wants of sessions that cannot be recorded, now and later.
+    pub(crate) fn mode(&self) -> watch::Receiver<Mode> {
+        self.mode.subscribe()
+    }
+
+    /// Has recordings sent with the certificate on disk, to the ingests that the cluster named last.
+    pub(crate) async fn show_route(&mut self) -> Result<()> {
+        let auth = self.client().await?;
+        let recordings = auth.for_recordings(&self.state.ingest_addresses)?;
+        self.route.send_if_modified(|shown| {
+            let is_same = shown.as_ref().is_some_and(|shown| {
+                shown.auth.shares_connections_with(&auth)
+                    && shown.recordings.addresses() == recordings.addresses()
+            });
+            if !is_same {
+                *shown = Some(Route { auth, recordings });
+            }
+            !is_same
+        });
+        Ok(())
     }
 
     /// One that runs a shell command when there are new certificates.
@@ -114,6 +154,11 @@ impl<'a> Pulse<'a> {
             reply = self.report().await?;
         }
         let interval = Duration::try_from(present(reply.next_interval, "the interval")?).unwrap_or_default();
+        if reply.ingest_addresses != self.state.ingest_addresses {
+            self.state.ingest_addresses.clone_from(&reply.ingest_addresses);
+            self.dir.save(&self.state)?;
+        }
+        self.show_route().await?;
         self.context.print(&Beat {
             agent_id: self.state.agent_id.clone(),
             next_interval_seconds: interval.as_secs_f64(),
@@ -139,13 +184,20 @@ impl<'a> Pulse<'a> {
         self.follow(v1::AccessNews {
             trust_bundle_revision: reply.trust_bundle_revision,
             revocation_revision: reply.revocation_revision,
+            recording_mode: reply.recording_mode,
         })
         .await?;
         Ok(reply)
     }
 
-    /// Fetches what is new to trust, and what is newly revoked.
+    /// Fetches what is new to trust, and what is newly revoked; takes up what is wanted of recordings.
     pub(crate) async fn follow(&mut self, news: v1::AccessNews) -> Result<()> {
+        let mode = Mode::of(news.recording_mode);
+        if mode != self.state.recording_mode {
+            self.state.recording_mode = mode;
+            self.dir.save(&self.state)?;
+            self.mode.send_replace(mode);
+        }
         // sshd refuses everybody while the file is missing.
         if news.revocation_revision != self.state.revocation_revision || !self.dir.has_revocations() {
             let client = self.client().await?;

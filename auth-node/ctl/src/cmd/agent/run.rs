@@ -1,15 +1,18 @@
 //! `agent run`: what keeps an SSH node in the cluster, as a service.
 
-use std::time::Duration;
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use anyhow::Result;
 use clap::Args;
-use mezite_client::{AuthClient, Client, Retry, RetryPolicy};
+use mezite_client::{AuthClient, Client, ForwardSettings, Forwarder, Retry, RetryPolicy, Spool};
 use mezite_proto::v1::{self, watch_access_response::Event};
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::watch,
-    task::JoinHandle,
+    task::{JoinHandle, JoinSet},
     time::{Instant, sleep, sleep_until},
 };
 
@@ -17,7 +20,15 @@ use super::{
     heartbeat::Reported,
     pulse::{Pulse, passes},
 };
-use crate::{context::Context, output};
+use crate::{
+    args::{byte_count, human_duration},
+    context::Context,
+    output,
+    recording::{
+        desk::{Desk, warn},
+        mode::Mode,
+    },
+};
 
 /// Wait after a heartbeat that failed.
 const AFTER_FAILURE: Duration = Duration::from_secs(5);
@@ -27,11 +38,16 @@ const INTERVAL: (Duration, Duration) = (Duration::from_secs(1), Duration::from_s
 const EXAMPLES: &str = "\
 Examples:
   mezctl agent run --dir /etc/mezite --reload 'systemctl reload ssh'        until SIGTERM
+  mezctl agent run --dir /etc/mezite --spool /var/spool/mezite              sessions are recorded
 
 It reports that the host lives, keeps the files that sshd reads up to date (whose certificates to trust, and which of
 them are revoked, within seconds), and renews the host's own certificates when two thirds of their life are over, or a
 CA of the cluster is rotated. A rotation waits until this host has followed it. Beside them are svid.pem, svid_key.pem
-and bundle.pem: the host's X.509-SVID, for whoever speaks SPIFFE.";
+and bundle.pem: the host's X.509-SVID, for whoever speaks SPIFFE.
+
+With a spool it takes in what `mezctl record` records of sessions, and sends it to the cluster while they run. What cannot be
+sent stays in the spool, and is removed against the cluster's receipt alone. When the spool is full nothing is removed for
+new sessions: the cluster's recording mode says what becomes of those. What is damaged is moved to `aside` there.";
 
 /// Arguments of `agent run`.
 #[derive(Debug, Args)]
@@ -42,15 +58,69 @@ pub(crate) struct Run {
     /// Shell command that has sshd read its host certificate anew; it is run after each renewal, and again until it succeeds
     #[arg(long, value_name = "COMMAND")]
     reload: Option<String>,
+    /// Folder for recordings until they are sent [default: that of `agent join --spool`; without one nothing is recorded]
+    #[arg(long, value_name = "DIR")]
+    spool: Option<PathBuf>,
+    /// Most bytes in it, such as 500M or 4G
+    #[arg(long, default_value = "4G", value_parser = byte_count, value_name = "BYTES")]
+    spool_limit: u64,
+    /// How long a recording whose recorder has gone may be taken up again, before it is ended as it is: more than the 30s for
+    /// which a recorder looks for its agent
+    #[arg(long, default_value = "60s", value_parser = human_duration, value_name = "DURATION")]
+    resume_within: Duration,
 }
 
 pub(crate) async fn run(context: &Context, args: Run) -> Result<()> {
     let mut pulse = args.reported.pulse(context)?.reloading_by(args.reload);
+    let spool = args.spool.or_else(|| pulse.agent().1.spool.clone());
+    let mut recordings = JoinSet::new();
+    if let Some(folder) = &spool {
+        record(&pulse, folder, args.spool_limit, args.resume_within, &mut recordings)?;
+        // Recordings go on without auth nodes; what is wrong with the certificate is said by the first heartbeat.
+        let _ = pulse.show_route().await;
+    }
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     tokio::select! {
         ended = serve(&mut pulse) => ended,
         _ = terminate.recv() => Ok(()),
         _ = interrupt.recv() => Ok(()),
+    }
+}
+
+/// Takes recordings in and sends them, in tasks that end with the set.
+fn record(
+    pulse: &Pulse<'_>,
+    folder: &Path,
+    limit: u64,
+    grace: Duration,
+    tasks: &mut JoinSet<()>,
+) -> Result<()> {
+    let (spool, warnings) = Spool::open(folder, limit)?;
+    warnings.iter().for_each(|text| warn(text));
+    let (dir, state) = pulse.agent();
+    let desk = Desk {
+        spool: spool.clone(),
+        dir: dir.clone(),
+        agent_id: state.agent_id.clone(),
+        hostname: state.hostname.clone(),
+        mode: pulse.mode(),
+    };
+    // It is there before anybody can be let in.
+    state.recording_mode.keep(folder)?;
+    tasks.spawn(desk.serve(Desk::listen(folder)?));
+    tasks.spawn(keep_mode(pulse.mode(), folder.to_owned()));
+    let settings = ForwardSettings { grace, ..ForwardSettings::default() };
+    tasks.spawn(Forwarder::new(spool, pulse.route(), settings, |text| warn(&text)).run());
+    Ok(())
+}
+
+/// Keeps on disk what the cluster wants, for as long as it may change.
+async fn keep_mode(mut mode: watch::Receiver<Mode>, folder: PathBuf) {
+    while mode.changed().await.is_ok() {
+        let wanted = *mode.borrow_and_update();
+        if let Err(error) = wanted.keep(&folder) {
+            warn(&format!("the recording mode is not kept: {error:#}"));
+        }
     }
 }
 
@@ -80,6 +150,7 @@ async fn serve(pulse: &mut Pulse<'_>) -> Result<()> {
         }
         if !pulse.has_client() || ear.is_deaf() {
             ear = Ear::open(pulse.client().await?);
+            pulse.show_route().await?;
         }
     }
 }

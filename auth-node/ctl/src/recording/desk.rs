@@ -1,0 +1,282 @@
+//! Where the agent takes recordings in: a socket that everybody on the host may speak to.
+//!
+//! Who speaks is said by the kernel, and whose session it is by its certificate. Whoever speaks can add to a recording of
+//! its own, and neither read nor change what is there.
+
+use std::{
+    fs::{self, Permissions},
+    io,
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result};
+use bytes::BytesMut;
+use futures::{FutureExt as _, SinkExt as _, StreamExt as _};
+use mezite_client::{Event, Session, Spool, SpoolError, Writer};
+use mezite_daemon::{clock, files};
+use nix::unistd::{Uid, User};
+use recording_format::{Digest, RecordingId};
+use tokio::{
+    net::{UnixListener, UnixStream},
+    sync::{OwnedSemaphorePermit, Semaphore, watch},
+    task::spawn_blocking,
+    time::timeout,
+};
+
+use super::{
+    cast::FORMAT,
+    guard,
+    mode::Mode,
+    wire::{self, Ended, Failed, Frames, Hello, Ticket, ToAgent, ToRecorder, Verdict},
+};
+use crate::{agent_dir::AgentDir, output};
+
+/// Name of the socket in the spool's folder.
+pub(crate) const SOCKET: &str = "record.sock";
+/// Sessions that are recorded at a time. More wait, and then go by what the cluster wants of those that cannot be recorded.
+const PLACES: usize = 4096;
+/// Time to say who one is.
+const GREETING: Duration = Duration::from_secs(10);
+/// Bytes that are made durable at once.
+const BATCH: usize = 1 << 20;
+/// Longest command in a label, in bytes: what the ingest takes.
+const MAX_LABEL: usize = 256;
+
+/// A random UUID (RFC 9562, version 4).
+pub(crate) fn new_id() -> RecordingId {
+    let bits = u128::from_be_bytes(rand::random());
+    let versioned = bits & !(0xf << 76) & !(0b11 << 62) | 0x4 << 76 | 0b10 << 62;
+    RecordingId::from_bytes(versioned.to_be_bytes())
+}
+
+/// The agent's side of recordings.
+pub(crate) struct Desk {
+    pub(crate) spool: Arc<Spool>,
+    pub(crate) dir: AgentDir,
+    pub(crate) agent_id: String,
+    pub(crate) hostname: String,
+    pub(crate) mode: watch::Receiver<Mode>,
+}
+
+/// What is done with a session.
+enum Decision {
+    Record(Box<Writer>, Verdict),
+    Say(Verdict),
+}
+
+impl Desk {
+    /// Listens in the spool's folder. The caller has the spool, so a socket that is there is nobody's.
+    pub(crate) fn listen(spool: &Path) -> Result<UnixListener> {
+        // Everybody may enter and speak; the folders in it are the agent's alone.
+        fs::set_permissions(spool, Permissions::from_mode(0o711))
+            .with_context(|| format!("cannot open {} to the host's users", spool.display()))?;
+        let path: PathBuf = spool.join(SOCKET);
+        files::remove(&path)?;
+        let listener =
+            UnixListener::bind(&path).with_context(|| format!("cannot listen at {}", path.display()))?;
+        fs::set_permissions(&path, Permissions::from_mode(0o666))?;
+        Ok(listener)
+    }
+
+    /// Takes in what comes, for as long as it is polled.
+    pub(crate) async fn serve(self, listener: UnixListener) {
+        let (desk, places) = (Arc::new(self), Arc::new(Semaphore::new(PLACES)));
+        loop {
+            let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
+            match listener.accept().await {
+                Ok((stream, _)) => {
+                    tokio::spawn(Arc::clone(&desk).visited(stream, place));
+                }
+                // Out of files, for one: others give theirs back.
+                Err(error) => {
+                    warn(&format!("no session can be recorded: {error}"));
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+            }
+        }
+    }
+
+    async fn visited(self: Arc<Self>, stream: UnixStream, _place: OwnedSemaphorePermit) {
+        if let Err(error) = self.visit(stream).await {
+            warn(&format!("a recorder was cut off: {error:#}"));
+        }
+    }
+
+    async fn visit(&self, stream: UnixStream) -> Result<()> {
+        let login = login_of(stream.peer_cred()?.uid());
+        let mut frames = wire::frames(stream);
+        let Ok(first) = timeout(GREETING, frames.next()).await else { return Ok(()) };
+        let Some(frame) = first.transpose()? else { return Ok(()) };
+        let ToAgent::Hello(hello) = ToAgent::decode(frame)? else {
+            anyhow::bail!("it does not say who it is");
+        };
+        match self.decide(hello, &login)? {
+            Decision::Say(verdict) => say(&mut frames, &ToRecorder::Verdict(verdict)).await?,
+            Decision::Record(writer, verdict) => {
+                say(&mut frames, &ToRecorder::Verdict(verdict)).await?;
+                self.take(&mut frames, *writer).await?;
+            }
+        }
+        Ok(())
+    }
+
+    fn decide(&self, hello: Hello, login: &str) -> Result<Decision> {
+        let mode = *self.mode.borrow();
+        if hello.version != wire::VERSION {
+            let reason = "the agent and `mezctl record` are of different releases: restart the agent";
+            return Ok(Decision::Say(Verdict::Refused { reason: reason.into() }));
+        }
+        if let Some(ticket) = hello.resume {
+            return Ok(match self.spool.resume(ticket.recording_id, ticket.secret.as_bytes()) {
+                Ok(writer) => record(writer, mode, ticket.secret),
+                Err(error) => Decision::Say(Verdict::Refused { reason: error.to_string() }),
+            });
+        }
+        if mode == Mode::Off {
+            return Ok(Decision::Say(Verdict::Unrecorded { reason: None }));
+        }
+        let trusted = self.dir.user_cas()?;
+        let now = clock::unix_seconds();
+        let user = guard::user(&hello.auth_info, &trusted, login, &self.agent_id, now);
+        let user = match (user, mode) {
+            (Ok(user), _) => Some(user),
+            (Err(stranger), Mode::Strict) => return Ok(self.fails(mode, login, "", &stranger.to_string())),
+            // It is recorded as nobody's.
+            (Err(_), _) => None,
+        };
+        let secret = hex::encode(rand::random::<[u8; 32]>());
+        let mut session = Session::new(new_id(), clock::unix_ms(), Digest::of(secret.as_bytes()));
+        session.user = user.unwrap_or_default();
+        session.login = login.to_owned();
+        session.node.clone_from(&self.hostname);
+        session.format = FORMAT.into();
+        session.labels.insert("tty".into(), hello.tty.to_string());
+        if let Some(command) = &hello.command {
+            session.labels.insert("command".into(), label(command));
+        }
+        let user = session.user.clone();
+        Ok(match self.spool.create(session) {
+            Ok(writer) => record(writer, mode, secret),
+            Err(error) => self.fails(mode, login, &user, &error.to_string()),
+        })
+    }
+
+    /// A session that cannot be recorded: it is audited, and goes on or not as the cluster wants.
+    fn fails(&self, mode: Mode, login: &str, user: &str, reason: &str) -> Decision {
+        warn(&format!("a session of {login} is not recorded: {reason}"));
+        let fields = [
+            ("login", login.to_owned()),
+            ("user", user.to_owned()),
+            ("node", self.hostname.clone()),
+            ("reason", reason.to_owned()),
+            ("refused", (mode == Mode::Strict).to_string()),
+        ];
+        let target = format!("session:{}", new_id());
+        let event = Event::new("session.recording.failed", &target, clock::unix_ms(), &fields);
+        if let Err(error) = self.spool.outbox().put(&event) {
+            warn(&format!("that cannot be kept for the audit log: {error}"));
+        }
+        let reason = reason.to_owned();
+        Decision::Say(match mode {
+            Mode::Strict => Verdict::Refused { reason },
+            Mode::BestEffort | Mode::Off => Verdict::Unrecorded { reason: Some(reason) },
+        })
+    }
+
+    /// Takes a recording in until its end. A recorder that goes without one leaves it to be taken up again.
+    async fn take(&self, frames: &mut Frames, mut writer: Writer) -> Result<()> {
+        while let Some(frame) = frames.next().await {
+            let (batch, end) = gather(frames, frame?, writer.length())?;
+            if !batch.is_empty() {
+                let appended = spawn_blocking(move || {
+                    let appended = writer.append(&batch);
+                    (writer, appended)
+                });
+                let appended = appended.await?;
+                writer = appended.0;
+                match appended.1 {
+                    Ok(length) => say(frames, &ToRecorder::Saved(length)).await?,
+                    Err(error) => return give_up(frames, writer, &error).await,
+                }
+            }
+            if let Some(Ended { status }) = end {
+                let status = ("status", status.to_string());
+                spawn_blocking(move || writer.end(clock::unix_ms(), &[status])).await??;
+                return Ok(say(frames, &ToRecorder::Sealed).await?);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Ends a recording that cannot go on, and tells.
+async fn give_up(frames: &mut Frames, writer: Writer, error: &SpoolError) -> Result<()> {
+    let reason = error.to_string();
+    warn(&format!("recording {} ends early: {reason}", writer.id()));
+    let failed = Failed { reason: reason.clone() };
+    let ended = spawn_blocking(move || {
+        writer.failed(&reason, clock::unix_ms())?;
+        writer.end(clock::unix_ms(), &[("interrupted", "true".to_owned())])
+    });
+    let ended = ended.await?;
+    say(frames, &ToRecorder::Failed(failed)).await?;
+    Ok(ended?)
+}
+
+/// The payload in a frame and in those that have come behind it, and the end if it is there too.
+fn gather(frames: &mut Frames, first: BytesMut, length: u64) -> io::Result<(BytesMut, Option<Ended>)> {
+    let misplaced = |what| io::Error::new(io::ErrorKind::InvalidData, what);
+    let (mut batch, mut frame) = (BytesMut::new(), first);
+    loop {
+        match ToAgent::decode(frame)? {
+            ToAgent::Data { offset, bytes } if offset == length + batch.len() as u64 => {
+                batch.extend_from_slice(&bytes);
+            }
+            ToAgent::Data { .. } => return Err(misplaced("its bytes have a gap")),
+            ToAgent::End(ended) => return Ok((batch, Some(ended))),
+            ToAgent::Hello(_) => return Err(misplaced("it says twice who it is")),
+        }
+        if batch.len() >= BATCH {
+            return Ok((batch, None));
+        }
+        match frames.next().now_or_never() {
+            Some(Some(next)) => frame = next?,
+            Some(None) | None => return Ok((batch, None)),
+        }
+    }
+}
+
+fn record(writer: Writer, mode: Mode, secret: String) -> Decision {
+    let ticket = Ticket { recording_id: writer.id(), secret };
+    let verdict = Verdict::Record { mode, ticket, offset: writer.length() };
+    Decision::Record(Box::new(writer), verdict)
+}
+
+async fn say(frames: &mut Frames, message: &ToRecorder) -> io::Result<()> {
+    frames.send(message.encode()?).await
+}
+
+/// Name of an account; the number of one that has none.
+fn login_of(uid: u32) -> String {
+    let named = User::from_uid(Uid::from_raw(uid)).ok().flatten();
+    named.map_or_else(|| uid.to_string(), |user| user.name)
+}
+
+/// A text as a label takes it.
+fn label(text: &str) -> String {
+    let mut label = String::new();
+    for c in text.chars().map(|c| if c.is_control() { ' ' } else { c }) {
+        if label.len() + c.len_utf8() > MAX_LABEL {
+            break;
+        }
+        label.push(c);
+    }
+    label
+}
+
+pub(crate) fn warn(text: &str) {
+    eprintln!("warning: {}", output::printable(text));
+}
