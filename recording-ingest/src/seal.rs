@@ -119,6 +119,7 @@ fn manifest(
         ingest_id: identity.agent_id(),
         ingest_certificate_sha256: identity.certificate_sha256(),
         signing_key: identity.ssh_key().public_line().to_owned(),
+        ingest_certificates: Some(identity.certificates()),
         sealed_at_ms: clock::unix_ms(),
         retain_until_ms: None,
     })

@@ -39,6 +39,7 @@ mod scratch;
 pub mod soak;
 mod sshd;
 pub mod store_cluster;
+mod terminal;
 pub mod tools;
 mod workload;
 
@@ -57,3 +58,4 @@ pub use process::{Process, resident_bytes, tied};
 pub use program::Program;
 pub use scratch::Scratch;
 pub use sshd::{Ssh, Sshd, account};
+pub use terminal::{Session, in_terminal};

@@ -19,6 +19,7 @@ mod hidden;
 mod normal;
 mod output;
 mod profile;
+mod recording_proof;
 mod resource;
 mod role_file;
 mod secret;

@@ -10,6 +10,7 @@
 mod certificates;
 mod iam;
 mod names;
+mod recordings;
 mod spiffe_ids;
 mod web;
 
@@ -28,6 +29,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("iam_answer", iam::iam_answer),
     ("webapi", web::webapi),
     ("credential", web::credential),
+    ("asciicast", recordings::asciicast),
 ];
 
 /// Has the target of a name look at some bytes.
