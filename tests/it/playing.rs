@@ -58,7 +58,13 @@ async fn a_recording_is_played_sought_and_left_and_the_terminal_is_as_before() {
 
     // To where a text is shown, which two outputs show together; it stays there. To the end, back to the beginning.
     let patient = ["--idle-limit", "2h", id.as_str()];
-    let steps = [("red", "/nothing\r"), ("press a key", "x"), ("red", "/a needle\r"), ("a needle here", "G"), ("the end", "q")];
+    let steps = [
+        ("red", "/nothing\r"),
+        ("press a key", "x"),
+        ("red", "/a needle\r"),
+        ("a needle here", "G"),
+        ("the end", "q"),
+    ];
     let searched = scene.play(&patient, &steps);
     assert_eq!((searched.code, searched.restored), (0, true), "{searched:?}");
     assert!(searched.output.ends_with(&format!("{RESTORE}\r\n")), "{searched:?}");

@@ -61,7 +61,8 @@ impl Scene {
             manifest.signing_key = key.public_line();
             change(&mut manifest);
             let document = manifest.encode().unwrap();
-            encode_signed_manifest(&document, &key.sign_sshsig(MANIFEST_NAMESPACE, &document).unwrap()).unwrap()
+            encode_signed_manifest(&document, &key.sign_sshsig(MANIFEST_NAMESPACE, &document).unwrap())
+                .unwrap()
         });
     }
 
@@ -126,7 +127,8 @@ async fn what_is_as_it_was_sealed_is_proven_with_the_cluster_and_without_it() {
         let _ = scene.cluster.ctl().ok(&["auth", "export", kind, "--out", text(&path)]);
         path
     });
-    let stranger = Ctl::new(&scene.cluster.dir().join("nowhere"), &["127.0.0.1:1".into()], &scene.cluster.ca_pin());
+    let stranger =
+        Ctl::new(&scene.cluster.dir().join("nowhere"), &["127.0.0.1:1".into()], &scene.cluster.ca_pin());
     let [host, tls] = &kept;
     let alone = [&by_receipt[..], &["--authority", text(host), "--authority", text(tls)]].concat();
     assert_eq!(verify(&stranger, &alone).0, 0);

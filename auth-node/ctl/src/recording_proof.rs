@@ -26,7 +26,7 @@ const KNOWN_HOSTS_MARK: &str = "@cert-authority";
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Authorities {
     /// Name of the cluster; `None` where only its authorities are known.
-    pub(crate) cluster: Option<String>,
+    cluster: Option<String>,
     /// Fingerprints of the keys of its host CA.
     host: Vec<String>,
     /// Certificates of its TLS CA, PEM.
@@ -34,6 +34,11 @@ pub(crate) struct Authorities {
 }
 
 impl Authorities {
+    /// Of the cluster of this name; none yet.
+    pub(crate) fn of_cluster(name: &str) -> Self {
+        Self { cluster: Some(name.to_owned()), ..Self::default() }
+    }
+
     /// Adds a key of the host CA: one line, as OpenSSH writes it, or one of known_hosts.
     ///
     /// # Errors
@@ -43,7 +48,8 @@ impl Authorities {
             Some(rest) => rest.trim_start().split_once(' ').map_or("", |(_hosts, key)| key),
             None => line.trim(),
         };
-        let key = SshPublicKey::parse(key).map_err(|error| Usage(format!("a key of the host CA: {error}")))?;
+        let key =
+            SshPublicKey::parse(key).map_err(|error| Usage(format!("a key of the host CA: {error}")))?;
         self.host.push(key.fingerprint());
         Ok(())
     }
@@ -70,8 +76,8 @@ impl Authorities {
     }
 
     fn add_lines(&mut self, text: &str) -> Result<(), Usage> {
-        let said = text.lines().filter(|line| !line.trim().is_empty() && !line.trim().starts_with('#'));
-        said.into_iter().try_for_each(|line| self.add_host(line))
+        let mut said = text.lines().filter(|line| !line.trim().is_empty() && !line.trim().starts_with('#'));
+        said.try_for_each(|line| self.add_host(line))
     }
 }
 

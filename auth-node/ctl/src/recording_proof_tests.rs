@@ -27,7 +27,7 @@ impl Cluster {
     }
 
     fn authorities(&self) -> Authorities {
-        let mut authorities = Authorities { cluster: Some("c".into()), ..Authorities::default() };
+        let mut authorities = Authorities::of_cluster("c");
         authorities.add_host(&self.host.public_key().line()).unwrap();
         authorities.add_tls(self.tls.certificate_pem());
         authorities
@@ -122,7 +122,7 @@ fn what_an_ingest_of_the_cluster_sealed_is_proven_while_its_authorities_are_know
     let cluster = Cluster::new();
     let manifest = cluster.manifest();
     assert_eq!(problems(&manifest, &cluster.key, &cluster.authorities()), Vec::<String>::new());
-    let nobody = Authorities { cluster: Some("c".into()), ..Authorities::default() };
+    let nobody = Authorities::of_cluster("c");
     assert_eq!(problems(&manifest, &cluster.key, &nobody).len(), 2);
 
     // Those of before a rotation come from files, in whatever order.

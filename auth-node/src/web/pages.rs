@@ -60,8 +60,10 @@ pub(super) fn router() -> Router<Arc<Web>> {
     let routes = Router::new().route("/", first.clone()).route("/web", first);
     FILES.iter().fold(routes, |routes, (path, kind, content)| {
         let tag = tag(content);
-        routes
-            .route(path, get(move |headers: HeaderMap| async move { answer(path, kind, content, &tag, &headers) }))
+        routes.route(
+            path,
+            get(move |headers: HeaderMap| async move { answer(path, kind, content, &tag, &headers) }),
+        )
     })
 }
 
@@ -71,13 +73,7 @@ fn tag(content: &str) -> String {
 }
 
 /// A file, or that the browser has it already. It asks each time: after an upgrade it has the new one at once.
-fn answer(
-    path: &str,
-    kind: &'static str,
-    content: &'static str,
-    tag: &str,
-    headers: &HeaderMap,
-) -> Response {
+fn answer(path: &str, kind: &'static str, content: &'static str, tag: &str, headers: &HeaderMap) -> Response {
     let known = headers.get_all(IF_NONE_MATCH).iter().filter_map(|line| line.to_str().ok());
     let known =
         known.flat_map(|line| line.split(',')).any(|known| known.trim().trim_start_matches("W/") == tag);

@@ -7,10 +7,7 @@ use auth_core::CoreError;
 use axum::{
     Json,
     body::Body,
-    extract::{
-        Path, Query, State,
-        rejection::QueryRejection,
-    },
+    extract::{Path, Query, State, rejection::QueryRejection},
     http::{
         HeaderMap, HeaderValue, Method, StatusCode,
         header::{ACCEPT_RANGES, CONTENT_DISPOSITION, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, RANGE},
@@ -108,7 +105,8 @@ pub(super) async fn payload(
         let request =
             v1::GetSessionRecordingRequest { recording_id: recording_id.clone(), ..Default::default() };
         let reply = rpc::recordings::get(&web.service, &call, request).await?;
-        let recording = reply.recording.ok_or_else(|| ApiError::Internal("a reply lacks the recording".into()))?;
+        let recording =
+            reply.recording.ok_or_else(|| ApiError::Internal("a reply lacks the recording".into()))?;
         let part = part(headers.get(RANGE), recording.size);
         let bytes = match &part {
             Part::None => 0..0,
@@ -122,7 +120,7 @@ pub(super) async fn payload(
             let pieces = rpc::recordings::download(&web.service, &call, request).await?;
             Body::from_stream(exactly(pieces, bytes.end.saturating_sub(bytes.start)))
         };
-        Ok((recording, part, body))
+        Ok::<_, ApiError>((recording, part, body))
     };
     let (recording, part, body) = web.carry_out(&call, work).await?;
     Ok(sent(&recording, &part, body))
@@ -162,10 +160,11 @@ fn exactly(
             return Ok(None);
         }
         let piece: Option<Result<_, Status>> = pieces.next().await;
-        let mut data = piece.ok_or(io::ErrorKind::UnexpectedEof)?.map_err(io::Error::other)?.data;
+        let broken_off = || io::Error::from(io::ErrorKind::UnexpectedEof);
+        let mut data = piece.ok_or_else(broken_off)?.map_err(io::Error::other)?.data;
         data.truncate(usize::try_from(left).unwrap_or(usize::MAX));
         let left = left.saturating_sub(data.len() as u64);
-        Ok(Some((data, (pieces, left))))
+        Ok::<_, io::Error>(Some((data, (pieces, left))))
     })
 }
 
@@ -227,12 +226,14 @@ fn time(field: &'static str, text: &str) -> Result<Option<Timestamp>, CoreError>
     if text.is_empty() {
         return Ok(None);
     }
-    let time = text.parse().map_err(|_| CoreError::invalid(field, "must be a time, such as 2026-11-24T09:00:00Z"));
+    let time =
+        text.parse().map_err(|_| CoreError::invalid(field, "must be a time, such as 2026-11-24T09:00:00Z"));
     time.map(Some)
 }
 
 fn view(recording: &v1::Recording) -> Value {
-    let state = STATES.iter().find(|(_, state)| *state == recording.state()).map_or("unknown", |(name, _)| *name);
+    let state =
+        STATES.iter().find(|(_, state)| *state == recording.state()).map_or("unknown", |(name, _)| *name);
     let metadata = recording.metadata.clone().unwrap_or_default();
     json!({
         "recording_id": recording.recording_id,
@@ -272,7 +273,16 @@ mod tests {
         for beyond in ["bytes=10-", "bytes=10-12", "bytes=-0", "bytes=18446744073709551615-"] {
             assert_eq!(of(beyond), Part::None, "{beyond}");
         }
-        for none in ["bytes=", "bytes=-", "bytes=5-2", "bytes=a-b", "bytes=+1-2", "bytes=0-1,3-4", "lines=0-1", "bytes=99999999999999999999-"] {
+        for none in [
+            "bytes=",
+            "bytes=-",
+            "bytes=5-2",
+            "bytes=a-b",
+            "bytes=+1-2",
+            "bytes=0-1,3-4",
+            "lines=0-1",
+            "bytes=99999999999999999999-",
+        ] {
             assert_eq!(of(none), Part::Whole, "{none}");
         }
         assert_eq!(part(None, 10), Part::Whole);
@@ -281,8 +291,19 @@ mod tests {
 
     #[test]
     fn what_is_wanted_is_checked_field_by_field() {
-        assert!(is_wanted(b"") && is_wanted(b"user=ann&state=in-progress&labels=a=b,c=d&from=2026-11-24T09:00:00Z"));
-        for wrong in ["state=open", "labels=a", "from=yesterday", "to=2026", "page_size=-1", "colour=green", "user=a&user=b"] {
+        assert!(
+            is_wanted(b"")
+                && is_wanted(b"user=ann&state=in-progress&labels=a=b,c=d&from=2026-11-24T09:00:00Z")
+        );
+        for wrong in [
+            "state=open",
+            "labels=a",
+            "from=yesterday",
+            "to=2026",
+            "page_size=-1",
+            "colour=green",
+            "user=a&user=b",
+        ] {
             assert!(!is_wanted(wrong.as_bytes()), "{wrong}");
         }
         let wanted = Wanted { labels: "a=b,c=d=e".into(), state: "truncated".into(), ..Wanted::default() };
@@ -300,7 +321,9 @@ mod tests {
             stream::iter(sizes.iter().map(piece)).boxed()
         };
         let taken = |sizes, length| exactly(pieces(sizes), length).collect::<Vec<_>>();
-        let lengths = |taken: Vec<io::Result<Bytes>>| taken.into_iter().map(|part| part.unwrap().len()).collect::<Vec<_>>();
+        let lengths = |taken: Vec<io::Result<Bytes>>| {
+            taken.into_iter().map(|part| part.unwrap().len()).collect::<Vec<_>>()
+        };
         assert_eq!(lengths(taken(&[4, 4, 4], 6).await), [4, 2]);
         assert_eq!(lengths(taken(&[4, 4], 8).await), [4, 4]);
         assert_eq!(lengths(taken(&[4], 0).await), Vec::<usize>::new());

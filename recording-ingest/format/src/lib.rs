@@ -29,8 +29,8 @@ pub use id::{AgentId, RecordingId};
 pub use index::IndexEntry;
 pub use key::{ObjectKey, index_hour_prefix, manifest_prefix, recording_prefix, segment_prefix};
 pub use manifest::{
-    Gap, IngestCertificates, MANIFEST_NAMESPACE, Manifest, RecordingState, SegmentRef, SignedManifest, decode_signed_manifest,
-    encode_signed_manifest,
+    Gap, IngestCertificates, MANIFEST_NAMESPACE, Manifest, RecordingState, SegmentRef, SignedManifest,
+    decode_signed_manifest, encode_signed_manifest,
 };
 pub use metadata::Metadata;
 pub use segment::{

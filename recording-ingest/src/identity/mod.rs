@@ -236,7 +236,10 @@ pub(crate) mod tests {
         let one = identity(LIFE).unwrap();
         assert_eq!(one.agent_id().to_string(), ID);
         let said = one.certificates();
-        assert_eq!((said.ssh.as_str(), &said.tls), ("ssh-ed25519-cert-v01@openssh.com AAAA", &one.certificate_pem));
+        assert_eq!(
+            (said.ssh.as_str(), &said.tls),
+            ("ssh-ed25519-cert-v01@openssh.com AAAA", &one.certificate_pem)
+        );
         let other = Holder::Ingest { cluster: "other".into(), id: ID.into() };
         let agent = Holder::Agent { cluster: CLUSTER.into(), id: ID.into() };
         for holder in [Some(other), Some(agent), None] {

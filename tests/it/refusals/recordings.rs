@@ -130,11 +130,7 @@ async fn an_id_is_a_uuid_and_never_a_path() {
             api::refused(stream(client, begin).await, Code::InvalidArgument);
             api::refused(call!(client, upload_session_recording, whole(id, b"x")), Code::InvalidArgument);
         }
-        let get = v1::GetSessionRecordingRequest {
-            recording_id: id.into(),
-            limit: 10,
-            ..Default::default()
-        };
+        let get = v1::GetSessionRecordingRequest { recording_id: id.into(), limit: 10, ..Default::default() };
         api::refused(call!(admin, get_session_recording, get), Code::InvalidArgument);
         let download = v1::DownloadSessionRecordingRequest { recording_id: id.into(), offset: 0 };
         api::refused(call!(admin, download_session_recording, download).map(drop), Code::InvalidArgument);

@@ -98,7 +98,7 @@ function play(text, header) {
         preload: true,
         controls: true,
         idleTimeLimit: header.idle_time_limit ?? IDLE_LIMIT,
-        poster: "npt:0:00",
+        poster: "npt:0:01",
     });
 }
 

@@ -244,7 +244,8 @@ mod tests {
 
     use super::*;
 
-    const HEADER: &str = r#"{"version":3,"term":{"cols":80,"rows":24,"type":"xterm"},"idle_time_limit":1.5,"title":"t"}"#;
+    const HEADER: &str =
+        r#"{"version":3,"term":{"cols":80,"rows":24,"type":"xterm"},"idle_time_limit":1.5,"title":"t"}"#;
 
     /// All items, of bytes that come in pieces of this size.
     fn read(bytes: &[u8], piece: usize) -> Result<Vec<Item>, AsciicastError> {

@@ -8,8 +8,7 @@
 
 /// Brings a terminal back to how it was before it was played to, in whatever state the recording left it: the usual screen,
 /// colours, character set, margins and cursor, at the beginning of the last line.
-pub const RESTORE: &str =
-    "\x1b[?2026l\x1b[?47l\x1b[!p\x1b[?5l\x1b[?69l\x1b[?7h\x1b[?25h\x1b[0 q\x1b[r\x1b(B\x0f\x1b[0m\x1b[9999;1H";
+pub const RESTORE: &str = "\x1b[?2026l\x1b[?47l\x1b[!p\x1b[?5l\x1b[?69l\x1b[?7h\x1b[?25h\x1b[0 q\x1b[r\x1b(B\x0f\x1b[0m\x1b[9999;1H";
 
 /// Makes a screen as new, and empty. In place of a reset of the terminal, which would forget what it showed before.
 pub const RESET: &str = "\x1b[?47l\x1b[!p\x1b[?7h\x1b[?25h\x1b(B\x0f\x1b[0m\x1b[2J\x1b[H";
@@ -139,19 +138,17 @@ impl Sanitizer {
     }
 
     fn intermediate(&mut self, c: char, out: &mut String) -> State {
-        match (self.pending.as_str(), c) {
-            (_, ' '..='/') => {
-                // None that is let through has two.
-                self.pending.push_str("..");
-                self.pending.truncate(2);
-                return State::Intermediate;
-            }
-            // Sets of characters, and the pattern to adjust a screen by.
-            ("(" | ")" | "*" | "+" | "-" | "." | "/", '0'..='~') | ("#", '8') => {
-                let pending = self.pending.clone();
-                self.emit(&["\x1b", &pending, c.encode_utf8(&mut [0; 4])], out);
-            }
-            _ => {}
+        if matches!(c, ' '..='/') {
+            // None that is let through has two.
+            self.pending.push_str("..");
+            self.pending.truncate(2);
+            return State::Intermediate;
+        }
+        // Sets of characters, and the pattern to adjust a screen by.
+        let set =
+            matches!(self.pending.as_str(), "(" | ")" | "*" | "+" | "-" | "." | "/") && c.is_ascii_graphic();
+        if set || (self.pending == "#" && c == '8') {
+            self.emit(&["\x1b", &self.pending, c.encode_utf8(&mut [0; 4])], out);
         }
         State::Ground
     }
@@ -206,9 +203,11 @@ fn drawn(sequence: &str, last: char) -> Option<String> {
         (true, "", 'K') => whole,
         (true, "", 'h' | 'l') => modes(&SCREEN_MODES).map(|modes| format!("?{modes}")),
         (false, "", 'h' | 'l') => modes(&ANSI_MODES),
-        (false, "", '@' | 'A'..='I' | 'K' | 'L' | 'M' | 'P' | 'S' | 'X' | 'Z' | '`' | 'a' | 'b' | 'd'..='g') => {
-            whole
-        }
+        (
+            false,
+            "",
+            '@' | 'A'..='I' | 'K' | 'L' | 'M' | 'P' | 'S' | 'X' | 'Z' | '`' | 'a' | 'b' | 'd'..='g',
+        ) => whole,
         (false, "", 'm' | 'r' | 's' | 'u') => whole,
         // With more numbers it follows the mouse.
         (false, "", 'T') => whole.filter(|_| list.len() == 1),

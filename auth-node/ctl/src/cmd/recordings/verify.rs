@@ -13,6 +13,7 @@ use anyhow::{Context as _, Result, bail};
 use clap::Args;
 use mezite_client::{Client, ClientError, PAGE_SIZE, Retry};
 use mezite_proto::v1;
+use prost_types::Timestamp;
 use recording_format::{PayloadHasher, RecordingId};
 use serde::Serialize;
 use tonic::Code;
@@ -144,7 +145,7 @@ impl Verdict {
         self.payload_sha256 = manifest.payload_sha256.to_string();
         self.manifest_sha256 = sealed.sha256.to_string();
         let sealed_at = UNIX_EPOCH.checked_add(Duration::from_millis(manifest.sealed_at_ms));
-        self.sealed_at = output::time(sealed_at.map(Into::into).as_ref());
+        self.sealed_at = output::time(sealed_at.map(Timestamp::from).as_ref());
         self.ingest_id = manifest.ingest_id.to_string();
         self.problems.extend(sealed.problems.iter().cloned());
     }
@@ -223,7 +224,7 @@ async fn all(client: &Client, args: &Verify) -> Result<Vec<RecordingId>> {
 
 /// Whom a cluster trusts now.
 fn of_bundle(bundle: &v1::GetTrustBundleResponse) -> Result<Authorities> {
-    let mut authorities = Authorities { cluster: Some(bundle.cluster_name.clone()), ..Authorities::default() };
+    let mut authorities = Authorities::of_cluster(&bundle.cluster_name);
     for ca in &bundle.authorities {
         match ca.kind() {
             v1::CaKind::Host => ca.ssh_public_keys.iter().try_for_each(|key| authorities.add_host(key))?,
@@ -273,7 +274,8 @@ impl Audit {
     /// What it says of a recording's manifest with this digest.
     fn says(&self, id: &str, sha256: &str) -> &'static str {
         let Some(known) = &self.0 else { return "not-asked" };
-        let of_it = |target: &str| target == id || target.rsplit_once(':').is_some_and(|(_, bare)| bare == id);
+        let of_it =
+            |target: &str| target == id || target.rsplit_once(':').is_some_and(|(_, bare)| bare == id);
         let mut digests = known.iter().filter(|(target, _)| of_it(target)).flat_map(|(_, digests)| digests);
         let mut any = false;
         let same = digests.any(|digest| {
@@ -366,7 +368,8 @@ fn differs(recording: &v1::Recording, sealed: &Sealed) -> Option<String> {
     let same = recording.manifest_sha256.as_ref() == sealed.sha256.as_bytes()
         && recording.payload_sha256.as_ref() == manifest.payload_sha256.as_bytes()
         && recording.agent_id == manifest.agent_id.to_string()
-        && (told.user, told.login, told.node) == (known.user.clone(), known.login.clone(), known.node.clone());
+        && (told.user, told.login, told.node)
+            == (known.user.clone(), known.login.clone(), known.node.clone());
     (!same).then(|| "what the cluster tells of the recording is not what its manifest says".to_owned())
 }
 

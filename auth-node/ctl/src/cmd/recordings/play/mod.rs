@@ -153,7 +153,9 @@ async fn show(player: Player, header: &Header, from: Duration, follow: bool) -> 
     if let Ok((here_cols, here_rows)) = crossterm::terminal::size()
         && (here_cols < cols || here_rows < rows)
     {
-        eprintln!("This terminal has {here_cols}x{here_rows} characters, and the recorded one had {cols}x{rows}.");
+        eprintln!(
+            "This terminal has {here_cols}x{here_rows} characters, and the recorded one had {cols}x{rows}."
+        );
     }
     let ends = Ends::new()?;
     let terminal = Terminal::take(io::stdin().is_terminal())?;

@@ -200,7 +200,11 @@ mod tests {
 
     async fn sought(player: &mut Player, time: Duration) -> String {
         let mut shown = String::new();
-        player.seek(time, |text| Ok(shown.push_str(text))).await.unwrap();
+        let show = |text: &str| {
+            shown.push_str(text);
+            Ok(())
+        };
+        player.seek(time, show).await.unwrap();
         shown
     }
 
@@ -246,7 +250,11 @@ mod tests {
         assert_eq!(player.coming().await.unwrap(), Coming::In(2 * SECOND));
         assert_eq!(sought(&mut player, 2 * SECOND).await, format!("{RESET}one t"));
         let mut shown = String::new();
-        player.redraw(|text| Ok(shown.push_str(text))).await.unwrap();
+        let show = |text: &str| {
+            shown.push_str(text);
+            Ok(())
+        };
+        player.redraw(show).await.unwrap();
         assert_eq!((shown, player.at()), (format!("{RESET}one t"), 2 * SECOND));
         assert_eq!(sought(&mut player, Duration::MAX).await, "\u{1b}[1mwo three");
         assert_eq!(player.coming().await.unwrap(), Coming::End);
