@@ -6,6 +6,7 @@
 //! sealed, so a proof holds after the ingest has renewed its certificates, or left.
 
 use mezite_pki::{
+    PkiError,
     identity::Identity,
     ssh::{CertificateKind, SshPublicKey, parse_certificate, verify_sshsig},
     x509::{self, CertificateInfo},
@@ -169,7 +170,7 @@ fn by_tls_ca(
     certificates: &IngestCertificates,
     authorities: &Authorities,
 ) -> Result<(), String> {
-    let bad = |error| format!("the ingest's TLS certificate: {error}");
+    let bad = |error: PkiError| format!("the ingest's TLS certificate: {error}");
     let der = x509::certificate_der(&certificates.tls).map_err(bad)?;
     let found = CertificateInfo::from_der(&der).map_err(bad)?;
     let signed = authorities.tls.iter().any(|authority| x509::is_signed_by(&der, authority).unwrap_or(false));

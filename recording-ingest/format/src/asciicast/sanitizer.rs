@@ -185,7 +185,7 @@ fn drawn(sequence: &str, last: char) -> Option<String> {
     }
     let private = sequence.starts_with('?');
     let rest = sequence.strip_prefix('?').unwrap_or(sequence);
-    let numbers = rest.trim_end_matches(|c| matches!(c, ' '..='/'));
+    let numbers = rest.trim_end_matches(|c: char| matches!(c, ' '..='/'));
     let intermediate = rest.get(numbers.len()..)?;
     let list: Option<Vec<u32>> = numbers
         .split([';', ':'])

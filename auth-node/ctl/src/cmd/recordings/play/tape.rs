@@ -20,7 +20,7 @@ pub(super) enum Payload {
     /// A file that is whole.
     File(File),
     /// A recording of the cluster.
-    Fetched(Fetched),
+    Fetched(Box<Fetched>),
 }
 
 /// A recording of the cluster, and what was fetched of it, in a file without a name.
@@ -56,7 +56,7 @@ impl Payload {
     /// When there is no room for what is fetched.
     pub(super) fn of_cluster(client: Client, id: RecordingId) -> Result<Self> {
         let kept = tempfile::tempfile().context("cannot make a temporary file")?;
-        Ok(Self::Fetched(Fetched { client, id, kept, length: 0, ended: false }))
+        Ok(Self::Fetched(Box::new(Fetched { client, id, kept, length: 0, ended: false })))
     }
 
     async fn part(&mut self, offset: u64) -> Result<Part> {
