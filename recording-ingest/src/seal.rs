@@ -150,6 +150,7 @@ fn manifest(ingest: &Ingest, sealing: Sealing<'_>) -> Result<Manifest, IngestErr
         ingest_id: identity.agent_id(),
         ingest_certificate_sha256: identity.certificate_sha256(),
         signing_key: identity.ssh_key().public_line().to_owned(),
+        ingest_certificates: Some(identity.certificates()),
         sealed_at_ms,
         retain_until_ms: ingest.keep.map(|keep| sealed_at_ms.saturating_add(millis(keep))),
     })

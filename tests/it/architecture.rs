@@ -40,7 +40,7 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
         &["mezite-client", "mezite-daemon", "mezite-pki", "mezite-proto", "recording-format"],
     ),
     ("mezite-test-ports", &[]),
-    ("mezite-fuzz", &["auth-core", "auth-node", "mezite-pki", "mezite-proto"]),
+    ("mezite-fuzz", &["auth-core", "auth-node", "mezite-pki", "mezite-proto", "recording-format"]),
     (
         "mezite-e2e",
         &[

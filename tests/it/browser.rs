@@ -137,7 +137,7 @@ async fn in_a_browser_a_user_takes_an_invite_and_logs_in_and_out() {
 }
 
 /// Logs in with a password, up to where the page says who it is.
-async fn log_in(browser: &Browser, url: &str, user: &str) {
+pub(crate) async fn log_in(browser: &Browser, url: &str, user: &str) {
     browser.open(&format!("{url}/web/login")).await;
     browser.fill("#username", user).await;
     browser.fill("#password", PASSWORD).await;

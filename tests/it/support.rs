@@ -16,7 +16,7 @@ use mezite_pki::{
     x509::{KeyPair, LeafSpec, X509Ca},
 };
 use mezite_proto::v1::{self, stream_session_recording_request::Message};
-use recording_format::RecordingId;
+use recording_format::{Digest, RecordingId};
 use serde_json::Value;
 use tokio::{
     io,
@@ -107,6 +107,13 @@ pub(crate) fn chunk(offset: u64, data: &[u8]) -> v1::StreamSessionRecordingReque
     v1::StreamSessionRecordingRequest { message: Some(Message::Chunk(chunk)) }
 }
 
+/// What ends a recording.
+pub(crate) fn last(total_length: u64, payload: Digest) -> v1::StreamSessionRecordingRequest {
+    let payload_sha256 = payload.as_bytes().to_vec().into();
+    let end = v1::RecordingFinal { total_length, payload_sha256, ended_at: metadata("").ended_at };
+    v1::StreamSessionRecordingRequest { message: Some(Message::Final(end)) }
+}
+
 /// One call of StreamSessionRecording.
 pub(crate) async fn stream(
     client: &Client,
@@ -134,7 +141,12 @@ pub(crate) async fn fetch(client: &Client, id: RecordingId) -> Result<(v1::Recor
     let mut payload = Vec::new();
     loop {
         let offset = payload.len() as u64;
-        let request = v1::GetSessionRecordingRequest { recording_id: id.to_string(), offset, limit: 1 << 20 };
+        let request = v1::GetSessionRecordingRequest {
+            recording_id: id.to_string(),
+            offset,
+            limit: 1 << 20,
+            ..Default::default()
+        };
         let reply = call!(client, get_session_recording, request)?;
         payload.extend_from_slice(&reply.data);
         let recording = reply.recording.unwrap();

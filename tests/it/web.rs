@@ -28,7 +28,7 @@ pub(crate) struct Got {
     pub(crate) status: u16,
     /// Of HTTP.
     version: String,
-    headers: String,
+    pub(crate) headers: String,
     pub(crate) body: Value,
 }
 
@@ -40,7 +40,12 @@ pub(crate) struct Curl {
 
 impl Curl {
     pub(crate) fn new(cluster: &Cluster, node: usize) -> Self {
-        let dir = cluster.dir().join(format!("curl-{node}"));
+        Self::named(cluster, node, "anybody")
+    }
+
+    /// Of somebody who has it beside others.
+    pub(crate) fn named(cluster: &Cluster, node: usize, name: &str) -> Self {
+        let dir = cluster.dir().join(format!("curl-{node}-{name}"));
         fs::create_dir(&dir).unwrap();
         fs::write(dir.join("ca.pem"), cluster.trust().ca_pem()).unwrap();
         Self { dir, base: format!("https://{}", cluster.nodes()[node].web_address()) }
@@ -61,6 +66,8 @@ impl Curl {
         ]);
         command.arg("--cacert").arg(file("ca.pem")).arg("--output").arg(file("body"));
         command.arg("--dump-header").arg(file("headers")).args(args).arg(format!("{}{path}", self.base));
+        // One without a body leaves that of the answer before.
+        let _ = fs::remove_file(file("body"));
         let said = run(&mut command).ok();
         let (status, version) = said.split_once(' ').unwrap();
         let read = |name: &str| fs::read_to_string(file(name)).unwrap_or_default();
@@ -70,6 +77,11 @@ impl Curl {
             headers: read("headers"),
             body: serde_json::from_str(&read("body")).unwrap_or_default(),
         }
+    }
+
+    /// What the last answer brought, as it came; nothing where it brought nothing.
+    pub(crate) fn bytes(&self) -> Vec<u8> {
+        fs::read(self.dir.join("body")).unwrap_or_default()
     }
 
     pub(crate) fn get(&self, args: &[&str], path: &str) -> Got {

@@ -40,6 +40,7 @@ mod scratch;
 pub mod soak;
 mod sshd;
 pub mod store_cluster;
+mod terminal;
 pub mod tools;
 mod workload;
 
@@ -60,3 +61,4 @@ pub use process::{Process, resident_bytes, tied};
 pub use program::Program;
 pub use scratch::Scratch;
 pub use sshd::{Shell, Ssh, Sshd, account};
+pub use terminal::{Session, in_terminal};

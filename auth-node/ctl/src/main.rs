@@ -20,6 +20,7 @@ mod normal;
 mod output;
 mod profile;
 mod recording;
+mod recording_proof;
 mod resource;
 mod role_file;
 mod secret;

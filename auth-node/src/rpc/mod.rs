@@ -26,7 +26,7 @@ mod once_tests;
 mod outcome;
 mod ping;
 mod presence;
-mod recordings;
+pub(crate) mod recordings;
 mod revocations;
 mod roles;
 mod rotation;
@@ -87,7 +87,7 @@ pub(crate) struct Api {
 }
 
 /// What a server-streaming method answers.
-type Replies<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+pub(crate) type Replies<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 /// A call that has begun.
 struct Begun {

@@ -174,7 +174,7 @@ async fn check_visible(
     scope: &Scope,
     id: &str,
 ) -> Result<(), ApiError> {
-    let request = v1::GetSessionRecordingRequest { recording_id: id.to_owned(), offset: 0, limit: 0 };
+    let request = v1::GetSessionRecordingRequest { recording_id: id.to_owned(), ..Default::default() };
     let reply = fetch(service, ingests, request).await?;
     if scope.shows(reply.recording.as_ref()) { Ok(()) } else { Err(not_found(id)) }
 }

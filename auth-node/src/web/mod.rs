@@ -24,6 +24,9 @@
 //! | `POST devices/begin` | `{passkey}` | `{challenge_id, options}` |
 //! | `POST devices/finish` | `{challenge_id, credential, name}` | `{device}` |
 //! | `DELETE devices/{id}` | | `{}` |
+//! | `GET recordings` | `?user&login&node&state&labels&from&to&page_size&page_token`, each optional | `{recordings, next_page_token}` |
+//! | `GET recordings/{id}` | | `{recording}` |
+//! | `GET recordings/{id}/payload` | a header `Range`, if any | the payload, or a range of it |
 //! | `GET spiffe/bundle` | | the bundle of the cluster's SPIFFE trust domain, as that standard says |
 
 mod call;
@@ -35,6 +38,7 @@ mod lingering;
 mod login;
 mod pages;
 mod ping;
+mod recordings;
 mod spiffe;
 mod sso;
 #[cfg(test)]
@@ -108,6 +112,9 @@ fn router(web: Arc<Web>) -> Router {
         .route("/devices/begin", post(devices::begin))
         .route("/devices/finish", post(devices::finish))
         .route("/devices/{id}", delete(devices::remove))
+        .route("/recordings", get(recordings::list))
+        .route("/recordings/{id}", get(recordings::get))
+        .route("/recordings/{id}/payload", get(recordings::payload))
         .route("/spiffe/bundle", get(spiffe::bundle));
     Router::new()
         .nest("/v1/webapi", api)
@@ -137,7 +144,7 @@ pub(crate) fn is_readable(bytes: &[u8]) -> bool {
         || call::is::<devices::Begin>(bytes)
         || call::is::<devices::Finish>(bytes)
         || call::is::<sso::Begin>(bytes);
-    body || sso::is_answer(bytes) || call::has_session(bytes)
+    body || sso::is_answer(bytes) || recordings::is_wanted(bytes) || call::has_session(bytes)
 }
 
 /// A port on which the web is served, once [`Server::serve`] runs.

@@ -3,10 +3,12 @@
 //!
 //! A recording is a `begin.json`, any number of immutable segments and, once it is sealed, a manifest. The segments
 //! are linked by a hash chain that starts at the digest of `begin.json`; the manifest names the chain's head, each
-//! segment and the digest of the payload, and is signed by the ingest that sealed it. Payload bytes are opaque.
+//! segment and the digest of the payload, and is signed by the ingest that sealed it. Payload bytes are opaque; what most of
+//! them are, recorded terminals, is read in [`asciicast`].
 //!
 //! Nothing here does I/O, reads a clock, draws randomness or signs: bytes go in, bytes and verdicts come out.
 
+pub mod asciicast;
 mod begin;
 mod chain;
 mod deletion;
@@ -31,8 +33,8 @@ pub use key::{
     ObjectKey, index_hour_prefix, manifest_prefix, quarantine_prefix, recording_prefix, segment_prefix,
 };
 pub use manifest::{
-    Gap, MANIFEST_NAMESPACE, Manifest, RecordingState, SegmentRef, SignedManifest, decode_signed_manifest,
-    encode_signed_manifest,
+    Gap, IngestCertificates, MANIFEST_NAMESPACE, Manifest, RecordingState, SegmentRef, SignedManifest,
+    decode_signed_manifest, encode_signed_manifest,
 };
 pub use metadata::Metadata;
 pub use segment::{

@@ -60,6 +60,16 @@ pub struct Gap {
     pub length: u64,
 }
 
+/// What the cluster certified an ingest with. Anybody can make a key and sign with it; these two say whose it is: the one ties
+/// the key to an id, the other says that the id is an ingest's.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IngestCertificates {
+    /// Of the signing key, by the cluster's host CA: one line, as OpenSSH writes it.
+    pub ssh: String,
+    /// Of the ingest's TLS key, by the cluster's TLS CA: PEM.
+    pub tls: String,
+}
+
 /// What is known of a sealed recording. Times are Unix milliseconds.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Manifest {
@@ -103,6 +113,9 @@ pub struct Manifest {
     pub ingest_certificate_sha256: Digest,
     /// The key that signs this document, OpenSSH one-line form.
     pub signing_key: String,
+    /// What the ingest was certified with when it signed; absent in what releases before this field sealed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ingest_certificates: Option<IngestCertificates>,
     /// When it was sealed.
     pub sealed_at_ms: u64,
     /// Until when it must be kept.
@@ -263,6 +276,7 @@ pub(crate) mod tests {
             ingest_id: AgentId::from_bytes([3; 16]),
             ingest_certificate_sha256: Digest::of(b"ingest"),
             signing_key: "ssh-ed25519 AAAA".into(),
+            ingest_certificates: None,
             sealed_at_ms: 1_700_000_061_000,
             retain_until_ms: None,
         }
@@ -278,6 +292,18 @@ pub(crate) mod tests {
             String::from_utf8(object).unwrap(),
             format!(r#"{{"manifest":{golden},"signature":"PEM\n"}}"#)
         );
+    }
+
+    #[test]
+    fn certificates_are_golden_where_there_are_some() {
+        let certificates = IngestCertificates { ssh: "ssh-cert AAAA".into(), tls: "PEM\n".into() };
+        let certified = Manifest { ingest_certificates: Some(certificates), ..manifest() };
+        let golden = include_str!("../golden/manifest.json").trim_end().replace(
+            r#""signing_key":"ssh-ed25519 AAAA","#,
+            r#""signing_key":"ssh-ed25519 AAAA","ingest_certificates":{"ssh":"ssh-cert AAAA","tls":"PEM\n"},"#,
+        );
+        assert_eq!(String::from_utf8(certified.encode().unwrap()).unwrap(), golden);
+        assert_eq!(Manifest::decode(certified.recording_id, golden.as_bytes()), Ok(certified));
     }
 
     #[test]

@@ -185,7 +185,9 @@ impl Folder {
     /// The identity that the files make up.
     pub(crate) fn identity(&self, state: &State) -> Result<Identity, IdentityError> {
         let certificate = self.text(TLS_CERTIFICATE)?;
-        let identity = Identity::new(self.trust(state)?, certificate, &self.tls_key()?, self.ssh_key()?)?;
+        let ssh_certificate = self.text(SSH_CERTIFICATE)?;
+        let (trust, tls_key, ssh_key) = (self.trust(state)?, self.tls_key()?, self.ssh_key()?);
+        let identity = Identity::new(trust, certificate, &tls_key, ssh_key, &ssh_certificate)?;
         if identity.agent_id().to_string() != state.agent_id {
             let reason = format!("is not of ingest {}", state.agent_id);
             return Err(IdentityError::Malformed { file: TLS_CERTIFICATE, reason });
@@ -205,8 +207,9 @@ impl Folder {
         let missing = || IdentityError::Answer("it lacks the trust bundle".to_owned());
         let bundle = issued.trust_bundle.as_ref().ok_or_else(missing)?;
         let trust = trust_of(state, bundle)?;
-        let identity =
-            Identity::new(trust, issued.tls_certificate.clone(), &self.tls_key()?, self.ssh_key()?)?;
+        let (tls_key, ssh_key) = (self.tls_key()?, self.ssh_key()?);
+        let tls_certificate = issued.tls_certificate.clone();
+        let identity = Identity::new(trust, tls_certificate, &tls_key, ssh_key, &issued.ssh_certificate)?;
         let agent_id = identity.agent_id().to_string();
         let known = state.agent_id.is_empty() || state.agent_id == agent_id;
         if agent_id != issued.agent_id || !known {

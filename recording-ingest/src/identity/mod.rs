@@ -16,7 +16,7 @@ use mezite_pki::{
     ssh::SshKeyPair,
     x509::{CertificateInfo, KeyPair},
 };
-use recording_format::{AgentId, Digest};
+use recording_format::{AgentId, Digest, IngestCertificates};
 use zeroize::Zeroizing;
 
 pub(crate) use folder::{Folder, Progress, State};
@@ -76,6 +76,7 @@ pub(crate) struct Identity {
     certificate_pem: String,
     key_pem: Zeroizing<String>,
     certificate_sha256: Digest,
+    ssh_certificate: String,
     /// First and last second in which the certificate is good, Unix time.
     lifetime: (u64, u64),
 }
@@ -90,6 +91,7 @@ impl Identity {
         certificate_pem: String,
         tls_key: &KeyPair,
         ssh_key: SshKeyPair,
+        ssh_certificate: &str,
     ) -> Result<Self, IdentityError> {
         let info = CertificateInfo::from_pem(&certificate_pem)?;
         let agent_id = match &info.identity {
@@ -112,6 +114,7 @@ impl Identity {
             certificate_pem,
             key_pem,
             certificate_sha256: Digest::from_bytes(info.fingerprint_sha256),
+            ssh_certificate: ssh_certificate.trim_ascii().to_owned(),
             lifetime: (info.not_before, info.not_after),
         })
     }
@@ -134,6 +137,11 @@ impl Identity {
     /// The key that signs manifests: its SSH host key, which the cluster's host CA certified.
     pub(crate) fn ssh_key(&self) -> &SshKeyPair {
         &self.ssh_key
+    }
+
+    /// What whoever verifies a manifest needs to know the signing key by.
+    pub(crate) fn certificates(&self) -> IngestCertificates {
+        IngestCertificates { ssh: self.ssh_certificate.clone(), tls: self.certificate_pem.clone() }
     }
 
     /// Its TLS certificate, PEM.
@@ -218,14 +226,20 @@ pub(crate) mod tests {
         let (ca, key) = (TestCa::new(), KeyPair::generate_p256().unwrap());
         let leaf = ca.issue_for(&key.spki_der(), holder, &["a"], lifetime, "");
         let ssh_key = SshKeyPair::generate_ed25519("").unwrap();
-        Identity::new(ca.trust(), leaf.certificate, &key, ssh_key)
+        Identity::new(ca.trust(), leaf.certificate, &key, ssh_key, "ssh-ed25519-cert-v01@openssh.com AAAA\n")
     }
 
     const LIFE: (u64, u64) = (1_600_000_000, 1_600_000_300);
 
     #[test]
     fn only_an_ingest_of_the_cluster_has_one() {
-        assert_eq!(identity(LIFE).unwrap().agent_id().to_string(), ID);
+        let one = identity(LIFE).unwrap();
+        assert_eq!(one.agent_id().to_string(), ID);
+        let said = one.certificates();
+        assert_eq!(
+            (said.ssh.as_str(), &said.tls),
+            ("ssh-ed25519-cert-v01@openssh.com AAAA", &one.certificate_pem)
+        );
         let other = Holder::Ingest { cluster: "other".into(), id: ID.into() };
         let agent = Holder::Agent { cluster: CLUSTER.into(), id: ID.into() };
         for holder in [Some(other), Some(agent), None] {
@@ -238,7 +252,7 @@ pub(crate) mod tests {
         let one = identity(LIFE).unwrap();
         let ssh_key = SshKeyPair::generate_ed25519("").unwrap();
         let other = KeyPair::generate_p256().unwrap();
-        let mixed = Identity::new(one.trust.clone(), one.certificate_pem.clone(), &other, ssh_key);
+        let mixed = Identity::new(one.trust.clone(), one.certificate_pem.clone(), &other, ssh_key, "");
         assert!(matches!(mixed, Err(IdentityError::Cluster(_))));
     }
 

@@ -134,7 +134,12 @@ impl Wire {
         offset: u64,
         limit: u32,
     ) -> Result<v1::GetSessionRecordingResponse, Status> {
-        let request = v1::GetSessionRecordingRequest { recording_id: id.to_owned(), offset, limit };
+        let request = v1::GetSessionRecordingRequest {
+            recording_id: id.to_owned(),
+            offset,
+            limit,
+            ..Default::default()
+        };
         self.client.clone().get_session_recording(request).await.map(tonic::Response::into_inner)
     }
 

@@ -7,6 +7,7 @@
 
 #![allow(clippy::panic, reason = "a broken promise is to be seen")]
 
+mod asciicast;
 mod certificates;
 mod iam;
 mod names;
@@ -30,6 +31,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("webapi", web::webapi),
     ("credential", web::credential),
     ("recording", recording::recording),
+    ("asciicast", asciicast::asciicast),
 ];
 
 /// Has the target of a name look at some bytes.

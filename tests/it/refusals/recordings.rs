@@ -72,7 +72,11 @@ async fn an_agent_cannot_write_complete_or_read_anothers_recording() {
                 other => panic!("route {route}: {other:?}"),
             }
             // Recordings are read by people, through an auth node.
-            let get = v1::GetSessionRecordingRequest { recording_id: id.to_string(), offset: 0, limit: 10 };
+            let get = v1::GetSessionRecordingRequest {
+                recording_id: id.to_string(),
+                limit: 10,
+                ..Default::default()
+            };
             api::refused(call!(client, get_session_recording, get), Code::PermissionDenied);
         }
         let list = v1::ListSessionRecordingsRequest::default();
@@ -134,7 +138,7 @@ async fn an_id_is_a_uuid_and_never_a_path() {
             api::refused(stream(client, begin).await, Code::InvalidArgument);
             api::refused(call!(client, upload_session_recording, whole(id, b"x")), Code::InvalidArgument);
         }
-        let get = v1::GetSessionRecordingRequest { recording_id: id.into(), offset: 0, limit: 10 };
+        let get = v1::GetSessionRecordingRequest { recording_id: id.into(), limit: 10, ..Default::default() };
         api::refused(call!(admin, get_session_recording, get), Code::InvalidArgument);
         let download = v1::DownloadSessionRecordingRequest { recording_id: id.into(), offset: 0 };
         api::refused(call!(admin, download_session_recording, download).map(drop), Code::InvalidArgument);

@@ -91,6 +91,7 @@ impl Kept {
             ingest_id: AgentId::from_bytes([3; 16]),
             ingest_certificate_sha256: Digest::of(b"ingest"),
             signing_key: key.public_line(),
+            ingest_certificates: None,
             sealed_at_ms: 1,
             retain_until_ms: None,
         };
@@ -115,7 +116,7 @@ impl Kept {
         let begin = usize::try_from(request.offset).unwrap();
         let end = self.payload.len().min(begin + request.limit as usize);
         let data = self.payload[begin..end].to_vec().into();
-        v1::GetSessionRecordingResponse { recording: Some(self.recording()), data }
+        v1::GetSessionRecordingResponse { recording: Some(self.recording()), data, ..Default::default() }
     }
 }
 

@@ -1,6 +1,7 @@
 import { call, nameCluster, Refusal } from "./api.js";
 import { day, onSubmit, sentence, when } from "./form.js";
 import * as passkey from "./passkey.js";
+import { canLogOut, logInFirst } from "./session.js";
 
 const element = (id) => document.getElementById(id);
 const form = element("add");
@@ -8,13 +9,6 @@ const { name } = form.elements;
 const dialog = element("remove");
 /** What the cluster says of itself. */
 let cluster = {};
-
-/** Without a session there is nothing here: what waits for an answer waits until the page is left. */
-function logInFirst(refusal) {
-    if (refusal.code !== "UNAUTHENTICATED") throw refusal;
-    location.replace("/web/login");
-    return new Promise(() => {});
-}
 
 /** Why nobody with this session adds a passkey by this page; empty where one may. */
 function whyNoneIsAdded(session) {
@@ -96,18 +90,7 @@ onSubmit(form, async () => {
     tell(`${device.name} was added. From the next login on you can use it.`);
 });
 
-element("logout").addEventListener("click", async () => {
-    try {
-        await call("POST", "/logout");
-    } catch (refusal) {
-        if (refusal.code === "UNREACHABLE") {
-            tell("", refusal.message);
-            return;
-        }
-        // Whatever it was, the cluster has had the browser forget the session.
-    }
-    location.replace("/web/login");
-});
+canLogOut(element("logout"), (problem) => tell("", problem));
 
 async function begin() {
     const asked = [call("GET", "/session").catch(logInFirst), nameCluster()];

@@ -1,0 +1,75 @@
+//! `recordings get`: what is known of a recording, and its payload.
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context as _, Result, bail};
+use clap::Args;
+use mezite_client::Client;
+use mezite_proto::v1;
+use recording_format::{PayloadHasher, RecordingId};
+
+use super::{RANGE, RecordingView, parse_id, range};
+use crate::{
+    context::Context,
+    files::{PRIVATE, write_with},
+};
+
+/// Arguments of `recordings get`.
+#[derive(Debug, Args)]
+pub(crate) struct Get {
+    /// UUID of the recording
+    id: String,
+    /// File to write the payload to; `-` writes it to standard output
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+}
+
+pub(super) async fn get(context: &Context, args: Get) -> Result<()> {
+    let id = parse_id(&args.id)?;
+    let client = context.user().await?;
+    let (recording, _) = range(&client, id, 0, 0).await?;
+    let Some(out) = args.out else { return context.print(&RecordingView::from(recording)) };
+    if out == Path::new("-") {
+        return fetch(&client, id, &recording, &mut io::stdout().lock()).await;
+    }
+    let dir = out.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let mut whole =
+        tempfile::tempfile_in(dir).with_context(|| format!("cannot write to {}", dir.display()))?;
+    fetch(&client, id, &recording, &mut whole).await?;
+    io::Seek::rewind(&mut whole)?;
+    write_with(&out, PRIVATE, |file| io::copy(&mut whole, file).map(drop))?;
+    context.print(&RecordingView::from(recording))
+}
+
+/// Fetches the payload, as long as it was when it was looked at, and checks it where its digest is known.
+async fn fetch(
+    client: &Client,
+    id: RecordingId,
+    recording: &v1::Recording,
+    out: &mut impl io::Write,
+) -> Result<()> {
+    let (mut hasher, mut offset) = (PayloadHasher::default(), 0_u64);
+    while offset < recording.size {
+        let limit = u32::try_from(recording.size - offset).unwrap_or(RANGE).min(RANGE);
+        let (_, data) = range(client, id, offset, limit).await?;
+        if data.is_empty() || data.len() > limit as usize {
+            bail!(
+                "the cluster answered {} bytes at offset {offset} where it has {}",
+                data.len(),
+                recording.size
+            );
+        }
+        hasher.update(&data);
+        out.write_all(&data)?;
+        offset += data.len() as u64;
+    }
+    out.flush()?;
+    let digest = hasher.digest();
+    if !recording.payload_sha256.is_empty() && digest.as_bytes() != recording.payload_sha256.as_ref() {
+        bail!("the payload is not the one that was recorded: its SHA-256 is {digest}");
+    }
+    Ok(())
+}
