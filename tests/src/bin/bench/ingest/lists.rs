@@ -86,6 +86,7 @@ fn write(store: &Path, count: usize) -> Result<()> {
             length: 100_000,
             payload_sha256: Digest::of(b"payload"),
             manifest_sha256: Digest::of(b"manifest"),
+            retain_until_ms: None,
         };
         let path = store.join(entry.key().to_string());
         let folder = path.parent().ok_or_else(|| anyhow::anyhow!("no folder"))?;
