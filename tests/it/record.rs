@@ -340,7 +340,7 @@ async fn a_recorder_that_is_killed_ends_its_session_and_what_it_recorded_arrives
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_strict_session_is_refused_or_ended_when_it_cannot_be_recorded() {
+async fn a_strict_session_is_refused_when_it_cannot_be_recorded() {
     let cluster = Cluster::start(1).await;
     let (_ingests, _) = Ingest::start_all(&cluster, 1).await;
     let host = Host::of(&cluster).await;
@@ -427,4 +427,63 @@ async fn a_session_is_of_the_user_of_its_certificate_whatever_is_claimed() {
         let said = recorded(claim).failed(1);
         assert!(said.contains("must be recorded, and cannot be"), "{said}");
     }
+}
+
+/// A session whose agent goes and does not come back: what the user sees, and how it ends after an `exit 4`.
+async fn left_alone(mode: &str, says: &str) -> i32 {
+    let cluster = Cluster::start(1).await;
+    let (_ingests, _) = Ingest::start_all(&cluster, 1).await;
+    let host = Host::of(&cluster).await;
+    let mut agent = host.run(&[]).await;
+    let _ = cluster.ctl().ok(&["config", "set", "--recording-mode", mode]);
+    host.knows(mode).await;
+    let mut shell = host.shell();
+    shell.types("echo be''gin\n");
+    shell.sees("begin").await;
+    agent.kill();
+    shell.sees(says).await;
+    if mode == "best-effort" {
+        shell.types("echo go''ing on\n");
+        shell.sees("going on").await;
+        shell.types("exit 4\n");
+    }
+    let code = shell.ended().await;
+    let _agent = host.run(&["--resume-within", "1s"]).await;
+    let (_, _, seen) = complete(&cluster).await;
+    assert!(output(&seen).contains("begin") && !output(&seen).contains("going on"));
+    host.is_empty().await;
+    code
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_strict_session_ends_when_its_agent_does_not_come_back() {
+    let says = "mezctl record: this session must be recorded, and cannot be any longer: it ends";
+    assert_eq!(left_alone("strict", says).await, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_session_goes_on_when_its_agent_does_not_come_back() {
+    let says = "mezctl record: the rest of this session is not recorded";
+    assert_eq!(left_alone("best-effort", says).await, 4);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_that_is_cut_ends_its_session_and_the_recording() {
+    let cluster = Cluster::start(1).await;
+    let (_ingests, _) = Ingest::start_all(&cluster, 1).await;
+    let host = Host::of(&cluster).await;
+    let _agent = host.run(&[]).await;
+    let mut shell = host.shell();
+    shell.types("echo some''thing; sleep 1000\n");
+    shell.sees("something").await;
+    drop(shell);
+    let (_, _, seen) = complete(&cluster).await;
+    assert!(output(&seen).contains("something"));
+    assert_eq!(seen.last().unwrap().0, "x");
+    eventually("the recorder ends", SOON, async || {
+        let left = recorders(&host.spool.join("record.sock"));
+        if left.is_empty() { Ok(()) } else { Err(format!("{left:?}")) }
+    })
+    .await;
+    host.is_empty().await;
 }

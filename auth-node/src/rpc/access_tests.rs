@@ -13,7 +13,7 @@ use super::*;
 use crate::{
     access::PER_INGEST,
     rpc::{
-        locks,
+        cluster_config, locks,
         testing::{MAX_LISTENERS, Node, anonymous, with},
     },
 };
@@ -312,6 +312,26 @@ async fn an_agent_is_told_when_something_is_revoked_and_by_every_node_that_stops
     assert_eq!((refused.code(), refused.reason()), (Code::PermissionDenied, "LOCKED"));
     node.stopping.cancel();
     assert_eq!(listener.end().await.code(), Code::Unavailable);
+}
+
+#[tokio::test]
+async fn an_agent_is_told_at_once_how_sessions_are_recorded() {
+    let node = node().await;
+    let boss = node.boss().await;
+    register(&node, 1).await;
+    let mut listener = Listener(watch(Arc::clone(&node.service), agent(1), LATER).await.unwrap());
+    let modes = [v1::RecordingMode::BestEffort, v1::RecordingMode::Strict, v1::RecordingMode::Off];
+    for (index, mode) in modes.into_iter().enumerate() {
+        if index > 0 {
+            let config = v1::ClusterConfig { recording_mode: mode.into(), ..Default::default() };
+            let request = v1::UpdateClusterConfigRequest { config: Some(config) };
+            cluster_config::update(&node.service, &with(&boss, "UpdateClusterConfig"), request)
+                .await
+                .unwrap();
+        }
+        let Told::News(news) = listener.told().await else { panic!("an agent is told news alone") };
+        assert_eq!(news.recording_mode(), mode);
+    }
 }
 
 #[tokio::test]
