@@ -69,7 +69,7 @@ impl Scene {
     fn verify(&self, ids: &[RecordingId]) -> (i32, Vec<Verdict>) {
         let ids: Vec<_> = ids.iter().map(RecordingId::to_string).collect();
         let args: Vec<_> = ids.iter().map(String::as_str).collect();
-        verify(self.cluster.ctl(), &args)
+        verify(&self.cluster.ctl(), &args)
     }
 
     #[track_caller]
@@ -110,10 +110,10 @@ async fn what_is_as_it_was_sealed_is_proven_with_the_cluster_and_without_it() {
     let begun = vec![header(open, 0, Some(metadata("alice"))), chunk(0, b"{\"version\":3")];
     stream(&scene.agent.client(&scene.cluster), begun).await.unwrap();
     scene.proven(ids[0].0);
-    let (code, all) = verify(scene.cluster.ctl(), &["--all"]);
+    let (code, all) = verify(&scene.cluster.ctl(), &["--all"]);
     let count = |verdict: &str| all.iter().filter(|one| one.verdict == verdict).count();
     assert_eq!((code, all.len(), count("proven"), count("in-progress")), (0, 4, 3, 1), "{all:?}");
-    let (code, none) = verify(scene.cluster.ctl(), &["--all", "--to", "2001-01-01T00:00:00Z"]);
+    let (code, none) = verify(&scene.cluster.ctl(), &["--all", "--to", "2001-01-01T00:00:00Z"]);
     assert_eq!((code, none.len()), (0, 0), "{none:?}");
     let shown = scene.cluster.ctl().ok(&["recordings", "verify", &ids[0].0.to_string()]);
     assert!(shown.contains("proven: this is what the cluster sealed"), "{shown}");
@@ -121,7 +121,7 @@ async fn what_is_as_it_was_sealed_is_proven_with_the_cluster_and_without_it() {
     // A copy, by its receipt: with what the cluster says of its authorities, and with what was kept of them.
     let (_, file, receipt) = &ids[1];
     let by_receipt = [text(file), "--receipt", text(receipt)];
-    assert_eq!(verify(scene.cluster.ctl(), &by_receipt).0, 0);
+    assert_eq!(verify(&scene.cluster.ctl(), &by_receipt).0, 0);
     let kept = ["host", "tls"].map(|kind| {
         let path = scene.cluster.dir().join(format!("{kind}.authority"));
         let _ = scene.cluster.ctl().ok(&["auth", "export", kind, "--out", text(&path)]);
@@ -197,7 +197,7 @@ async fn what_was_changed_in_the_store_is_found() {
 
     let whole = damage("whole");
     scene.proven(whole);
-    let (code, all) = verify(scene.cluster.ctl(), &["--all"]);
+    let (code, all) = verify(&scene.cluster.ctl(), &["--all"]);
     let good = all.iter().filter(|one| one.verdict == "proven").count();
     assert_eq!((code, all.len(), good), (1, 7, 1), "{all:?}");
 }
