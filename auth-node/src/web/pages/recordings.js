@@ -74,6 +74,9 @@ canLogOut(element("logout"), (problem) => {
     form.querySelector(".notice").textContent = sentence(problem);
 });
 
+// On a phone the fields would stand before the list.
+element("narrow").open = window.matchMedia("(min-width: 40rem)").matches;
+
 async function begin() {
     await Promise.all([nameCluster(), call("GET", "/session").catch(logInFirst)]);
     element("page").hidden = false;
