@@ -168,7 +168,8 @@ async fn in_a_browser_a_user_finds_a_recording_and_plays_it() {
     browser.sees("#part", "goes on").await;
     browser.click(".ap-overlay-start").await;
     browser.sees(".ap-term-text", "make test").await;
-    let rest = &session().as_bytes()[cut..];
+    let whole = session();
+    let rest = &whole.as_bytes()[cut..];
     stream(&client, vec![header(open, cut as u64, None), chunk(cut as u64, rest)]).await.unwrap();
     browser.click("#refresh").await;
     browser.sees("#about", &format!("{} bytes", session().len())).await;

@@ -173,6 +173,7 @@ fn receipt(id: RecordingId, payload: &[u8]) -> v1::RecordingReceipt {
         ingest_id: AgentId::from_bytes([3; 16]),
         ingest_certificate_sha256: Digest::of(b"ingest"),
         signing_key: key.public_line(),
+        ingest_certificates: None,
         sealed_at_ms: 1,
         retain_until_ms: None,
     };
