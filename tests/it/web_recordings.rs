@@ -132,11 +132,11 @@ async fn in_a_browser_a_user_finds_a_recording_and_plays_it() {
     let agent = Agent::join(&cluster, AgentSpec::default());
     cluster.add_user("alice", &["access"], &[]).await;
     cluster.add_user("bob", &["access"], &[]).await;
-    let client = agent.client(&cluster);
+    let (client, cast) = (agent.client(&cluster), session());
     let (whole, open, other) = (recording_id(), recording_id(), recording_id());
-    upload(&client, whole, &metadata("alice"), session().as_bytes()).await.unwrap();
-    let cut = session().find("42 passed").unwrap();
-    let begun = vec![header(open, 0, Some(metadata("alice"))), chunk(0, &session().as_bytes()[..cut])];
+    upload(&client, whole, &metadata("alice"), cast.as_bytes()).await.unwrap();
+    let cut = cast.find("42 passed").unwrap();
+    let begun = vec![header(open, 0, Some(metadata("alice"))), chunk(0, &cast.as_bytes()[..cut])];
     stream(&client, begun).await.unwrap();
     upload(&client, other, &metadata("bob"), b"no terminal session").await.unwrap();
 
@@ -168,11 +168,10 @@ async fn in_a_browser_a_user_finds_a_recording_and_plays_it() {
     browser.sees("#part", "goes on").await;
     browser.click(".ap-overlay-start").await;
     browser.sees(".ap-term-text", "make test").await;
-    let whole = session();
-    let rest = &whole.as_bytes()[cut..];
+    let rest = &cast.as_bytes()[cut..];
     stream(&client, vec![header(open, cut as u64, None), chunk(cut as u64, rest)]).await.unwrap();
     browser.click("#refresh").await;
-    browser.sees("#about", &format!("{} bytes", session().len())).await;
+    browser.sees("#about", &format!("{} bytes", cast.len())).await;
     browser.click(".ap-overlay-start").await;
     browser.sees(".ap-term-text", "42 passed").await;
 
