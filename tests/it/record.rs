@@ -11,8 +11,8 @@ use std::{
 
 use mezite_client::Client;
 use mezite_e2e::{
-    Agent, AgentSpec, Cluster, Ingest, Output, Port, Process, Scratch, Shell, Ssh, Sshd, account, binary,
-    call, eventually, run,
+    Agent, AgentSpec, Cluster, Ingest, Output, Port, Process, Scratch, Shell, Ssh, Sshd, account, all_files,
+    binary, call, eventually, run,
 };
 use mezite_proto::v1;
 use nix::{
@@ -440,6 +440,14 @@ async fn left_alone(mode: &str, says: &str) -> i32 {
     let mut shell = host.shell();
     shell.types("echo be''gin\n");
     shell.sees("begin").await;
+    // The terminal does not wait for the agent: what it had not taken yet would be lost with it.
+    eventually("the agent has it", SOON, async || {
+        let files = all_files(&host.spool);
+        let has = |file: &PathBuf| fs::read_to_string(file).unwrap_or_default().contains("begin");
+        let kept = files.iter().any(|file| file.ends_with("payload") && has(file));
+        if kept { Ok(()) } else { Err(format!("{files:?}")) }
+    })
+    .await;
     agent.kill();
     shell.sees(says).await;
     if mode == "best-effort" {

@@ -85,7 +85,7 @@ async fn by_the_web_as_much_is_seen_as_by_grpc_and_payloads_come_in_ranges() {
     let about = alice.get(&[], &path);
     let recording = &about.body["recording"];
     assert_eq!((&recording["state"], &recording["size"]), (&json!("complete"), &json!(cast.len())));
-    assert_eq!(recording["started_at"], "2026-11-24T08:00:00Z", "{about:?}");
+    assert_eq!(recording["started_at"], "2026-11-24T09:20:00Z", "{about:?}");
     // Another's looks like none.
     let foreign = bob.get(&[], &path);
     let none = bob.get(&[], &format!("/{}", recording_id()));

@@ -56,7 +56,8 @@ pub(super) async fn open(url: &str, config: &S3Config) -> Result<Arc<dyn ObjectS
     let provider = found.credentials_provider();
     let credentials = Chain::new(provider.ok_or_else(|| failed("there is no provider of AWS credentials"))?);
     // Now, and not with the first recording.
-    credentials.get_credential().await.map_err(failed)?;
+    let known = credentials.get_credential().await;
+    known.map_err(|error| failed(format!("no AWS credentials were found: {error}")))?;
     let mut builder = AmazonS3Builder::new()
         .with_bucket_name(bucket)
         .with_region(region)
