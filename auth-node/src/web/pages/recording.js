@@ -109,7 +109,8 @@ async function show() {
     element("unplayed").textContent = "";
     element("part").textContent = "";
     const text = wholeLines(await payload(recording.size));
-    if (!text) {
+    // Of a session that goes on the first line may be on its way; of another that is no beginning of one.
+    if (!text && (recording.size === 0 || recording.state === "in-progress")) {
         element("part").textContent = "Nothing is recorded yet.";
         return;
     }
