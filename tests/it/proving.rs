@@ -128,7 +128,7 @@ async fn what_is_as_it_was_sealed_is_proven_with_the_cluster_and_without_it() {
         path
     });
     let stranger =
-        Ctl::new(&scene.cluster.dir().join("nowhere"), &["127.0.0.1:1".into()], &scene.cluster.ca_pin());
+        Ctl::new(&scene.cluster.dir().join("nowhere"), &["127.0.0.1:1".into()], scene.cluster.ca_pin());
     let [host, tls] = &kept;
     let alone = [&by_receipt[..], &["--authority", text(host), "--authority", text(tls)]].concat();
     assert_eq!(verify(&stranger, &alone).0, 0);
