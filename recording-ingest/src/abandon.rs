@@ -121,7 +121,7 @@ impl Abandoned {
         objects.settle(id).await?;
         match &stored.manifest {
             // It was sealed, and whoever did it got no further.
-            Some(signed) if signed.manifest.length == stored.committed => {
+            Some(signed) if stored.is_covered_by(signed) => {
                 let entry = signed.manifest.index_entry(&signed.document);
                 Ok(seal::publish_again(objects, &entry, self.ingest.tells).await?)
             }

@@ -110,6 +110,9 @@ pub enum IngestError {
     /// The ingest is stopping.
     #[error("this ingest is leaving; go on with another one")]
     Leaving,
+    /// The recording is being deleted, since its time is over.
+    #[error("a recording of this id is being deleted; try again later")]
+    Going,
     /// The index is being built.
     #[error("the index of recordings is being built; try again or use another ingest")]
     IndexNotReady,
@@ -177,6 +180,7 @@ impl IngestError {
             Self::Idle => Code::DeadlineExceeded,
             Self::BrokenOff(_) => Code::Cancelled,
             Self::Leaving
+            | Self::Going
             | Self::Unconfirmed
             | Self::IndexNotReady
             | Self::Store(StoreError::Failed(_) | StoreError::Untrusted) => Code::Unavailable,
@@ -209,6 +213,7 @@ impl IngestError {
             Self::Idle => "IDLE",
             Self::BrokenOff(_) => "BROKEN_OFF",
             Self::Leaving => "LEAVING",
+            Self::Going => "GOING",
             Self::IndexNotReady => "INDEX_NOT_READY",
             Self::Damaged(_) => "DAMAGED",
             Self::Quarantined { .. } => "QUARANTINED",
@@ -260,7 +265,7 @@ impl IngestError {
             | Self::Unconfirmed
             | Self::IndexNotReady
             | Self::Superseded { .. } => Some(RETRY_SOON),
-            Self::NoRoom(_) | Self::Store(_) => Some(RETRY_LATER),
+            Self::NoRoom(_) | Self::Going | Self::Store(_) => Some(RETRY_LATER),
             _ => None,
         }
     }

@@ -36,6 +36,12 @@ impl Stored {
         Self { begin, begin_sha256, manifest: None, committed: 0, head, segments: 0 }
     }
 
+    /// Whether a manifest is of all that is stored: as many bytes can have been sent again in other segments.
+    #[must_use]
+    pub fn is_covered_by(&self, signed: &SignedManifest) -> bool {
+        (signed.manifest.length, signed.manifest.chain_head) == (self.committed, self.head)
+    }
+
     /// The manifest after which nothing can be added.
     #[must_use]
     pub fn sealed(&self) -> Option<&SignedManifest> {

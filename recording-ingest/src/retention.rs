@@ -108,8 +108,10 @@ impl Retention {
         let Some(document) = objects.get(ObjectKey::Gone(id)).await? else { return Ok(()) };
         let deletion = Deletion::decode(id, &document)?;
         let manifests = objects.list(&manifest_prefix(id)).await?;
-        if !manifests.is_empty() && self.is_marked(id).await? {
-            // Its agent has come back, and nothing is gone yet but what the next seal makes anew.
+        let newest = manifests.iter().filter_map(|(key, _)| revision(*key)).max();
+        if newest > Some(deletion.revision) || newest.is_some() && self.is_marked(id).await? {
+            // Its agent has come back, and nothing is gone yet but what the next seal makes anew. While this decision is
+            // there, nobody adds to the recording.
             return Ok(objects.delete(ObjectKey::Gone(id)).await?);
         }
         let entries = (0..=deletion.revision).map(|revision| ObjectKey::Index {
@@ -154,6 +156,13 @@ impl Retention {
 
     async fn is_marked(&self, id: RecordingId) -> Result<bool, IngestError> {
         Ok(self.ingest.objects.get(ObjectKey::Open(id)).await?.is_some())
+    }
+}
+
+fn revision(key: ObjectKey) -> Option<u16> {
+    match key {
+        ObjectKey::Manifest(_, revision) => Some(revision),
+        _ => None,
     }
 }
 

@@ -170,7 +170,7 @@ impl Spool {
     pub fn session(&self, id: RecordingId) -> Result<Session, SpoolError> {
         let path = self.entry(id).join(entry::META);
         let damaged = |what: String| SpoolError::Damaged { id, what };
-        let text = files::read_text(&path)?.ok_or_else(|| damaged(format!("it has no {}", entry::META)))?;
+        let text = text(id, &path)?.ok_or_else(|| damaged(format!("it has no {}", entry::META)))?;
         let session = Session::decode(&text).map_err(|error| damaged(format!("{}: {error}", entry::META)))?;
         match session.recording_id == id {
             true => Ok(session),
@@ -180,11 +180,15 @@ impl Spool {
 
     /// How the entry ended; `None`: it has not.
     pub(crate) fn end(&self, id: RecordingId) -> Result<Option<End>, SpoolError> {
-        let Some(text) = files::read_text(&self.entry(id).join(entry::END))? else { return Ok(None) };
+        let Some(text) = text(id, &self.entry(id).join(entry::END))? else { return Ok(None) };
         let damaged = |what: String| SpoolError::Damaged { id, what };
         let end = End::decode(&text).map_err(|error| damaged(format!("{}: {error}", entry::END)))?;
         let path = self.payload(id);
-        let length = fs::metadata(&path).map_err(files::failed(&path))?.len();
+        let length = match fs::metadata(&path) {
+            Ok(metadata) => metadata.len(),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => 0,
+            Err(error) => return Err(files::failed(&path)(error).into()),
+        };
         match length >= end.length {
             true => Ok(Some(end)),
             false => Err(damaged(format!("{length} of {} bytes are there", end.length))),
@@ -293,6 +297,19 @@ fn names(dir: &Path) -> Result<Vec<String>, SpoolError> {
         Ok(entries.into_iter().filter_map(|entry| entry.file_name().into_string().ok()).collect())
     };
     Ok(read().map_err(files::failed(dir))?)
+}
+
+/// A document of an entry; `None`: it is not there.
+///
+/// # Errors
+/// [`SpoolError::Damaged`] when it is no text, [`SpoolError::File`].
+fn text(id: RecordingId, path: &Path) -> Result<Option<String>, SpoolError> {
+    files::read_text(path).map_err(|error| match error {
+        FileError::Io { path, cause } if cause.kind() == io::ErrorKind::InvalidData => {
+            SpoolError::Damaged { id, what: format!("{}: {cause}", path.display()) }
+        }
+        error => error.into(),
+    })
 }
 
 #[cfg(test)]

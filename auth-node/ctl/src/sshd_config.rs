@@ -71,9 +71,11 @@ impl Recorder<'_> {
         let (program, socket) = (plain(self.program)?, plain(self.socket)?);
         Ok(format!(
             "# Every session goes through the recorder, which asks the agent whose it is by what sshd exposes. Users' own\n\
-             # ~/.ssh/rc would run before it. sftp needs a program as its Subsystem: internal-sftp is refused.\n\
+             # ~/.ssh/rc would run before it, and so would ~/.bashrc for a bash that takes itself for the first (SHLVL).\n\
+             # sftp needs a program as its Subsystem: internal-sftp is refused.\n\
              ExposeAuthInfo yes\n\
              PermitUserRC no\n\
+             SetEnv SHLVL=1\n\
              ForceCommand {program} record --socket {socket}\n"
         ))
     }

@@ -41,6 +41,7 @@ fn sessions_go_through_the_recorder_where_there_is_one() {
         [
             "ExposeAuthInfo yes",
             "PermitUserRC no",
+            "SetEnv SHLVL=1",
             "ForceCommand /usr/bin/mezctl record --socket /var/spool/mezite/record.sock",
         ]
     );

@@ -274,9 +274,7 @@ fn indexed_id(key: ObjectKey) -> Option<RecordingId> {
 #[must_use]
 pub fn row_of(stored: &Stored) -> Row {
     match &stored.manifest {
-        Some(signed) if signed.manifest.length == stored.committed => {
-            signed.manifest.index_entry(&signed.document).into()
-        }
+        Some(signed) if stored.is_covered_by(signed) => signed.manifest.index_entry(&signed.document).into(),
         manifest => Row {
             id: stored.begin.recording_id,
             agent_id: stored.begin.agent_id,

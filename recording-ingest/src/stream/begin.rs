@@ -35,7 +35,10 @@ impl Call {
         tracing::Span::current().record("recording", tracing::field::display(id));
         let metadata = header.metadata.map(convert::metadata).transpose()?;
         let found = match recover::load(&ingest.objects, id).await {
-            Err(IngestError::Damaged(why)) => return Err(quarantine::instead_of(&ingest, id, why).await),
+            Err(IngestError::Damaged(why)) => {
+                check_owner_of_damaged(&ingest, id, &writer).await?;
+                return Err(quarantine::instead_of(&ingest, id, why).await);
+            }
             found => found?,
         };
         let stored = match (found, metadata) {
@@ -62,6 +65,19 @@ impl Call {
         ingest.objects.settle(id).await?;
         let share = ingest.budget.share();
         Ok(Self { ingest, writer, id, stored, writing: None, share, due: None })
+    }
+}
+
+/// Whoever else probes a recording has nothing of it moved, and learns nothing. What has no readable begin is nobody's.
+async fn check_owner_of_damaged(
+    ingest: &Ingest,
+    id: RecordingId,
+    writer: &Writer,
+) -> Result<(), IngestError> {
+    let Some(document) = ingest.objects.get(ObjectKey::Begin(id)).await? else { return Ok(()) };
+    match Begin::decode(id, &document) {
+        Ok(begin) if begin.agent_id != writer.agent_id => Err(IngestError::NotOwner),
+        Ok(_) | Err(_) => Ok(()),
     }
 }
 
@@ -97,6 +113,18 @@ pub(crate) async fn mark_open(ingest: &Ingest, id: RecordingId) -> Result<(), In
     Ok(())
 }
 
+/// Refuses to add to what is being deleted. It is asked after the marker was made: a deletion that has not gone so far yet sees
+/// that, and lets the recording be.
+///
+/// # Errors
+/// [`IngestError::Going`]; when the store fails.
+pub(super) async fn check_not_going(ingest: &Ingest, id: RecordingId) -> Result<(), IngestError> {
+    match ingest.objects.get(ObjectKey::Gone(id)).await? {
+        Some(_) => Err(IngestError::Going),
+        None => Ok(()),
+    }
+}
+
 /// Marker, then `begin.json`: a crash in between leaves a marker without a recording, which hurts nobody.
 async fn create(
     ingest: &Ingest,
@@ -113,6 +141,7 @@ async fn create(
         return Err(IngestError::NoRoom("new recordings"));
     }
     mark_open(ingest, id).await?;
+    check_not_going(ingest, id).await?;
     let begin = Begin::new(id, writer.agent_id, begun, now, ingest.identity().agent_id());
     let document = begin.encode()?;
     let stored = match ingest.objects.create(ObjectKey::Begin(id), document.clone().into()).await? {

@@ -6,7 +6,11 @@ use recording_format::{
 };
 use tokio::time::{Instant, timeout};
 
-use super::{Call, Writing, begin::mark_open, is_truncated};
+use super::{
+    Call, Writing,
+    begin::{check_not_going, mark_open},
+    is_truncated,
+};
 use crate::{
     budget::MOST_AT_ONCE,
     convert,
@@ -96,6 +100,7 @@ impl Call {
         if self.stored.manifest.is_some() {
             mark_open(&self.ingest, self.id).await?;
         }
+        check_not_going(&self.ingest, self.id).await?;
         let session = Session::new(self.id, progress, self.most());
         self.writing = Some(Writing { claim, session, settled: false });
         Ok(())

@@ -247,6 +247,12 @@ async fn a_deletion_that_a_crash_cut_short_is_gone_on_with() {
     for entry in of(&cluster, &format!("idx/v1/2023/11/14/22/1700000000000-{name}")) {
         fs::remove_file(cluster.store().join(entry)).unwrap();
     }
+    // Nobody adds to what is going: it would go with it.
+    let ingest = cluster.ingest("a", &["retention.keep=1h"]).await;
+    let agent = cluster.as_agent(&ingest, AGENT);
+    let refused = agent.stream(vec![header(id(1), 5, None), chunk(5, b" world")]).await.unwrap_err();
+    assert_eq!((refused.code(), reason(&refused).0.as_str()), (Code::Unavailable, "GOING"));
+    assert!(ingest.stop().await);
     let ingest = cluster.ingest("a", &["retention.keep=1h", "retention.interval=50ms"]).await;
     eventually(|| async { of(&cluster, &name).is_empty() }).await;
     let auth = cluster.as_auth(&ingest);

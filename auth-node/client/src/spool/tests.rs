@@ -122,19 +122,21 @@ fn what_does_not_fit_is_refused_and_nothing_is_removed_for_it() {
 fn what_is_damaged_is_set_aside_and_the_others_stay() {
     let dir = tempfile::tempdir().unwrap();
     let (spool, _) = open(dir.path());
-    for number in 1..=4 {
+    for number in 1..=6 {
         let mut writer = spool.create(session(number)).unwrap();
         writer.append(b"line\n").unwrap();
         writer.end(2_000, &[]).unwrap();
     }
+    fs::write(spool.entry(id(5)).join("end.json"), b"{\xff}").unwrap();
+    fs::remove_file(spool.payload(id(6))).unwrap();
     fs::write(spool.entry(id(1)).join("meta.json"), "{").unwrap();
     fs::write(spool.entry(id(2)).join("end.json"), "{}").unwrap();
     fs::OpenOptions::new().write(true).open(spool.payload(id(3))).unwrap().set_len(2).unwrap();
     drop(spool);
     let (spool, warnings) = open(dir.path());
     assert_eq!(spool.entries().unwrap(), [id(4)]);
-    assert_eq!(warnings.len(), 3);
-    for number in 1..=3 {
+    assert_eq!(warnings.len(), 5);
+    for number in [1, 2, 3, 5, 6] {
         assert!(warnings.iter().any(|text| text.contains(&id(number).to_string())), "{warnings:?}");
         assert!(spool.aside(id(number)).is_dir());
     }

@@ -43,7 +43,7 @@ const INTERNAL_SFTP: &str = "internal-sftp";
 const EXAMPLES: &str = "\
 It is what sshd runs instead of a user's shell or command, and runs that: `mezctl agent join --spool DIR` writes the lines
 for sshd_config. What is seen on the terminal goes to the agent of the host while the session runs, as asciicast v3;
-without a terminal, what the command prints does, up to the first byte that is no text: files that are copied are not
+without a terminal, what the command prints does, but for what has NUL bytes: files that are copied are not
 recorded, the command is. What is typed is recorded with --input alone: it can be a password.
 
 Where no agent answers, or the recording fails later, the cluster's configuration says what happens (`mezctl config set
@@ -171,7 +171,8 @@ impl Plan {
             ),
             Some(asked) => {
                 let mut command = Command::new(&shell);
-                command.arg("-c").arg(&asked);
+                // sshd_config says it, for the shell that runs this program; the user's is the first again.
+                command.arg("-c").arg(&asked).env_remove("SHLVL");
                 Ok(Self { command, shown: Some(asked.to_string_lossy().into_owned()) })
             }
             None => {
@@ -179,7 +180,7 @@ impl Plan {
                 let mut name = OsString::from("-");
                 name.push(shell.file_name().unwrap_or(shell.as_os_str()));
                 let mut command = Command::new(&shell);
-                command.arg0(name);
+                command.arg0(name).env_remove("SHLVL");
                 Ok(Self { command, shown: None })
             }
         }

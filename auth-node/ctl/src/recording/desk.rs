@@ -232,10 +232,14 @@ fn gather(frames: &mut Frames, first: BytesMut, length: u64) -> io::Result<(Byte
     let (mut batch, mut frame) = (BytesMut::new(), first);
     loop {
         match ToAgent::decode(frame)? {
-            ToAgent::Data { offset, bytes } if offset == length + batch.len() as u64 => {
-                batch.extend_from_slice(&bytes);
+            ToAgent::Data { offset, .. } if offset != length + batch.len() as u64 => {
+                return Err(misplaced("its bytes have a gap"));
             }
-            ToAgent::Data { .. } => return Err(misplaced("its bytes have a gap")),
+            // A recording is taken up again behind its last whole line.
+            ToAgent::Data { bytes, .. } if !bytes.ends_with(b"\n") => {
+                return Err(misplaced("its bytes end in the middle of a line"));
+            }
+            ToAgent::Data { bytes, .. } => batch.extend_from_slice(&bytes),
             ToAgent::End(ended) => return Ok((batch, Some(ended))),
             ToAgent::Hello(_) => return Err(misplaced("it says twice who it is")),
         }

@@ -21,9 +21,9 @@ pub(crate) enum Mode {
     /// No session is recorded.
     Off,
     /// It goes on, with a notice.
-    #[default]
     BestEffort,
-    /// It is refused, or ended.
+    /// It is refused, or ended. So it is before the cluster has said anything.
+    #[default]
     Strict,
 }
 

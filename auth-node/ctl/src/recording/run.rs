@@ -67,7 +67,7 @@ pub(crate) struct Scribe {
     tape: Arc<Tape>,
     begin: Instant,
     cast: Mutex<Cast>,
-    /// Bytes of streams that are no terminal's which are not kept: from the first on that is no text.
+    /// Bytes of streams that are no terminal's which are not kept, for they are no text.
     binary: AtomicU64,
     /// How often something was seen.
     seen: AtomicU64,
@@ -93,14 +93,15 @@ impl Scribe {
         }
     }
 
-    /// Bytes of a stream that may be a file's: from the first on that is no text they are counted, and not kept.
+    /// Bytes of a stream that may be a file's, as they were read at once: with a NUL among them they are counted, and not kept.
     fn bytes_of_pipe(&self, stream: Stream, is_text: &mut bool, bytes: &[u8]) {
-        if *is_text && !bytes.contains(&0) {
+        if !bytes.contains(&0) {
+            *is_text = true;
             return self.bytes(stream, bytes);
         }
         if *is_text {
             *is_text = false;
-            self.write(|cast, at| cast.marker(at, "binary data: not recorded from here on").map(Some));
+            self.write(|cast, at| cast.marker(at, "binary data, which is not recorded").map(Some));
         }
         self.binary.fetch_add(bytes.len() as u64, Ordering::Relaxed);
     }
@@ -272,7 +273,7 @@ impl Running {
         }
         tokio::pin!(failed);
         // Nobody is there any more, or the session must not go on.
-        let mut over: Option<Instant> = None;
+        let (mut over, mut is_over): (Option<Instant>, bool) = (None, false);
         let (mut is_failed, mut has_hung_up) = (false, self.terminal.is_none());
         let mut ended: Option<ExitStatus> = None;
         let mut seen = 0;
@@ -280,7 +281,7 @@ impl Running {
             tokio::select! {
                 status = &mut self.ended, if ended.is_none() => {
                     let status = status.context("nobody waits for the command")??;
-                    if self.terminal.is_none() && over.is_none() {
+                    if self.terminal.is_none() && over.is_none() && !is_over {
                         // As sshd: whoever holds the pipes holds the session.
                         (&mut self.drained).await;
                         return Ok(status);
@@ -290,7 +291,7 @@ impl Running {
                 () = &mut self.drained, if ended.is_some() => return ended.context("the command has not ended"),
                 () = sleep(QUIET), if ended.is_some() => {
                     let now = self.scribe.seen.load(Ordering::Relaxed);
-                    if now == seen || over.is_some() {
+                    if now == seen || over.is_some() || is_over {
                         return ended.context("the command has not ended");
                     }
                     seen = now;
@@ -317,7 +318,7 @@ impl Running {
                 }
                 () = until(over), if ended.is_none() => {
                     self.tell(Signal::KILL);
-                    over = None;
+                    (over, is_over) = (None, true);
                 }
             }
         }

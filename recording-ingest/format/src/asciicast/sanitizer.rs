@@ -24,8 +24,8 @@ const MAX_NUMBER: u32 = 9_999;
 /// updates that are shown at once.
 const SCREEN_MODES: [u32; 11] = [5, 6, 7, 12, 25, 47, 69, 1047, 1048, 1049, 2026];
 
-/// Modes of ANSI: insertion, and new lines.
-const ANSI_MODES: [u32; 2] = [4, 20];
+/// Modes of ANSI: insertion.
+const ANSI_MODES: [u32; 1] = [4];
 
 /// Where in a sequence the output is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -124,8 +124,8 @@ impl Sanitizer {
                 self.pending.push(c);
                 State::Intermediate
             }
-            // Saves and restores the cursor, moves it by a line, sets a tabulator.
-            '7' | '8' | 'D' | 'E' | 'H' | 'M' => {
+            // Saves and restores the cursor, moves it by a line.
+            '7' | '8' | 'D' | 'E' | 'M' => {
                 self.emit(&["\x1b", c.encode_utf8(&mut [0; 4])], out);
                 State::Ground
             }
@@ -206,7 +206,7 @@ fn drawn(sequence: &str, last: char) -> Option<String> {
         (
             false,
             "",
-            '@' | 'A'..='I' | 'K' | 'L' | 'M' | 'P' | 'S' | 'X' | 'Z' | '`' | 'a' | 'b' | 'd'..='g',
+            '@' | 'A'..='I' | 'K' | 'L' | 'M' | 'P' | 'S' | 'X' | 'Z' | '`' | 'a' | 'b' | 'd'..='f',
         ) => whole,
         (false, "", 'm' | 'r' | 's' | 'u') => whole,
         // With more numbers it follows the mouse.
@@ -300,6 +300,10 @@ mod tests {
             "\x1b[?5i",
             "\x1b[3J",
             "\x1b[2h",
+            // Tabulators, and what Return sends: no reset undoes them.
+            "\x1bH",
+            "\x1b[3g",
+            "\x1b[20h",
             "\x1b[99999b",
             "\x1bn",
             "\x1b%G",

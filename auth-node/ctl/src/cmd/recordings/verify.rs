@@ -31,6 +31,8 @@ use crate::{
 
 /// The event by which the audit log knows what was sealed, and its field with the manifest's digest.
 const UPLOADED: (&str, &str) = ("session.upload", "manifest_sha256");
+/// And by which the newest of a recording is known.
+const REVISION: &str = "revision";
 
 const VERIFY_EXAMPLES: &str = "\
 Examples:
@@ -242,8 +244,8 @@ fn add_files(authorities: &mut Authorities, files: &[PathBuf]) -> Result<()> {
     Ok(())
 }
 
-/// What the audit log says of manifests; `None` where it may not be read.
-struct Audit(Option<BTreeMap<String, Vec<String>>>);
+/// What the audit log says of the newest manifest of each recording, by its revision; `None` where it may not be read.
+struct Audit(Option<BTreeMap<String, (u32, String)>>);
 
 impl Audit {
     /// Of one recording, by its id, or of all.
@@ -255,11 +257,15 @@ impl Audit {
             page_token,
             ..Default::default()
         };
-        let mut known: BTreeMap<String, Vec<String>> = BTreeMap::new();
+        let mut known: BTreeMap<String, (u32, String)> = BTreeMap::new();
         let collect = |page: Vec<v1::AuditEvent>| {
             for mut event in page {
                 let digest = event.fields.remove(UPLOADED.1).unwrap_or_default();
-                known.entry(event.target).or_default().push(digest);
+                let revision = event.fields.get(REVISION).and_then(|text| text.parse().ok()).unwrap_or(0);
+                let newest = known.entry(event.target).or_default();
+                if newest.1.is_empty() || revision > newest.0 {
+                    *newest = (revision, digest);
+                }
             }
             Ok::<_, ClientError>(ControlFlow::Continue(()))
         };
@@ -279,16 +285,10 @@ impl Audit {
         let Some(known) = &self.0 else { return "not-asked" };
         let of_it =
             |target: &str| target == id || target.rsplit_once(':').is_some_and(|(_, bare)| bare == id);
-        let mut digests = known.iter().filter(|(target, _)| of_it(target)).flat_map(|(_, digests)| digests);
-        let mut any = false;
-        let same = digests.any(|digest| {
-            any = true;
-            digest == sha256
-        });
-        match (same, any) {
-            (true, _) => "same",
-            (false, true) => "other",
-            (false, false) => "nothing",
+        match known.iter().find(|(target, _)| of_it(target)) {
+            Some((_, (_, digest))) if digest == sha256 => "same",
+            Some(_) => "other",
+            None => "nothing",
         }
     }
 }
@@ -300,7 +300,9 @@ async fn one(client: &Client, id: RecordingId, authorities: &Authorities, audit:
         Ok(Proof::Whole) => {
             verdict.audit = audit.says(&verdict.recording_id, &verdict.manifest_sha256);
             if verdict.audit == "other" {
-                verdict.problems.push("the audit log has another manifest of this recording".to_owned());
+                verdict
+                    .problems
+                    .push("the audit log has another manifest as the newest of this recording".to_owned());
             }
             Ok(verdict.conclude())
         }
