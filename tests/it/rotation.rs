@@ -59,7 +59,9 @@ impl World {
 
     #[track_caller]
     fn logs_in(&self, folder: &Path, when: &str) {
-        let output = self.sshd.client(folder).run(&self.login, "echo in");
+        // An sshd that reads its configuration anew does not listen for a moment.
+        let patient = self.sshd.client(folder).with(&["-o", "ConnectionAttempts=20"]);
+        let output = patient.run(&self.login, "echo in");
         assert_eq!(output.stdout, "in\n", "{when}: {output:?}\n{}", self.sshd.log());
     }
 
