@@ -80,10 +80,12 @@ fn answer(path: &str, kind: &'static str, content: &'static str, tag: &str, head
     let always = HeaderValue::from_static("no-cache");
     let tag = HeaderValue::try_from(tag).unwrap_or(HeaderValue::from_static("\"\""));
     let same = [(CACHE_CONTROL, always), (ETAG, tag)];
-    if known {
-        return (StatusCode::NOT_MODIFIED, same).into_response();
-    }
-    let mut response = (same, [(CONTENT_TYPE, HeaderValue::from_static(kind))], content).into_response();
+    let mut response = if known {
+        (StatusCode::NOT_MODIFIED, same).into_response()
+    } else {
+        (same, [(CONTENT_TYPE, HeaderValue::from_static(kind))], content).into_response()
+    };
+    // Of what the browser has already, too: the policy of the newest answer is the one that counts (RFC 9111, section 3.2).
     if path == PLAYER {
         response.headers_mut().insert(CONTENT_SECURITY_POLICY, HeaderValue::from_static(PLAYER_POLICY));
     }

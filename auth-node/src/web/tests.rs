@@ -413,15 +413,21 @@ fn hardened(path: &str, headers: &HeaderMap) {
 #[tokio::test]
 async fn a_page_is_sent_once_until_it_changes() {
     let site = Site::start().await;
-    for (path, kind) in
-        [("/web/login", "text/html"), ("/web/style.css", "text/css"), ("/web/api.js", "text/javascript")]
-    {
+    for (path, kind) in [
+        ("/web/login", "text/html"),
+        ("/web/recordings/x", "text/html"),
+        ("/web/style.css", "text/css"),
+        ("/web/api.js", "text/javascript"),
+    ] {
         let first = site.ask(get(path)).await;
         assert!(first.status == 200 && first.headers[CONTENT_TYPE].to_str().unwrap().starts_with(kind));
         assert_eq!(first.headers[CACHE_CONTROL], "no-cache");
         let tag = first.headers[ETAG].to_str().unwrap();
         for known in [tag.to_owned(), format!("\"other\", W/{tag}")] {
             let again = site.ask(with_header(get(path), IF_NONE_MATCH.as_str(), &known)).await;
+            // With the policy of the page, which this answer's replaces.
+            let policies = [&first, &again].map(|answer| answer.headers[CONTENT_SECURITY_POLICY].clone());
+            assert_eq!(policies[0], policies[1], "{path}");
             assert_eq!((again.status, again.text.as_str()), (304, ""));
             assert_eq!(again.headers[ETAG], first.headers[ETAG]);
         }
