@@ -6,14 +6,14 @@ use std::{
 
 use mezite_pki::ssh::SshKeyPair;
 use prost::Message as _;
-use recording_format::{AgentId, ChainHead, Codec, FORMAT_VERSION, Metadata, SegmentRef};
+use recording_format::AgentId;
 use tonic::Status;
 use tonic_types::{ErrorDetails, StatusExt as _};
 
 use super::*;
 use crate::{
     ClientConfig,
-    testing::{Call, FakeServer, Leaf, TestCa},
+    testing::{self, Call, FakeServer, Leaf, TestCa, sign},
 };
 
 const PACE: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(5));
@@ -80,45 +80,12 @@ fn ingest(store: &mut Stored, call: &Call) -> Result<StreamSessionRecordingRespo
 }
 
 fn manifest(payload: &[u8], key: &SshKeyPair) -> Manifest {
-    let (length, begin) = (payload.len() as u64, Digest::of(b"begin"));
-    let whole = SegmentRef { start: 0, length, object_length: length + 100, sha256: Digest::of(b"segment") };
-    let segments: Vec<_> = (length > 0).then_some(whole).into_iter().collect();
-    let head = ChainHead::begin(id(), begin);
-    Manifest {
-        kind: Manifest::KIND.into(),
-        version: FORMAT_VERSION,
-        recording_id: id(),
-        revision: 0,
-        state: RecordingState::Complete,
-        agent_id: AgentId::from_bytes([2; 16]),
-        metadata: Metadata::default(),
-        codec: Codec::Identity,
-        length,
-        payload_sha256: Digest::of(payload),
-        begin_sha256: begin,
-        chain_head: segments.iter().fold(head, |head, s| head.extend(s.start, s.length, s.sha256)),
-        segments,
-        gaps: Vec::new(),
-        agent_certificate_sha256: None,
-        relayed_by: None,
-        ingest_id: AgentId::from_bytes([3; 16]),
-        ingest_certificate_sha256: Digest::of(b"ingest"),
-        signing_key: key.public_line(),
-        ingest_certificates: None,
-        sealed_at_ms: 1,
-        retain_until_ms: None,
-    }
-}
-
-fn signed(manifest: &Manifest, key: &SshKeyPair) -> RecordingReceipt {
-    let document = manifest.encode().unwrap();
-    let signature = key.sign_sshsig(MANIFEST_NAMESPACE, &document).unwrap();
-    RecordingReceipt { manifest: document.into(), signature: signature.to_string() }
+    testing::manifest(id(), AgentId::from_bytes([2; 16]), payload, key)
 }
 
 fn receipt(payload: &[u8]) -> RecordingReceipt {
     let key = SshKeyPair::generate_ed25519("").unwrap();
-    signed(&manifest(payload, &key), &key)
+    sign(&manifest(payload, &key), &key)
 }
 
 fn serve<F>(ca: &TestCa, answer: F) -> FakeServer
@@ -286,7 +253,7 @@ async fn a_receipt_for_something_else_is_none() {
         ..Default::default()
     };
     let complete = |manifest: &Manifest, key: &SshKeyPair| {
-        check(id(), extent, reply(WireState::Complete, 20, Some(signed(manifest, key))))
+        check(id(), extent, reply(WireState::Complete, 20, Some(sign(manifest, key))))
     };
     assert!(complete(&good, &key).is_ok());
 
@@ -302,14 +269,14 @@ async fn a_receipt_for_something_else_is_none() {
     let other = SshKeyPair::generate_ed25519("").unwrap();
     assert!(matches!(complete(&good, &other), Err(UploadError::BadReceipt(_))));
     // Signed, and changed afterwards.
-    let mut changed = signed(&good, &key);
+    let mut changed = sign(&good, &key);
     let mut document = changed.manifest.to_vec();
     *document.iter_mut().rev().find(|byte| byte.is_ascii_digit()).unwrap() ^= 1;
     changed.manifest = document.into();
     assert!(check(id(), extent, reply(WireState::Complete, 20, Some(changed))).is_err());
 
     assert!(check(id(), extent, reply(WireState::Complete, 20, None)).is_err());
-    let less = reply(WireState::Complete, 19, Some(signed(&good, &key)));
+    let less = reply(WireState::Complete, 19, Some(sign(&good, &key)));
     assert!(matches!(check(id(), extent, less), Err(UploadError::BadReceipt(_))));
     let truncated = check(id(), extent, reply(WireState::Truncated, 7, None));
     assert!(matches!(truncated, Err(UploadError::Truncated { committed: 7, total: 20 })));

@@ -13,3 +13,12 @@ pub(crate) mod mode;
 pub(crate) mod run;
 pub(crate) mod tape;
 pub(crate) mod wire;
+
+use recording_format::RecordingId;
+
+/// The id of a new recording: a random UUID (RFC 9562, version 4).
+pub(crate) fn new_id() -> RecordingId {
+    let bits = u128::from_be_bytes(rand::random());
+    let versioned = bits & !(0xf << 76) & !(0b11 << 62) | 0x4 << 76 | 0b10 << 62;
+    RecordingId::from_bytes(versioned.to_be_bytes())
+}

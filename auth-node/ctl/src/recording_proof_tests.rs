@@ -2,7 +2,7 @@ use mezite_pki::{
     ssh::{HostCertSpec, SshCa, SshKeyPair},
     x509::{KeyPair, LeafSpec, X509Ca},
 };
-use recording_format::{AgentId, ChainHead, Codec, FORMAT_VERSION, Metadata, RecordingState, SegmentRef};
+use recording_format::AgentId;
 
 use super::*;
 
@@ -62,34 +62,15 @@ impl Cluster {
 
     /// As an ingest of it seals a recording.
     fn manifest(&self) -> Manifest {
-        let (id, begin) = (RecordingId::from_bytes([1; 16]), Digest::of(b"begin"));
         let ingest = AgentId::from_bytes(INGEST);
-        let length = PAYLOAD.len() as u64;
-        let segment = SegmentRef { start: 0, length, object_length: 200, sha256: Digest::of(b"segment") };
         let tls = self.tls(Identity::Ingest { cluster: "c".into(), id: ingest.to_string() });
+        let (id, agent) = (RecordingId::from_bytes([1; 16]), AgentId::from_bytes([2; 16]));
         Manifest {
-            kind: Manifest::KIND.into(),
-            version: FORMAT_VERSION,
-            recording_id: id,
-            revision: 0,
-            state: RecordingState::Complete,
-            agent_id: AgentId::from_bytes([2; 16]),
-            metadata: Metadata::default(),
-            codec: Codec::Identity,
-            length,
-            payload_sha256: Digest::of(PAYLOAD),
-            begin_sha256: begin,
-            chain_head: ChainHead::begin(id, begin).extend(0, length, segment.sha256),
-            segments: vec![segment],
-            gaps: Vec::new(),
-            agent_certificate_sha256: None,
-            relayed_by: None,
             ingest_id: ingest,
             ingest_certificate_sha256: fingerprint(&tls),
-            signing_key: self.key.public_line(),
             ingest_certificates: Some(IngestCertificates { ssh: self.ssh(ingest, &self.key), tls }),
             sealed_at_ms: (LIFE.0 + 60) * 1000,
-            retain_until_ms: None,
+            ..mezite_client::testing::manifest(id, agent, PAYLOAD, &self.key)
         }
     }
 }

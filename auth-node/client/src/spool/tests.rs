@@ -3,22 +3,18 @@ use std::{
     time::Duration,
 };
 
-use mezite_pki::ssh::SshKeyPair;
 use mezite_proto::v1::{
     self, EmitAuditEventRequest, StreamSessionRecordingRequest, StreamSessionRecordingResponse,
     stream_session_recording_request::Message,
 };
 use prost::Message as _;
-use recording_format::{
-    AgentId, ChainHead, Codec, Digest, FORMAT_VERSION, MANIFEST_NAMESPACE, Manifest, Metadata,
-    RecordingState, SegmentRef,
-};
+use recording_format::{AgentId, Digest};
 use tonic::Status;
 
 use super::*;
 use crate::{
     Client, ClientConfig, RetryPolicy, UploadLimits,
-    testing::{Call, FakeServer, TestCa},
+    testing::{self, Call, FakeServer, TestCa},
 };
 
 const LIMIT: u64 = 1 << 20;
@@ -152,36 +148,7 @@ struct Cluster {
 }
 
 fn receipt(id: RecordingId, payload: &[u8]) -> v1::RecordingReceipt {
-    let (length, begin) = (payload.len() as u64, Digest::of(b"begin"));
-    let whole = SegmentRef { start: 0, length, object_length: length + 100, sha256: Digest::of(b"segment") };
-    let key = SshKeyPair::generate_ed25519("").unwrap();
-    let manifest = Manifest {
-        kind: Manifest::KIND.into(),
-        version: FORMAT_VERSION,
-        recording_id: id,
-        revision: 0,
-        state: RecordingState::Complete,
-        agent_id: AgentId::from_bytes([2; 16]),
-        metadata: Metadata::default(),
-        codec: Codec::Identity,
-        length,
-        payload_sha256: Digest::of(payload),
-        begin_sha256: begin,
-        chain_head: ChainHead::begin(id, begin).extend(whole.start, whole.length, whole.sha256),
-        segments: vec![whole],
-        gaps: Vec::new(),
-        agent_certificate_sha256: None,
-        relayed_by: None,
-        ingest_id: AgentId::from_bytes([3; 16]),
-        ingest_certificate_sha256: Digest::of(b"ingest"),
-        signing_key: key.public_line(),
-        ingest_certificates: None,
-        sealed_at_ms: 1,
-        retain_until_ms: None,
-    };
-    let document = manifest.encode().unwrap();
-    let signature = key.sign_sshsig(MANIFEST_NAMESPACE, &document).unwrap();
-    v1::RecordingReceipt { manifest: document.into(), signature: signature.to_string() }
+    testing::receipt(id, AgentId::from_bytes([2; 16]), payload)
 }
 
 impl Cluster {

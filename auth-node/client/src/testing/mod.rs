@@ -4,8 +4,10 @@
 
 mod authenticator;
 mod pki;
+mod recording;
 mod server;
 
 pub use authenticator::Authenticator;
 pub use pki::{CLUSTER, Leaf, TestCa};
+pub use recording::{manifest, receipt, sign};
 pub use server::{Call, FakeServer, Replies, dead_address};

@@ -18,7 +18,7 @@ use futures::{FutureExt as _, SinkExt as _, StreamExt as _};
 use mezite_client::{Event, Session, Spool, SpoolError, Writer};
 use mezite_daemon::{clock, files};
 use nix::unistd::{Uid, User};
-use recording_format::{Digest, RecordingId};
+use recording_format::Digest;
 use tokio::{
     net::{UnixListener, UnixStream},
     sync::{OwnedSemaphorePermit, Semaphore, watch},
@@ -30,6 +30,7 @@ use super::{
     cast::FORMAT,
     guard,
     mode::Mode,
+    new_id,
     wire::{self, Ended, Failed, Frames, Hello, Ticket, ToAgent, ToRecorder, Verdict},
 };
 use crate::{agent_dir::AgentDir, output};
@@ -44,13 +45,6 @@ const GREETING: Duration = Duration::from_secs(10);
 const BATCH: usize = 1 << 20;
 /// Longest command in a label, in bytes: what the ingest takes.
 const MAX_LABEL: usize = 256;
-
-/// A random UUID (RFC 9562, version 4).
-pub(crate) fn new_id() -> RecordingId {
-    let bits = u128::from_be_bytes(rand::random());
-    let versioned = bits & !(0xf << 76) & !(0b11 << 62) | 0x4 << 76 | 0b10 << 62;
-    RecordingId::from_bytes(versioned.to_be_bytes())
-}
 
 /// The agent's side of recordings.
 pub(crate) struct Desk {
@@ -105,7 +99,7 @@ impl Desk {
         }
     }
 
-    async fn visit(&self, stream: UnixStream) -> Result<()> {
+    async fn visit(self: &Arc<Self>, stream: UnixStream) -> Result<()> {
         let login = login_of(stream.peer_cred()?.uid());
         let mut frames = wire::frames(stream);
         let Ok(first) = timeout(GREETING, frames.next()).await else { return Ok(()) };
@@ -113,7 +107,10 @@ impl Desk {
         let ToAgent::Hello(hello) = ToAgent::decode(frame)? else {
             anyhow::bail!("it does not say who it is");
         };
-        match self.decide(hello, &login)? {
+        let desk = Arc::clone(self);
+        // It reads and writes files: all of a recording that is taken up again.
+        let decided = spawn_blocking(move || desk.decide(hello, &login)).await?;
+        match decided? {
             Decision::Say(verdict) => say(&mut frames, &ToRecorder::Verdict(verdict)).await?,
             Decision::Record(writer, verdict) => {
                 say(&mut frames, &ToRecorder::Verdict(verdict)).await?;

@@ -7,14 +7,10 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-use mezite_client::testing::Call;
-use mezite_pki::ssh::SshKeyPair;
+use mezite_client::testing::{Call, receipt};
 use mezite_proto::v1::{self, stream_session_recording_request::Message};
 use prost::Message as _;
-use recording_format::{
-    AgentId, ChainHead, Codec, Digest, FORMAT_VERSION, MANIFEST_NAMESPACE, Manifest, Metadata, RecordingId,
-    RecordingState, SegmentRef,
-};
+use recording_format::{Digest, MANIFEST_NAMESPACE};
 use tonic::Status;
 
 use crate::cluster::{AGENT, Cluster};
@@ -66,38 +62,7 @@ impl Kept {
     }
 
     fn seal(&self) -> v1::RecordingReceipt {
-        let (id, length): (RecordingId, _) = (ID.parse().unwrap(), self.payload.len() as u64);
-        let (key, begin) = (SshKeyPair::generate_ed25519("").unwrap(), Digest::of(b"begin"));
-        let segment =
-            SegmentRef { start: 0, length, object_length: length + 100, sha256: Digest::of(b"segment") };
-        let chain_head = ChainHead::begin(id, begin).extend(0, length, segment.sha256);
-        let manifest = Manifest {
-            kind: Manifest::KIND.into(),
-            version: FORMAT_VERSION,
-            recording_id: id,
-            revision: 0,
-            state: RecordingState::Complete,
-            agent_id: AGENT.parse().unwrap(),
-            metadata: Metadata::default(),
-            codec: Codec::Identity,
-            length,
-            payload_sha256: Digest::of(&self.payload),
-            begin_sha256: begin,
-            chain_head,
-            segments: vec![segment],
-            gaps: Vec::new(),
-            agent_certificate_sha256: None,
-            relayed_by: None,
-            ingest_id: AgentId::from_bytes([3; 16]),
-            ingest_certificate_sha256: Digest::of(b"ingest"),
-            signing_key: key.public_line(),
-            ingest_certificates: None,
-            sealed_at_ms: 1,
-            retain_until_ms: None,
-        };
-        let document = manifest.encode().unwrap();
-        let signature = key.sign_sshsig(MANIFEST_NAMESPACE, &document).unwrap();
-        v1::RecordingReceipt { manifest: document.into(), signature }
+        receipt(ID.parse().unwrap(), AGENT.parse().unwrap(), &self.payload)
     }
 
     fn recording(&self) -> v1::Recording {

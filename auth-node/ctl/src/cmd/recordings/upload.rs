@@ -11,7 +11,7 @@ use clap::Args;
 use mezite_client::{Payload, Receipt, UploadLimits, Uploader};
 use mezite_daemon::clock;
 use mezite_proto::v1;
-use recording_format::{Digest, RecordingId};
+use recording_format::Digest;
 use serde::Serialize;
 
 use super::parse_id;
@@ -22,6 +22,7 @@ use crate::{
     context::Context,
     files::{PRIVATE, write_with},
     output::{self, Report},
+    recording::new_id,
 };
 
 const UPLOAD_EXAMPLES: &str = "\
@@ -88,13 +89,6 @@ impl Report for Uploaded {
             ("receipt", self.receipt.as_ref().map(|file| file.display().to_string()).unwrap_or_default()),
         ])
     }
-}
-
-/// A random UUID (RFC 9562, version 4).
-fn new_id() -> RecordingId {
-    let bits = u128::from_be_bytes(rand::random());
-    let versioned = bits & !(0xf << 76) & !(0b11 << 62) | 0x4 << 76 | 0b10 << 62;
-    RecordingId::from_bytes(versioned.to_be_bytes())
 }
 
 pub(super) async fn upload(context: &Context, args: Upload) -> Result<()> {
