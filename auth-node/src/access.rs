@@ -38,7 +38,7 @@ const NOT_CURRENT: ApiError = ApiError::Unavailable("this node cannot confirm th
 
 /// Who listens: so many at a time, until the node stops.
 pub(crate) struct Listeners {
-    places: Arc<Places>,
+    places: Places,
     stopping: CancellationToken,
 }
 

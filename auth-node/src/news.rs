@@ -1,7 +1,7 @@
 //! What agents are told when it changes: that there is something new to trust, or revoked, or how sessions are recorded. One look at the state does for
 //! all who listen; an agent then fetches what it lacks.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use auth_core::{
     CoreError, cluster_config, revocation,
@@ -48,7 +48,7 @@ pub(crate) struct News {
 pub(crate) struct Board {
     /// `None`: this node may not be current.
     current: watch::Receiver<Option<News>>,
-    places: Arc<Places>,
+    places: Places,
     stopping: CancellationToken,
 }
 

@@ -68,7 +68,7 @@ impl Threads {
 
 /// Bounds the passwords that are hashed at a time, and that wait for it.
 pub(crate) struct PasswordPool {
-    places: Arc<Places>,
+    places: Places,
     threads: Threads,
     nobodys: PasswordHash,
 }

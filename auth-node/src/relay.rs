@@ -60,8 +60,8 @@ struct Kept {
 pub(crate) struct Relay {
     tls: Arc<ArcSwap<ClientConfig>>,
     server_name: ServerName<'static>,
-    writes: Arc<Places>,
-    downloads: Arc<Places>,
+    writes: Places,
+    downloads: Places,
     message_timeout: Duration,
     kept: Mutex<BTreeMap<String, Kept>>,
 }

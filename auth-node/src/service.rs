@@ -64,7 +64,7 @@ pub(crate) struct Service {
     /// Asks single sign-on providers.
     pub(crate) outbound: Outbound,
     /// For those who ask for an agent identity's credentials, by network.
-    pub(crate) identities: Arc<Places>,
+    pub(crate) identities: Places,
     /// One permit: a backup takes as much space as the state.
     pub(crate) backups: Arc<Semaphore>,
     /// Bounds the refusals that are audited.

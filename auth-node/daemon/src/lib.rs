@@ -1,8 +1,8 @@
 //! What the programs of Mezite are made of, whatever they do.
 //!
 //! A program that serves has a [`config::Settings`], begins and ends by [`program`], logs by [`logging`], and shows
-//! itself by [`diagnostics`] and [`metrics`]: that is the feature `server`, and it brings the allocator. [`files`] and
-//! [`clock`] are for every program. Never here: a protocol, the domain, and what only one program has.
+//! itself by [`diagnostics`] and [`metrics`]: that is the feature `server`, and it brings the allocator. [`files`],
+//! [`clock`], and the bounds [`places`] and [`pace`] are for every program. Never here: a protocol, the domain, and what only one program has.
 
 pub mod clock;
 #[cfg(feature = "server")]
@@ -14,6 +14,8 @@ pub mod files;
 pub mod logging;
 #[cfg(feature = "server")]
 pub mod metrics;
+pub mod pace;
+pub mod places;
 #[cfg(feature = "server")]
 pub mod program;
 

@@ -1,10 +1,6 @@
 //! Asks STS who has signed a request: so many at a time, and of each network fewer.
 
-use std::{
-    path::Path,
-    sync::{Arc, OnceLock},
-    time::Duration,
-};
+use std::{path::Path, sync::OnceLock, time::Duration};
 
 use auth_core::{CoreError, iam::AwsIdentity};
 use reqwest::{Certificate, Client};
@@ -38,7 +34,7 @@ pub(crate) struct Sts {
     authorities: Option<Vec<Certificate>>,
     /// Made when it is first needed: a machine without authorities of its own serves all else.
     client: OnceLock<Result<Client, String>>,
-    places: Arc<Places>,
+    places: Places,
 }
 
 /// The host, or host:port, of an `https://` URL that has nothing else. `None`: it is none.

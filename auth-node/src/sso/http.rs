@@ -1,9 +1,6 @@
 //! Talks to providers, so many at a time. Where a connector names authorities, they alone are believed.
 
-use std::{
-    sync::{Arc, OnceLock},
-    time::Duration,
-};
+use std::{sync::OnceLock, time::Duration};
 
 use futures::{FutureExt as _, future::BoxFuture};
 use openidconnect::{AsyncHttpClient, HttpRequest, HttpResponse};
@@ -31,7 +28,7 @@ pub(super) struct Unanswered(String);
 
 /// Bounds what is asked of providers.
 pub(crate) struct Outbound {
-    places: Arc<Places>,
+    places: Places,
     /// Believes whom the system does. Made when it is first needed: a machine without authorities of its own serves all else.
     usual: OnceLock<Result<Client, String>>,
 }

@@ -3,7 +3,6 @@
 use std::{
     convert::Infallible,
     pin::pin,
-    sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
@@ -55,7 +54,7 @@ pub(super) struct Connections {
     routes: Router,
     http1: Builder<TokioExecutor>,
     http2: Builder<TokioExecutor>,
-    places: Arc<Places>,
+    places: Places,
     /// The longest that a client is waited for to close its connection, too.
     linger: Duration,
     /// The longest that a request takes.

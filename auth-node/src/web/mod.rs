@@ -78,7 +78,7 @@ const SHARES: usize = 4;
 pub(crate) struct Web {
     service: Arc<Service>,
     /// For requests that are being carried out.
-    places: Arc<Places>,
+    places: Places,
 }
 
 impl Web {

@@ -16,14 +16,18 @@ use anyhow::{Context as _, Result};
 use bytes::BytesMut;
 use futures::{FutureExt as _, SinkExt as _, StreamExt as _};
 use mezite_client::{Event, Session, Spool, SpoolError, Writer};
-use mezite_daemon::{clock, files};
+use mezite_daemon::{
+    clock, files,
+    pace::Pace,
+    places::{Full, Place, Places},
+};
 use nix::unistd::{Uid, User};
 use recording_format::Digest;
 use tokio::{
     net::{UnixListener, UnixStream},
-    sync::{OwnedSemaphorePermit, Semaphore, watch},
+    sync::watch,
     task::spawn_blocking,
-    time::timeout,
+    time::{Instant, sleep, timeout},
 };
 
 use super::{
@@ -37,8 +41,14 @@ use crate::{agent_dir::AgentDir, output};
 
 /// Name of the socket in the spool's folder.
 pub(crate) const SOCKET: &str = "record.sock";
-/// Sessions that are recorded at a time. More wait, and then go by what the cluster wants of those that cannot be recorded.
-const PLACES: usize = 4096;
+/// Sessions that are recorded at a time, and of these of one account. More go by what the cluster wants of those that cannot
+/// be recorded.
+const PLACES: (usize, usize) = (4096, 1024);
+/// From one session of an account to its next in the long run, and so many may come at once. Each is two events of the audit
+/// log, and the agent tells more of them in the same time. Whoever begins more waits.
+const PACE: (Duration, u32) = (Duration::from_millis(100), 300);
+/// Accounts whose pace is remembered: more than have ever been on a host.
+const ACCOUNTS: usize = 65_536;
 /// Time to say who one is.
 const GREETING: Duration = Duration::from_secs(10);
 /// Bytes that are made durable at once.
@@ -53,6 +63,31 @@ pub(crate) struct Desk {
     pub(crate) agent_id: String,
     pub(crate) hostname: String,
     pub(crate) mode: watch::Receiver<Mode>,
+    pub(crate) visitors: Visitors,
+}
+
+/// By whom places and pace are counted: a user id that is an account's; `None`: all others, for one user can have many.
+type Holder = Option<u32>;
+
+/// Bounds on what each account of the host may have of the desk: none keeps the others from being recorded.
+pub(crate) struct Visitors {
+    places: Arc<Places<Holder>>,
+    pace: Pace<Holder>,
+}
+
+impl Default for Visitors {
+    fn default() -> Self {
+        Self { places: Places::new(PLACES.0, PLACES.1, |_| ()), pace: Pace::new(PACE.0, PACE.1, ACCOUNTS) }
+    }
+}
+
+impl Visitors {
+    /// Waits until an account may begin one more session.
+    async fn turn(&self, holder: Holder) {
+        while let Err(wait) = self.pace.admit(holder, Instant::now().into_std()) {
+            sleep(wait).await;
+        }
+    }
 }
 
 /// What is done with a session.
@@ -77,39 +112,56 @@ impl Desk {
 
     /// Takes in what comes, for as long as it is polled.
     pub(crate) async fn serve(self, listener: UnixListener) {
-        let (desk, places) = (Arc::new(self), Arc::new(Semaphore::new(PLACES)));
+        let desk = Arc::new(self);
+        // What is said once until somebody gets a place again.
+        let mut full = false;
         loop {
-            let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
-            match listener.accept().await {
-                Ok((stream, _)) => {
-                    tokio::spawn(Arc::clone(&desk).visited(stream, place));
-                }
+            match accept(&listener).await {
+                Ok((stream, visitor)) => match desk.visitors.places.take(visitor.holder) {
+                    Ok(place) => {
+                        full = false;
+                        tokio::spawn(Arc::clone(&desk).visited(stream, visitor, place));
+                    }
+                    Err(_) if full => {}
+                    Err(whose) => {
+                        full = true;
+                        let (desk, mode) = (Arc::clone(&desk), *desk.mode.borrow());
+                        // Without an answer the recorder goes by the mode that it knows.
+                        drop(spawn_blocking(move || desk.fails(mode, &visitor.login, "", no_place(whose))));
+                    }
+                },
                 // Out of files, for one: others give theirs back.
                 Err(error) => {
                     warn(&format!("no session can be recorded: {error}"));
-                    tokio::time::sleep(Duration::from_millis(100)).await;
+                    sleep(Duration::from_millis(100)).await;
                 }
             }
         }
     }
 
-    async fn visited(self: Arc<Self>, stream: UnixStream, _place: OwnedSemaphorePermit) {
-        if let Err(error) = self.visit(stream).await {
+    async fn visited(self: Arc<Self>, stream: UnixStream, visitor: Visitor, _place: Place<Holder>) {
+        if let Err(error) = self.visit(stream, visitor).await {
             warn(&format!("a recorder was cut off: {error:#}"));
         }
     }
 
-    async fn visit(self: &Arc<Self>, stream: UnixStream) -> Result<()> {
-        let login = login_of(stream.peer_cred()?.uid());
+    async fn visit(self: &Arc<Self>, stream: UnixStream, visitor: Visitor) -> Result<()> {
         let mut frames = wire::frames(stream);
         let Ok(first) = timeout(GREETING, frames.next()).await else { return Ok(()) };
         let Some(frame) = first.transpose()? else { return Ok(()) };
         let ToAgent::Hello(hello) = ToAgent::decode(frame)? else {
             anyhow::bail!("it does not say who it is");
         };
+        if hello.resume.is_none() {
+            tokio::select! {
+                () = self.visitors.turn(visitor.holder) => {}
+                // It has given up, or does not wait for its verdict.
+                _ = frames.next() => return Ok(()),
+            }
+        }
         let desk = Arc::clone(self);
         // It reads and writes files: all of a recording that is taken up again.
-        let decided = spawn_blocking(move || desk.decide(hello, &login)).await?;
+        let decided = spawn_blocking(move || desk.decide(hello, &visitor.login)).await?;
         match decided? {
             Decision::Say(verdict) => say(&mut frames, &ToRecorder::Verdict(verdict)).await?,
             Decision::Record(writer, verdict) => {
@@ -260,10 +312,30 @@ async fn say(frames: &mut Frames, message: &ToRecorder) -> io::Result<()> {
     frames.send(message.encode()?).await
 }
 
-/// Name of an account; the number of one that has none.
-fn login_of(uid: u32) -> String {
-    let named = User::from_uid(Uid::from_raw(uid)).ok().flatten();
-    named.map_or_else(|| uid.to_string(), |user| user.name)
+fn no_place(full: Full) -> &'static str {
+    match full {
+        Full::All => "as many are recorded as can be",
+        Full::Own => "that account has as many that are recorded as it may have",
+    }
+}
+
+/// Who speaks, as the kernel says it.
+struct Visitor {
+    holder: Holder,
+    /// Name of the account; the number where there is none.
+    login: String,
+}
+
+async fn accept(listener: &UnixListener) -> io::Result<(UnixStream, Visitor)> {
+    let (stream, _) = listener.accept().await?;
+    let uid = stream.peer_cred()?.uid();
+    // Names may be known elsewhere than in a file.
+    let named = spawn_blocking(move || User::from_uid(Uid::from_raw(uid)).ok().flatten()).await?;
+    let visitor = match named {
+        Some(user) => Visitor { holder: Some(uid), login: user.name },
+        None => Visitor { holder: None, login: uid.to_string() },
+    };
+    Ok((stream, visitor))
 }
 
 /// A text as a label takes it.

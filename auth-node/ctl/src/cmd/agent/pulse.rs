@@ -1,11 +1,12 @@
 //! What an agent does again and again: report, follow what there is to trust and what is revoked, renew its certificates.
 
-use std::{process::Stdio, time::Duration};
+use std::{io, process::Stdio, time::Duration};
 
 use anyhow::Result;
 use mezite_client::{Client, ClientError, Retry, Route};
-use mezite_daemon::clock;
+use mezite_daemon::{clock, files::FileError};
 use mezite_proto::v1;
+use rustix::io::Errno;
 use serde::Serialize;
 use tokio::{
     process::Command,
@@ -57,12 +58,27 @@ pub(crate) fn passes(error: &anyhow::Error) -> bool {
         return true;
     }
     match error.downcast_ref::<ClientError>() {
-        Some(ClientError::Config(_)) | None => false,
+        None => disk_passes(error),
+        Some(ClientError::Config(_)) => false,
         Some(error) => !matches!(
             error.code(),
             Some(Code::Unauthenticated | Code::PermissionDenied | Code::NotFound | Code::InvalidArgument)
         ),
     }
+}
+
+/// Whether a file was refused for what passes: a disk that is full, or fails now, or too many files that are open.
+fn disk_passes(error: &anyhow::Error) -> bool {
+    use io::ErrorKind::{Interrupted, QuotaExceeded, ResourceBusy, StorageFull, TimedOut};
+    let cause = error.chain().find_map(|error| match error.downcast_ref() {
+        Some(FileError::Io { cause, .. }) => Some(cause),
+        _ => error.downcast_ref::<io::Error>(),
+    });
+    cause.is_some_and(|cause| {
+        let code = |errno: &Errno| cause.raw_os_error() == Some(errno.raw_os_error());
+        [Interrupted, QuotaExceeded, ResourceBusy, StorageFull, TimedOut].contains(&cause.kind())
+            || [Errno::IO, Errno::NFILE, Errno::MFILE].iter().any(code)
+    })
 }
 
 /// An agent. Its client is kept from beat to beat: it knows which addresses serve.
@@ -363,6 +379,8 @@ pub(crate) async fn certify(dir: &AgentDir, state: &mut AgentState, client: &Cli
 
 #[cfg(test)]
 mod tests {
+    use mezite_daemon::files;
+
     use super::*;
 
     #[test]
@@ -384,6 +402,14 @@ mod tests {
         };
         assert!(passes(&unavailable.into()));
         assert!(!passes(&ClientError::Config("no such key".into()).into()));
-        assert!(!passes(&anyhow::anyhow!("disk full")));
+        let refused = |kind: io::ErrorKind| files::failed("state.json".as_ref())(kind.into());
+        let full = anyhow::Error::new(refused(io::ErrorKind::StorageFull));
+        assert!(passes(&full) && passes(&full.context("cannot keep what is known")));
+        let too_many = io::Error::from_raw_os_error(Errno::MFILE.raw_os_error());
+        assert!(passes(&files::failed("state.json".as_ref())(too_many).into()));
+        for lasts in [io::ErrorKind::NotFound, io::ErrorKind::PermissionDenied, io::ErrorKind::InvalidData] {
+            assert!(!passes(&refused(lasts).into()), "{lasts}");
+        }
+        assert!(!passes(&anyhow::anyhow!("the cluster renewed another agent")));
     }
 }

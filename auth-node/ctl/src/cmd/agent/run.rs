@@ -9,6 +9,7 @@ use anyhow::Result;
 use clap::Args;
 use mezite_client::{AuthClient, Client, ForwardSettings, Forwarder, Retry, RetryPolicy, Spool};
 use mezite_proto::v1::{self, watch_access_response::Event};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::watch,
@@ -25,7 +26,7 @@ use crate::{
     context::Context,
     output,
     recording::{
-        desk::{Desk, warn},
+        desk::{Desk, Visitors, warn},
         mode::Mode,
     },
 };
@@ -95,6 +96,7 @@ fn record(
     grace: Duration,
     tasks: &mut JoinSet<()>,
 ) -> Result<()> {
+    raise_open_files();
     let (spool, warnings) = Spool::open(folder, limit)?;
     warnings.iter().for_each(|text| warn(text));
     let (dir, state) = pulse.agent();
@@ -104,6 +106,7 @@ fn record(
         agent_id: state.agent_id.clone(),
         hostname: state.hostname.clone(),
         mode: pulse.mode(),
+        visitors: Visitors::default(),
     };
     // It is there before anybody can be let in.
     state.recording_mode.keep(folder)?;
@@ -112,6 +115,14 @@ fn record(
     let settings = ForwardSettings { grace, ..ForwardSettings::default() };
     tasks.spawn(Forwarder::new(spool, pulse.route(), settings, |text| warn(&text)).run());
     Ok(())
+}
+
+/// A session that is recorded takes three files of this process: as many as the host lets it have.
+fn raise_open_files() {
+    let limit = getrlimit(Resource::Nofile);
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }) {
+        warn(&format!("this process can have {:?} files open and no more: {error}", limit.current));
+    }
 }
 
 /// Keeps on disk what the cluster wants, for as long as it may change.
@@ -139,6 +150,10 @@ async fn serve(pulse: &mut Pulse<'_>) -> Result<()> {
                 beat.map(drop)
             }
         };
+        let done = match done {
+            Ok(()) => hear_again(pulse, &mut ear).await,
+            failed => failed,
+        };
         match done {
             Ok(()) => {}
             Err(error) if passes(&error) => {
@@ -148,11 +163,16 @@ async fn serve(pulse: &mut Pulse<'_>) -> Result<()> {
             }
             Err(error) => return Err(error),
         }
-        if !pulse.has_client() || ear.is_deaf() {
-            ear = Ear::open(pulse.client().await?);
-            pulse.show_route().await?;
-        }
     }
+}
+
+/// Listens to the cluster, and sends recordings, with what the agent is by now.
+async fn hear_again(pulse: &mut Pulse<'_>, ear: &mut Ear) -> Result<()> {
+    if !pulse.has_client() || ear.is_deaf() {
+        *ear = Ear::open(pulse.client().await?);
+        pulse.show_route().await?;
+    }
+    Ok(())
 }
 
 /// Hears at once what the cluster has new, from whichever node tells it.
