@@ -142,7 +142,7 @@ pub(crate) async fn get(
     if scope != Scope::All && request.limit > 0 {
         check_visible(service, ingests.clone(), &scope, &request.recording_id).await?;
     }
-    let reply = fetch(service, ingests, request.clone()).await?;
+    let reply = fetch(service, ingests, &scope, request.clone()).await?;
     if scope.shows(reply.recording.as_ref()) { Ok(reply) } else { Err(not_found(&request.recording_id)) }
 }
 
@@ -156,6 +156,7 @@ pub(crate) async fn download(
     if scope != Scope::All {
         check_visible(service, ingests.clone(), &scope, &id).await?;
     }
+    let shown = scope.clone();
     let lost = standing::lost(Arc::clone(service), call.clone(), move |context| {
         let now = Scope::of(context, Verb::Read)?;
         let sees_as_much = now == scope || now == Scope::All;
@@ -164,7 +165,7 @@ pub(crate) async fn download(
             .ok_or_else(|| CoreError::Denied("you see your own recordings alone".into()))
     });
     let pieces = service.relay.download(ingests, caller, request, lost, &call.origin.request_id).await;
-    Ok(pieces.map_err(|error| hidden(error, &id))?.boxed())
+    Ok(pieces.map_err(|error| hidden(error, &shown, &id))?.boxed())
 }
 
 /// Checks that a recording is one that the caller sees, before anything else is said of it.
@@ -175,29 +176,35 @@ async fn check_visible(
     id: &str,
 ) -> Result<(), ApiError> {
     let request = v1::GetSessionRecordingRequest { recording_id: id.to_owned(), ..Default::default() };
-    let reply = fetch(service, ingests, request).await?;
+    let reply = fetch(service, ingests, scope, request).await?;
     if scope.shows(reply.recording.as_ref()) { Ok(()) } else { Err(not_found(id)) }
 }
 
 async fn fetch(
     service: &Service,
     ingests: Vec<String>,
+    scope: &Scope,
     request: v1::GetSessionRecordingRequest,
 ) -> Result<v1::GetSessionRecordingResponse, ApiError> {
     let ask = service.relay.ask(ingests, |mut ingest| {
         let request = request.clone();
         async move { ingest.get_session_recording(request).await }
     });
-    ask.await.map_err(|error| hidden(error, &request.recording_id))
+    ask.await.map_err(|error| hidden(error, scope, &request.recording_id))
 }
 
 fn not_found(id: &str) -> ApiError {
     CoreError::NotFound { kind: "recording", name: id.to_owned() }.into()
 }
 
-/// A recording that is not there and one that the caller may not see are answered alike.
-fn hidden(error: ApiError, id: &str) -> ApiError {
-    if error.code() == Code::NotFound { not_found(id) } else { error }
+/// A recording that is not there and one that the caller may not see are answered alike; so is, to whoever sees its own
+/// alone, one that is damaged: of that nobody can say whose it is.
+fn hidden(error: ApiError, scope: &Scope, id: &str) -> ApiError {
+    match error.code() {
+        Code::NotFound => not_found(id),
+        Code::DataLoss if *scope != Scope::All => not_found(id),
+        _ => error,
+    }
 }
 
 #[cfg(test)]
@@ -227,13 +234,19 @@ mod tests {
 
     #[test]
     fn not_found_and_denied_look_alike_where_existence_is_a_secret() {
-        let missing =
-            hidden(ApiError::Relayed(Box::new(Status::not_found("no such recording; send metadata"))), "r");
-        let (missing, denied) = (missing.into_status("x"), not_found("r").into_status("x"));
-        assert_eq!(
-            (missing.code(), missing.message(), missing.details()),
-            (denied.code(), denied.message(), denied.details())
-        );
+        let (all, own) = (Scope::All, Scope::Own(Owner::parse("", "ann").unwrap()));
+        let hidden = |status: Status, scope| {
+            let status = hidden(ApiError::Relayed(Box::new(status)), scope, "r").into_status("x");
+            (status.code(), status.message().to_owned(), status.details().to_vec())
+        };
+        let denied = not_found("r").into_status("x");
+        let denied = (denied.code(), denied.message().to_owned(), denied.details().to_vec());
+        let (missing, damaged) =
+            (Status::not_found("no such recording; send metadata"), Status::data_loss("it is damaged"));
+        assert_eq!(hidden(missing.clone(), &own), denied);
+        assert_eq!(hidden(missing, &all), denied);
+        assert_eq!(hidden(damaged.clone(), &own), denied);
+        assert_eq!(hidden(damaged, &all).0, Code::DataLoss);
     }
 
     #[test]

@@ -161,13 +161,21 @@ impl Forwarder {
     }
 
     /// Whether an entry is damaged, or more than the cluster keeps: then it is where nothing sends it, and people are told.
+    /// One that is written, or may yet be, stays until it has ended.
     async fn sets_aside(&self, id: RecordingId, failure: &Failure) -> Result<bool, Failure> {
+        let ended = match self.spool.standing(id) {
+            Ok(Standing::Live(_)) => return Ok(false),
+            Ok(Standing::Ended(_)) | Err(SpoolError::Damaged { .. }) => true,
+            Ok(Standing::Orphan) => false,
+            Err(error) => return Err(error.into()),
+        };
         let lost = match failure {
-            Failure::Spool(SpoolError::Damaged { .. }) | Failure::Upload(UploadError::Truncated { .. }) => {
-                true
+            Failure::Spool(SpoolError::Damaged { .. }) => true,
+            Failure::Upload(UploadError::Truncated { .. }) => ended,
+            Failure::Upload(UploadError::Payload(error)) => {
+                ended && error.kind() == io::ErrorKind::UnexpectedEof
             }
-            Failure::Upload(UploadError::Payload(error)) => error.kind() == io::ErrorKind::UnexpectedEof,
-            failure if is_refusal(failure) => self.is_changed(id).await?,
+            failure if is_refusal(failure) => ended && self.is_changed(id).await?,
             _ => false,
         };
         if lost {

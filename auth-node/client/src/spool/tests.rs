@@ -145,6 +145,8 @@ struct Cluster {
     sealed: BTreeMap<String, v1::RecordingReceipt>,
     events: Vec<(String, String)>,
     away: bool,
+    /// Recordings end here.
+    longest: Option<usize>,
 }
 
 fn receipt(id: RecordingId, payload: &[u8]) -> v1::RecordingReceipt {
@@ -185,6 +187,7 @@ impl Cluster {
                     }
                     let have = payload.len();
                     payload.extend_from_slice(chunk.data.get(have - start..).unwrap_or_default());
+                    payload.truncate(self.longest.unwrap_or(usize::MAX));
                 }
                 Message::Final(end) => {
                     let payload = &self.payloads[&id];
@@ -196,9 +199,14 @@ impl Cluster {
             }
         }
         let sealed = self.sealed.get(&id).cloned();
-        let state = sealed.as_ref().map_or(v1::RecordingState::InProgress, |_| v1::RecordingState::Complete);
+        let committed = self.payloads.get(&id).map_or(0, Vec::len);
+        let state = match &sealed {
+            Some(_) => v1::RecordingState::Complete,
+            None if Some(committed) == self.longest => v1::RecordingState::Truncated,
+            None => v1::RecordingState::InProgress,
+        };
         let reply = StreamSessionRecordingResponse {
-            committed_offset: self.payloads.get(&id).map_or(0, Vec::len) as u64,
+            committed_offset: committed as u64,
             recording_id: id,
             state: state.into(),
             receipt: sealed,
@@ -354,5 +362,25 @@ async fn an_entry_that_changed_on_disk_is_set_aside_and_others_are_sent() {
     assert!(world.is_sealed(2) && !world.is_sealed(1));
     assert_eq!(fs::read(spool.aside(id(1)).join("payload")).unwrap(), b"LINE\n");
     until(|| warnings.lock().unwrap().iter().any(|text| text.contains(&id(1).to_string()))).await;
+    task.abort();
+}
+
+#[tokio::test]
+async fn what_is_more_than_the_cluster_keeps_is_whole_on_the_host_once_its_session_is_over() {
+    let (dir, world) = (tempfile::tempdir().unwrap(), World::new());
+    world.state.lock().unwrap().longest = Some(7);
+    let (spool, _) = open(dir.path());
+    let (task, warnings) = world.forward(&spool);
+    let mut writer = spool.create(session(1)).unwrap();
+    writer.append(b"line 1\nline 2\n").unwrap();
+    until(|| warnings.lock().unwrap().iter().any(|text| text.contains("not sent yet"))).await;
+    // Its session goes on.
+    writer.append(b"line 3\n").unwrap();
+    assert_eq!(spool.entries().unwrap(), [id(1)]);
+    writer.end(5_000, &[]).unwrap();
+    until(|| spool.entries().unwrap().is_empty()).await;
+    assert_eq!(fs::read(spool.aside(id(1)).join("payload")).unwrap(), b"line 1\nline 2\nline 3\n");
+    until(|| warnings.lock().unwrap().iter().any(|text| text.contains("aside"))).await;
+    assert!(!world.is_sealed(1));
     task.abort();
 }

@@ -1,7 +1,7 @@
 import { call, nameCluster, Refusal } from "./api.js";
 import { day, onSubmit, sentence, when } from "./form.js";
 import * as passkey from "./passkey.js";
-import { canLogOut, logInFirst } from "./session.js";
+import { canLogOut, logInFirst, pageAskedFor } from "./session.js";
 
 const element = (id) => document.getElementById(id);
 const form = element("add");
@@ -95,6 +95,12 @@ canLogOut(element("logout"), (problem) => tell("", problem));
 async function begin() {
     const asked = [call("GET", "/session").catch(logInFirst), nameCluster()];
     const [{ session, roles }, ping] = await Promise.all(asked);
+    // A provider sends everybody here who logs in by it.
+    const page = pageAskedFor();
+    if (page !== location.pathname) {
+        location.replace(page);
+        return;
+    }
     cluster = ping;
     element("user").textContent = session.user;
     element("until").textContent = when(session.expires_at);

@@ -1,6 +1,7 @@
 import { call, nameCluster, Refusal } from "./api.js";
 import { canBeShown, onClick, onSubmit } from "./form.js";
 import * as passkey from "./passkey.js";
+import { pageAskedFor } from "./session.js";
 
 const form = document.getElementById("login");
 const { username, password } = form.elements;
@@ -22,7 +23,7 @@ onSubmit(form, async () => {
         const credential = await passkey.get(options);
         await call("POST", "/login/finish", { challenge_id, credential });
     }
-    location.replace("/web/devices");
+    location.replace(pageAskedFor());
 });
 
 /** Without a password, and without a name: the passkey knows both. */
@@ -30,7 +31,7 @@ async function withPasskey() {
     const { challenge_id, options } = await call("POST", "/login/passkey", {});
     const credential = await passkey.get(options);
     await call("POST", "/login/passkey/finish", { challenge_id, credential });
-    location.replace("/web/devices");
+    location.replace(pageAskedFor());
 }
 
 /** By a provider elsewhere, which sends the browser back. */

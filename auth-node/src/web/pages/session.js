@@ -2,9 +2,21 @@
 
 import { call } from "./api.js";
 
+/** Under which this tab remembers the page that was asked for without a session. */
+const ASKED_FOR = "asked-for";
+const HOME = "/web/devices";
+
+/** Where whoever has logged in goes: once, to the page that was asked for before. */
+export function pageAskedFor() {
+    const page = sessionStorage.getItem(ASKED_FOR) ?? HOME;
+    sessionStorage.removeItem(ASKED_FOR);
+    return /^\/web\/recordings(\/[0-9a-f-]+)?$/.test(page) ? page : HOME;
+}
+
 /** Without a session there is nothing here: what waits for an answer waits until the page is left. */
 export function logInFirst(refusal) {
     if (refusal.code !== "UNAUTHENTICATED") throw refusal;
+    sessionStorage.setItem(ASKED_FOR, location.pathname);
     location.replace("/web/login");
     return new Promise(() => {});
 }
