@@ -116,7 +116,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
     | Command::Check { common, .. }
     | Command::Run { common }) = &cli.command;
     let Some(config) = common.load::<Config>()? else { return Ok(ExitCode::SUCCESS) };
-    let runtime = program::begin(&config.log)?;
+    let runtime = program::begin(&config.log, program::BLOCKING_THREADS)?;
     let done = match cli.command {
         Command::Init { cluster_name, admin_user, admin_password_file, .. } => {
             let password = admin_password_file.as_deref().map(secret_from).transpose()?;

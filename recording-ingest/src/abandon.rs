@@ -100,7 +100,7 @@ impl Abandoned {
     /// Ends what is good of a recording.
     async fn end_damaged(&self, id: RecordingId) -> Result<(), IngestError> {
         let whole = recover::load(&self.ingest.objects, id).await.ok().flatten();
-        match quarantine::isolate(&self.ingest.objects, id).await? {
+        match quarantine::isolate(&self.ingest.objects, self.ingest.identity().agent_id(), id).await? {
             Found::Good => self.end(id, Vec::new()).await,
             Found::Shorter(start) => {
                 let end = whole.map_or(start, |stored| stored.committed);
@@ -154,7 +154,7 @@ impl Abandoned {
     async fn leave(&self, id: RecordingId, claim: Claim) -> Result<(), IngestError> {
         let stored = recover::load(&self.ingest.objects, id).await?;
         if stored.is_some_and(|stored| row_of(&stored).state == RowState::InProgress) {
-            mark_open(&self.ingest, id).await?;
+            mark_open(&self.ingest.objects, self.ingest.identity().agent_id(), id).await?;
         }
         drop(claim);
         Ok(())

@@ -15,7 +15,10 @@ use std::{
 use recording_format::RecordingId;
 use tokio_util::sync::CancellationToken;
 
-use crate::session::Progress;
+use crate::{recover::Stored, session::Progress};
+
+/// A manifest of more bytes is not kept in memory between calls.
+const LONG: usize = 64 << 10;
 
 /// All claims of this process.
 #[derive(Debug)]
@@ -32,12 +35,15 @@ struct Slot {
     progress: Arc<tokio::sync::Mutex<Option<Progress>>>,
     /// Cancelled when a newer call wants to write.
     holder: Mutex<CancellationToken>,
+    /// How the recording stood when the last call ended.
+    stored: Mutex<Option<Stored>>,
     used: AtomicU64,
 }
 
 /// The right of one call to write a recording, as far as this process is concerned.
 #[derive(Debug)]
 pub struct Claim {
+    slot: Arc<Slot>,
     progress: tokio::sync::OwnedMutexGuard<Option<Progress>>,
     superseded: CancellationToken,
 }
@@ -58,14 +64,15 @@ impl Claims {
             std::mem::replace(&mut *holder, superseded.clone())
         };
         before.cancel();
-        Claim { progress: Arc::clone(&slot.progress).lock_owned().await, superseded }
+        Claim { progress: Arc::clone(&slot.progress).lock_owned().await, slot, superseded }
     }
 
     /// The right to write a recording that no call of this process writes now. A call that comes waits.
     #[must_use]
     pub fn try_claim(&self, id: RecordingId) -> Option<Claim> {
-        let progress = Arc::clone(&self.slot(id).progress).try_lock_owned().ok()?;
-        Some(Claim { progress, superseded: CancellationToken::new() })
+        let slot = self.slot(id);
+        let progress = Arc::clone(&slot.progress).try_lock_owned().ok()?;
+        Some(Claim { slot, progress, superseded: CancellationToken::new() })
     }
 
     fn slot(&self, id: RecordingId) -> Arc<Slot> {
@@ -81,6 +88,12 @@ impl Claims {
         let slot = slots.entry(id).or_default();
         slot.used.store(now, Ordering::Relaxed);
         Arc::clone(slot)
+    }
+
+    /// How a recording stood when the last call of this process ended, if that is remembered.
+    pub(crate) fn stored(&self, id: RecordingId) -> Option<Stored> {
+        let slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        slots.get(&id)?.stored.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Forgets a recording that needs no more writing.
@@ -106,20 +119,27 @@ impl Claim {
         self.progress.take()
     }
 
-    /// Leaves something for the next call.
-    pub fn leave(&mut self, progress: Progress) {
+    /// Leaves something for the next call: how far it is, and how the recording stands, unless that has a long manifest.
+    pub(crate) fn leave(&mut self, progress: Progress, stored: Stored) {
         *self.progress = Some(progress);
+        let is_short = stored.manifest.as_ref().is_none_or(|signed| signed.document.len() <= LONG);
+        *self.slot.stored.lock().unwrap_or_else(PoisonError::into_inner) = is_short.then_some(stored);
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use recording_format::{ChainHead, Digest};
+    use recording_format::{AgentId, Begin, ChainHead, Digest, Metadata};
 
     use super::*;
 
     fn id(n: u8) -> RecordingId {
         RecordingId::from_bytes([n; 16])
+    }
+
+    fn stored() -> Stored {
+        let (id, agent) = (id(9), AgentId::from_bytes([8; 16]));
+        Stored::begun(Begin::new(id, agent, Metadata::default(), 0, agent), b"{}")
     }
 
     fn progress() -> Progress {
@@ -137,7 +157,7 @@ mod tests {
         };
         let older = async {
             old.superseded().await;
-            old.leave(progress());
+            old.leave(progress(), stored());
             drop(old);
         };
         let (inherited, ()) = tokio::join!(newer, older);
@@ -149,7 +169,7 @@ mod tests {
         let claims = Claims::new(8);
         let mut written = claims.claim(id(1)).await;
         assert!(claims.try_claim(id(1)).is_none() && !written.superseded.is_cancelled());
-        written.leave(progress());
+        written.leave(progress(), stored());
         drop(written);
         let held = claims.try_claim(id(1)).unwrap();
         assert!(claims.try_claim(id(1)).is_none());
@@ -171,7 +191,7 @@ mod tests {
         let claims = Claims::new(2);
         let held = claims.claim(id(1)).await;
         for n in 2..=5 {
-            claims.claim(id(n)).await.leave(progress());
+            claims.claim(id(n)).await.leave(progress(), stored());
         }
         assert_eq!(claims.slots.lock().unwrap().len(), 2);
         assert!(claims.slots.lock().unwrap().contains_key(&id(1)));

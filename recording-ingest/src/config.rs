@@ -107,7 +107,7 @@ pub struct LimitsConfig {
     pub flush_interval: Duration,
     /// Bytes that all calls together hold in memory before they are durable. Where they are short, shorter segments are
     /// written. Beside them each call may have one message in hand, of 1 MiB at most, and each connection what HTTP/2
-    /// lets it send ahead. 2 MiB to 1 TiB. Default: 256 MiB.
+    /// lets it send ahead. 2 MiB to 1 TiB. Default: 96 MiB.
     pub memory_bytes: usize,
     /// Payload bytes of a recording. One that would become larger is sealed as truncated, with what is there. At least
     /// 64 KiB. Default: 10 GiB.
@@ -132,7 +132,7 @@ impl Default for LimitsConfig {
             drain_timeout: Duration::from_secs(25),
             segment_bytes: 8 << 20,
             flush_interval: Duration::from_secs(10),
-            memory_bytes: 256 << 20,
+            memory_bytes: 96 << 20,
             max_recording_bytes: 10 << 30,
             kept_progress: 4_096,
             cached_segments: 4,

@@ -27,7 +27,6 @@ pub mod index;
 mod metrics;
 pub mod objects;
 mod outlet;
-mod places;
 mod quarantine;
 pub mod read;
 pub mod recover;

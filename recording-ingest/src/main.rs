@@ -35,6 +35,9 @@ enum Command {
     },
 }
 
+/// Threads that wait for a disk, or hash what is written to it: each holds memory of its own, and more make no disk faster.
+const BLOCKING_THREADS: usize = 64;
+
 fn main() -> ExitCode {
     program::exit_code("recording-ingest", run(Cli::parse()))
 }
@@ -42,7 +45,7 @@ fn main() -> ExitCode {
 fn run(cli: Cli) -> Result<ExitCode> {
     let (Command::Join { common, .. } | Command::Run { common }) = &cli.command;
     let Some(config) = common.load::<Config>()? else { return Ok(ExitCode::SUCCESS) };
-    let runtime = program::begin(&config.log)?;
+    let runtime = program::begin(&config.log, BLOCKING_THREADS)?;
     let done = match &cli.command {
         Command::Join { token_file, .. } => runtime.block_on(join_cluster(&config, token_file.as_deref())),
         Command::Run { .. } => runtime.block_on(serve(config)),

@@ -9,9 +9,9 @@ pub(crate) fn received(bytes: usize) {
     counter!("mezite_ingest_received_bytes_total").increment(bytes as u64);
 }
 
-pub(crate) fn segment_written(bytes: usize, took: Duration) {
+pub(crate) fn segment_written(bytes: u64, took: Duration) {
     counter!("mezite_ingest_segments_total").increment(1);
-    counter!("mezite_ingest_segment_bytes_total").increment(bytes as u64);
+    counter!("mezite_ingest_segment_bytes_total").increment(bytes);
     histogram!("mezite_ingest_segment_write_seconds").record(took.as_secs_f64());
 }
 

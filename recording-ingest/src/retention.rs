@@ -89,7 +89,7 @@ impl Retention {
         let Some(signed) = stored.manifest.as_ref().filter(|_| !is_open) else { return Ok(()) };
         // What the cluster was not told of yet is told first.
         let notice = ObjectKey::Audit(id, signed.manifest.revision);
-        let untold = self.ingest.tells && objects.get(notice).await?.is_some();
+        let untold = self.ingest.tells && objects.has(notice).await?;
         if untold || due(signed, self.keep_ms).is_none_or(|due| now < due) {
             return Ok(());
         }
@@ -155,7 +155,7 @@ impl Retention {
     }
 
     async fn is_marked(&self, id: RecordingId) -> Result<bool, IngestError> {
-        Ok(self.ingest.objects.get(ObjectKey::Open(id)).await?.is_some())
+        Ok(self.ingest.objects.has(ObjectKey::Open(id)).await?)
     }
 }
 

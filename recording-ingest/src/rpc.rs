@@ -87,7 +87,7 @@ pub(crate) async fn get_session_recording(
             limit => reader.read(request.offset, limit).await?,
         };
         let recording = Some(convert::recording(&row_of(reader.stored())));
-        let sealed = reader.stored().manifest.as_ref().filter(|_| request.with_receipt);
+        let sealed = reader.stored().manifest.as_deref().filter(|_| request.with_receipt);
         Ok(v1::GetSessionRecordingResponse { recording, data, receipt: sealed.map(convert::receipt) })
     };
     answer("GetSessionRecording", work).await

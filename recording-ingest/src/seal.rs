@@ -3,12 +3,12 @@
 //! The manifest's creation is the commit point. What comes after it is derived from it and can be repaired, so its
 //! failure is logged and does not take the receipt back.
 
-use bytes::Bytes;
 use mezite_daemon::clock;
 use mezite_pki::ssh::SshKeyPair;
 use recording_format::{
     Codec, Digest, FORMAT_VERSION, Gap, IndexEntry, MANIFEST_NAMESPACE, Manifest, ObjectKey, RecordingId,
     RecordingState, SegmentRef, SignedManifest, decode_signed_manifest, encode_signed_manifest,
+    quarantine_prefix,
 };
 
 use crate::{
@@ -65,8 +65,8 @@ pub(crate) struct Sealing<'a> {
 pub(crate) async fn seal(ingest: &Ingest, sealing: Sealing<'_>) -> Result<SignedManifest, IngestError> {
     let id = sealing.stored.begin.recording_id;
     let (state, end, committed) = (sealing.state, sealing.end, sealing.stored.committed);
-    let manifest = manifest(ingest, sealing)?;
-    let revision = manifest.revision;
+    let revision = next_revision(&ingest.objects, sealing.stored).await?;
+    let manifest = manifest(ingest, sealing, revision);
     let signed = sign(ingest.identity().ssh_key(), manifest)?;
     let object = encode_signed_manifest(&signed.document, &signed.signature)?;
     let signed = match ingest.objects.create_end(ObjectKey::Manifest(id, revision), object.into()).await? {
@@ -81,6 +81,21 @@ pub(crate) async fn seal(ingest: &Ingest, sealing: Sealing<'_>) -> Result<Signed
         tracing::warn!(%id, %error, "a sealed recording could not be put into the index");
     }
     Ok(signed)
+}
+
+/// One that no manifest of the recording ever had: what the cluster was told of one that was put aside is not of this one.
+async fn next_revision(objects: &Objects, stored: &Stored) -> Result<u16, IngestError> {
+    let aside = objects.list(&quarantine_prefix(stored.begin.recording_id)).await?;
+    let aside = aside.iter().filter_map(|(key, _)| match key {
+        ObjectKey::QuarantineManifest(_, revision) => Some(*revision),
+        _ => None,
+    });
+    let newest = aside.chain(stored.manifest.as_ref().map(|signed| signed.manifest.revision)).max();
+    let next = newest.map_or(0, |newest| newest.saturating_add(1));
+    if next > MAX_REVISION {
+        return Err(IngestError::Internal("a recording has too many revisions".to_owned()));
+    }
+    Ok(next)
 }
 
 /// Another process was first. Its manifest is as good when it says the same.
@@ -106,7 +121,7 @@ pub(crate) async fn publish_again(
     entry: &IndexEntry,
     tells: bool,
 ) -> Result<(), StoreError> {
-    let noticed = !tells || objects.get(entry.key()).await?.is_some();
+    let noticed = !tells || objects.has(entry.key()).await?;
     publish(objects, entry, !noticed).await
 }
 
@@ -114,23 +129,19 @@ pub(crate) async fn publish_again(
 async fn publish(objects: &Objects, entry: &IndexEntry, tells: bool) -> Result<(), StoreError> {
     if tells {
         let notice = ObjectKey::Audit(entry.recording_id, entry.revision);
-        objects.create_end(notice, Bytes::from_static(NOTICE)).await?;
+        objects.create_end(notice, NOTICE.into()).await?;
     }
     let document = entry.encode().map_err(|error| StoreError::Failed(error.to_string()))?;
     objects.create_end(entry.key(), document.into()).await?;
     objects.delete(ObjectKey::Open(entry.recording_id)).await
 }
 
-fn manifest(ingest: &Ingest, sealing: Sealing<'_>) -> Result<Manifest, IngestError> {
+fn manifest(ingest: &Ingest, sealing: Sealing<'_>, revision: u16) -> Manifest {
     let Sealing { writer, stored, state, segments, gaps, end } = sealing;
-    let revision = stored.manifest.as_ref().map_or(0, |signed| signed.manifest.revision.saturating_add(1));
-    if revision > MAX_REVISION {
-        return Err(IngestError::Internal("a recording has too many revisions".to_owned()));
-    }
     let (identity, sealed_at_ms) = (ingest.identity(), clock::unix_ms());
     let mut metadata = stored.begin.metadata.clone();
     metadata.ended_at_ms = end.ended_at_ms.or(metadata.ended_at_ms);
-    Ok(Manifest {
+    Manifest {
         kind: Manifest::KIND.to_owned(),
         version: FORMAT_VERSION,
         recording_id: stored.begin.recording_id,
@@ -153,7 +164,7 @@ fn manifest(ingest: &Ingest, sealing: Sealing<'_>) -> Result<Manifest, IngestErr
         ingest_certificates: Some(identity.certificates()),
         sealed_at_ms,
         retain_until_ms: ingest.keep.map(|keep| sealed_at_ms.saturating_add(millis(keep))),
-    })
+    }
 }
 
 fn sign(key: &SshKeyPair, manifest: Manifest) -> Result<SignedManifest, IngestError> {

@@ -4,7 +4,11 @@
 use std::{sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
-use mezite_daemon::{clock, diagnostics::Health};
+use mezite_daemon::{
+    clock,
+    diagnostics::Health,
+    places::{Full, Places},
+};
 use recording_format::{AgentId, RecordingId};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio_util::{
@@ -21,8 +25,8 @@ use crate::{
     error::IngestError,
     identity::Identity,
     index::{Catalog, Tail},
+    metrics,
     objects::Objects,
-    places::Places,
     read::{Reader, SegmentCache},
     report::Reach,
 };
@@ -48,7 +52,7 @@ pub(crate) struct Ingest {
     identity: ArcSwap<Identity>,
     renewals: watch::Sender<()>,
     limits: LimitsConfig,
-    streams: Arc<Places>,
+    streams: Arc<Places<AgentId>>,
     downloads: Arc<Semaphore>,
     calls: TaskTracker,
     leaving: CancellationToken,
@@ -72,7 +76,7 @@ impl Ingest {
             cache: Arc::new(SegmentCache::new(limits.cached_segments)),
             identity: ArcSwap::from_pointee(identity),
             renewals: watch::channel(()).0,
-            streams: Places::new(limits.max_streams, limits.max_streams_per_agent),
+            streams: Places::new(limits.max_streams, limits.max_streams_per_agent, metrics::open_streams),
             downloads: Arc::new(Semaphore::new(limits.max_downloads)),
             calls: TaskTracker::new(),
             leaving: CancellationToken::new(),
@@ -113,7 +117,10 @@ impl Ingest {
         agent: AgentId,
         call: impl Future<Output = Result<T, IngestError>> + Send + 'static,
     ) -> Result<T, IngestError> {
-        let place = self.streams.take(agent)?;
+        let place = self.streams.take(agent).map_err(|full| match full {
+            Full::All => IngestError::Busy,
+            Full::Own => IngestError::AgentBusy,
+        })?;
         let call = async move {
             let result = call.await;
             drop(place);

@@ -161,7 +161,7 @@ impl Session {
             history.segments.push(SegmentRef {
                 start: segment.header.start,
                 length: segment.header.length,
-                object_length: segment.bytes.len() as u64,
+                object_length: segment.object_len(),
                 sha256: segment.sha256,
             });
         }
@@ -288,7 +288,7 @@ mod tests {
         send(&mut session, 6, b"gh").unwrap();
         assert_eq!(session.pending(), 2);
         let segment = flush(&mut session);
-        let decoded = recording_format::Segment::decode(id(), segment.bytes).unwrap();
+        let decoded = recording_format::Segment::decode(id(), segment.to_bytes()).unwrap();
         assert_eq!(decoded.payload().collect::<Vec<_>>(), [b"gh"]);
         assert!(session.finish(8, Digest::of(b"abcdefgh")).is_ok());
     }

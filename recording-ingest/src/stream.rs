@@ -32,6 +32,8 @@ struct Call {
     writer: Writer,
     id: RecordingId,
     stored: Stored,
+    /// Whether what is stored is known to be durable, with the folders that other processes may have made.
+    settled: bool,
     writing: Option<Writing>,
     /// Room in memory for what is received and not yet durable.
     share: Share,
@@ -43,8 +45,6 @@ struct Call {
 struct Writing {
     claim: Claim,
     session: Session,
-    /// Whether the folders that other processes may have made are known to be durable.
-    settled: bool,
 }
 
 /// Runs a whole `StreamSessionRecording`.
@@ -228,7 +228,7 @@ impl Call {
     async fn end<T>(mut self, reply: Result<T, IngestError>) -> Result<T, IngestError> {
         let flushed = self.flush().await;
         if let Some(Writing { mut claim, session, .. }) = self.writing {
-            claim.leave(session.into_progress());
+            claim.leave(session.into_progress(), self.stored);
         }
         flushed.and(reply)
     }

@@ -20,6 +20,7 @@ mod cluster;
 mod config;
 mod connectors;
 mod failover;
+mod host;
 mod iam;
 mod idle;
 mod invites;

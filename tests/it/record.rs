@@ -3,140 +3,26 @@
 use std::{
     fs,
     io::Write as _,
+    os::unix::net::UnixStream,
     path::{Path, PathBuf},
     process::{Command, Stdio},
     thread,
-    time::Duration,
 };
 
-use mezite_client::Client;
-use mezite_e2e::{
-    Agent, AgentSpec, Cluster, Ingest, Output, Port, Process, Scratch, Shell, Ssh, Sshd, account, all_files,
-    binary, call, eventually, run,
-};
+use mezite_e2e::{Cluster, Ingest, Output, Scratch, all_files, binary, eventually, in_terminal, run};
 use mezite_proto::v1;
 use nix::{
-    sys::signal::{self, Signal},
+    sys::{
+        resource::{self, Resource},
+        signal::{self, Signal},
+    },
     unistd::Pid,
 };
-use serde_json::Value;
 
-use crate::support::{EVERYWHERE, add_role, add_user, certificates, fetch};
-
-const SOON: Duration = Duration::from_secs(60);
-
-/// A host whose sessions are recorded, and a user who may log in there.
-struct Host {
-    agent: Agent,
-    _sshd: Sshd,
-    spool: PathBuf,
-    ssh: Ssh,
-    login: String,
-}
-
-impl Host {
-    async fn of(cluster: &Cluster) -> Self {
-        let port = Port::lease();
-        let agent = Agent::join(cluster, AgentSpec { address: &port.address(), ..AgentSpec::default() });
-        let spool = cluster.dir().join("spool");
-        agent.record_in(&spool);
-        let sshd = Sshd::start(&agent, port).await;
-        let login = account();
-        add_role(cluster, "everywhere", EVERYWHERE);
-        add_user(cluster, "alice", "everywhere", &login);
-        let (folder, _) = certificates(cluster, "alice", &[]);
-        let ssh = sshd.client(&folder);
-        Self { agent, _sshd: sshd, spool, ssh, login }
-    }
-
-    /// The agent as a service; it takes recordings in when this returns.
-    async fn run(&self, more: &[&str]) -> Process {
-        let socket = self.spool.join("record.sock");
-        let _ = fs::remove_file(&socket);
-        let mut process = self.agent.run_with(more);
-        eventually("the agent listens", SOON, async || {
-            process.assert_running();
-            socket.exists().then_some(()).ok_or("not yet")
-        })
-        .await;
-        process
-    }
-
-    fn shell(&self) -> Shell {
-        self.ssh.shell(&self.login)
-    }
-
-    fn sessions(&self) -> Vec<PathBuf> {
-        let Ok(entries) = fs::read_dir(self.spool.join("sessions")) else { return Vec::new() };
-        entries.map(|entry| entry.unwrap().path()).collect()
-    }
-
-    async fn is_empty(&self) {
-        eventually("all is sent", SOON, async || {
-            let left = (self.sessions(), fs::read_dir(self.spool.join("events")).unwrap().count());
-            if left.0.is_empty() && left.1 == 0 { Ok(()) } else { Err(format!("{left:?}")) }
-        })
-        .await;
-    }
-
-    /// What the agent said of the cluster's recording mode.
-    async fn knows(&self, mode: &str) {
-        let file = self.spool.join("mode");
-        eventually("the agent knows the mode", SOON, async || {
-            let known = fs::read_to_string(&file).unwrap_or_default();
-            if known.trim() == mode { Ok(()) } else { Err(known) }
-        })
-        .await;
-    }
-}
-
-async fn list(client: &Client) -> Vec<v1::Recording> {
-    call!(client, list_session_recordings, v1::ListSessionRecordingsRequest::default()).unwrap().recordings
-}
-
-/// The one recording there is, once it is in this state.
-async fn recording(client: &Client, state: v1::RecordingState) -> v1::Recording {
-    eventually("the recording is so far", SOON, async || {
-        let recordings = list(client).await;
-        match recordings.as_slice() {
-            [one] if one.state() == state => Ok(one.clone()),
-            other => Err(format!("{other:?}")),
-        }
-    })
-    .await
-}
-
-/// A recording as a player reads it: the header, and each event's code and data. Every line must be one.
-fn parse(cast: &[u8]) -> (Value, Vec<(String, String)>) {
-    let text = std::str::from_utf8(cast).unwrap();
-    assert!(text.ends_with('\n'), "{text}");
-    let mut lines = text.lines();
-    let header: Value = serde_json::from_str(lines.next().unwrap()).unwrap();
-    assert_eq!(header["version"], 3);
-    let events = lines.map(|line| {
-        let (interval, code, data): (f64, String, String) = serde_json::from_str(line).unwrap();
-        assert!(interval >= 0.0);
-        (code, data)
-    });
-    (header, events.collect())
-}
-
-fn output(events: &[(String, String)]) -> String {
-    events.iter().filter(|(code, _)| code == "o").map(|(_, data)| data.as_str()).collect()
-}
-
-/// The whole recording, once it is complete.
-async fn complete(cluster: &Cluster) -> (v1::Recording, Value, Vec<(String, String)>) {
-    let found = recording(&cluster.admin(), v1::RecordingState::Complete).await;
-    let (found, cast) = fetch(&cluster.admin(), found.recording_id.parse().unwrap()).await.unwrap();
-    let (header, events) = parse(&cast);
-    (found, header, events)
-}
-
-fn events(cluster: &Cluster, name: &str) -> Vec<Value> {
-    let found = cluster.ctl().json(&["audit", "ls", "--event", name, "--oldest-first"]);
-    found.as_array().unwrap().clone()
-}
+use crate::{
+    host::{Host, SOON, complete, events, list, output, parse, recording},
+    support::{add_user, certificates, fetch},
+};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_session_in_a_terminal_is_recorded_while_it_goes_on() {
@@ -183,6 +69,117 @@ async fn a_session_in_a_terminal_is_recorded_while_it_goes_on() {
         assert_eq!(event[0]["target"], format!("session:{}", target.recording_id).as_str());
     }
     assert_eq!(ended[0]["fields"]["status"], "7");
+}
+
+/// Codes and data of events but for output.
+fn beside_output(events: &[(String, String)]) -> Vec<(&str, &str)> {
+    let others = events.iter().filter(|(code, _)| code != "o");
+    others.map(|(code, data)| (code.as_str(), data.as_str())).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_window_that_is_resized_is_so_on_the_host_and_in_the_recording() {
+    let cluster = Cluster::start(1).await;
+    let (_ingests, _) = Ingest::start_all(&cluster, 1).await;
+    let host = Host::of(&cluster).await;
+    let _agent = host.run(&[]).await;
+    let told = "trap 'stty size; exit 3' WINCH; stty size; while :; do sleep 0.1; done";
+    let ssh = host.ssh.with(&["-tt"]).start(&host.login, told);
+    let session = in_terminal(&ssh, &[("24 80", "SIZE 132x50"), ("50 132", "")]);
+    assert_eq!((session.code, session.restored), (3, true), "{session:?}");
+    let (_, header, seen) = complete(&cluster).await;
+    assert_eq!((&header["term"]["cols"], &header["term"]["rows"]), (&80.into(), &24.into()));
+    assert_eq!(beside_output(&seen), [("r", "132x50"), ("x", "3")]);
+    assert_eq!(output(&seen), "24 80\r\n50 132\r\n");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_typed_is_recorded_where_that_is_asked_for() {
+    let cluster = Cluster::start(1).await;
+    let (_ingests, _) = Ingest::start_all(&cluster, 1).await;
+    let host = Host::of(&cluster).await;
+    let _agent = host.run(&[]).await;
+    host.knows("best-effort").await;
+    let mut record = Command::new(binary("mezctl"));
+    record.args(["record", "--input", "--socket"]).arg(host.spool.join("record.sock"));
+    record.args(["--", "sh", "-c", "stty -echo; echo name?; read -r name; echo $name | tr a-z A-Z"]);
+    let session = in_terminal(&record, &[("name?", "ann\r"), ("ANN", "")]);
+    assert_eq!(session.code, 0, "{session:?}");
+    let (_, _, seen) = complete(&cluster).await;
+    assert_eq!(beside_output(&seen), [("i", "ann\r"), ("x", "0")]);
+    assert_eq!(output(&seen), "name?\r\nANN\r\n");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_account_has_so_many_places_with_the_agent_and_no_more() {
+    // A quarter of what there are for all.
+    const PLACES: usize = 1024;
+    let cluster = Cluster::start(1).await;
+    let (_ingests, _) = Ingest::start_all(&cluster, 1).await;
+    let host = Host::of(&cluster).await;
+    let _agent = host.run(&[]).await;
+    host.knows("best-effort").await;
+    let socket = host.spool.join("record.sock");
+    let record = || {
+        let mut record = Command::new(binary("mezctl"));
+        run(record.arg("record").arg("--socket").arg(&socket).args(["--", "echo", "in"]))
+    };
+    let (soft, hard) = resource::getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+    resource::setrlimit(Resource::RLIMIT_NOFILE, soft.max(2 * PLACES as u64).min(hard), hard).unwrap();
+    let held: Vec<_> = (0..PLACES).map(|_| UnixStream::connect(&socket).unwrap()).collect();
+    let unrecorded = record();
+    assert!(unrecorded.stderr.contains("is not recorded: the agent does not answer"), "{unrecorded:?}");
+    assert_eq!(unrecorded.ok(), "in\n");
+    drop(held);
+    eventually("the places are given back", SOON, async || {
+        let recorded = record();
+        if recorded.stderr.is_empty() { Ok(()) } else { Err(recorded.stderr) }
+    })
+    .await;
+    host.is_empty().await;
+    let all = list(&cluster.admin()).await;
+    assert_eq!(all.len(), 1, "{all:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn programs_that_speak_over_ssh_do_so_through_the_recorder() {
+    let cluster = Cluster::start(1).await;
+    let (_ingests, _) = Ingest::start_all(&cluster, 1).await;
+    let host = Host::of(&cluster).await;
+    let _agent = host.run(&[]).await;
+    let (scratch, sent) = (Scratch::new(), noise(1 << 18));
+    let path = |name: &str| scratch.path().join(name);
+    let ssh = host.ssh.start(&host.login, "");
+    // Without the destination and the command, which git and rsync name.
+    let words = std::iter::once(ssh.get_program()).chain(ssh.get_args().take(ssh.get_args().len() - 2));
+    let shell = words.map(|word| word.to_str().unwrap()).collect::<Vec<_>>().join(" ");
+    let there = |name: &str| format!("{}@127.0.0.1:{}", host.login, path(name).display());
+
+    fs::create_dir(path("from")).unwrap();
+    fs::write(path("from/file"), &sent).unwrap();
+    let mut rsync = Command::new("rsync");
+    let _ = run(rsync.args(["--archive", "--rsh", &shell]).arg(path("from")).arg(there("to"))).ok();
+    assert!(fs::read(path("to/from/file")).unwrap() == sent);
+
+    let git = |args: &[&str]| {
+        let mut git = Command::new("git");
+        git.args(["-c", "user.name=a", "-c", "user.email=a@example.org"]).args(args);
+        let _ = run(git.env("GIT_SSH_COMMAND", &shell).current_dir(path("from"))).ok();
+    };
+    git(&["init", "--quiet"]);
+    git(&["add", "file"]);
+    git(&["commit", "--quiet", "--message", "a file"]);
+    git(&["init", "--quiet", "--bare", path("bare").to_str().unwrap()]);
+    git(&["push", "--quiet", &there("bare"), "HEAD:refs/heads/main"]);
+    git(&["clone", "--quiet", "--branch", "main", &there("bare"), path("clone").to_str().unwrap()]);
+    assert!(fs::read(path("clone/file")).unwrap() == sent);
+
+    host.is_empty().await;
+    let all = list(&cluster.admin()).await;
+    let commands = all.iter().map(|one| one.metadata.as_ref().unwrap().labels["command"].as_str());
+    let mut programs: Vec<_> = commands.map(|command| command.split(' ').next().unwrap()).collect();
+    programs.sort_unstable();
+    assert_eq!(programs, ["git-receive-pack", "git-upload-pack", "rsync"]);
 }
 
 /// Runs a program with this input, and answers its exit code and what it printed, as bytes.

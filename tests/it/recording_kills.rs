@@ -1,18 +1,23 @@
-//! Recordings while ingests and senders are killed: what was acknowledged is there, once, and sealed once.
+//! Recordings while ingests and those who send are killed: what was acknowledged is there, once, and sealed once.
 //!
-//! `MEZITE_KILLS` says how often somebody is killed: 20 times by default.
+//! Three send at a time: a client that streams and remembers what was acknowledged, `mezctl recordings upload`, and `mezctl
+//! agent run` of a host whose ssh sessions are recorded.
+//! `MEZITE_KILLS` says how often somebody is killed, with each of two settings: 20 times by default.
 
 use std::{
-    env, fs,
+    collections::BTreeMap,
+    env,
+    fs::{self, File},
     path::{Path, PathBuf},
-    process::Child,
+    process::{Child, Stdio},
     time::{Duration, Instant},
 };
 
 use mezite_client::Client;
-use mezite_e2e::{Agent, AgentSpec, Cluster, Ingest, IngestSpec, eventually};
+use mezite_e2e::{Agent, AgentSpec, Cluster, Ingest, IngestSpec, Process, call, eventually};
 use mezite_proto::v1::{
-    RecordingFinal, RecordingState, StreamSessionRecordingRequest, stream_session_recording_request::Message,
+    ListSessionRecordingsRequest, RecordingFinal, RecordingState, StreamSessionRecordingRequest,
+    stream_session_recording_request::Message,
 };
 use recording_format::{
     Digest, Manifest, ObjectKey, RecordingId, Verifier, decode_signed_manifest, manifest_prefix,
@@ -20,7 +25,10 @@ use recording_format::{
 };
 use tokio::{task::JoinHandle, time::sleep};
 
-use crate::support::{asciicast, chunk, header, metadata, recording_id, stream};
+use crate::{
+    host::{Host, output, parse},
+    support::{asciicast, chunk, fetch, header, metadata, recording_id, stream},
+};
 
 const INGESTS: usize = 2;
 /// Small, so that there are many of them.
@@ -35,61 +43,88 @@ const MOST_BETWEEN: u64 = 400;
 #[derive(Debug, Default)]
 struct Kills {
     ingests: usize,
-    senders: usize,
+    uploads: usize,
+    agents: usize,
+    /// An ingest, and one who sends.
     both: usize,
 }
 
 impl Kills {
     fn all(&self) -> usize {
-        self.ingests + self.senders + self.both
+        self.ingests + self.uploads + self.agents + self.both
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_acknowledged_is_lost_or_doubled_by_kills() {
+    kill(None).await;
+}
+
+/// What falls silent for a moment is sealed as interrupted, and goes on.
+#[tokio::test(flavor = "multi_thread")]
+async fn nor_is_it_while_what_is_silent_is_given_up_at_once() {
+    kill(Some("300ms")).await;
+}
+
+/// `grace`: so long nobody sends before a recording is given up; far longer than here by default.
+async fn kill(grace: Option<&str>) {
     let wanted = env::var("MEZITE_KILLS").map_or(20, |count| count.parse().unwrap());
     let cluster = Cluster::start(1).await;
     let store = cluster.dir().join("recordings");
-    let set = vec![format!("limits.segment_bytes={SEGMENT_BYTES}")];
+    let mut set = vec![format!("limits.segment_bytes={SEGMENT_BYTES}")];
+    set.extend(grace.map(|grace| format!("abandon.grace={grace}")));
+    let most_revisions = if grace.is_some() { u16::MAX } else { 1 };
     let spec = IngestSpec { set, ..IngestSpec::local(&store) };
     let mut ingests = Ingest::start_all_with(&cluster, INGESTS, &spec).await;
     let agent = Agent::join(&cluster, AgentSpec::default());
+    let host = Host::of(&cluster).await;
+    let mut recording_agent = host.run(&[]).await;
+    // What ends well was recorded whole, or it would not have ended well.
+    let _ = cluster.ctl().ok(&["config", "set", "--recording-mode", "strict"]);
+    host.knows("strict").await;
     let addresses: Vec<String> = ingests.iter().map(Ingest::address).collect();
-    let (mut kills, mut rounds) = (Kills::default(), 0);
+    let (mut kills, mut rounds, mut revisions) = (Kills::default(), 0, 0);
     while kills.all() < wanted {
         let payload = asciicast(rand::random_range(1..2 << 20));
         let client = agent.client(&cluster).for_recordings(&addresses).unwrap();
         let mut streamed = Streamed::start(client, payload.clone());
-        let mut sender = Sender::start(&agent, cluster.dir().join(format!("payload-{rounds}")), &payload);
+        let mut upload = Upload::start(&agent, cluster.dir().join(format!("payload-{rounds}")), &payload);
+        let mut session = Session::start(&host, cluster.dir().join(format!("session-{rounds}")));
         let begun = Instant::now();
         // At random points: whatever they do just then.
-        while !(streamed.is_done().await & sender.is_done()) {
+        while !(streamed.is_done().await & upload.is_done() & session.is_done()) {
             assert!(begun.elapsed() < PATIENCE, "{} is not sealed", streamed.id);
             sleep(Duration::from_millis(rand::random_range(1..MOST_BETWEEN))).await;
             if kills.all() >= wanted {
                 continue;
             }
-            let victim = rand::random_range(0..INGESTS);
-            let (ingest, both) = (&mut ingests[victim], rand::random_range(0..4));
-            match both {
-                0 if sender.kill() => kills.senders += 1,
-                1 if sender.kill() => {
-                    ingest.kill();
-                    ingest.start();
-                    kills.both += 1;
-                }
-                _ => {
-                    ingest.kill();
-                    ingest.start();
-                    kills.ingests += 1;
-                }
+            let (sender, ingest) = (rand::random_range(0..3), rand::random_range(0..3) > 0);
+            let killed = match sender {
+                0 => upload.kill(),
+                1 => session.kill(&mut recording_agent).await,
+                _ => false,
+            };
+            let ingest = (ingest || !killed).then(|| &mut ingests[rand::random_range(0..INGESTS)]);
+            match (killed, &ingest) {
+                (true, Some(_)) => kills.both += 1,
+                (true, None) if sender == 0 => kills.uploads += 1,
+                (true, None) => kills.agents += 1,
+                (false, _) => kills.ingests += 1,
+            }
+            if let Some(ingest) = ingest {
+                ingest.kill();
+                ingest.start();
             }
         }
-        verify(&store, streamed.id, &payload).await;
-        verify(&store, sender.id, &payload).await;
+        let (id, cast) = session.recording(&cluster.admin()).await;
+        for (id, payload) in [(streamed.id, &payload), (upload.id, &payload), (id, &cast)] {
+            let found = verify(&store, id, payload).await;
+            assert!(found <= most_revisions, "{id} has {found} revisions");
+            revisions += u32::from(found);
+        }
         rounds += 1;
     }
-    println!("{kills:?}, {} recordings", rounds * 2);
+    println!("{kills:?}, {} recordings, {revisions} manifests", rounds * 3);
 }
 
 /// Somebody who streams, and remembers what was acknowledged.
@@ -167,19 +202,19 @@ fn batch(id: RecordingId, from: u64, payload: &[u8]) -> Vec<StreamSessionRecordi
 }
 
 /// `mezctl recordings upload`, started anew until it has a receipt.
-struct Sender<'a> {
+struct Upload<'a> {
     agent: &'a Agent,
     id: RecordingId,
     file: PathBuf,
     child: Option<Child>,
 }
 
-impl<'a> Sender<'a> {
+impl<'a> Upload<'a> {
     fn start(agent: &'a Agent, file: PathBuf, payload: &[u8]) -> Self {
         fs::write(&file, payload).unwrap();
-        let mut sender = Self { agent, id: recording_id(), file, child: None };
-        sender.child = Some(sender.spawn());
-        sender
+        let mut upload = Self { agent, id: recording_id(), file, child: None };
+        upload.child = Some(upload.spawn());
+        upload
     }
 
     fn spawn(&self) -> Child {
@@ -189,7 +224,7 @@ impl<'a> Sender<'a> {
         let args =
             ["recordings", "upload", file, "--agent", dir, "--id", &id, "--user", "alice", "--receipt"];
         let mut command = self.agent.ctl().command(&[&args[..], &[receipt.to_str().unwrap()]].concat());
-        command.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null());
+        command.stdout(Stdio::null()).stderr(Stdio::null());
         command.spawn().unwrap()
     }
 
@@ -226,7 +261,7 @@ impl<'a> Sender<'a> {
     }
 }
 
-impl Drop for Sender<'_> {
+impl Drop for Upload<'_> {
     fn drop(&mut self) {
         if let Some(child) = &mut self.child {
             let _ = child.kill();
@@ -235,8 +270,94 @@ impl Drop for Sender<'_> {
     }
 }
 
-/// What is on the disk is the recording, whole and once.
-async fn verify(store: &Path, id: RecordingId, payload: &[u8]) {
+/// A session on the host by ssh, begun anew where it may not go on because it cannot be recorded.
+struct Session<'a> {
+    host: &'a Host,
+    /// Where what it prints goes.
+    file: PathBuf,
+    lines: u32,
+    attempts: usize,
+    child: Option<Child>,
+}
+
+impl<'a> Session<'a> {
+    fn start(host: &'a Host, file: PathBuf) -> Self {
+        let mut session = Self { host, file, lines: rand::random_range(1..60), attempts: 0, child: None };
+        session.child = Some(session.spawn());
+        session
+    }
+
+    fn spawn(&mut self) -> Child {
+        self.attempts += 1;
+        let mut command = self.host.ssh.start(&self.host.login, &self.command());
+        let file = File::create(&self.file).unwrap();
+        command.stdin(Stdio::null()).stdout(file).stderr(Stdio::null()).spawn().unwrap()
+    }
+
+    /// By which its recording is found: there is no other like it.
+    fn command(&self) -> String {
+        let name = self.file.file_name().unwrap().to_str().unwrap();
+        format!("for i in $(seq {}); do echo {name} {} $i; sleep 0.02; done", self.lines, self.attempts)
+    }
+
+    /// Whether it ended well.
+    fn is_done(&mut self) -> bool {
+        match self.child.as_mut().map(|child| child.try_wait().unwrap()) {
+            None => {}
+            Some(None) => return false,
+            Some(Some(status)) if status.success() => self.child = None,
+            Some(Some(_)) => {
+                self.child = Some(self.spawn());
+                return false;
+            }
+        }
+        true
+    }
+
+    /// Kills the agent that has the session recorded, and has it started again; not when the session has ended.
+    async fn kill(&mut self, agent: &mut Process) -> bool {
+        if self.is_done() {
+            return false;
+        }
+        agent.kill();
+        *agent = self.host.run(&[]).await;
+        true
+    }
+
+    /// The one recording of it, which has all that it printed.
+    async fn recording(&self, client: &Client) -> (RecordingId, Vec<u8>) {
+        let labels = BTreeMap::from([("command".to_owned(), self.command())]);
+        let request = ListSessionRecordingsRequest { labels, ..ListSessionRecordingsRequest::default() };
+        let (id, cast) = eventually("the session is a recording", PATIENCE, async || {
+            let listed = call!(client, list_session_recordings, request.clone());
+            let recordings = listed.map_err(|error| error.to_string())?.recordings;
+            let [one] = recordings.as_slice() else { return Err(format!("{recordings:?}")) };
+            if one.state() != RecordingState::Complete {
+                return Err(format!("{one:?}"));
+            }
+            let id = one.recording_id.parse().unwrap();
+            let fetched = fetch(client, id).await.map_err(|error| error.to_string())?;
+            // The agent has the receipt.
+            let waits = self.host.spool.join("sessions").join(&one.recording_id).exists();
+            if waits { Err(format!("{id} is in the spool")) } else { Ok((id, fetched.1)) }
+        })
+        .await;
+        assert_eq!(output(&parse(&cast).1), fs::read_to_string(&self.file).unwrap());
+        (id, cast)
+    }
+}
+
+impl Drop for Session<'_> {
+    fn drop(&mut self) {
+        if let Some(child) = &mut self.child {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+/// What is on the disk is the recording, whole and once, with the last of its manifests for all of it. Answers how many there are.
+async fn verify(store: &Path, id: RecordingId, payload: &[u8]) -> u16 {
     let object = |key: ObjectKey| fs::read(store.join(key.to_string())).unwrap();
     let keys = |prefix: String| {
         let entries = fs::read_dir(store.join(&prefix)).into_iter().flatten();
@@ -247,7 +368,20 @@ async fn verify(store: &Path, id: RecordingId, payload: &[u8]) {
         keys.sort_unstable();
         keys
     };
-    assert_eq!(keys(manifest_prefix(id)), [ObjectKey::Manifest(id, 0)]);
+    let manifests = keys(manifest_prefix(id));
+    let revisions = u16::try_from(manifests.len()).unwrap();
+    assert_eq!(
+        manifests,
+        (0..revisions).map(|revision| ObjectKey::Manifest(id, revision)).collect::<Vec<_>>()
+    );
+    let mut signed: Vec<_> =
+        manifests.into_iter().map(|key| decode_signed_manifest(id, &object(key)).unwrap().manifest).collect();
+    let last = signed.pop().unwrap();
+    assert_eq!(last.state, recording_format::RecordingState::Complete);
+    assert!(
+        signed.iter().all(|earlier| !earlier.state.is_final() && earlier.length <= last.length),
+        "{signed:?}"
+    );
     let mut verifier = Verifier::new(id, &object(ObjectKey::Begin(id))).unwrap();
     let mut stored = Vec::new();
     for key in keys(segment_prefix(id)) {
@@ -255,10 +389,10 @@ async fn verify(store: &Path, id: RecordingId, payload: &[u8]) {
         segment.payload().for_each(|frame| stored.extend_from_slice(frame));
     }
     assert!(stored == payload, "{id} differs: {} bytes of {}", stored.len(), payload.len());
-    let signed = decode_signed_manifest(id, &object(ObjectKey::Manifest(id, 0))).unwrap();
-    verifier.finish().0.matches(&signed.manifest).unwrap();
+    verifier.finish().0.matches(&last).unwrap();
     eventually("it is not open any more", PATIENCE, async || {
         (!store.join(ObjectKey::Open(id).to_string()).exists()).then_some(()).ok_or("not yet")
     })
     .await;
+    revisions
 }

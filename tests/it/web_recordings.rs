@@ -192,11 +192,18 @@ async fn in_a_browser_a_user_finds_a_recording_and_plays_it() {
             .all(|line| ["Security Policy", "Uncaught", "Trusted"].iter().all(|bad| !line.contains(bad))),
         "{complaints:?}"
     );
-    // Without a session there is no list.
+    // Without a session there is none; whoever logs in then sees what was asked for, once.
     browser.click(".pages a[href='/web/recordings']").await;
     browser.sees("#recordings", "bob as root").await;
     browser.click("#logout").await;
     browser.sees("h1", "Log in").await;
-    browser.open(&format!("{url}/web/recordings")).await;
+    browser.open(&format!("{url}/web/recordings/{other}")).await;
     browser.sees("h1", "Log in").await;
+    browser.fill("#username", "bob").await;
+    browser.fill("#password", PASSWORD).await;
+    browser.click("button[type=submit]").await;
+    browser.sees("#unplayed", "no terminal session").await;
+    assert_eq!(browser.url().await, format!("{url}/web/recordings/{other}"));
+    browser.open(&format!("{url}/web/devices")).await;
+    browser.sees("#user", "bob").await;
 }

@@ -1,7 +1,7 @@
 """Runs a program in a terminal of its own: `terminal.py COLUMNSxROWS STEPS PROGRAM …`.
 
 STEPS is a JSON list of `[text, keys]`: when the text has appeared since the step before, the keys are typed, or, for a key of
-`SIGTERM` and the like, the signal is sent. After the last step the program must end by itself. Printed is, as JSON, what it
+`SIGTERM` and the like, the signal is sent; `SIZE COLUMNSxROWS` gives the terminal another size. After the last step the program must end by itself. Printed is, as JSON, what it
 wrote, how it ended, and whether the terminal is set as it was.
 """
 
@@ -22,10 +22,14 @@ PATIENCE = 60
 
 
 def main():
-    columns, rows = map(int, sys.argv[1].split("x"))
     steps = json.loads(sys.argv[2])
     ours, theirs = pty.openpty()
-    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+
+    def resize(size):
+        columns, rows = map(int, size.split("x"))
+        fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+
+    resize(sys.argv[1])
     before = termios.tcgetattr(theirs)
     child = subprocess.Popen(
         sys.argv[3:], stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True, close_fds=True,
@@ -49,6 +53,8 @@ def main():
         seen = found + len(text.encode())
         if keys.startswith("SIG"):
             child.send_signal(getattr(signal, keys))
+        elif keys.startswith("SIZE "):
+            resize(keys.removeprefix("SIZE "))
         else:
             os.write(ours, keys.encode())
     while child.poll() is None:

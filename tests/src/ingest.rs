@@ -4,6 +4,7 @@ use std::{
     fs,
     ops::{Deref, DerefMut},
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use mezite_pki::{identity::Identity, x509::CertificateInfo};
@@ -29,11 +30,13 @@ pub struct IngestSpec {
     pub set: Vec<String>,
     /// Environment.
     pub env: Vec<(String, String)>,
+    /// How long one may take until it is ready.
+    pub patience: Duration,
 }
 
 impl Default for IngestSpec {
     fn default() -> Self {
-        Self { name: "ingest", store: String::new(), set: Vec::new(), env: Vec::new() }
+        Self { name: "ingest", store: String::new(), set: Vec::new(), env: Vec::new(), patience: READY }
     }
 }
 
@@ -53,7 +56,7 @@ impl Ingest {
         secret_file(&token, &cluster.token(v1::TokenKind::Ingest).await);
         let _ = ingest.run("join", &["--token-file", token.to_str().unwrap()]).ok();
         ingest.start();
-        ingest.ready().await;
+        ingest.ready_within(spec.patience).await;
         ingest
     }
 

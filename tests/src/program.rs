@@ -118,9 +118,14 @@ impl Program {
 
     /// Waits until it says that it is ready.
     pub async fn ready(&mut self) {
+        self.ready_within(READY).await;
+    }
+
+    /// As [`Program::ready`], for one that takes longer.
+    pub async fn ready_within(&mut self, patience: Duration) {
         let (what, address) = (format!("{} is ready", self.name), self.diagnostics.address());
         let process = self.process.as_mut().unwrap();
-        eventually(&what, READY, async || {
+        eventually(&what, patience, async || {
             process.assert_running();
             match http::get(&address, "/readyz").await {
                 Ok((200, _)) => Ok(()),

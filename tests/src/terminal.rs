@@ -21,7 +21,7 @@ pub struct Session {
 }
 
 /// Runs a program in a terminal of 80 by 24 characters. When the text of a step has appeared, its keys are typed; `SIGTERM` and
-/// the like are sent as signals. After the last one it ends by itself.
+/// the like are sent as signals, and `SIZE 100x30` gives the terminal another size. After the last one it ends by itself.
 ///
 /// # Panics
 /// When a text does not appear, or it does not end.

@@ -83,16 +83,20 @@ impl Common {
     }
 }
 
-/// Begins: logs from now on, settles which cryptography TLS uses, and starts the threads that the program runs on.
-/// Once in a process; [`end`] follows.
+/// Threads for work that blocks, unless a program wants fewer: tokio's own default.
+pub const BLOCKING_THREADS: usize = 512;
+
+/// Begins: logs from now on, settles which cryptography TLS uses, and starts the threads that the program runs on, with at most so
+/// many for work that blocks. Once in a process; [`end`] follows.
 ///
 /// # Errors
 /// See [`BeginError`].
-pub fn begin(log: &LogConfig) -> Result<Runtime, BeginError> {
+pub fn begin(log: &LogConfig, blocking_threads: usize) -> Result<Runtime, BeginError> {
     // A second installation can only fail because the first one stands.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     logging::start(log)?;
-    Runtime::new().map_err(BeginError::Runtime)
+    let mut runtime = tokio::runtime::Builder::new_multi_thread();
+    runtime.enable_all().max_blocking_threads(blocking_threads).build().map_err(BeginError::Runtime)
 }
 
 /// Ends the threads; work that cannot be interrupted is waited for, for a second at most.

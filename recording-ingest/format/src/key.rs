@@ -47,7 +47,7 @@ pub enum ObjectKey {
     Quarantine(RecordingId, u64),
     /// `quarantine/v1/{id}/begin.json`: a begin that did not verify.
     QuarantineBegin(RecordingId),
-    /// `quarantine/v1/{id}/{rev:04}.json`: a manifest of a recording whose begin did not verify.
+    /// `quarantine/v1/{id}/{rev:04}.json`: a manifest that did not verify, or is of a recording whose begin did not.
     QuarantineManifest(RecordingId, u16),
     /// `audit/v1/{id}-{rev:04}.json`: the cluster is to be told of this manifest.
     Audit(RecordingId, u16),

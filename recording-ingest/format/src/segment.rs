@@ -140,8 +140,8 @@ pub fn read_tail(header: &[u8], trailer: &[u8]) -> Result<(SegmentHeader, Digest
 /// A segment as it is stored.
 #[derive(Clone)]
 pub struct EncodedSegment {
-    /// The object.
-    pub bytes: Bytes,
+    /// The object, in pieces.
+    pub object: Vec<Bytes>,
     /// What it says of itself.
     pub header: SegmentHeader,
     /// Its digest: what the chain takes in.
@@ -150,16 +150,34 @@ pub struct EncodedSegment {
     pub head: ChainHead,
 }
 
+impl EncodedSegment {
+    /// Length of the object, in bytes.
+    #[must_use]
+    pub fn object_len(&self) -> u64 {
+        self.header.object_len()
+    }
+
+    /// The object in one piece.
+    #[must_use]
+    pub fn to_bytes(&self) -> Bytes {
+        self.object.concat().into()
+    }
+}
+
 impl fmt::Debug for EncodedSegment {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("EncodedSegment").field("header", &self.header).field("sha256", &self.sha256).finish()
     }
 }
 
+/// Bytes of a piece of an object that grows, at most: what is there is never copied to make room, and little room is made ahead.
+const PIECE: usize = 64 << 10;
+
 /// Collects chunks into a segment.
 pub struct SegmentBuilder {
     header: SegmentHeader,
-    object: Vec<u8>,
+    pieces: Vec<Vec<u8>>,
+    object_len: usize,
 }
 
 impl SegmentBuilder {
@@ -167,19 +185,19 @@ impl SegmentBuilder {
     #[must_use]
     pub fn new(id: RecordingId, start: u64, codec: Codec, previous: ChainHead) -> Self {
         let header = SegmentHeader { id, start, length: 0, codec, frames: 0, previous };
-        Self { header, object: Vec::new() }
+        Self { header, pieces: Vec::new(), object_len: 0 }
     }
 
     /// Payload bytes so far.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.object.len().saturating_sub(HEADER_LEN + self.header.frames as usize * FRAME_HEADER_LEN)
+        self.object_len.saturating_sub(HEADER_LEN + self.header.frames as usize * FRAME_HEADER_LEN)
     }
 
     /// Bytes that the object has so far: more than the payload, much more where chunks are small.
     #[must_use]
     pub fn object_len(&self) -> usize {
-        self.object.len()
+        self.object_len
     }
 
     /// Whether there is nothing in it.
@@ -208,28 +226,47 @@ impl SegmentBuilder {
             return Err(too_long);
         }
         let length = u32::try_from(chunk.len()).map_err(|_| too_long)?;
-        if self.object.is_empty() {
-            self.object.resize(HEADER_LEN, 0);
+        if self.pieces.is_empty() {
+            self.make_room(HEADER_LEN + FRAME_HEADER_LEN + chunk.len());
+            // Written at the end, when it is known.
+            self.put(&[0; HEADER_LEN]);
         }
-        self.object.extend_from_slice(&length.to_be_bytes());
-        self.object.extend_from_slice(&crc32c.to_be_bytes());
-        self.object.extend_from_slice(chunk);
+        self.put(&length.to_be_bytes());
+        self.put(&crc32c.to_be_bytes());
+        self.put(chunk);
         self.header.length += u64::from(length);
         self.header.frames += 1;
         Ok(())
     }
 
+    fn put(&mut self, mut bytes: &[u8]) {
+        self.object_len += bytes.len();
+        while !bytes.is_empty() {
+            let Some(piece) = self.pieces.last_mut().filter(|piece| piece.len() < piece.capacity()) else {
+                self.make_room(bytes.len());
+                continue;
+            };
+            let (fits, rest) = bytes.split_at(bytes.len().min(piece.capacity() - piece.len()));
+            piece.extend_from_slice(fits);
+            bytes = rest;
+        }
+    }
+
+    /// For so many bytes, or more: as much as there is already.
+    fn make_room(&mut self, bytes: usize) {
+        self.pieces.push(Vec::with_capacity(bytes.max(self.object_len).clamp(HEADER_LEN, PIECE)));
+    }
+
     /// The finished segment. `None` when nothing was pushed: an empty segment is never written.
     #[must_use]
     pub fn finish(mut self) -> Option<EncodedSegment> {
-        if self.is_empty() {
-            return None;
-        }
-        self.object[..HEADER_LEN].copy_from_slice(&self.header.encode());
-        let sha256 = Digest::of(&self.object);
-        self.object.extend_from_slice(sha256.as_bytes());
+        self.pieces.first_mut()?[..HEADER_LEN].copy_from_slice(&self.header.encode());
+        let parts: Vec<&[u8]> = self.pieces.iter().map(Vec::as_slice).collect();
+        let sha256 = Digest::of_parts(&parts);
+        self.put(sha256.as_bytes());
         let head = self.header.previous.extend(self.header.start, self.header.length, sha256);
-        Some(EncodedSegment { bytes: self.object.into(), header: self.header, sha256, head })
+        let object = self.pieces.into_iter().map(Bytes::from).collect();
+        Some(EncodedSegment { object, header: self.header, sha256, head })
     }
 }
 
@@ -384,7 +421,7 @@ mod tests {
             "6675296842a6536f0997e6b074c80881be46c579edc09045cbd2bd74d430d8eb97c95bdc000000067e627e5868656c6c",
             "6f200000000531aa814e776f726c64c4ac791aef0ca956de698713a365034f68c741aa7626e4f1bf017a6a2fd2d6f6",
         );
-        assert_eq!(hex::encode(&segment.bytes), golden);
+        assert_eq!(hex::encode(segment.to_bytes()), golden);
         assert_eq!(
             segment.head.to_string(),
             "8ed06102db9bd0119bbe10ac3af37b767a0db44e5919c75f6015d9ef81338811"
@@ -413,9 +450,9 @@ mod tests {
     #[test]
     fn every_flipped_bit_is_noticed() {
         let segment = build(0, &[b"some payload", b"more"]);
-        for at in 0..segment.bytes.len() {
+        for at in 0..segment.to_bytes().len() {
             for bit in 0..8 {
-                let mut bytes = segment.bytes.to_vec();
+                let mut bytes = segment.to_bytes().to_vec();
                 bytes[at] ^= 1 << bit;
                 assert!(Segment::decode(id(), bytes.into()).is_err(), "byte {at} bit {bit}");
             }
@@ -425,24 +462,40 @@ mod tests {
     #[test]
     fn every_cut_is_noticed() {
         let segment = build(0, &[b"some payload", b"more"]);
-        for len in 0..segment.bytes.len() {
-            assert!(Segment::decode(id(), segment.bytes.slice(..len)).is_err(), "{len}");
+        for len in 0..segment.to_bytes().len() {
+            assert!(Segment::decode(id(), segment.to_bytes().slice(..len)).is_err(), "{len}");
         }
-        let mut longer = segment.bytes.to_vec();
+        let mut longer = segment.to_bytes().to_vec();
         longer.push(0);
         assert!(Segment::decode(id(), longer.into()).is_err());
+    }
+
+    #[test]
+    fn what_is_long_is_in_pieces_and_little_room_is_made_ahead() {
+        let chunks = [vec![1; 10], vec![2; 3 * PIECE], vec![3; 70], vec![4; PIECE - 8], vec![5; 1]];
+        let mut builder =
+            SegmentBuilder::new(id(), 0, Codec::Identity, ChainHead::begin(id(), Digest::of(b"")));
+        for chunk in &chunks {
+            builder.push(chunk, crc32c::crc32c(chunk)).unwrap();
+            let room: usize = builder.pieces.iter().map(Vec::capacity).sum();
+            assert!(room <= builder.object_len() + PIECE && room <= 2 * builder.object_len(), "{room}");
+        }
+        let encoded = builder.finish().unwrap();
+        assert!(encoded.object.len() >= 4 && encoded.object.iter().all(|piece| piece.len() <= PIECE));
+        let segment = Segment::decode(id(), encoded.to_bytes()).unwrap();
+        assert!(segment.payload().eq(chunks.iter().map(Vec::as_slice)));
     }
 
     #[test]
     fn a_segment_of_another_recording_is_refused() {
         let segment = build(0, &[b"x"]);
         let other = RecordingId::from_bytes([0; 16]);
-        assert_eq!(Segment::decode(other, segment.bytes).unwrap_err(), FormatError::WrongRecording);
+        assert_eq!(Segment::decode(other, segment.to_bytes()).unwrap_err(), FormatError::WrongRecording);
     }
 
     #[test]
     fn a_later_version_is_named() {
-        let mut bytes = build(0, &[b"x"]).bytes.to_vec();
+        let mut bytes = build(0, &[b"x"]).to_bytes().to_vec();
         bytes[9] = 2;
         assert_eq!(
             Segment::decode(id(), bytes.into()).unwrap_err(),
@@ -454,7 +507,7 @@ mod tests {
     fn a_frame_cannot_lie_about_its_length() {
         // Rewrites the trailer too: the lie is consistent with the digest, and still refused.
         for lie in [0_u32, 3, 5, 6, u32::MAX] {
-            let mut bytes = build(0, &[b"four", b"five5"]).bytes.to_vec();
+            let mut bytes = build(0, &[b"four", b"five5"]).to_bytes().to_vec();
             bytes[HEADER_LEN..HEADER_LEN + 4].copy_from_slice(&lie.to_be_bytes());
             let end = bytes.len() - TRAILER_LEN;
             let sha256 = Digest::of(&bytes[..end]);
@@ -466,7 +519,7 @@ mod tests {
     #[test]
     fn tail_gives_the_head() {
         let segment = build(100, &[b"abc"]);
-        let bytes = &segment.bytes;
+        let bytes = segment.to_bytes();
         let (header, sha256, after) =
             read_tail(&bytes[..HEADER_LEN], &bytes[bytes.len() - TRAILER_LEN..]).unwrap();
         assert_eq!((header, sha256, after), (segment.header, segment.sha256, segment.head));
@@ -482,7 +535,7 @@ mod tests {
         ) {
             let slices: Vec<&[u8]> = chunks.iter().map(Vec::as_slice).collect();
             let encoded = build(start, &slices);
-            let segment = Segment::decode(id(), encoded.bytes.clone()).unwrap();
+            let segment = Segment::decode(id(), encoded.to_bytes()).unwrap();
             let payload = chunks.concat();
             prop_assert_eq!(segment.header(), &encoded.header);
             prop_assert_eq!(segment.head(), encoded.head);

@@ -164,7 +164,7 @@ mod tests {
     fn walk(segments: &[EncodedSegment]) -> Result<Verified, FormatError> {
         let mut verifier = Verifier::new(id(), &begin())?;
         for segment in segments {
-            verifier.segment(segment.bytes.clone())?;
+            verifier.segment(segment.to_bytes())?;
         }
         Ok(verifier.finish().0)
     }
@@ -216,7 +216,7 @@ mod tests {
         let agent = AgentId::from_bytes([9; 16]);
         let other = Begin::new(id(), agent, Metadata::default(), 0, agent).encode().unwrap();
         let mut verifier = Verifier::new(id(), &other).unwrap();
-        let broken = verifier.segment(three()[0].bytes.clone()).unwrap_err();
+        let broken = verifier.segment(three()[0].to_bytes()).unwrap_err();
         assert_eq!(broken, FormatError::BrokenChain { start: 0 });
     }
 

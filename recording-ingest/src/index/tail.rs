@@ -17,7 +17,7 @@ use std::{
 
 use futures::{StreamExt, TryStreamExt, stream};
 use mezite_daemon::clock;
-use recording_format::{IndexEntry, ObjectKey, OpenMarker, RecordingId, index_hour_prefix};
+use recording_format::{IndexEntry, ObjectKey, RecordingId, index_hour_prefix};
 use tokio::{
     sync::Mutex,
     time::{Instant, timeout},
@@ -25,10 +25,14 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{Catalog, Row, RowState};
-use crate::{error::IngestError, metrics, objects::Objects, recover, recover::Stored, seal};
+use crate::{
+    error::IngestError, metrics, objects::Objects, recover, recover::Stored, seal, stream::mark_open,
+};
 
-/// Objects read at a time.
-const READS: usize = 16;
+/// Recordings looked up at a time: each may have a long manifest.
+const LOOKS: usize = 16;
+/// Entries read at a time: they are short, and a bucket takes its time for each.
+const READS: usize = 64;
 /// A refresh may take a tenth of the time.
 const REFRESH_SHARE: u32 = 10;
 /// A full scan may take a twentieth of the time.
@@ -199,7 +203,7 @@ impl Tail {
                 }
                 Ok(())
             })
-            .buffer_unordered(READS)
+            .buffer_unordered(LOOKS)
             .try_collect()
             .await
     }
@@ -215,8 +219,7 @@ impl Tail {
         let is_open = row.state == RowState::InProgress;
         self.catalog.put(row);
         if is_open && !marked {
-            let marker = OpenMarker::new(clock::unix_ms(), stored.begin.ingest_id).encode()?;
-            self.objects.create(ObjectKey::Open(id), marker.into()).await?;
+            mark_open(&self.objects, stored.begin.ingest_id, id).await?;
         }
         let Some(signed) = stored.sealed() else { return Ok(()) };
         let entry = signed.manifest.index_entry(&signed.document);
@@ -233,11 +236,11 @@ impl Tail {
 
     /// Takes in the entries that are news; answers the recordings that have entries.
     async fn read_entries(&self, prefix: &str) -> Result<HashSet<RecordingId>, IngestError> {
-        let keys: Vec<ObjectKey> = self.objects.list(prefix).await?.into_iter().map(|(key, _)| key).collect();
-        let unknown: Vec<ObjectKey> = keys.iter().copied().filter(|key| self.is_news(*key)).collect();
+        let entries = self.objects.list(prefix).await?;
+        let unknown: Vec<_> = entries.iter().copied().filter(|(key, _)| self.is_news(*key)).collect();
         stream::iter(unknown)
-            .map(|key| async move {
-                let Some(object) = self.objects.get(key).await? else { return Ok(()) };
+            .map(|(key, length)| async move {
+                let Some(object) = self.objects.get_front(key, length).await? else { return Ok(()) };
                 match IndexEntry::decode(key, &object) {
                     Ok(entry) => self.catalog.put(entry.into()),
                     Err(error) => tracing::warn!(%key, %error, "an index entry cannot be read"),
@@ -247,7 +250,7 @@ impl Tail {
             .buffer_unordered(READS)
             .try_collect::<()>()
             .await?;
-        Ok(keys.into_iter().filter_map(indexed_id).collect())
+        Ok(entries.into_iter().filter_map(|(key, _)| indexed_id(key)).collect())
     }
 
     fn is_news(&self, key: ObjectKey) -> bool {

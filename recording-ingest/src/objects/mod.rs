@@ -9,7 +9,6 @@ pub(crate) mod s3;
 use std::{
     fs::File,
     io,
-    ops::Range,
     path::{Path as FsPath, PathBuf},
     sync::{
         Arc,
@@ -20,7 +19,7 @@ use std::{
 use bytes::Bytes;
 use futures::TryStreamExt;
 use object_store::{
-    Error as ObjectError, GetOptions, ObjectMeta, ObjectStore, ObjectStoreExt, PutMode, PutOptions,
+    Error as ObjectError, ObjectMeta, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload,
     local::LocalFileSystem, path::Path,
 };
 use recording_format::{HEADER_LEN, ObjectKey, RecordingId, TRAILER_LEN, manifest_prefix, segment_prefix};
@@ -123,7 +122,7 @@ impl Objects {
     ///
     /// # Errors
     /// As [`Objects::create`].
-    pub async fn create_end(&self, key: ObjectKey, bytes: Bytes) -> Result<Created, StoreError> {
+    pub async fn create_end(&self, key: ObjectKey, bytes: PutPayload) -> Result<Created, StoreError> {
         match self.create(key, bytes.clone()).await {
             Err(StoreError::Full) if self.disk.as_ref().is_some_and(|disk| disk.give_up_reserve()) => {
                 self.create(key, bytes).await
@@ -142,7 +141,7 @@ impl Objects {
     ///
     /// # Errors
     /// When the store fails; then nothing is known to be durable.
-    pub async fn create(&self, key: ObjectKey, bytes: Bytes) -> Result<Created, StoreError> {
+    pub async fn create(&self, key: ObjectKey, bytes: PutPayload) -> Result<Created, StoreError> {
         if !self.is_trusted() {
             return Err(StoreError::Untrusted);
         }
@@ -158,10 +157,10 @@ impl Objects {
         }
     }
 
-    async fn create_once(&self, key: ObjectKey, bytes: &Bytes) -> Result<Created, StoreError> {
+    async fn create_once(&self, key: ObjectKey, bytes: &PutPayload) -> Result<Created, StoreError> {
         let path = path(key);
         let options = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
-        match self.store.put_opts(&path, bytes.clone().into(), options).await {
+        match self.store.put_opts(&path, bytes.clone(), options).await {
             Ok(_) => Ok(Created::Durable),
             Err(ObjectError::AlreadyExists { .. }) => {
                 let Some(existing) = self.get(key).await? else {
@@ -169,7 +168,7 @@ impl Objects {
                 };
                 // Whoever created it may not have got as far as the folder's fsync.
                 self.sync_folders(parents(&path)).await?;
-                Ok(if existing == bytes { Created::Durable } else { Created::Taken(existing) })
+                Ok(if is_same(&existing, bytes) { Created::Durable } else { Created::Taken(existing) })
             }
             Err(error) => Err(self.failed_write(&path, error).await),
         }
@@ -209,6 +208,42 @@ impl Objects {
         }
     }
 
+    /// The first bytes of an object that is so long at least, or `None`. It is quicker than [`Objects::get`] for whoever knows
+    /// the length.
+    ///
+    /// # Errors
+    /// When the store fails, or the object is shorter.
+    pub async fn get_front(&self, key: ObjectKey, length: u64) -> Result<Option<Bytes>, StoreError> {
+        if length == 0 {
+            return Ok(Some(Bytes::new()));
+        }
+        match self.store.get_ranges(&path(key), std::slice::from_ref(&(0..length))).await {
+            Ok(found) => Ok(found.into_iter().next()),
+            Err(ObjectError::NotFound { .. }) => Ok(None),
+            Err(error) => Err(failed(error)),
+        }
+    }
+
+    /// Length of an object, in bytes, or `None`.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn length(&self, key: ObjectKey) -> Result<Option<u64>, StoreError> {
+        match self.store.head(&path(key)).await {
+            Ok(object) => Ok(Some(object.size)),
+            Err(ObjectError::NotFound { .. }) => Ok(None),
+            Err(error) => Err(failed(error)),
+        }
+    }
+
+    /// Whether there is an object under a key.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn has(&self, key: ObjectKey) -> Result<bool, StoreError> {
+        Ok(self.length(key).await?.is_some())
+    }
+
     /// The first [`HEADER_LEN`] and the last [`TRAILER_LEN`] bytes of a segment object of `size` bytes. Shorter where
     /// the object is.
     ///
@@ -220,18 +255,15 @@ impl Objects {
         start: u64,
         size: u64,
     ) -> Result<(Bytes, Bytes), StoreError> {
-        let path = path(ObjectKey::Segment(id, start));
-        let header = self.range(&path, 0..size.min(HEADER_LEN as u64)).await?;
-        let trailer = self.range(&path, size.saturating_sub(TRAILER_LEN as u64)..size).await?;
-        Ok((header, trailer))
-    }
-
-    async fn range(&self, path: &Path, range: Range<u64>) -> Result<Bytes, StoreError> {
-        if range.is_empty() {
-            return Ok(Bytes::new());
+        if size == 0 {
+            return Ok((Bytes::new(), Bytes::new()));
         }
-        let options = GetOptions { range: Some(range.into()), ..GetOptions::default() };
-        self.store.get_opts(path, options).await.map_err(failed)?.bytes().await.map_err(failed)
+        let ends = [0..size.min(HEADER_LEN as u64), size.saturating_sub(TRAILER_LEN as u64)..size];
+        let path = path(ObjectKey::Segment(id, start));
+        let read = self.store.get_ranges(&path, &ends).await.map_err(failed)?;
+        let [header, trailer] =
+            read.try_into().map_err(|_| StoreError::Failed(format!("{path}: no ends")))?;
+        Ok((header, trailer))
     }
 
     /// Keys and sizes of the objects under a prefix, in order. Names that are not ours are left out.
@@ -327,6 +359,14 @@ impl Objects {
     }
 }
 
+fn is_same(existing: &[u8], bytes: &PutPayload) -> bool {
+    let mut left = Some(existing);
+    for piece in bytes {
+        left = left.and_then(|left| left.strip_prefix(&piece[..]));
+    }
+    left.is_some_and(<[u8]>::is_empty)
+}
+
 /// The folder of an object, and those above it that are not made at the start.
 fn parents(path: &Path) -> Vec<PathBuf> {
     FsPath::new(path.as_ref()).ancestors().skip(1).take(3).map(FsPath::to_owned).collect()
@@ -414,6 +454,17 @@ mod tests {
         assert_eq!(objects.create(key, "a".into()).await.unwrap(), Created::Durable);
         assert_eq!(objects.create(key, "b".into()).await.unwrap(), Created::Taken("a".into()));
         assert_eq!(objects.get(key).await.unwrap().unwrap(), "a");
+        assert_eq!((objects.length(key).await.unwrap(), objects.has(key).await.unwrap()), (Some(1), true));
+        // In pieces it is the same, and a part is not.
+        let key = ObjectKey::Segment(id(), 1);
+        assert_eq!((objects.length(key).await.unwrap(), objects.has(key).await.unwrap()), (None, false));
+        let pieces = |pieces: &[&'static str]| pieces.iter().map(|piece| Bytes::from(*piece)).collect();
+        assert_eq!(objects.create(key, pieces(&["ab", "c"])).await.unwrap(), Created::Durable);
+        assert_eq!(objects.create(key, pieces(&["a", "", "bc"])).await.unwrap(), Created::Durable);
+        for other in [&["ab"][..], &["abc", "d"], &["abd"], &[]] {
+            assert_eq!(objects.create(key, pieces(other)).await.unwrap(), Created::Taken("abc".into()));
+        }
+        let key = ObjectKey::Segment(id(), 0);
         objects.delete(key).await.unwrap();
         objects.delete(key).await.unwrap();
         assert_eq!(objects.get(key).await.unwrap(), None);

@@ -28,8 +28,8 @@ use crate::service::Ingest;
 use router::Router;
 
 /// HTTP/2 windows: the connection's well above a stream's, so that one stalled stream does not block the rest.
-const STREAM_WINDOW: u32 = 1 << 20;
-const CONNECTION_WINDOW: u32 = 16 << 20;
+const STREAM_WINDOW: u32 = 512 << 10;
+const CONNECTION_WINDOW: u32 = 4 << 20;
 
 /// An HTTP/2 ping after so much silence finds a dead peer.
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(20);

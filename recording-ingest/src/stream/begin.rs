@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use mezite_daemon::clock;
 use mezite_proto::v1::RecordingHeader;
-use recording_format::{Begin, Metadata, ObjectKey, OpenMarker, RecordingId};
+use recording_format::{AgentId, Begin, Metadata, ObjectKey, OpenMarker, RecordingId};
 
 use super::{Call, is_truncated};
 use crate::{
@@ -14,7 +14,7 @@ use crate::{
     error::IngestError,
     index::row_of,
     metrics,
-    objects::Created,
+    objects::{Created, Objects},
     quarantine,
     recover::{self, Stored},
     service::Ingest,
@@ -34,7 +34,7 @@ impl Call {
         let id = convert::recording_id("header.recording_id", &header.recording_id)?;
         tracing::Span::current().record("recording", tracing::field::display(id));
         let metadata = header.metadata.map(convert::metadata).transpose()?;
-        let found = match recover::load(&ingest.objects, id).await {
+        let (found, settled) = match recover::look(&ingest.objects, id, ingest.claims.stored(id)).await {
             Err(IngestError::Damaged(why)) => {
                 check_owner_of_damaged(&ingest, id, &writer).await?;
                 return Err(quarantine::instead_of(&ingest, id, why).await);
@@ -62,9 +62,11 @@ impl Call {
                 None => return Err(IngestError::OffsetAhead { expected: stored.committed }),
             }
         }
-        ingest.objects.settle(id).await?;
+        if !settled {
+            ingest.objects.settle(id).await?;
+        }
         let share = ingest.budget.share();
-        Ok(Self { ingest, writer, id, stored, writing: None, share, due: None })
+        Ok(Self { ingest, writer, id, stored, settled, writing: None, share, due: None })
     }
 }
 
@@ -104,12 +106,12 @@ fn check_node(writer: &Writer, node: &str) -> Result<(), IngestError> {
     }
 }
 
-/// Marks a recording as open, for whoever looks after those that are. One that was interrupted needs it before it can be
-/// ended.
-pub(crate) async fn mark_open(ingest: &Ingest, id: RecordingId) -> Result<(), IngestError> {
-    let marker = OpenMarker::new(clock::unix_ms(), ingest.identity().agent_id()).encode()?;
+/// Marks a recording as open, as the ingest `by`, for whoever looks after those that are. One that was interrupted needs it
+/// before it can be ended.
+pub(crate) async fn mark_open(objects: &Objects, by: AgentId, id: RecordingId) -> Result<(), IngestError> {
+    let marker = OpenMarker::new(clock::unix_ms(), by).encode()?;
     // Whoever's marker is there says the same.
-    ingest.objects.create_end(ObjectKey::Open(id), marker.into()).await?;
+    objects.create_end(ObjectKey::Open(id), marker.into()).await?;
     Ok(())
 }
 
@@ -119,9 +121,9 @@ pub(crate) async fn mark_open(ingest: &Ingest, id: RecordingId) -> Result<(), In
 /// # Errors
 /// [`IngestError::Going`]; when the store fails.
 pub(super) async fn check_not_going(ingest: &Ingest, id: RecordingId) -> Result<(), IngestError> {
-    match ingest.objects.get(ObjectKey::Gone(id)).await? {
-        Some(_) => Err(IngestError::Going),
-        None => Ok(()),
+    match ingest.objects.has(ObjectKey::Gone(id)).await? {
+        true => Err(IngestError::Going),
+        false => Ok(()),
     }
 }
 
@@ -140,7 +142,7 @@ async fn create(
     if ingest.objects.room().await < Room::New {
         return Err(IngestError::NoRoom("new recordings"));
     }
-    mark_open(ingest, id).await?;
+    mark_open(&ingest.objects, ingest.identity().agent_id(), id).await?;
     check_not_going(ingest, id).await?;
     let begin = Begin::new(id, writer.agent_id, begun, now, ingest.identity().agent_id());
     let document = begin.encode()?;

@@ -1,9 +1,7 @@
 //! What a call does to its recording: chunks become segments, and segments a sealed recording.
 
 use mezite_proto::v1::{RecordingChunk, RecordingFinal};
-use recording_format::{
-    FRAME_HEADER_LEN, MAX_SEGMENTS, ObjectKey, RecordingState, SegmentRef, SignedManifest,
-};
+use recording_format::{FRAME_HEADER_LEN, ObjectKey, RecordingState, SegmentRef, SignedManifest};
 use tokio::time::{Instant, timeout};
 
 use super::{
@@ -18,7 +16,8 @@ use crate::{
     error::IngestError,
     metrics,
     objects::Created,
-    quarantine, recover,
+    quarantine,
+    recover::{self, LastSegment},
     seal::{self, End, Sealing},
     session::{Progress, Session},
 };
@@ -73,13 +72,17 @@ impl Call {
         Ok(())
     }
 
+    async fn mark_open(&self) -> Result<(), IngestError> {
+        mark_open(&self.ingest.objects, self.ingest.identity().agent_id(), self.id).await
+    }
+
     fn session(&mut self) -> Result<&mut Session, IngestError> {
         let writing = self.writing.as_mut().ok_or_else(|| IngestError::Internal(NO_SESSION.to_owned()))?;
         Ok(&mut writing.session)
     }
 
-    /// Claims the recording and looks again where it stands: the call before may have written in between, or sealed
-    /// it. Then there is nothing to write.
+    /// Claims the recording and looks again where it stands, unless the call before left it just there: it may have written
+    /// in between, or sealed it. Then there is nothing to write.
     async fn write(&mut self) -> Result<(), IngestError> {
         if self.writing.is_some() {
             return Ok(());
@@ -87,38 +90,45 @@ impl Call {
         let claim = timeout(self.ingest.limits().message_timeout, self.ingest.claims.claim(self.id));
         let held = IngestError::Superseded { committed: self.stored.committed };
         let mut claim = claim.await.map_err(|_| held)?;
-        self.look_again().await?;
+        let left = claim.take();
+        if !left.as_ref().is_some_and(|left| left.same_place(&self.found())) {
+            self.look_again().await?;
+        }
         if self.stored.sealed().is_some() {
             return Ok(());
         }
-        let found = Progress { committed: self.stored.committed, head: self.stored.head, history: None };
-        let progress = match claim.take().filter(|left| left.same_place(&found)) {
+        let found = self.found();
+        let progress = match left.filter(|left| left.same_place(&found)) {
             Some(left) => left,
             None if found.committed == 0 => Progress::empty(found.head),
             None => found,
         };
         if self.stored.manifest.is_some() {
-            mark_open(&self.ingest, self.id).await?;
+            self.mark_open().await?;
         }
         check_not_going(&self.ingest, self.id).await?;
         let session = Session::new(self.id, progress, self.most());
-        self.writing = Some(Writing { claim, session, settled: false });
+        self.writing = Some(Writing { claim, session });
         Ok(())
     }
 
-    /// Where the recording ends at the latest.
+    /// The place at which the recording was seen, whoever wrote it.
+    fn found(&self) -> Progress {
+        Progress { committed: self.stored.committed, head: self.stored.head, history: None }
+    }
+
     fn most(&self) -> u64 {
-        if self.stored.segments < MAX_SEGMENTS {
-            return self.ingest.limits().max_recording_bytes;
-        }
-        self.stored.committed
+        self.stored.most(self.ingest.limits().max_recording_bytes)
     }
 
     /// Loads the recording again. What another process added is made durable before it counts.
     async fn look_again(&mut self) -> Result<(), IngestError> {
-        let stored = recover::load(&self.ingest.objects, self.id).await?.ok_or(IngestError::Missing)?;
-        if (stored.head, &stored.manifest) != (self.stored.head, &self.stored.manifest) {
+        let (stored, is_known) =
+            recover::look(&self.ingest.objects, self.id, Some(self.stored.clone())).await?;
+        let stored = stored.ok_or(IngestError::Missing)?;
+        if !is_known && (stored.head, &stored.manifest) != (self.stored.head, &self.stored.manifest) {
             self.ingest.objects.settle(self.id).await?;
+            self.settled = false;
         }
         self.stored = stored;
         Ok(())
@@ -138,22 +148,26 @@ impl Call {
             let segment =
                 segment.ok_or_else(|| IngestError::Internal("a pending segment was empty".to_owned()))?;
             let key = ObjectKey::Segment(self.id, segment.header.start);
-            if let Created::Taken(_) = self.ingest.objects.create(key, segment.bytes.clone()).await? {
+            let object = segment.object.iter().cloned().collect();
+            if let Created::Taken(_) = self.ingest.objects.create(key, object).await? {
                 let stored =
                     recover::load(&self.ingest.objects, self.id).await?.ok_or(IngestError::Missing)?;
                 return Err(IngestError::Superseded { committed: stored.committed });
             }
-            if !writing.settled {
+            if !self.settled {
                 self.ingest.objects.settle(self.id).await?;
-                if self.stored.manifest.is_some() {
-                    // Whoever sealed it as interrupted may have removed the marker since this call began.
-                    mark_open(&self.ingest, self.id).await?;
-                }
-                writing.settled = true;
+                self.settled = true;
+            }
+            // Whoever sealed it as interrupted may have removed the marker since this call began, and then others may delete it.
+            if !self.ingest.objects.has(ObjectKey::Open(self.id)).await? {
+                self.mark_open().await?;
+                check_not_going(&self.ingest, self.id).await?;
             }
             writing.session.commit(&segment);
             self.stored.segments += 1;
-            metrics::segment_written(segment.bytes.len(), began.elapsed());
+            self.stored.last =
+                Some(LastSegment { start: segment.header.start, object_len: segment.object_len() });
+            metrics::segment_written(segment.object_len(), began.elapsed());
             self.ingest.catalog.grow(self.id, writing.session.committed());
         }
         (self.stored.committed, self.stored.head) = (writing.session.committed(), writing.session.head());
@@ -217,7 +231,7 @@ impl Call {
         let (writer, gaps) = (Some(&self.writer), Vec::new());
         let sealing = Sealing { writer, stored: &self.stored, state, segments, gaps, end };
         let signed = seal::seal(&self.ingest, sealing).await?;
-        self.stored.manifest = Some(signed);
+        self.stored.manifest = Some(signed.into());
         self.writing = None;
         self.ingest.claims.forget(self.id);
         Ok(())

@@ -1,6 +1,6 @@
 //! What becomes of recordings when nobody calls: abandoned ones, damaged ones, old ones.
 
-use std::{fs, io::Cursor, path::PathBuf};
+use std::{collections::BTreeSet, fs, io::Cursor, path::PathBuf};
 
 use mezite_client::{Client, ClientConfig, Payload, UploadLimits, Uploader};
 use mezite_proto::v1::{ListSessionRecordingsRequest as List, RecordingState};
@@ -157,6 +157,39 @@ async fn a_damaged_segment_is_put_aside_and_the_agent_sends_the_rest_again() {
     assert_eq!((second.state, second.length, second.gaps), (Ended::Complete, 12, vec![]));
     assert_eq!(auth.download(&id(1).to_string(), 0).await.unwrap(), b"aaaabbbbcccc");
     assert_eq!(of(&cluster, "quarantine/").len(), 2);
+}
+
+#[tokio::test]
+async fn a_damaged_manifest_is_put_aside_and_the_next_is_another_revision() {
+    let cluster = Cluster::new();
+    let ingest = cluster.ingest("a", &[]).await;
+    let (agent, auth) = (cluster.as_agent(&ingest, AGENT), cluster.as_auth(&ingest));
+    assert_eq!(upload(&cluster, &ingest, id(1), b"hello").await.revision, 0);
+    let told = || {
+        let told = crate::telling::told(&cluster).into_iter().filter(|event| event.event == "session.upload");
+        told.map(|event| event.fields["manifest_sha256"].clone()).collect::<BTreeSet<_>>().len()
+    };
+    eventually(|| async { told() == 1 }).await;
+    let path = folder(&cluster, id(1)).join("manifest/0000.json");
+    let whole = fs::read(&path).unwrap();
+    // What a later release wrote is nobody's to move.
+    let later = String::from_utf8(whole.clone()).unwrap().replacen("\"version\":1", "\"version\":9", 1);
+    for (damaged, why) in
+        [(later.into_bytes(), "DAMAGED"), (whole[..whole.len() / 2].to_vec(), "QUARANTINED")]
+    {
+        fs::write(&path, damaged).unwrap();
+        let refused = agent.probe(id(1)).await.unwrap_err();
+        assert_eq!((refused.code(), reason(&refused).0.as_str()), (Code::DataLoss, why));
+    }
+    assert_eq!((of(&cluster, "quarantine/").len(), of(&cluster, "idx/").len()), (1, 0));
+    eventually(|| async { state(&auth, id(1)).await == Some(RecordingState::InProgress) }).await;
+
+    let again = upload(&cluster, &ingest, id(1), b"hello").await;
+    assert_eq!((again.state, again.revision), (Ended::Complete, 1));
+    eventually(|| async { state(&auth, id(1)).await == Some(RecordingState::Complete) }).await;
+    eventually(|| async { told() == 2 }).await;
+    assert_eq!(auth.download(&id(1).to_string(), 0).await.unwrap(), b"hello");
+    eventually(|| async { of(&cluster, "open/").is_empty() }).await;
 }
 
 #[tokio::test]

@@ -148,9 +148,9 @@ fn many_segments(cluster: &Cluster, bytes: &[u8], objects: usize) -> (ChainHead,
         builder.push(&[*byte], crc32c::crc32c(&[*byte])).unwrap();
         let segment = builder.finish().unwrap();
         if segments.len() < objects {
-            fs::write(folder.join(format!("{start:020}.seg")), &segment.bytes).unwrap();
+            fs::write(folder.join(format!("{start:020}.seg")), segment.to_bytes()).unwrap();
         }
-        let object_length = segment.bytes.len() as u64;
+        let object_length = segment.object_len();
         segments.push(SegmentRef { start, length: 1, object_length, sha256: segment.sha256 });
         head = segment.head;
     }

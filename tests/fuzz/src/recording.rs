@@ -30,7 +30,7 @@ fn segment(bytes: &[u8]) -> bool {
         assert!((1..=MAX_CHUNK_LEN).contains(&frame.len()), "a frame of {} bytes", frame.len());
         assert_eq!(again.push(frame, crc32c::crc32c(frame)), Ok(()));
     }
-    let again = again.finish().map(|segment| (segment.bytes, segment.head));
+    let again = again.finish().map(|segment| (segment.to_bytes(), segment.head));
     assert!(again.as_ref().is_some_and(|(again, _)| again == bytes), "there is more than one form");
     let ends = bytes.get(..HEADER_LEN).zip(bytes.last_chunk::<{ TRAILER_LEN }>());
     let ends = ends.and_then(|(header, trailer)| read_tail(header, trailer).ok());

@@ -218,9 +218,19 @@ impl System {
 
 /// Processor time of a process (`self`: this one) since its start, in seconds.
 pub(crate) fn cpu_seconds(process: &str) -> Result<f64> {
+    cpu_fields(process, 2)
+}
+
+/// As [`cpu_seconds`], with that of its children that have ended, and theirs.
+pub(crate) fn cpu_seconds_of_all(process: &str) -> Result<f64> {
+    cpu_fields(process, 4)
+}
+
+fn cpu_fields(process: &str, count: usize) -> Result<f64> {
     let stat = fs::read_to_string(format!("/proc/{process}/stat"))?;
-    // After the name, which may hold anything: field 3 and on. User time is field 14, system time field 15.
+    // After the name, which may hold anything: field 3 and on. User time is field 14, system time field 15; those of its
+    // children follow.
     let (_, rest) = stat.rsplit_once(") ").context("no stat")?;
-    let ticks: f64 = rest.split(' ').skip(11).take(2).filter_map(|field| field.parse::<f64>().ok()).sum();
+    let ticks: f64 = rest.split(' ').skip(11).take(count).filter_map(|field| field.parse::<f64>().ok()).sum();
     Ok(ticks / TICKS)
 }

@@ -35,12 +35,14 @@ pub(crate) async fn run(cluster: &Cluster, store: &Path, trials: usize) -> Resul
         let sending = tokio::spawn(send(client.clone(), agent.hostname.clone(), told));
         sleep(BEFORE).await;
         let before = received(&ingests).await?;
-        acknowledged.changed().await?;
-        acknowledged.changed().await?;
-        let after = received(&ingests).await?;
-        let busy = before.iter().zip(&after).position(|(before, after)| after > before);
-        let victim = ingests.get_mut(busy.context("no ingest takes it")?).context("no ingest")?;
-        acknowledged.borrow_and_update();
+        let busy = loop {
+            acknowledged.changed().await?;
+            let after = received(&ingests).await?;
+            if let Some(busy) = before.iter().zip(&after).position(|(before, after)| after > before) {
+                break busy;
+            }
+        };
+        let victim = ingests.get_mut(busy).context("no ingest")?;
         victim.kill();
         let begun = Instant::now();
         // What was on its way when it died does not count.

@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use mezite_client::Client;
 use mezite_e2e::{Cluster, Ingest, IngestSpec, call};
 use mezite_proto::v1;
@@ -15,6 +15,10 @@ use recording_format::{AgentId, Digest, FORMAT_VERSION, IndexEntry, Metadata, Re
 
 use crate::comparison::millis;
 
+/// Recordings in the smaller index.
+const FEWER: usize = 100_000;
+/// An ingest has read its index after this.
+const PATIENCE: Duration = Duration::from_secs(900);
 /// Rows of a page.
 const PAGE: u32 = 100;
 /// Pages whose times are taken.
@@ -24,20 +28,12 @@ const FIRST_MS: u64 = 1_700_000_000_000;
 /// Users, one of whom each session is of.
 const USERS: usize = 1000;
 
-/// Writes an index of so many recordings, and has an ingest read it.
-pub(crate) async fn run(cluster: &Cluster, store: &Path, count: usize) -> Result<()> {
-    let begun = Instant::now();
-    write(store, count)?;
-    println!("an index of {count} recordings was written in {:.0} s", begun.elapsed().as_secs_f64());
-    let begun = Instant::now();
-    let mut ingests =
-        Ingest::start_all_with(cluster, 1, &IngestSpec { name: "many", ..IngestSpec::local(store) }).await;
-    let Some(ingest) = ingests.first_mut() else { return Ok(()) };
-    println!(
-        "it was ready in {:.1} s, with {} MiB",
-        begun.elapsed().as_secs_f64(),
-        ingest.process().resident_bytes() >> 20,
-    );
+/// Writes indexes of some and of so many recordings, has an ingest read each, and takes pages of the larger.
+pub(crate) async fn run(cluster: &Cluster, dir: &Path, count: usize) -> Result<()> {
+    if count > FEWER {
+        drop(indexed(cluster, "fewer", &dir.join("fewer"), FEWER).await?);
+    }
+    let _ingests = indexed(cluster, "many", &dir.join("many"), count).await?;
     let admin = cluster.admin();
     let all = v1::ListSessionRecordingsRequest { page_size: PAGE, ..Default::default() };
     let one = v1::ListSessionRecordingsRequest { user: "user-17".into(), ..all.clone() };
@@ -45,10 +41,29 @@ pub(crate) async fn run(cluster: &Cluster, store: &Path, count: usize) -> Result
     pages("a page of 100, of one user", &admin, one).await
 }
 
+/// An ingest that knows so many recordings.
+async fn indexed(cluster: &Cluster, name: &'static str, store: &Path, count: usize) -> Result<Vec<Ingest>> {
+    write(store, count)?;
+    let spec = IngestSpec { name, patience: PATIENCE, ..IngestSpec::local(store) };
+    let mut ingests = Ingest::start_all_with(cluster, 1, &spec).await;
+    let ingest = ingests.first_mut().context("no ingest")?;
+    // Without the join: as after any restart.
+    ingest.kill();
+    let begun = Instant::now();
+    ingest.start();
+    ingest.ready_within(PATIENCE).await;
+    println!(
+        "with an index of {count} recordings it is ready {:.1} s after its start, with {} MiB",
+        begun.elapsed().as_secs_f64(),
+        ingest.process().resident_bytes() >> 20,
+    );
+    Ok(ingests)
+}
+
 /// One page after the other, as they come.
 async fn pages(what: &str, client: &Client, mut request: v1::ListSessionRecordingsRequest) -> Result<()> {
     let (mut times, mut rows) = (Vec::with_capacity(PAGES), 0);
-    while times.len() < PAGES {
+    while times.len() < PAGES && (rows == 0 || !request.page_token.is_empty()) {
         let begun = Instant::now();
         let reply = call!(client, list_session_recordings, request.clone())?;
         times.push(begun.elapsed());

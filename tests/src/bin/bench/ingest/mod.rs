@@ -46,7 +46,7 @@ const STREAMS_PER_AGENT: usize = 100;
 /// Goes through the parts and prints what they come to.
 pub(crate) async fn run(plan: Plan) -> Result<()> {
     let most = plan.streams.iter().copied().max().unwrap_or_default();
-    ensure!(most > 0 && plan.mebibytes > 0 && plan.batches > 0, "there is nothing to measure");
+    ensure!(most > 0 && plan.mebibytes > 0 && plan.batches >= streams::LANES, "there is nothing to measure");
     let parent = plan.dir.clone().unwrap_or_else(std::env::temp_dir);
     let dir = tempfile::tempdir_in(&parent)?;
     let store = dir.path().join("store");
@@ -64,6 +64,7 @@ pub(crate) async fn run(plan: Plan) -> Result<()> {
     streams::table(&plan, ingest, &sender, dir.path()).await?;
     streams::batches(plan.batches, ingest, &sender).await?;
     drop(ingests);
+    streams::segments(plan.batches, &cluster, dir.path()).await?;
     if plan.trials > 0 {
         failover::run(&cluster, &dir.path().join("replicas"), plan.trials).await?;
     }
