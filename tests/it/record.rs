@@ -139,6 +139,9 @@ async fn an_account_has_so_many_places_with_the_agent_and_no_more() {
     host.is_empty().await;
     let all = list(&cluster.admin()).await;
     assert_eq!(all.len(), 1, "{all:?}");
+    let failed = events(&cluster, "session.recording.failed");
+    let reason = failed[0]["fields"]["reason"].as_str().unwrap();
+    assert!(reason.contains("as many that are recorded as it may have"), "{failed:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

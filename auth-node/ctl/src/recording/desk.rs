@@ -113,22 +113,12 @@ impl Desk {
     /// Takes in what comes, for as long as it is polled.
     pub(crate) async fn serve(self, listener: UnixListener) {
         let desk = Arc::new(self);
-        // What is said once until somebody gets a place again.
-        let mut full = false;
         loop {
             match accept(&listener).await {
                 Ok((stream, visitor)) => match desk.visitors.places.take(visitor.holder) {
-                    Ok(place) => {
-                        full = false;
-                        tokio::spawn(Arc::clone(&desk).visited(stream, visitor, place));
-                    }
-                    Err(_) if full => {}
-                    Err(whose) => {
-                        full = true;
-                        let (desk, mode) = (Arc::clone(&desk), *desk.mode.borrow());
-                        // Without an answer the recorder goes by the mode that it knows.
-                        drop(spawn_blocking(move || desk.fails(mode, &visitor.login, "", no_place(whose))));
-                    }
+                    Ok(place) => drop(tokio::spawn(Arc::clone(&desk).visited(stream, visitor, place))),
+                    // Without an answer the recorder goes by the mode that it knows.
+                    Err(whose) => desk.turned_away(visitor, whose),
                 },
                 // Out of files, for one: others give theirs back.
                 Err(error) => {
@@ -136,6 +126,15 @@ impl Desk {
                     sleep(Duration::from_millis(100)).await;
                 }
             }
+        }
+    }
+
+    /// Tells of a session for which there is no place, as often as sessions may begin.
+    fn turned_away(self: &Arc<Self>, visitor: Visitor, whose: Full) {
+        let (desk, mode) = (Arc::clone(self), *self.mode.borrow());
+        let admitted = self.visitors.pace.admit(visitor.holder, Instant::now().into_std());
+        if mode != Mode::Off && admitted.is_ok() {
+            drop(spawn_blocking(move || desk.fails(mode, &visitor.login, "", no_place(whose))));
         }
     }
 
@@ -152,7 +151,7 @@ impl Desk {
         let ToAgent::Hello(hello) = ToAgent::decode(frame)? else {
             anyhow::bail!("it does not say who it is");
         };
-        if hello.resume.is_none() {
+        if hello.resume.is_none() && *self.mode.borrow() != Mode::Off {
             tokio::select! {
                 () = self.visitors.turn(visitor.holder) => {}
                 // It has given up, or does not wait for its verdict.
