@@ -99,6 +99,8 @@ pub(crate) struct Faults {
     round: Vec<Kind>,
     /// Nodes whose removal was asked for, and not confirmed.
     leaving: BTreeSet<u64>,
+    /// Nodes whose full disks were freed the last time.
+    freed: Vec<u64>,
     /// How many there were.
     pub(crate) counts: BTreeMap<Kind, u64>,
     /// What went wrong that must not.
@@ -114,6 +116,7 @@ impl Faults {
             started: Instant::now(),
             round: Vec::new(),
             leaving: BTreeSet::new(),
+            freed: Vec::new(),
             counts: BTreeMap::new(),
             complaints: Vec::new(),
             full_disk_ends: 0,
@@ -284,8 +287,10 @@ impl Faults {
     pub(crate) async fn heal(&mut self, cluster: &mut StoreCluster) {
         cluster.links().heal();
         let disk_was_full = self.free_disks(cluster);
+        // One that met the full disk just before it was freed the last time may have been about to end.
+        let freed_before = std::mem::replace(&mut self.freed, disk_was_full.clone());
         for (id, how) in cluster.ended() {
-            if disk_was_full.contains(&id) {
+            if disk_was_full.contains(&id) || freed_before.contains(&id) {
                 self.full_disk_ends += 1;
                 self.say(&format!("node {id} had ended for want of space: {how}"));
             } else {

@@ -161,6 +161,12 @@ async fn diagnostics_tell_what_an_operator_needs() {
     assert_eq!(page(diagnostics, "/healthz").await, (200, "ok\n".to_owned()));
     assert_eq!(page(diagnostics, "/readyz").await, (200, "ok\n".to_owned()));
     assert_eq!(page(diagnostics, "/other").await.0, 404);
+    // Which are open is looked at now and then: it may have been while this one was.
+    eventually(|| async {
+        let (_, metrics) = page(diagnostics, "/metrics").await;
+        metrics.contains("mezite_ingest_open_recordings 0\n")
+    })
+    .await;
     let (status, metrics) = page(diagnostics, "/metrics").await;
     assert_eq!(status, 200);
     for line in [
