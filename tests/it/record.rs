@@ -126,7 +126,8 @@ async fn an_account_has_so_many_places_with_the_agent_and_no_more() {
     };
     let (soft, hard) = resource::getrlimit(Resource::RLIMIT_NOFILE).unwrap();
     resource::setrlimit(Resource::RLIMIT_NOFILE, soft.max(2 * PLACES as u64).min(hard), hard).unwrap();
-    let held: Vec<_> = (0..PLACES).map(|_| UnixStream::connect(&socket).unwrap()).collect();
+    // With some more, whom others may overtake while it is looked up who they are.
+    let held: Vec<_> = (0..PLACES + 128).map(|_| UnixStream::connect(&socket).unwrap()).collect();
     let unrecorded = record();
     assert!(unrecorded.stderr.contains("is not recorded: the agent does not answer"), "{unrecorded:?}");
     assert_eq!(unrecorded.ok(), "in\n");

@@ -19,13 +19,13 @@ use mezite_client::{Event, Session, Spool, SpoolError, Writer};
 use mezite_daemon::{
     clock, files,
     pace::Pace,
-    places::{Full, Place, Places},
+    places::{Full, Places},
 };
 use nix::unistd::{Uid, User};
 use recording_format::Digest;
 use tokio::{
     net::{UnixListener, UnixStream},
-    sync::watch,
+    sync::{OwnedSemaphorePermit, Semaphore, watch},
     task::spawn_blocking,
     time::{Instant, sleep, timeout},
 };
@@ -47,6 +47,8 @@ const PLACES: (usize, usize) = (4096, 1024);
 /// From one session of an account to its next in the long run, and so many may come at once. Each is two events of the audit
 /// log, and the agent tells more of them in the same time. Whoever begins more waits.
 const PACE: (Duration, u32) = (Duration::from_millis(100), 300);
+/// Visitors whose names are looked up at a time: where a name is not known on the host, that can take long.
+const DOORS: usize = 64;
 /// Accounts whose pace is remembered: more than have ever been on a host.
 const ACCOUNTS: usize = 65_536;
 /// Time to say who one is.
@@ -112,14 +114,11 @@ impl Desk {
 
     /// Takes in what comes, for as long as it is polled.
     pub(crate) async fn serve(self, listener: UnixListener) {
-        let desk = Arc::new(self);
+        let (desk, doors) = (Arc::new(self), Arc::new(Semaphore::new(DOORS)));
         loop {
-            match accept(&listener).await {
-                Ok((stream, visitor)) => match desk.visitors.places.take(visitor.holder) {
-                    Ok(place) => drop(tokio::spawn(Arc::clone(&desk).visited(stream, visitor, place))),
-                    // Without an answer the recorder goes by the mode that it knows.
-                    Err(whose) => desk.turned_away(visitor, whose),
-                },
+            let Ok(door) = Arc::clone(&doors).acquire_owned().await else { return };
+            match listener.accept().await {
+                Ok((stream, _)) => drop(tokio::spawn(Arc::clone(&desk).visited(stream, door))),
                 // Out of files, for one: others give theirs back.
                 Err(error) => {
                     warn(&format!("no session can be recorded: {error}"));
@@ -138,7 +137,17 @@ impl Desk {
         }
     }
 
-    async fn visited(self: Arc<Self>, stream: UnixStream, visitor: Visitor, _place: Place<Holder>) {
+    async fn visited(self: Arc<Self>, stream: UnixStream, door: OwnedSemaphorePermit) {
+        let visitor = match Visitor::of(&stream).await {
+            Ok(visitor) => visitor,
+            Err(error) => return warn(&format!("it is not known who asks for a recording: {error}")),
+        };
+        drop(door);
+        // Without an answer the recorder goes by the mode that it knows.
+        let _place = match self.visitors.places.take(visitor.holder) {
+            Ok(place) => place,
+            Err(whose) => return self.turned_away(visitor, whose),
+        };
         if let Err(error) = self.visit(stream, visitor).await {
             warn(&format!("a recorder was cut off: {error:#}"));
         }
@@ -325,16 +334,15 @@ struct Visitor {
     login: String,
 }
 
-async fn accept(listener: &UnixListener) -> io::Result<(UnixStream, Visitor)> {
-    let (stream, _) = listener.accept().await?;
-    let uid = stream.peer_cred()?.uid();
-    // Names may be known elsewhere than in a file.
-    let named = spawn_blocking(move || User::from_uid(Uid::from_raw(uid)).ok().flatten()).await?;
-    let visitor = match named {
-        Some(user) => Visitor { holder: Some(uid), login: user.name },
-        None => Visitor { holder: None, login: uid.to_string() },
-    };
-    Ok((stream, visitor))
+impl Visitor {
+    async fn of(stream: &UnixStream) -> io::Result<Self> {
+        let uid = stream.peer_cred()?.uid();
+        let named = spawn_blocking(move || User::from_uid(Uid::from_raw(uid)).ok().flatten()).await?;
+        Ok(match named {
+            Some(user) => Self { holder: Some(uid), login: user.name },
+            None => Self { holder: None, login: uid.to_string() },
+        })
+    }
 }
 
 /// A text as a label takes it.

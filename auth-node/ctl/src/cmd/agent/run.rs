@@ -151,8 +151,9 @@ async fn serve(pulse: &mut Pulse<'_>) -> Result<()> {
             }
         };
         let done = match done {
-            Ok(()) => hear_again(pulse, &mut ear).await,
-            failed => failed,
+            Err(error) if !passes(&error) => return Err(error),
+            // Also after a failure: what is on disk by now is what recordings are sent with while no auth node answers.
+            done => done.and(hear_again(pulse, &mut ear).await),
         };
         match done {
             Ok(()) => {}
