@@ -5,10 +5,15 @@
 //! which goes on when it returns, and the next revision of the manifest covers both parts. Two replicas that do it at
 //! once want the same object, which is created once. Where a replica cannot tell, it leaves the recording alone.
 
-use std::{collections::HashSet, sync::Arc, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use mezite_daemon::clock;
 use recording_format::{Gap, ObjectKey, RecordingId, RecordingState, recording_prefix};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -26,18 +31,27 @@ use crate::{
 /// So many times in a grace time it is looked, but at least once in [`LONGEST_WAIT`].
 const ROUNDS: u32 = 6;
 const LONGEST_WAIT: Duration = Duration::from_secs(300);
+/// What cannot be ended is tried again after this at the latest, or after the grace time where that is longer.
+const LONGEST_RETRY: Duration = Duration::from_secs(24 * 3_600);
 
 /// Looks after open recordings.
 pub(crate) struct Abandoned {
     ingest: Arc<Ingest>,
     grace: Duration,
-    /// Those that cannot be ended, as the log says already.
-    given_up: HashSet<RecordingId>,
+    /// Those that could not be ended, and when they are tried again.
+    failed: HashMap<RecordingId, Retry>,
+}
+
+/// When what failed is tried again.
+#[derive(Debug, Clone, Copy)]
+struct Retry {
+    failures: u32,
+    due: Instant,
 }
 
 impl Abandoned {
     pub(crate) fn new(ingest: Arc<Ingest>, grace: Duration) -> Self {
-        Self { ingest, grace, given_up: HashSet::new() }
+        Self { ingest, grace, failed: HashMap::new() }
     }
 
     /// Goes on until cancelled.
@@ -58,22 +72,34 @@ impl Abandoned {
 
     async fn round(&mut self) -> Result<(), IngestError> {
         let since = self.silent_since();
-        for (key, created) in self.ingest.objects.list_times(ObjectKey::OPEN).await? {
-            let ObjectKey::Open(id) = key else { continue };
-            if created > since || self.given_up.contains(&id) {
+        let open = self.ingest.objects.list_times(ObjectKey::OPEN).await?;
+        let open = open.into_iter().filter_map(|(key, created)| match key {
+            ObjectKey::Open(id) => Some((id, created)),
+            _ => None,
+        });
+        let open: Vec<_> = open.collect();
+        let is_open: HashSet<_> = open.iter().map(|(id, _)| *id).collect();
+        self.failed.retain(|id, _| is_open.contains(id));
+        for (id, created) in open {
+            if created > since || self.failed.get(&id).is_some_and(|retry| retry.due > Instant::now()) {
                 continue;
             }
             match self.look_at(id, since).await {
-                Ok(()) => (),
+                Ok(()) => drop(self.failed.remove(&id)),
                 Err(IngestError::Store(error)) => return Err(error.into()),
-                // One that cannot be ended must not keep the others from it, nor be tried for ever.
-                Err(error) => {
-                    tracing::error!(%id, error = error.internals(), "an abandoned recording cannot be ended");
-                    self.given_up.insert(id);
-                }
+                // One that cannot be ended must not keep the others from it.
+                Err(error) => self.put_off(id, &error),
             }
         }
         Ok(())
+    }
+
+    /// Tries it again, after a time that grows: another replica may be mending it, or an upgrade be needed.
+    fn put_off(&mut self, id: RecordingId, error: &IngestError) {
+        let failures = self.failed.get(&id).map_or(0, |retry| retry.failures) + 1;
+        let wait = self.grace.saturating_mul(1 << failures.min(10)).min(LONGEST_RETRY.max(self.grace));
+        self.failed.insert(id, Retry { failures, due: Instant::now() + wait });
+        tracing::error!(%id, failures, error = error.internals(), "an abandoned recording cannot be ended");
     }
 
     /// What has not changed since then, in Unix milliseconds, is silent.
@@ -90,23 +116,23 @@ impl Abandoned {
         if newest > since {
             return Ok(());
         }
-        match self.end(id, Vec::new()).await {
-            Err(IngestError::Damaged(_) | IngestError::Missing) => self.end_damaged(id).await?,
+        match self.end(id, newest, Vec::new()).await {
+            Err(IngestError::Damaged(_) | IngestError::Missing) => self.end_damaged(id, newest).await?,
             ended => ended?,
         }
         self.leave(id, claim).await
     }
 
     /// Ends what is good of a recording.
-    async fn end_damaged(&self, id: RecordingId) -> Result<(), IngestError> {
+    async fn end_damaged(&self, id: RecordingId, last_ms: u64) -> Result<(), IngestError> {
         let whole = recover::load(&self.ingest.objects, id).await.ok().flatten();
         match quarantine::isolate(&self.ingest.objects, self.ingest.identity().agent_id(), id).await? {
-            Found::Good => self.end(id, Vec::new()).await,
+            Found::Good => self.end(id, last_ms, Vec::new()).await,
             Found::Shorter(start) => {
                 let end = whole.map_or(start, |stored| stored.committed);
                 let length = end.saturating_sub(start);
                 let gaps = if length == 0 { Vec::new() } else { vec![Gap { start, length }] };
-                self.end(id, gaps).await
+                self.end(id, last_ms, gaps).await
             }
             Found::Nothing => {
                 self.ingest.catalog.remove(id);
@@ -115,7 +141,8 @@ impl Abandoned {
         }
     }
 
-    async fn end(&self, id: RecordingId, gaps: Vec<Gap>) -> Result<(), IngestError> {
+    /// Ends a recording that was last written at `last_ms`.
+    async fn end(&self, id: RecordingId, last_ms: u64, gaps: Vec<Gap>) -> Result<(), IngestError> {
         let objects = &self.ingest.objects;
         let Some(stored) = recover::load(objects, id).await? else { return Ok(()) };
         objects.settle(id).await?;
@@ -125,18 +152,20 @@ impl Abandoned {
                 let entry = signed.manifest.index_entry(&signed.document);
                 Ok(seal::publish_again(objects, &entry, self.ingest.tells).await?)
             }
-            Some(_) | None => self.interrupt(&stored, gaps).await,
+            Some(_) | None => self.interrupt(&stored, last_ms, gaps).await,
         }
     }
 
-    async fn interrupt(&self, stored: &Stored, gaps: Vec<Gap>) -> Result<(), IngestError> {
+    async fn interrupt(&self, stored: &Stored, last_ms: u64, gaps: Vec<Gap>) -> Result<(), IngestError> {
         let id = stored.begin.recording_id;
         let (verified, _) = recover::walk(&self.ingest.objects, id).await?;
         if (verified.length, verified.head) != (stored.committed, stored.head) {
             // Somebody writes it after all.
             return Ok(());
         }
-        let end = End { total: verified.length, payload_sha256: verified.payload_sha256, ended_at_ms: None };
+        // Nobody knows when its session ended: it went on until then at least.
+        let ended_at_ms = Some(last_ms.max(stored.begin.metadata.started_at_ms));
+        let end = End { total: verified.length, payload_sha256: verified.payload_sha256, ended_at_ms };
         let (state, segments) = (RecordingState::Interrupted, verified.segments);
         let sealing = Sealing { writer: None, stored, state, segments, gaps, end };
         match seal::seal(&self.ingest, sealing).await {

@@ -85,7 +85,8 @@ pub struct LimitsConfig {
     pub max_streams: usize,
     /// And those of one agent. Default: 128.
     pub max_streams_per_agent: usize,
-    /// Recordings that auth nodes download at a time; more are RESOURCE_EXHAUSTED. Default: 256.
+    /// Recordings that auth nodes download at a time, each of which holds one segment in memory; more are RESOURCE_EXHAUSTED.
+    /// Default: 64.
     pub max_downloads: usize,
     /// HTTP/2 streams on one connection. Default: 1024.
     pub max_streams_per_connection: u32,
@@ -106,8 +107,9 @@ pub struct LimitsConfig {
     #[serde(with = "humantime_serde")]
     pub flush_interval: Duration,
     /// Bytes that all calls together hold in memory before they are durable. Where they are short, shorter segments are
-    /// written. Beside them each call may have one message in hand, of 1 MiB at most, and each connection what HTTP/2
-    /// lets it send ahead. 2 MiB to 1 TiB. Default: 96 MiB.
+    /// written. Beside them each call may have one message in hand, of 1 MiB at most, each connection what HTTP/2 lets it send
+    /// ahead, each download a segment, and each of eight recordings that are read through at a time 8 MiB or a segment.
+    /// 2 MiB to 1 TiB. Default: 96 MiB.
     pub memory_bytes: usize,
     /// Payload bytes of a recording. One that would become larger is sealed as truncated, with what is there. At least
     /// 64 KiB. Default: 10 GiB.
@@ -125,7 +127,7 @@ impl Default for LimitsConfig {
             max_connections: 10_000,
             max_streams: 1_024,
             max_streams_per_agent: 128,
-            max_downloads: 256,
+            max_downloads: 64,
             max_streams_per_connection: 1_024,
             handshake_timeout: Duration::from_secs(10),
             message_timeout: Duration::from_secs(60),
@@ -200,8 +202,8 @@ pub struct DiskConfig {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct AbandonConfig {
-    /// A recording that has not grown for so long is sealed as interrupted; it goes on if its agent comes back.
-    /// Default: 1 h.
+    /// A recording of which nothing was heard for so long is sealed as interrupted; it goes on if its agent comes back. Of a
+    /// session that is quiet its agent says every 10 minutes that it goes on. Default: 1 h.
     #[serde(with = "humantime_serde")]
     pub grace: Duration,
 }

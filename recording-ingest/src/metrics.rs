@@ -34,7 +34,8 @@ pub(crate) fn acknowledged(took: Duration) {
     histogram!("mezite_ingest_ack_seconds").record(took.as_secs_f64());
 }
 
-/// Recordings that are open, and since when the oldest of them is, in Unix milliseconds.
+/// Recordings that are open, and when the one of them that is longest so was begun, or its agent last said that it goes on though
+/// nothing comes; in Unix milliseconds.
 pub(crate) fn open_recordings(open: usize, oldest_ms: Option<u64>) {
     gauge!("mezite_ingest_open_recordings").set(open as f64);
     // 0: none is open.

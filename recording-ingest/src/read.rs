@@ -54,6 +54,9 @@ pub struct Reader {
     stored: Stored,
     /// Where each segment starts and, once sealed, its digest; in order.
     segments: Vec<(u64, Option<Digest>)>,
+    /// The segment that was read from last: one who reads on asks for it many times, and others may have driven it from the
+    /// cache in between.
+    current: Option<Segment>,
 }
 
 impl Reader {
@@ -80,7 +83,7 @@ impl Reader {
                 listed.into_iter().filter_map(|(key, _)| Some((start_of(key)?, None))).collect()
             }
         };
-        Ok(Self { objects, cache, stored, segments })
+        Ok(Self { objects, cache, stored, segments, current: None })
     }
 
     /// What the store knows of it.
@@ -103,7 +106,7 @@ impl Reader {
     /// # Errors
     /// [`IngestError::OffsetAhead`] beyond the end; [`IngestError::Damaged`] or [`IngestError::Missing`] when what is
     /// stored is not what was acknowledged.
-    pub async fn read(&self, offset: u64, limit: u64) -> Result<Bytes, IngestError> {
+    pub async fn read(&mut self, offset: u64, limit: u64) -> Result<Bytes, IngestError> {
         self.check(offset)?;
         let wanted = offset..offset.saturating_add(limit).min(self.stored.committed);
         let mut out = BytesMut::new();
@@ -117,22 +120,27 @@ impl Reader {
     }
 
     /// The segment that holds the byte at `offset`, checked.
-    async fn segment_at(&self, offset: u64) -> Result<Segment, IngestError> {
+    async fn segment_at(&mut self, offset: u64) -> Result<Segment, IngestError> {
         let id = self.stored.begin.recording_id;
         let after = self.segments.partition_point(|(start, _)| *start <= offset);
         let (start, sha256) =
             *after.checked_sub(1).and_then(|at| self.segments.get(at)).ok_or(IngestError::Missing)?;
-        let segment = match self.cache.get((id, start)) {
+        let current = self.current.take().filter(|current| current.header().start == start);
+        let kept = current.or_else(|| self.cache.get((id, start)));
+        // One that was put aside and sent again since is read anew.
+        let kept = kept.filter(|kept| check(kept, start..offset, sha256).is_ok());
+        let segment = match kept {
             Some(segment) => segment,
             None => {
                 let object =
                     self.objects.get(ObjectKey::Segment(id, start)).await?.ok_or(IngestError::Missing)?;
                 let segment = tokio::task::spawn_blocking(move || Segment::decode(id, object)).await??;
+                check(&segment, start..offset, sha256)?;
                 self.cache.put((id, start), segment.clone());
                 segment
             }
         };
-        check(&segment, start..offset, sha256)?;
+        self.current = Some(segment.clone());
         Ok(segment)
     }
 }

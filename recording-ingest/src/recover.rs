@@ -162,11 +162,13 @@ async fn last_segment(
     Ok(Some((header, head, segments.len())))
 }
 
-/// Reads and verifies all segments: what a manifest needs, for a recording that others wrote.
+/// Reads and verifies all segments: what a manifest needs, for a recording that others wrote. So many at a time, and no more, since it
+/// takes memory.
 ///
 /// # Errors
 /// When the store fails, or anything does not verify.
 pub async fn walk(objects: &Arc<Objects>, id: RecordingId) -> Result<(Verified, PayloadHasher), IngestError> {
+    let _walk = objects.walk().await?;
     let begin = objects.get(ObjectKey::Begin(id)).await?.ok_or(IngestError::UnknownRecording)?;
     let mut verifier = Verifier::new(id, &begin)?;
     for batch in batches(&objects.list(&segment_prefix(id)).await?) {

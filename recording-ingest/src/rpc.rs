@@ -81,7 +81,7 @@ pub(crate) async fn get_session_recording(
 ) -> Result<Response<v1::GetSessionRecordingResponse>, Status> {
     let (_, extensions, request) = request.into_parts();
     let work = async {
-        let reader = open(&ingest, &extensions, &request.recording_id).await?;
+        let mut reader = open(&ingest, &extensions, &request.recording_id).await?;
         let data = match u64::from(request.limit).min(MAX_GET) {
             0 => Bytes::new(),
             limit => reader.read(request.offset, limit).await?,
@@ -118,7 +118,7 @@ fn pieces(
     reader: Reader,
     offset: u64,
 ) -> impl Stream<Item = Result<v1::DownloadSessionRecordingResponse, IngestError>> + Send + 'static {
-    stream::try_unfold((reader, offset), |(reader, offset)| async move {
+    stream::try_unfold((reader, offset), |(mut reader, offset)| async move {
         let data = reader.read(offset, DOWNLOAD_PIECE).await?;
         if data.is_empty() {
             return Ok(None);

@@ -22,8 +22,16 @@ use tokio::time::{Instant, sleep_until, timeout};
 use tonic::{Code, Status};
 
 use crate::{
-    authn::Writer, budget::Share, claims::Claim, convert, error::IngestError, index::row_of, metrics,
-    recover::Stored, service::Ingest, session::Session,
+    authn::Writer,
+    budget::Share,
+    claims::Claim,
+    convert,
+    error::IngestError,
+    index::{RowState, row_of},
+    metrics,
+    recover::Stored,
+    service::Ingest,
+    session::Session,
 };
 
 /// A call that writes a recording.
@@ -143,7 +151,8 @@ impl Call {
                     let began = Instant::now();
                     match end {
                         Some(end) => self.finish(end).await?,
-                        None => self.flush().await?,
+                        None if self.writing.is_some() => self.flush().await?,
+                        None => self.probed().await,
                     }
                     metrics::acknowledged(began.elapsed());
                     return Ok(self.reply(false));
@@ -194,6 +203,13 @@ impl Call {
             () = self.share.pressed() => Ok(Event::Due),
             () = self.due() => Ok(Event::Due),
             message = next(&self.ingest, inbound) => Ok(message?.map_or(Event::End, Event::Message)),
+        }
+    }
+
+    /// Nothing but a header came: with it an agent says that a session which is quiet goes on.
+    async fn probed(&self) {
+        if row_of(&self.stored).state == RowState::InProgress {
+            begin::stay_open(&self.ingest.objects, self.ingest.identity().agent_id(), self.id).await;
         }
     }
 

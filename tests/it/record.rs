@@ -1,9 +1,11 @@
 //! Sessions on a host, recorded: a real sshd runs the recorder, the agent keeps what it records, and the cluster gets it.
 
+mod joining;
+mod places;
+
 use std::{
     fs,
     io::Write as _,
-    os::unix::net::UnixStream,
     path::{Path, PathBuf},
     process::{Command, Stdio},
     thread,
@@ -12,10 +14,7 @@ use std::{
 use mezite_e2e::{Cluster, Ingest, Output, Scratch, all_files, binary, eventually, in_terminal, run};
 use mezite_proto::v1;
 use nix::{
-    sys::{
-        resource::{self, Resource},
-        signal::{self, Signal},
-    },
+    sys::signal::{self, Signal},
     unistd::Pid,
 };
 
@@ -108,41 +107,6 @@ async fn what_is_typed_is_recorded_where_that_is_asked_for() {
     let (_, _, seen) = complete(&cluster).await;
     assert_eq!(beside_output(&seen), [("i", "ann\r"), ("x", "0")]);
     assert_eq!(output(&seen), "name?\r\nANN\r\n");
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn an_account_has_so_many_places_with_the_agent_and_no_more() {
-    // A quarter of what there are for all.
-    const PLACES: usize = 1024;
-    let cluster = Cluster::start(1).await;
-    let (_ingests, _) = Ingest::start_all(&cluster, 1).await;
-    let host = Host::of(&cluster).await;
-    let _agent = host.run(&[]).await;
-    host.knows("best-effort").await;
-    let socket = host.spool.join("record.sock");
-    let record = || {
-        let mut record = Command::new(binary("mezctl"));
-        run(record.arg("record").arg("--socket").arg(&socket).args(["--", "echo", "in"]))
-    };
-    let (soft, hard) = resource::getrlimit(Resource::RLIMIT_NOFILE).unwrap();
-    resource::setrlimit(Resource::RLIMIT_NOFILE, soft.max(2 * PLACES as u64).min(hard), hard).unwrap();
-    // With some more, whom others may overtake while it is looked up who they are.
-    let held: Vec<_> = (0..PLACES + 128).map(|_| UnixStream::connect(&socket).unwrap()).collect();
-    let unrecorded = record();
-    assert!(unrecorded.stderr.contains("is not recorded: the agent does not answer"), "{unrecorded:?}");
-    assert_eq!(unrecorded.ok(), "in\n");
-    drop(held);
-    eventually("the places are given back", SOON, async || {
-        let recorded = record();
-        if recorded.stderr.is_empty() { Ok(()) } else { Err(recorded.stderr) }
-    })
-    .await;
-    host.is_empty().await;
-    let all = list(&cluster.admin()).await;
-    assert_eq!(all.len(), 1, "{all:?}");
-    let failed = events(&cluster, "session.recording.failed");
-    let reason = failed[0]["fields"]["reason"].as_str().unwrap();
-    assert!(reason.contains("as many that are recorded as it may have"), "{failed:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -401,6 +365,7 @@ async fn a_session_is_of_the_user_of_its_certificate_whatever_is_claimed() {
     add_user(&cluster, "bob", "everywhere", "deploy");
     let (bobs, _) = certificates(&cluster, "bob", &[]);
     let bobs = fs::read_to_string(bobs.join("key-cert.pub")).unwrap();
+    host.knows("best-effort").await;
 
     let recorded = |claim: &str| {
         let file = cluster.dir().join("claim");

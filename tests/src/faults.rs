@@ -2,7 +2,8 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fmt,
+    fmt, fs,
+    path::Path,
     time::{Duration, Instant},
 };
 
@@ -107,6 +108,12 @@ pub(crate) struct Faults {
     pub(crate) complaints: Vec<String>,
     /// Nodes that ended because their disk was full.
     pub(crate) full_disk_ends: u64,
+}
+
+/// Whether the end of a log is that of a node that ended itself for want of space.
+fn says_no_space(log: &Path) -> bool {
+    let log = fs::read_to_string(log).unwrap();
+    log.lines().rev().take(20).any(|line| line.contains("No space left on device"))
 }
 
 impl Faults {
@@ -290,7 +297,8 @@ impl Faults {
         // One that met the full disk just before it was freed the last time may have been about to end.
         let freed_before = std::mem::replace(&mut self.freed, disk_was_full.clone());
         for (id, how) in cluster.ended() {
-            if disk_was_full.contains(&id) || freed_before.contains(&id) {
+            let disk_was_full = disk_was_full.contains(&id) || freed_before.contains(&id);
+            if disk_was_full && says_no_space(&cluster.nodes()[&id].log()) {
                 self.full_disk_ends += 1;
                 self.say(&format!("node {id} had ended for want of space: {how}"));
             } else {

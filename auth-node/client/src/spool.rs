@@ -16,6 +16,7 @@
 
 mod entry;
 mod forward;
+mod look;
 mod outbox;
 mod writer;
 
@@ -37,7 +38,8 @@ use tokio::sync::watch;
 use crate::Extent;
 
 pub use entry::{End, Session};
-pub use forward::{ForwardSettings, Forwarder, Route};
+pub use forward::{ForwardSettings, Forwarder, Notice, Route};
+pub use look::{Holdings, SetAside};
 pub use outbox::{Event, Outbox};
 pub use writer::Writer;
 
@@ -45,6 +47,12 @@ pub use writer::Writer;
 const OVERHEAD: u64 = 16 << 10;
 /// In front of the name of an entry that is being made or removed.
 const PASSING: char = '.';
+/// Where entries are.
+const SESSIONS: &str = "sessions";
+/// Where events are.
+const EVENTS: &str = "events";
+/// Where entries are that nothing sends any more.
+const ASIDE: &str = "aside";
 
 /// Why the spool does not do what it should.
 #[derive(Debug, thiserror::Error)]
@@ -68,6 +76,14 @@ pub enum SpoolError {
         /// Which one.
         id: RecordingId,
         /// What is wrong.
+        what: String,
+    },
+    /// It is not where an entry is.
+    #[error("{path} is no recording of a spool: {what}")]
+    NoEntry {
+        /// What was looked at.
+        path: PathBuf,
+        /// Why it is none.
         what: String,
     },
     /// An entry cannot be taken up again.
@@ -108,7 +124,7 @@ impl Spool {
     pub fn open(root: &Path, limit: u64) -> Result<(Arc<Self>, Vec<String>), SpoolError> {
         files::create_dir(root)?;
         let lock = files::try_lock(&root.join("lock"))?.ok_or_else(|| SpoolError::Busy(root.to_owned()))?;
-        for part in ["sessions", "events", "aside"] {
+        for part in [SESSIONS, EVENTS, ASIDE] {
             files::create_private_dir(&root.join(part))?;
         }
         let spool = Self {
@@ -117,7 +133,7 @@ impl Spool {
             used: AtomicU64::new(0),
             live: Mutex::default(),
             changes: watch::channel(0).0,
-            outbox: Outbox::new(root.join("events")),
+            outbox: Outbox::new(root.join(EVENTS)),
             _lock: lock,
         };
         for name in names(&spool.sessions())? {
@@ -156,11 +172,7 @@ impl Spool {
     /// # Errors
     /// [`SpoolError::File`].
     pub fn entries(&self) -> Result<Vec<RecordingId>, SpoolError> {
-        let names = names(&self.sessions())?;
-        // What is not named as an entry is nobody's of ours, and stays.
-        let mut ids: Vec<RecordingId> = names.iter().filter_map(|name| name.parse().ok()).collect();
-        ids.sort_unstable();
-        Ok(ids)
+        ids(&self.sessions())
     }
 
     /// What is known of a session.
@@ -168,31 +180,12 @@ impl Spool {
     /// # Errors
     /// [`SpoolError::Damaged`], [`SpoolError::File`].
     pub fn session(&self, id: RecordingId) -> Result<Session, SpoolError> {
-        let path = self.entry(id).join(entry::META);
-        let damaged = |what: String| SpoolError::Damaged { id, what };
-        let text = text(id, &path)?.ok_or_else(|| damaged(format!("it has no {}", entry::META)))?;
-        let session = Session::decode(&text).map_err(|error| damaged(format!("{}: {error}", entry::META)))?;
-        match session.recording_id == id {
-            true => Ok(session),
-            false => Err(damaged(format!("{} is of {}", entry::META, session.recording_id))),
-        }
+        Session::read(&self.entry(id), id)
     }
 
     /// How the entry ended; `None`: it has not.
     pub(crate) fn end(&self, id: RecordingId) -> Result<Option<End>, SpoolError> {
-        let Some(text) = text(id, &self.entry(id).join(entry::END))? else { return Ok(None) };
-        let damaged = |what: String| SpoolError::Damaged { id, what };
-        let end = End::decode(&text).map_err(|error| damaged(format!("{}: {error}", entry::END)))?;
-        let path = self.payload(id);
-        let length = match fs::metadata(&path) {
-            Ok(metadata) => metadata.len(),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => 0,
-            Err(error) => return Err(files::failed(&path)(error).into()),
-        };
-        match length >= end.length {
-            true => Ok(Some(end)),
-            false => Err(damaged(format!("{length} of {} bytes are there", end.length))),
-        }
+        End::read(&self.entry(id), id)
     }
 
     pub(crate) fn standing(&self, id: RecordingId) -> Result<Standing, SpoolError> {
@@ -231,7 +224,7 @@ impl Spool {
 
     /// Where an entry is that was set aside.
     pub(crate) fn aside(&self, id: RecordingId) -> PathBuf {
-        self.root.join("aside").join(id.to_string())
+        self.root.join(ASIDE).join(id.to_string())
     }
 
     pub(crate) fn payload(&self, id: RecordingId) -> PathBuf {
@@ -247,7 +240,7 @@ impl Spool {
     }
 
     fn sessions(&self) -> PathBuf {
-        self.root.join("sessions")
+        self.root.join(SESSIONS)
     }
 
     fn live(&self) -> MutexGuard<'_, BTreeMap<RecordingId, watch::Receiver<Extent>>> {
@@ -255,12 +248,7 @@ impl Spool {
     }
 
     fn size(&self, id: RecordingId) -> Result<u64, SpoolError> {
-        let path = self.payload(id);
-        match fs::metadata(&path) {
-            Ok(metadata) => Ok(metadata.len().saturating_add(OVERHEAD)),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(OVERHEAD),
-            Err(error) => Err(files::failed(&path)(error).into()),
-        }
+        Ok(entry::length(&self.payload(id))?.saturating_add(OVERHEAD))
     }
 
     /// A rename that is on disk when this returns.
@@ -299,17 +287,11 @@ fn names(dir: &Path) -> Result<Vec<String>, SpoolError> {
     Ok(read().map_err(files::failed(dir))?)
 }
 
-/// A document of an entry; `None`: it is not there.
-///
-/// # Errors
-/// [`SpoolError::Damaged`] when it is no text, [`SpoolError::File`].
-fn text(id: RecordingId, path: &Path) -> Result<Option<String>, SpoolError> {
-    files::read_text(path).map_err(|error| match error {
-        FileError::Io { path, cause } if cause.kind() == io::ErrorKind::InvalidData => {
-            SpoolError::Damaged { id, what: format!("{}: {cause}", path.display()) }
-        }
-        error => error.into(),
-    })
+/// Ids of what is in a folder, in order. What is not named as an entry is nobody's of ours, and stays.
+fn ids(dir: &Path) -> Result<Vec<RecordingId>, SpoolError> {
+    let mut ids: Vec<RecordingId> = names(dir)?.iter().filter_map(|name| name.parse().ok()).collect();
+    ids.sort_unstable();
+    Ok(ids)
 }
 
 #[cfg(test)]

@@ -43,6 +43,9 @@ pub struct UploadLimits {
     /// a minute. In between it is [`PACE`] of the time that the upload has taken, for each batch is an object in the store:
     /// a session of a day has some two thousand.
     pub pace: (Duration, Duration),
+    /// A payload that may still grow and does not is told to the cluster so often, lest it take the recording for abandoned: 10 min,
+    /// which is well below the hour that ingests give by default.
+    pub keep_alive: Duration,
 }
 
 /// See [`UploadLimits::pace`].
@@ -51,7 +54,7 @@ const PACE: f64 = 0.02;
 impl Default for UploadLimits {
     fn default() -> Self {
         let pace = (Duration::from_secs(1), Duration::from_secs(60));
-        Self { chunk: 64 << 10, batch: 4 << 20, stalls: 8, pace }
+        Self { chunk: 64 << 10, batch: 4 << 20, stalls: 8, pace, keep_alive: Duration::from_secs(600) }
     }
 }
 
@@ -61,7 +64,7 @@ impl Default for UploadLimits {
 pub enum UploadError {
     /// A call failed for good.
     #[error(transparent)]
-    Client(#[from] ClientError),
+    Client(ClientError),
     /// The payload cannot be read, or changed while it was sent.
     #[error("the payload cannot be read: {0}")]
     Payload(#[from] io::Error),
@@ -73,6 +76,9 @@ pub enum UploadError {
         /// Bytes of the payload.
         total: u64,
     },
+    /// The cluster has something else under this id, and does not change it.
+    #[error("the cluster has another payload under this id: {0}")]
+    Differs(&'static str),
     /// The recording does not come forward, although calls succeed.
     #[error("the recording stays at byte {committed} of {total}; try again")]
     Stalled {
@@ -87,6 +93,28 @@ pub enum UploadError {
     /// The receipt is not one for this payload.
     #[error("the receipt is not for this recording: {0}")]
     BadReceipt(&'static str),
+}
+
+/// Reasons (`google.rpc.ErrorInfo`) with which ingests refuse a recording under its id for good.
+const NOT_OWNER: &str = "NOT_OWNER";
+const SEALED: &str = "SEALED";
+
+impl From<ClientError> for UploadError {
+    fn from(error: ClientError) -> Self {
+        match error.status().and_then(|status| status.reason.as_deref()) {
+            Some(SEALED) => Self::Differs("it is sealed"),
+            _ => Self::Client(error),
+        }
+    }
+}
+
+impl UploadError {
+    /// Whether the cluster has the recording from another agent: it takes nothing of it from this one.
+    #[must_use]
+    pub fn is_of_another_agent(&self) -> bool {
+        let Self::Client(error) = self else { return false };
+        error.status().is_some_and(|status| status.reason.as_deref() == Some(NOT_OWNER))
+    }
 }
 
 /// How far a payload has come.
@@ -247,7 +275,12 @@ impl Uploader {
                 Standing::Unknown => (0, Some(metadata.clone())),
                 Standing::Sealed(reply) => return check(id, *payload.extent.borrow(), *reply),
             };
-            let extent = payload.beyond(offset, self.limits.batch, due).await?;
+            let beyond = payload.beyond(offset, self.limits.batch, due);
+            let Ok(extent) = timeout_at(Instant::now() + self.limits.keep_alive, beyond).await else {
+                standing = self.probe(id).await?;
+                continue;
+            };
+            let extent = extent?;
             let step = (offset, extent.end.is_some());
             if furthest < Some(step) {
                 (furthest, stalls) = (Some(step), 0);
@@ -260,7 +293,7 @@ impl Uploader {
                 tokio::time::sleep(self.client.policy().backoff(stalls, rand::random())).await;
             }
             if offset > extent.length {
-                return Err(UploadError::BadReceipt("the cluster has more bytes than the payload"));
+                return Err(UploadError::Differs("it is longer"));
             }
             let (least, longest) = self.limits.pace;
             due = Instant::now() + begun.elapsed().mul_f64(PACE).clamp(least, longest);
@@ -351,25 +384,28 @@ fn check(
     extent: Extent,
     reply: StreamSessionRecordingResponse,
 ) -> Result<Receipt, UploadError> {
-    let bad = UploadError::BadReceipt;
+    let (bad, differs) = (UploadError::BadReceipt, UploadError::Differs);
     if reply.state() == WireState::Truncated {
         return Err(UploadError::Truncated { committed: reply.committed_offset, total: extent.length });
     }
-    let end = extent.end.ok_or(bad("it was sealed before its end"))?;
     let signed = reply.receipt.ok_or(bad("there is none"))?;
     let manifest = Manifest::decode(id, &signed.manifest).map_err(|_| bad("its manifest cannot be read"))?;
-    if manifest.state != RecordingState::Complete {
-        return Err(bad("the manifest does not say that it is complete"));
-    }
-    if manifest.length != extent.length || reply.committed_offset != extent.length {
-        return Err(bad("the length differs"));
-    }
-    if manifest.payload_sha256 != end.sha256 {
-        return Err(bad("the payload differs"));
-    }
     let key = SshPublicKey::parse(&manifest.signing_key).map_err(|_| bad("its key cannot be read"))?;
     verify_sshsig(&signed.signature, MANIFEST_NAMESPACE, &signed.manifest, &key)
         .map_err(|_| bad("the signature is wrong"))?;
+    if manifest.state != RecordingState::Complete {
+        return Err(bad("the manifest does not say that it is complete"));
+    }
+    if reply.committed_offset != manifest.length {
+        return Err(bad("the manifest is not of as many bytes as the answer"));
+    }
+    let end = extent.end.ok_or(differs("it is sealed, and this one goes on"))?;
+    if manifest.length != extent.length {
+        return Err(differs("it is sealed with another length"));
+    }
+    if manifest.payload_sha256 != end.sha256 {
+        return Err(differs("it is sealed with another digest"));
+    }
     Ok(Receipt { manifest, signed })
 }
 

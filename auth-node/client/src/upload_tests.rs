@@ -1,7 +1,10 @@
 use std::{
     collections::HashMap,
     io::Cursor,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
 use mezite_pki::ssh::SshKeyPair;
@@ -17,7 +20,8 @@ use crate::{
 };
 
 const PACE: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(5));
-const LIMITS: UploadLimits = UploadLimits { chunk: 10, batch: 35, stalls: 3, pace: PACE };
+const LIMITS: UploadLimits =
+    UploadLimits { chunk: 10, batch: 35, stalls: 3, pace: PACE, keep_alive: Duration::from_millis(20) };
 
 fn id() -> RecordingId {
     RecordingId::from_bytes([7; 16])
@@ -219,8 +223,29 @@ async fn refusals_are_final() {
         let server = serve(&ca, move |_| Err(Status::new(code, "no")));
         let error = upload(&uploader(&ca, &[server.address()], NOBODY), &bytes(5)).await.unwrap_err();
         assert!(matches!(&error, UploadError::Client(error) if error.code() == Some(code)), "{error:?}");
+        assert!(!error.is_of_another_agent());
         assert_eq!(server.calls().len(), 1);
     }
+}
+
+#[tokio::test]
+async fn what_the_cluster_has_under_the_id_for_good_is_told_apart_from_what_passes() {
+    for (code, reason) in [(Code::PermissionDenied, NOT_OWNER), (Code::FailedPrecondition, SEALED)] {
+        let ca = TestCa::new();
+        let server = serve(&ca, move |_| {
+            let details = ErrorDetails::with_error_info(reason, "mezite", HashMap::new());
+            Err(Status::with_error_details(code, "no", details))
+        });
+        let error = upload(&uploader(&ca, &[server.address()], NOBODY), &bytes(5)).await.unwrap_err();
+        let told = (error.is_of_another_agent(), matches!(error, UploadError::Differs(_)));
+        assert_eq!(told, (reason == NOT_OWNER, reason == SEALED), "{error:?}");
+    }
+    // Another recording is under way there, and longer than this one.
+    let (ca, store) = (TestCa::new(), Store::default());
+    *store.lock().unwrap() = Stored { begun: true, payload: bytes(6), ..Stored::default() };
+    let server = serve(&ca, move |call| ingest(&mut store.lock().unwrap(), &call));
+    let error = upload(&uploader(&ca, &[server.address()], NOBODY), &bytes(5)).await.unwrap_err();
+    assert!(matches!(error, UploadError::Differs(_)), "{error:?}");
 }
 
 #[tokio::test]
@@ -258,13 +283,14 @@ async fn a_receipt_for_something_else_is_none() {
     assert!(complete(&good, &key).is_ok());
 
     let mut wrong: HashMap<&str, Manifest> = HashMap::new();
-    wrong.insert("payload", Manifest { payload_sha256: Digest::of(b"other"), ..good.clone() });
     wrong.insert("recording", Manifest { recording_id: RecordingId::from_bytes([8; 16]), ..good.clone() });
     wrong.insert("state", Manifest { state: RecordingState::Interrupted, ..good.clone() });
     wrong.insert("length", manifest(&bytes(19), &key));
     for (what, manifest) in &wrong {
         assert!(matches!(complete(manifest, &key), Err(UploadError::BadReceipt(_))), "{what}");
     }
+    let other = Manifest { payload_sha256: Digest::of(b"other"), ..good.clone() };
+    assert!(matches!(complete(&other, &key), Err(UploadError::Differs(_))));
     // Signed with a key that the manifest does not name.
     let other = SshKeyPair::generate_ed25519("").unwrap();
     assert!(matches!(complete(&good, &other), Err(UploadError::BadReceipt(_))));
@@ -278,6 +304,8 @@ async fn a_receipt_for_something_else_is_none() {
     assert!(check(id(), extent, reply(WireState::Complete, 20, None)).is_err());
     let less = reply(WireState::Complete, 19, Some(sign(&good, &key)));
     assert!(matches!(check(id(), extent, less), Err(UploadError::BadReceipt(_))));
+    let less = reply(WireState::Complete, 19, Some(sign(&manifest(&bytes(19), &key), &key)));
+    assert!(matches!(check(id(), extent, less), Err(UploadError::Differs(_))));
     let truncated = check(id(), extent, reply(WireState::Truncated, 7, None));
     assert!(matches!(truncated, Err(UploadError::Truncated { committed: 7, total: 20 })));
 }
@@ -338,4 +366,35 @@ async fn what_a_writer_left_without_an_end_is_sent_and_not_sealed() {
     assert!(matches!(left, Err(UploadError::Abandoned)), "{left:?}");
     let stored = store.lock().unwrap();
     assert_eq!((stored.payload.len(), stored.sealed.is_none()), (50, true));
+}
+
+#[tokio::test]
+async fn a_payload_that_does_not_grow_for_long_is_told_to_go_on() {
+    let (ca, store) = (TestCa::new(), Store::default());
+    let (shared, probes) = (Arc::clone(&store), Arc::new(AtomicUsize::new(0)));
+    let counted = Arc::clone(&probes);
+    let server = serve(&ca, move |call| {
+        let mut stored = shared.lock().unwrap();
+        if stored.begun && call.requests::<StreamSessionRecordingRequest>().len() == 1 {
+            counted.fetch_add(1, Ordering::Relaxed);
+        }
+        ingest(&mut stored, &call)
+    });
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("payload");
+    let (mut file, told, extent) = growing(&path);
+    let whole = bytes(30);
+    add(&mut file, &told, &whole[..20]);
+    let uploader = uploader(&ca, &[server.address()], NOBODY);
+    let mut payload = Payload::following(tokio::fs::File::open(&path).await.unwrap(), extent);
+    let sent = tokio::spawn(async move { uploader.upload(id(), &metadata(), &mut payload).await });
+    arrived(&store, 20).await;
+    // More often than it may stall: silence is no failure.
+    while probes.load(Ordering::Relaxed) <= 2 * LIMITS.stalls as usize {
+        tokio::task::yield_now().await;
+    }
+    add(&mut file, &told, &whole[20..]);
+    let end = PayloadEnd { sha256: Digest::of(&whole), ended_at_ms: None };
+    told.send_modify(|extent| extent.end = Some(end));
+    assert_eq!(sent.await.unwrap().unwrap().manifest.length, 30);
 }

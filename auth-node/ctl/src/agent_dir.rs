@@ -220,7 +220,24 @@ impl AgentDir {
         }
     }
 
+    /// Keeps what an agent knows of itself, but for its spool: that changes by [`Self::keep_spool`] alone, also while a service
+    /// runs which knows another one.
     pub(crate) fn save(&self, state: &AgentState) -> Result<()> {
+        match self.load() {
+            Ok(Some(kept)) if kept.spool != state.spool => {
+                self.write(&AgentState { spool: kept.spool, ..state.clone() })
+            }
+            _ => self.write(state),
+        }
+    }
+
+    /// Keeps where recordings are until they are sent.
+    pub(crate) fn keep_spool(&self, state: &mut AgentState, spool: Option<PathBuf>) -> Result<()> {
+        state.spool = spool;
+        self.write(state)
+    }
+
+    fn write(&self, state: &AgentState) -> Result<()> {
         write_atomic(&self.file(STATE), state.encode()?.as_bytes(), PUBLIC)
     }
 

@@ -131,3 +131,16 @@ fn new_certificates_that_are_kept_by_half_leave_the_renewal_due() {
         ("second\n", second.tls_certificate)
     );
 }
+
+#[test]
+fn where_recordings_are_is_changed_while_a_service_that_knows_another_place_saves_the_rest() {
+    let (_temp, dir) = agent_dir();
+    let mut service = state();
+    dir.save(&service).unwrap();
+    let mut joining = dir.load().unwrap().unwrap();
+    dir.keep_spool(&mut joining, Some("/var/spool/mezite".into())).unwrap();
+    service.trust_bundle_revision = 7;
+    dir.save(&service).unwrap();
+    let kept = dir.load().unwrap().unwrap();
+    assert_eq!((kept.trust_bundle_revision, kept.spool), (7, Some("/var/spool/mezite".into())));
+}

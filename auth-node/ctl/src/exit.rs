@@ -204,7 +204,8 @@ fn untrusted(proof: Proof) -> &'static str {
             "check --addr and --ca-pin: an admin sees the pin of the cluster with `mezctl status`"
         }
         Proof::Agent => {
-            "check --addr; if the cluster has a new CA, run `mezctl agent leave --local` and join again with its pin"
+            "check --addr; if the cluster has a new CA, run `mezctl agent leave --local` and join again with its pin, and with \
+             --spool if the host records sessions"
         }
     }
 }
@@ -220,7 +221,9 @@ fn unknown_caller(proof: Proof) -> &'static str {
         Proof::Invite => "ask an admin for another invite: `mezctl users reset NAME`",
         Proof::JoinToken => "ask an admin for another join token: `mezctl tokens add`",
         Proof::Iam => IAM_REFUSED,
-        Proof::Agent => "run `mezctl agent leave --local`, and join again with a new token",
+        Proof::Agent => {
+            "run `mezctl agent leave --local`, and join again with a new token, and with --spool if the host records sessions"
+        }
         Proof::Bot => "ask an admin for another secret: `mezctl agent-identities reset NAME`",
     }
 }

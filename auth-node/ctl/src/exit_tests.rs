@@ -87,6 +87,7 @@ fn a_hint_fits_the_command() {
         let untrusted = ClientError::Untrusted { address: "a:1".into(), reason: "x".into() };
         assert!(hint(&untrusted.into(), proof).unwrap().contains("check --addr"), "{proof:?}");
     }
+    assert!(refused(Code::Unauthenticated, "NOT_REGISTERED", Proof::Agent).contains("--spool"));
     assert_eq!(refused(Code::PermissionDenied, "DENIED", Proof::Agent), "");
     assert!(refused(Code::NotFound, "NOT_FOUND", Proof::Sso).contains("login page"));
     assert_eq!(refused(Code::NotFound, "NOT_FOUND", Proof::Password), "");

@@ -67,7 +67,11 @@ impl Snippet<'_> {
 }
 
 impl Recorder<'_> {
-    fn lines(&self) -> Result<String> {
+    /// Its lines for sshd_config.
+    ///
+    /// # Errors
+    /// When a path cannot be written there.
+    pub(crate) fn lines(&self) -> Result<String> {
         let (program, socket) = (plain(self.program)?, plain(self.socket)?);
         Ok(format!(
             "# Every session goes through the recorder, which asks the agent whose it is by what sshd exposes. Users' own\n\

@@ -1,6 +1,6 @@
 //! Disks that are full, read-only, torn or damaged: each has one outcome, and a message that says what to do.
 
-use std::{collections::BTreeMap, path::PathBuf, process::Command};
+use std::{collections::BTreeMap, os::unix::fs::MetadataExt as _, path::PathBuf, process::Command};
 
 use super::{
     crash::{busy_config, fatal, verify_store},
@@ -70,6 +70,7 @@ const CHILD: &str = "tests::disk::child_fill";
 #[test]
 fn a_full_disk_ends_the_process_and_loses_nothing() {
     let Some(disk) = SmallDisk::mount("size=48m") else {
+        assert_ne!(std::fs::metadata("/proc/self").unwrap().uid(), 0, "root can mount a file system");
         println!("no right to mount: see the test of the bound on file sizes");
         return;
     };

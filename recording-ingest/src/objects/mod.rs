@@ -4,11 +4,10 @@
 //! system an object is acknowledged after its file, its folder and every folder made for it were fsynced, in a bucket (`s3`)
 //! when the server has said so. What a recording is, is not decided here.
 
+mod local;
 pub(crate) mod s3;
 
 use std::{
-    fs::File,
-    io,
     path::{Path as FsPath, PathBuf},
     sync::{
         Arc,
@@ -23,15 +22,19 @@ use object_store::{
     local::LocalFileSystem, path::Path,
 };
 use recording_format::{HEADER_LEN, ObjectKey, RecordingId, TRAILER_LEN, manifest_prefix, segment_prefix};
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 use crate::{
     config::{DiskConfig, S3Config},
     disk::{Disk, Room},
     metrics,
 };
+use local::{Refusal, prepare, refusal, sync_folder};
 
 /// A write whose answer is lost is repeated so often: whether it was done is seen then.
 const LOST_ANSWERS: u32 = 2;
+/// Recordings that are read through at a time; others wait. Each takes the memory of what `recover::walk` reads at a time.
+const WALKS: usize = 8;
 
 /// Why the store did not do it.
 #[derive(Debug, thiserror::Error)]
@@ -66,6 +69,7 @@ pub struct Objects {
     disk: Option<Arc<Disk>>,
     /// A failed fsync is not repeated: the kernel may have dropped the pages and would call the second one good.
     untrusted: AtomicBool,
+    walks: Semaphore,
 }
 
 impl Objects {
@@ -87,18 +91,14 @@ impl Objects {
         let root = PathBuf::from(root.ok_or_else(|| failed(format!("{url} is not file:///absolute/path")))?);
         prepare(&root).map_err(|error| failed(format!("{}: {error}", root.display())))?;
         let store = LocalFileSystem::new_with_prefix(&root).map_err(|error| failed(error.to_string()))?;
-        Ok(Self {
-            store: Arc::new(store.with_fsync(true)),
-            root: Some(root),
-            disk: None,
-            untrusted: AtomicBool::new(false),
-        })
+        Ok(Self { root: Some(root), ..Self::with_store(Arc::new(store.with_fsync(true))) })
     }
 
     /// Uses a store that is durable by itself.
     #[must_use]
     pub fn with_store(store: Arc<dyn ObjectStore>) -> Self {
-        Self { store, root: None, disk: None, untrusted: AtomicBool::new(false) }
+        let (untrusted, walks) = (AtomicBool::new(false), Semaphore::new(WALKS));
+        Self { store, root: None, disk: None, untrusted, walks }
     }
 
     /// Watches the disk of a store on the local file system.
@@ -194,6 +194,20 @@ impl Objects {
         metrics::store_error("untrusted");
         self.untrusted.store(true, Ordering::Release);
         StoreError::Untrusted
+    }
+
+    /// Writes an object anew, so that it counts as created now: only for one that says no more than that it is there. A
+    /// failure changes nothing, and is not distrusted.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub(crate) async fn renew(&self, key: ObjectKey, bytes: PutPayload) -> Result<(), StoreError> {
+        self.store.put_opts(&path(key), bytes, PutOptions::default()).await.map(drop).map_err(failed)
+    }
+
+    /// The right to read a whole recording through, which takes memory. It is waited for.
+    pub(crate) async fn walk(&self) -> Result<SemaphorePermit<'_>, StoreError> {
+        self.walks.acquire().await.map_err(|closed| StoreError::Failed(closed.to_string()))
     }
 
     /// The object, or `None`.
@@ -381,51 +395,6 @@ fn failed(error: ObjectError) -> StoreError {
     StoreError::Failed(error.to_string())
 }
 
-/// Makes the folders that all recordings share, so that no two writers ever race to make them.
-fn prepare(root: &FsPath) -> io::Result<()> {
-    let shards = (0..=u8::MAX).map(|shard| format!("{}/{shard:02x}", ObjectKey::RECORDINGS));
-    let others = [ObjectKey::OPEN, ObjectKey::INDEX, ObjectKey::AUDIT, ObjectKey::GONE].map(str::to_owned);
-    let missing = root.ancestors().take_while(|folder| !folder.exists()).count();
-    for folder in shards.chain(others) {
-        std::fs::create_dir_all(root.join(folder))?;
-    }
-    let tops = ["rec", "open", "idx", "audit", "gone"];
-    for folder in tops.map(|top| format!("{top}/v1")).iter().map(String::as_str).chain(tops).chain([""]) {
-        sync_folder(&root.join(folder))?;
-    }
-    // The folder of each that was made, and of the root always: a crash may have come before it was synced.
-    root.ancestors().skip(1).take(missing.max(1)).try_for_each(sync_folder)
-}
-
-/// Fsyncs a folder. One that is not there has nothing to lose.
-fn sync_folder(folder: &FsPath) -> io::Result<()> {
-    match File::open(folder) {
-        Ok(folder) => folder.sync_all(),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(error) => Err(error),
-    }
-}
-
-/// A write that the file system refused before anything could be lost.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Refusal {
-    Full,
-    Other,
-}
-
-/// ENFILE and EMFILE, which have no kind of their own.
-const TOO_MANY_OPEN_FILES: [i32; 2] = [23, 24];
-
-/// Looks for a refusal at any depth of the error.
-fn refusal(error: &(dyn std::error::Error + 'static)) -> Option<Refusal> {
-    let here = error.downcast_ref::<io::Error>().and_then(|error| match error.kind() {
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Some(Refusal::Full),
-        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => Some(Refusal::Other),
-        _ => error.raw_os_error().filter(|code| TOO_MANY_OPEN_FILES.contains(code)).map(|_| Refusal::Other),
-    });
-    here.or_else(|| error.source().and_then(refusal))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -498,14 +467,6 @@ mod tests {
         assert!(matches!(objects.create(key, "a".into()).await, Err(StoreError::Untrusted)));
         assert!(matches!(objects.settle(id()).await, Err(StoreError::Untrusted)));
         assert_eq!(objects.get(key).await.unwrap(), None);
-    }
-
-    #[test]
-    fn a_clean_refusal_is_seen_at_any_depth() {
-        let nested = |io: io::Error| refusal(&ObjectError::Generic { store: "x", source: Box::new(io) });
-        assert_eq!(nested(io::ErrorKind::StorageFull.into()), Some(Refusal::Full));
-        assert_eq!(nested(io::Error::from_raw_os_error(24)), Some(Refusal::Other));
-        assert_eq!(nested(io::Error::from_raw_os_error(5)), None);
     }
 
     #[test]

@@ -115,6 +115,18 @@ pub(crate) async fn mark_open(objects: &Objects, by: AgentId, id: RecordingId) -
     Ok(())
 }
 
+/// Says of an open recording that its session goes on, though nothing comes: its marker is new again. Whether that succeeds is
+/// no concern of the caller.
+pub(super) async fn stay_open(objects: &Objects, by: AgentId, id: RecordingId) {
+    let renewed = async {
+        let marker = OpenMarker::new(clock::unix_ms(), by).encode()?;
+        Ok::<_, IngestError>(objects.renew(ObjectKey::Open(id), marker.into()).await?)
+    };
+    if let Err(error) = renewed.await {
+        tracing::warn!(%id, error = error.internals(), "an open recording's marker could not be renewed");
+    }
+}
+
 /// Refuses to add to what is being deleted. It is asked after the marker was made: a deletion that has not gone so far yet sees
 /// that, and lets the recording be.
 ///

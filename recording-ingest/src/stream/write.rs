@@ -1,5 +1,6 @@
 //! What a call does to its recording: chunks become segments, and segments a sealed recording.
 
+use mezite_daemon::clock;
 use mezite_proto::v1::{RecordingChunk, RecordingFinal};
 use recording_format::{FRAME_HEADER_LEN, ObjectKey, RecordingState, SegmentRef, SignedManifest};
 use tokio::time::{Instant, timeout};
@@ -205,7 +206,8 @@ impl Call {
         let (segments, payload_sha256) = session.sum()?;
         let (segments, total) = (segments.to_vec(), session.committed());
         tracing::warn!(id = %self.id, bytes = total, "a recording reached its largest size and ends there");
-        self.seal(RecordingState::Truncated, segments, End { total, payload_sha256, ended_at_ms: None }).await
+        let end = End { total, payload_sha256, ended_at_ms: Some(clock::unix_ms()) };
+        self.seal(RecordingState::Truncated, segments, end).await
     }
 
     /// Reads what another process wrote, where the manifest needs it.

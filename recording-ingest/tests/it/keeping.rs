@@ -5,7 +5,8 @@ use std::{collections::BTreeSet, fs, io::Cursor, path::PathBuf};
 use mezite_client::{Client, ClientConfig, Payload, UploadLimits, Uploader};
 use mezite_proto::v1::{ListSessionRecordingsRequest as List, RecordingState};
 use recording_format::{
-    Deletion, Gap, Manifest, RecordingId, RecordingState as Ended, decode_signed_manifest, recording_prefix,
+    Deletion, Gap, Manifest, Metadata, RecordingId, RecordingState as Ended, decode_signed_manifest,
+    recording_prefix,
 };
 use recording_ingest::Handle;
 use tonic::Code;
@@ -77,6 +78,11 @@ async fn a_silent_recording_is_sealed_and_goes_on_when_its_agent_returns() {
     interrupted(&auth, id(1)).await;
     let first = manifest(&cluster, id(1), 0);
     assert_eq!((first.state, first.length, first.agent_certificate_sha256), (Ended::Interrupted, 5, None));
+    let Metadata { started_at_ms, ended_at_ms, .. } = first.metadata;
+    assert!(
+        ended_at_ms.is_some_and(|end| (started_at_ms..=first.sealed_at_ms).contains(&end)),
+        "{ended_at_ms:?}"
+    );
     assert_eq!(auth.download(&id(1).to_string(), 0).await.unwrap(), b"hello");
     eventually(|| async { of(&cluster, "open/").is_empty() }).await;
 
@@ -91,6 +97,27 @@ async fn a_silent_recording_is_sealed_and_goes_on_when_its_agent_returns() {
     assert_eq!(second.segments[..first.segments.len()], first.segments);
     assert_eq!(auth.download(&id(1).to_string(), 0).await.unwrap(), b"hello world");
     assert_eq!(state(&auth, id(1)).await, Some(RecordingState::Complete));
+}
+
+#[tokio::test]
+async fn a_session_that_is_quiet_goes_on_while_its_agent_says_so() {
+    let cluster = Cluster::new();
+    let ingest = cluster.ingest("a", &["abandon.grace=2s"]).await;
+    let (agent, auth) = (cluster.as_agent(&ingest, AGENT), cluster.as_auth(&ingest));
+    begin(&agent, id(1), &[b"quiet"]).await;
+    // Of those that are younger, two are ended one after the other: it has had its turn in between.
+    for n in [2, 3] {
+        begin(&agent, id(n), &[b"x"]).await;
+        eventually(|| async {
+            assert_eq!(agent.probe(id(1)).await.unwrap().state(), RecordingState::InProgress);
+            state(&auth, id(n)).await == Some(RecordingState::Interrupted)
+        })
+        .await;
+    }
+    interrupted(&auth, id(1)).await;
+    // Saying so of one that was given up is not going on with it.
+    assert_eq!(agent.probe(id(1)).await.unwrap().state(), RecordingState::Interrupted);
+    assert_eq!(of(&cluster, "open/"), [] as [&str; 0]);
 }
 
 #[tokio::test]

@@ -114,6 +114,7 @@ async fn a_recording_that_becomes_too_large_is_sealed_with_what_is_there() {
     assert_eq!((sealed.state(), sealed.committed_offset), (RecordingState::Truncated, MOST as u64));
     let manifest = Manifest::decode(id(1), &sealed.receipt.as_ref().unwrap().manifest).unwrap();
     assert_eq!((manifest.state, manifest.length), (Ended::Truncated, MOST as u64));
+    assert!(manifest.metadata.ended_at_ms.is_some_and(|end| end <= manifest.sealed_at_ms));
     assert_eq!(manifest.payload_sha256.as_bytes()[..], crate::wire::sha256(&bytes[..MOST])[..]);
 
     // Whatever the agent goes on with is answered with the same receipt.
@@ -233,6 +234,7 @@ async fn a_disk_that_fills_up_refuses_what_is_new_then_what_grows_and_never_the_
     let cluster = Cluster::new();
     let store = cluster.store();
     let Some(disk) = SmallDisk::mount(&store, "size=32m") else {
+        assert!(!nix::unistd::geteuid().is_root(), "root can mount a file system");
         println!("no right to mount: the marks are tested beside their code alone");
         return;
     };

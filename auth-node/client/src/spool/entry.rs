@@ -2,13 +2,17 @@
 
 use std::{
     collections::BTreeMap,
+    fs, io,
+    path::Path,
     time::{Duration, UNIX_EPOCH},
 };
 
+use mezite_daemon::files::{self, FileError};
 use mezite_proto::v1::RecordingMetadata;
 use recording_format::{Digest, RecordingId};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
+use super::SpoolError;
 use crate::{Extent, PayloadEnd};
 
 pub(super) const META: &str = "meta.json";
@@ -70,8 +74,19 @@ impl Session {
         }
     }
 
+    /// Of an entry in this folder.
+    pub(super) fn read(dir: &Path, id: RecordingId) -> Result<Self, SpoolError> {
+        let damaged = |what: String| SpoolError::Damaged { id, what };
+        let text = text(id, &dir.join(META))?.ok_or_else(|| damaged(format!("it has no {META}")))?;
+        let session = Self::decode(&text).map_err(|error| damaged(format!("{META}: {error}")))?;
+        match session.recording_id == id {
+            true => Ok(session),
+            false => Err(damaged(format!("{META} is of {}", session.recording_id))),
+        }
+    }
+
     /// As the cluster is told.
-    pub(crate) fn metadata(&self) -> RecordingMetadata {
+    pub fn metadata(&self) -> RecordingMetadata {
         RecordingMetadata {
             user: self.user.clone(),
             login: self.login.clone(),
@@ -91,6 +106,18 @@ impl Session {
 impl End {
     pub(super) fn new(length: u64, sha256: Digest, ended_at_ms: u64) -> Self {
         Self { version: VERSION, length, sha256, ended_at_ms }
+    }
+
+    /// Of an entry in this folder; `None`: it has not ended.
+    pub(super) fn read(dir: &Path, id: RecordingId) -> Result<Option<Self>, SpoolError> {
+        let damaged = |what: String| SpoolError::Damaged { id, what };
+        let Some(text) = text(id, &dir.join(END))? else { return Ok(None) };
+        let end = Self::decode(&text).map_err(|error| damaged(format!("{END}: {error}")))?;
+        let length = length(&dir.join(PAYLOAD))?;
+        match length >= end.length {
+            true => Ok(Some(end)),
+            false => Err(damaged(format!("{length} of {} bytes are there", end.length))),
+        }
     }
 
     pub(super) fn decode(text: &str) -> Result<Self, String> {
@@ -121,6 +148,28 @@ pub(super) fn decode<D: DeserializeOwned>(text: &str, version: impl Fn(&D) -> u3
 /// Version of documents, for those that are elsewhere.
 pub(super) const fn version() -> u32 {
     VERSION
+}
+
+/// Bytes of a file; none where it is not there.
+pub(super) fn length(path: &Path) -> Result<u64, FileError> {
+    match fs::metadata(path) {
+        Ok(metadata) => Ok(metadata.len()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(0),
+        Err(error) => Err(files::failed(path)(error)),
+    }
+}
+
+/// A document of an entry; `None`: it is not there.
+///
+/// # Errors
+/// [`SpoolError::Damaged`] when it is no text, [`SpoolError::File`].
+fn text(id: RecordingId, path: &Path) -> Result<Option<String>, SpoolError> {
+    files::read_text(path).map_err(|error| match error {
+        FileError::Io { path, cause } if cause.kind() == io::ErrorKind::InvalidData => {
+            SpoolError::Damaged { id, what: format!("{}: {cause}", path.display()) }
+        }
+        error => error.into(),
+    })
 }
 
 #[cfg(test)]

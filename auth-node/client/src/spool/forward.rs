@@ -1,6 +1,6 @@
 //! Sending what is spooled, while it grows and until there is a receipt for it.
 
-use std::{collections::BTreeSet, fmt, io, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, fmt, io, path::PathBuf, sync::Arc, time::Duration};
 
 use mezite_daemon::{clock, files};
 use mezite_proto::v1::EmitAuditEventRequest;
@@ -14,8 +14,8 @@ use tonic::Code;
 
 use super::{Event, Spool, SpoolError, Standing};
 use crate::{
-    AuthClient, Client, ClientError, Extent, IdempotencyKey, KEY_REUSED, Payload, Retry, UploadError,
-    UploadLimits, Uploader,
+    AuthClient, Client, ClientError, Extent, IdempotencyKey, KEY_REUSED, Payload, Retry, StatusError,
+    UploadError, UploadLimits, Uploader,
 };
 
 /// How often the folder is looked through, whatever is told.
@@ -24,6 +24,8 @@ const RESCAN: Duration = Duration::from_secs(30);
 const AT_A_TIME: usize = 8;
 /// Longest wait after a refusal that the cluster gives for good: whatever it is, a person has to see to it.
 const REFUSED: Duration = Duration::from_secs(600);
+/// The field which ingests say to be wrong in what is of another host.
+const NODE: &str = "metadata.node";
 
 /// Whom a forwarder asks.
 #[derive(Debug, Clone)]
@@ -55,8 +57,29 @@ impl Default for ForwardSettings {
     }
 }
 
-/// What is said to people.
-type Warn = Arc<dyn Fn(String) + Send + Sync>;
+/// What a person must know.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Notice {
+    /// A recording is where nothing sends it any more.
+    #[error("recording {id} cannot be sent: {why}; it is in {path} now")]
+    SetAside {
+        /// Which one.
+        id: RecordingId,
+        /// Why.
+        why: String,
+        /// Where it is: [`super::SetAside::read`] reads it.
+        path: PathBuf,
+        /// Whether the cluster can be given it under another id.
+        as_new: bool,
+    },
+    /// Something else.
+    #[error("{0}")]
+    Other(String),
+}
+
+/// Says it.
+type Warn = Arc<dyn Fn(Notice) + Send + Sync>;
 
 /// Sends what is in a spool.
 #[derive(Clone)]
@@ -94,10 +117,14 @@ impl Forwarder {
         spool: Arc<Spool>,
         route: watch::Receiver<Option<Route>>,
         settings: ForwardSettings,
-        warn: impl Fn(String) + Send + Sync + 'static,
+        warn: impl Fn(Notice) + Send + Sync + 'static,
     ) -> Self {
         let places = Arc::new(Semaphore::new(AT_A_TIME));
         Self { spool, route, settings, warn: Arc::new(warn), places }
+    }
+
+    fn warn(&self, text: String) {
+        (self.warn)(Notice::Other(text));
     }
 
     /// Sends, for as long as it is polled.
@@ -119,7 +146,7 @@ impl Forwarder {
                         });
                     }
                 }
-                Err(error) => (self.warn)(error.to_string()),
+                Err(error) => self.warn(error.to_string()),
             }
             tokio::select! {
                 _ = changes.changed() => {}
@@ -134,6 +161,10 @@ impl Forwarder {
     async fn recording(mut self, id: RecordingId) {
         let mut failures = 0;
         loop {
+            let live = match self.spool.standing(id) {
+                Ok(Standing::Live(extent)) => Some(extent),
+                _ => None,
+            };
             let failure = match self.attempt(id).await {
                 Ok(()) => return,
                 Err(failure) => failure,
@@ -141,7 +172,7 @@ impl Forwarder {
             match self.sets_aside(id, &failure).await {
                 Ok(true) => return,
                 Ok(false) => {}
-                Err(error) => (self.warn)(format!("recording {id}: {error}")),
+                Err(error) => self.warn(format!("recording {id}: {error}")),
             }
             if matches!(failure, Failure::Upload(UploadError::Abandoned)) {
                 failures = 0;
@@ -150,17 +181,21 @@ impl Forwarder {
             failures += 1;
             // What lasts is said once, and again now and then.
             if failures == 1 || failures % 20 == 0 {
-                (self.warn)(format!("recording {id} is not sent yet: {failure}"));
+                self.warn(format!("recording {id} is not sent yet: {failure}"));
             }
             let wait = match is_refusal(&failure) {
                 true => REFUSED,
                 false => self.backoff(failures),
             };
-            self.route_changed_within(wait).await;
+            tokio::select! {
+                () = self.route_changed_within(wait) => {}
+                // What a refusal means for it may be another thing then.
+                () = ends(live) => {}
+            }
         }
     }
 
-    /// Whether an entry is damaged, or more than the cluster keeps: then it is where nothing sends it, and people are told.
+    /// Whether an entry is damaged, or cannot be sent for good: then it is where nothing sends it, and people are told.
     /// One that is written, or may yet be, stays until it has ended.
     async fn sets_aside(&self, id: RecordingId, failure: &Failure) -> Result<bool, Failure> {
         let ended = match self.spool.standing(id) {
@@ -171,20 +206,15 @@ impl Forwarder {
         };
         let lost = match failure {
             Failure::Spool(SpoolError::Damaged { .. }) => true,
-            Failure::Upload(UploadError::Truncated { .. }) => ended,
-            Failure::Upload(UploadError::Payload(error)) => {
-                ended && error.kind() == io::ErrorKind::UnexpectedEof
-            }
-            failure if is_refusal(failure) => ended && self.is_changed(id).await?,
-            _ => false,
+            _ if !ended => false,
+            Failure::Upload(error) if is_for_good(error) => true,
+            failure => is_refusal(failure) && self.is_changed(id).await?,
         };
         if lost {
-            let (spool, aside) = (Arc::clone(&self.spool), self.spool.aside(id));
+            let (spool, path) = (Arc::clone(&self.spool), self.spool.aside(id));
             spawn_blocking(move || spool.set_aside(id)).await??;
-            (self.warn)(format!(
-                "recording {id} cannot be sent: {failure}; it is in {} now",
-                aside.display()
-            ));
+            let as_new = matches!(failure, Failure::Upload(error) if fits_as_new(error));
+            (self.warn)(Notice::SetAside { id, why: failure.to_string(), path, as_new });
         }
         Ok(lost)
     }
@@ -263,7 +293,7 @@ impl Forwarder {
                 Err(error) => {
                     failures += 1;
                     if failures == 1 {
-                        (self.warn)(format!("events for the audit log wait: {error}"));
+                        self.warn(format!("events for the audit log wait: {error}"));
                     }
                 }
             }
@@ -282,7 +312,7 @@ impl Forwarder {
     async fn tell_all(&mut self) -> Result<(), Failure> {
         for (path, event) in self.spool.outbox().waiting()? {
             let Some(event) = event else {
-                (self.warn)(format!("{} is no event of this release, and stays there", path.display()));
+                self.warn(format!("{} is no event of this release, and stays there", path.display()));
                 continue;
             };
             let route = self.route.wait_for(Option::is_some).await.ok().and_then(|route| route.clone());
@@ -290,7 +320,7 @@ impl Forwarder {
             match tell(&route.auth, &event).await {
                 Ok(()) => {}
                 Err(error) if error.code() == Some(Code::InvalidArgument) => {
-                    (self.warn)(format!("the cluster does not take the event {}: {error}", event.event));
+                    self.warn(format!("the cluster does not take the event {}: {error}", event.event));
                 }
                 Err(error) => return Err(error.into()),
             }
@@ -310,13 +340,48 @@ impl Forwarder {
     }
 }
 
+/// Waits until what is written has its end, or nobody writes it any more.
+async fn ends(live: Option<watch::Receiver<Extent>>) {
+    match live {
+        Some(mut extent) => drop(extent.wait_for(|extent| extent.end.is_some()).await),
+        None => std::future::pending().await,
+    }
+}
+
 /// Whether the cluster said no for good, as far as it knows.
 fn is_refusal(failure: &Failure) -> bool {
-    let Failure::Upload(UploadError::Client(error)) = failure else { return false };
-    matches!(
-        error.code(),
-        Some(Code::PermissionDenied | Code::FailedPrecondition | Code::InvalidArgument | Code::DataLoss)
-    )
+    match failure {
+        Failure::Upload(UploadError::Client(error)) => matches!(
+            error.code(),
+            Some(Code::PermissionDenied | Code::FailedPrecondition | Code::InvalidArgument | Code::DataLoss)
+        ),
+        Failure::Upload(error) => is_for_good(error),
+        _ => false,
+    }
+}
+
+/// Whether what has ended is answered the same at every attempt.
+fn is_for_good(error: &UploadError) -> bool {
+    match error {
+        UploadError::Truncated { .. } => true,
+        UploadError::Payload(error) => error.kind() == io::ErrorKind::UnexpectedEof,
+        error => fits_as_new(error),
+    }
+}
+
+/// Whether it can be sent under another id alone, as a recording of the agent that this host is now.
+fn fits_as_new(error: &UploadError) -> bool {
+    match error {
+        UploadError::Differs(_) => true,
+        // The host had another name in the cluster.
+        UploadError::Client(refusal) if refusal.status().is_some_and(names_node) => true,
+        error => error.is_of_another_agent(),
+    }
+}
+
+/// Whether the field is wrong that says which host it is of.
+fn names_node(status: &StatusError) -> bool {
+    status.violations.iter().any(|violation| violation.field == NODE)
 }
 
 /// Tells one event. One that the cluster has by its key is told.

@@ -24,6 +24,11 @@ const MOST: usize = 20_000;
 const MAX_VALUE: usize = 1024;
 const SUFFIX: &str = ".json";
 
+/// Whether a file is an event that waits.
+pub(super) fn is_event(name: &str) -> bool {
+    name.ends_with(SUFFIX) && !name.starts_with('.')
+}
+
 /// What the cluster is to be told.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -125,7 +130,7 @@ impl Outbox {
     /// What waits, oldest first, with the file of each; those that cannot be read are answered by their files alone.
     pub(super) fn waiting(&self) -> Result<Vec<(PathBuf, Option<Event>)>, SpoolError> {
         let mut names = names(&self.dir)?;
-        names.retain(|name| name.ends_with(SUFFIX) && !name.starts_with('.'));
+        names.retain(|name| is_event(name));
         names.sort_unstable();
         let read = |name: String| -> Result<_, SpoolError> {
             let path = self.dir.join(name);

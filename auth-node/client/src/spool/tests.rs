@@ -1,5 +1,8 @@
 use std::{
-    collections::BTreeMap, io::Write as _, os::unix::fs::PermissionsExt as _, sync::Mutex as StdMutex,
+    collections::{BTreeMap, HashMap},
+    io::Write as _,
+    os::unix::fs::PermissionsExt as _,
+    sync::Mutex as StdMutex,
     time::Duration,
 };
 
@@ -9,7 +12,8 @@ use mezite_proto::v1::{
 };
 use prost::Message as _;
 use recording_format::{AgentId, Digest};
-use tonic::Status;
+use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, StatusExt as _};
 
 use super::*;
 use crate::{
@@ -147,6 +151,21 @@ struct Cluster {
     away: bool,
     /// Recordings end here.
     longest: Option<usize>,
+    /// Recordings that are refused.
+    refused: BTreeMap<String, Status>,
+}
+
+/// As ingests refuse what another agent began.
+fn not_owner() -> Status {
+    let details = ErrorDetails::with_error_info("NOT_OWNER", "mezite", HashMap::new());
+    Status::with_error_details(Code::PermissionDenied, "the recording belongs to another agent", details)
+}
+
+/// As ingests refuse what was recorded while the host had another name.
+fn other_node() -> Status {
+    let mut details = ErrorDetails::with_error_info("INVALID_FIELD", "mezite", HashMap::new());
+    details.add_bad_request_violation("metadata.node", "must be the hostname that the agent joined with");
+    Status::with_error_details(Code::InvalidArgument, "metadata.node", details)
 }
 
 fn receipt(id: RecordingId, payload: &[u8]) -> v1::RecordingReceipt {
@@ -168,6 +187,9 @@ impl Cluster {
             match message.message.unwrap() {
                 Message::Header(header) => {
                     id = header.recording_id;
+                    if let Some(refusal) = self.refused.get(&id) {
+                        return Err(refusal.clone());
+                    }
                     match header.metadata {
                         Some(metadata) => {
                             assert_eq!(metadata.user, "ann");
@@ -259,8 +281,10 @@ impl World {
         let warnings = Arc::<StdMutex<Vec<String>>>::default();
         let said = Arc::clone(&warnings);
         let route = watch::channel(Some(self.route.clone())).1;
-        let forwarder =
-            Forwarder::new(Arc::clone(spool), route, settings, move |text| said.lock().unwrap().push(text));
+        let forwarder = Forwarder::new(Arc::clone(spool), route, settings, move |notice| {
+            let as_new = matches!(notice, Notice::SetAside { as_new: true, .. });
+            said.lock().unwrap().push(format!("{notice}{}", if as_new { ", as new" } else { "" }));
+        });
         (tokio::spawn(forwarder.run()), warnings)
     }
 
@@ -381,6 +405,59 @@ async fn what_is_more_than_the_cluster_keeps_is_whole_on_the_host_once_its_sessi
     until(|| spool.entries().unwrap().is_empty()).await;
     assert_eq!(fs::read(spool.aside(id(1)).join("payload")).unwrap(), b"line 1\nline 2\nline 3\n");
     until(|| warnings.lock().unwrap().iter().any(|text| text.contains("aside"))).await;
+    assert!(!warnings.lock().unwrap().iter().any(|text| text.contains("as new")), "{warnings:?}");
     assert!(!world.is_sealed(1));
     task.abort();
+}
+
+#[tokio::test]
+async fn what_another_agent_of_the_host_had_begun_is_set_aside_once_it_has_ended_and_takes_no_room() {
+    let (dir, world) = (tempfile::tempdir().unwrap(), World::new());
+    let refused = [(1, not_owner()), (2, not_owner()), (3, other_node())];
+    world.state.lock().unwrap().refused = refused.map(|(number, why)| (id(number).to_string(), why)).into();
+    let (spool, _) = open(dir.path());
+    let mut writers: Vec<_> = (1..=4).map(|number| spool.create(session(number)).unwrap()).collect();
+    for writer in &mut writers {
+        writer.append(b"line\n").unwrap();
+    }
+    // The second one's session goes on.
+    let mut going_on = writers.remove(1);
+    writers.into_iter().for_each(|writer| writer.end(5_000, &[]).unwrap());
+    let (task, warnings) = world.forward(&spool);
+    let has_said = |number: u8, what: &str| {
+        let (said, of) = (warnings.lock().unwrap(), id(number).to_string());
+        said.iter().any(|text| text.contains(&of) && text.ends_with(what))
+    };
+    until(|| has_said(1, ", as new") && has_said(3, ", as new") && has_said(2, "belongs to another agent"))
+        .await;
+    until(|| spool.entries().unwrap() == [id(2)]).await;
+    assert!(world.is_sealed(4));
+    going_on.append(b"more\n").unwrap();
+    going_on.end(6_000, &[]).unwrap();
+    until(|| spool.entries().unwrap().is_empty() && events(&spool).is_empty()).await;
+    assert_eq!(Holdings::of(dir.path()).unwrap(), Holdings { sessions: 0, events: 0, aside: 3 });
+    until(|| spool.used.load(Ordering::Relaxed) == 0).await;
+    task.abort();
+
+    let aside = SetAside::read(&spool.aside(id(2))).unwrap();
+    assert_eq!((aside.session.user.as_str(), aside.end.unwrap().ended_at_ms), ("ann", 6_000));
+    assert_eq!(fs::read(aside.payload).unwrap(), b"line\nmore\n");
+}
+
+#[test]
+fn a_spool_is_looked_at_while_another_process_has_it() {
+    let dir = tempfile::tempdir().unwrap();
+    assert_eq!(Holdings::of(&dir.path().join("none")).unwrap(), Holdings::default());
+    let (spool, _) = open(dir.path());
+    let writer = spool.create(session(1)).unwrap();
+    let held = Holdings::of(dir.path()).unwrap();
+    assert_eq!((held.to_string(), held.are_sent()), ("1 session and 1 event".into(), false));
+    writer.end(5_000, &[]).unwrap();
+    assert_eq!(Holdings::of(dir.path()).unwrap().to_string(), "1 session and 2 events");
+    spool.set_aside(id(1)).unwrap();
+    assert_eq!(Holdings::of(dir.path()).unwrap(), Holdings { sessions: 0, events: 2, aside: 1 });
+
+    assert!(matches!(SetAside::read(dir.path()), Err(SpoolError::NoEntry { .. })));
+    fs::remove_file(spool.aside(id(1)).join("meta.json")).unwrap();
+    assert!(matches!(SetAside::read(&spool.aside(id(1))), Err(SpoolError::Damaged { .. })));
 }

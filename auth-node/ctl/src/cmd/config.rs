@@ -63,7 +63,8 @@ pub(crate) struct Set {
     /// How many audit events are kept, at least 1000; 0: all
     #[arg(long, value_name = "COUNT")]
     audit_max_events: Option<u64>,
-    /// What happens to a session on a host that cannot be recorded
+    /// What happens to a session that cannot be recorded, on hosts that joined with --spool; on others no session is recorded,
+    /// nor refused for that, and the log of `agent run` there says so
     #[arg(long, value_enum)]
     recording_mode: Option<Recording>,
     /// Failed logins before a lockout, 1 to 1000
@@ -90,8 +91,11 @@ enum Factor {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Recording {
+    /// No session is recorded
     Off,
+    /// It goes on, with a notice
     BestEffort,
+    /// It is refused, or ended
     Strict,
 }
 

@@ -20,7 +20,7 @@ use super::{
 };
 
 /// Longest that an agent takes for a verdict.
-const VERDICT: Duration = Duration::from_secs(10);
+pub(super) const VERDICT: Duration = Duration::from_secs(10);
 /// So long an agent may be away, as when it is started anew, and take for the end. It is less than what an agent waits
 /// for a recorder before it ends the recording.
 const GRACE: Duration = Duration::from_secs(30);
@@ -45,6 +45,17 @@ pub(crate) enum Admission {
     Refused(String),
 }
 
+impl Admission {
+    /// Of a session that is not recorded for this reason, as the cluster wants it.
+    fn without(mode: Mode, reason: String) -> Self {
+        match mode {
+            Mode::Off => Self::Unrecorded(None),
+            Mode::BestEffort => Self::Unrecorded(Some(reason)),
+            Mode::Strict => Self::Refused(reason),
+        }
+    }
+}
+
 /// How a connection ended.
 enum Lost {
     /// The connection is gone, and the agent may come back.
@@ -63,13 +74,10 @@ impl Courier {
             }
             Ok((_, Verdict::Unrecorded { reason })) => Admission::Unrecorded(reason),
             Ok((_, Verdict::Refused { reason })) => Admission::Refused(reason),
+            Ok((_, Verdict::Busy { mode, reason })) => Admission::without(mode, reason),
             Err(error) => {
                 let reason = format!("the agent does not answer at {}: {error}", socket.display());
-                match Mode::beside(socket) {
-                    Mode::Off => Admission::Unrecorded(None),
-                    Mode::BestEffort => Admission::Unrecorded(Some(reason)),
-                    Mode::Strict => Admission::Refused(reason),
-                }
+                Admission::without(Mode::beside(socket), reason)
             }
         }
     }
@@ -114,7 +122,8 @@ impl Courier {
                 Ok((_, Verdict::Unrecorded { .. })) => {
                     return Err("the agent does not know it any more".into());
                 }
-                Err(_) if Instant::now() < until => sleep(RETRY).await,
+                Ok((_, Verdict::Busy { .. })) | Err(_) if Instant::now() < until => sleep(RETRY).await,
+                Ok((_, Verdict::Busy { reason, .. })) => return Err(reason),
                 Err(error) => {
                     return Err(format!("the agent is gone ({lost}), and does not come back: {error}"));
                 }
@@ -127,9 +136,12 @@ impl Courier {
 async fn greet(socket: &Path, hello: &Hello) -> io::Result<(Frames, Verdict)> {
     let work = async {
         let mut frames = wire::frames(UnixStream::connect(socket).await?);
-        frames.send(ToAgent::Hello(hello.clone()).encode()?).await?;
+        let sent = frames.send(ToAgent::Hello(hello.clone()).encode()?).await;
         let gone = || io::Error::new(io::ErrorKind::UnexpectedEof, "it says nothing");
-        match ToRecorder::decode(frames.next().await.ok_or_else(gone)??)? {
+        let said = frames.next().await.ok_or_else(gone).flatten();
+        // One that was busy has said so and gone.
+        let frame = said.or_else(|error| sent.and(Err(error)))?;
+        match ToRecorder::decode(frame)? {
             ToRecorder::Verdict(verdict) => Ok::<_, io::Error>((frames, verdict)),
             _ => Err(io::Error::new(io::ErrorKind::InvalidData, "that is no verdict")),
         }

@@ -4,11 +4,12 @@
 //! its own, and neither read nor change what is there.
 
 use std::{
+    collections::BTreeMap,
     fs::{self, Permissions},
     io,
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -32,6 +33,7 @@ use tokio::{
 
 use super::{
     cast::FORMAT,
+    courier::VERDICT,
     guard,
     mode::Mode,
     new_id,
@@ -47,6 +49,12 @@ const PLACES: (usize, usize) = (4096, 1024);
 /// From one session of an account to its next in the long run, and so many may come at once. Each is two events of the audit
 /// log, and the agent tells more of them in the same time. Whoever begins more waits.
 const PACE: (Duration, u32) = (Duration::from_millis(100), 300);
+/// So long at most, and less than a recorder waits for its verdict.
+const PATIENCE: Duration = VERDICT.saturating_sub(Duration::from_secs(2));
+/// As often the audit log is told of an account's sessions that get no place or no turn: each event says of how many.
+const NOTES: (Duration, u32) = (Duration::from_secs(1), 10);
+/// Why a session that waited gets no turn.
+const NO_TURN: &str = "that account begins sessions faster than they are taken in";
 /// Visitors whose names are looked up at a time: where a name is not known on the host, that can take long.
 const DOORS: usize = 64;
 /// Accounts whose pace is remembered: more than have ever been on a host.
@@ -75,20 +83,48 @@ type Holder = Option<u32>;
 pub(crate) struct Visitors {
     places: Arc<Places<Holder>>,
     pace: Pace<Holder>,
+    patience: Duration,
+    notes: Pace<Holder>,
+    /// Sessions that got no place or no turn, by account and reason, which the audit log is still to be told of.
+    missed: Mutex<BTreeMap<(Holder, &'static str), u64>>,
 }
 
 impl Default for Visitors {
     fn default() -> Self {
-        Self { places: Places::new(PLACES.0, PLACES.1, |_| ()), pace: Pace::new(PACE.0, PACE.1, ACCOUNTS) }
+        Self {
+            places: Places::new(PLACES.0, PLACES.1, |_| ()),
+            pace: Pace::new(PACE.0, PACE.1, ACCOUNTS),
+            patience: PATIENCE,
+            notes: Pace::new(NOTES.0, NOTES.1, ACCOUNTS),
+            missed: Mutex::default(),
+        }
+    }
+}
+
+/// Waits until a holder may begin one more.
+async fn turn(pace: &Pace<Holder>, holder: Holder) {
+    while let Err(wait) = pace.admit(holder, Instant::now().into_std()) {
+        sleep(wait).await;
     }
 }
 
 impl Visitors {
-    /// Waits until an account may begin one more session.
-    async fn turn(&self, holder: Holder) {
-        while let Err(wait) = self.pace.admit(holder, Instant::now().into_std()) {
-            sleep(wait).await;
-        }
+    fn missed(&self) -> MutexGuard<'_, BTreeMap<(Holder, &'static str), u64>> {
+        self.missed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Counts one more. Answers whether it is the first: then somebody has to tell.
+    fn miss(&self, holder: Holder, reason: &'static str) -> bool {
+        let mut missed = self.missed();
+        let count = missed.entry((holder, reason)).or_default();
+        *count += 1;
+        *count == 1
+    }
+
+    /// How many there are by the time that they may be told.
+    async fn told(&self, holder: Holder, reason: &'static str) -> u64 {
+        turn(&self.notes, holder).await;
+        self.missed().remove(&(holder, reason)).unwrap_or_default()
     }
 }
 
@@ -128,13 +164,18 @@ impl Desk {
         }
     }
 
-    /// Tells of a session for which there is no place, as often as sessions may begin.
-    fn turned_away(self: &Arc<Self>, visitor: Visitor, whose: Full) {
-        let (desk, mode) = (Arc::clone(self), *self.mode.borrow());
-        let admitted = self.visitors.pace.admit(visitor.holder, Instant::now().into_std());
-        if mode != Mode::Off && admitted.is_ok() {
-            drop(spawn_blocking(move || desk.fails(mode, &visitor.login, "", no_place(whose))));
+    /// Tells a session that it gets no place, or no turn, and has the audit log told. A recorder that has gone hears nothing.
+    async fn turn_away(self: &Arc<Self>, frames: &mut Frames, visitor: Visitor, reason: &'static str) {
+        let (mode, Visitor { holder, login }) = (*self.mode.borrow(), visitor);
+        if mode != Mode::Off && self.visitors.miss(holder, reason) {
+            let desk = Arc::clone(self);
+            drop(tokio::spawn(async move {
+                let sessions = desk.visitors.told(holder, reason).await;
+                drop(spawn_blocking(move || desk.note(mode, &login, "", reason, sessions)).await);
+            }));
         }
+        let busy = Verdict::Busy { mode, reason: reason.to_owned() };
+        let _ = say(frames, &ToRecorder::Verdict(busy)).await;
     }
 
     async fn visited(self: Arc<Self>, stream: UnixStream, door: OwnedSemaphorePermit) {
@@ -143,34 +184,37 @@ impl Desk {
             Err(error) => return warn(&format!("it is not known who asks for a recording: {error}")),
         };
         drop(door);
-        // Without an answer the recorder goes by the mode that it knows.
+        let mut frames = wire::frames(stream);
         let _place = match self.visitors.places.take(visitor.holder) {
             Ok(place) => place,
-            Err(whose) => return self.turned_away(visitor, whose),
+            Err(whose) => return self.turn_away(&mut frames, visitor, no_place(whose)).await,
         };
-        if let Err(error) = self.visit(stream, visitor).await {
+        if let Err(error) = self.visit(frames, visitor).await {
             warn(&format!("a recorder was cut off: {error:#}"));
         }
     }
 
-    async fn visit(self: &Arc<Self>, stream: UnixStream, visitor: Visitor) -> Result<()> {
-        let mut frames = wire::frames(stream);
+    async fn visit(self: &Arc<Self>, mut frames: Frames, visitor: Visitor) -> Result<()> {
         let Ok(first) = timeout(GREETING, frames.next()).await else { return Ok(()) };
         let Some(frame) = first.transpose()? else { return Ok(()) };
         let ToAgent::Hello(hello) = ToAgent::decode(frame)? else {
             anyhow::bail!("it does not say who it is");
         };
         if hello.resume.is_none() && *self.mode.borrow() != Mode::Off {
+            let Visitors { pace, patience, .. } = &self.visitors;
             tokio::select! {
-                () = self.visitors.turn(visitor.holder) => {}
-                // It has given up, or does not wait for its verdict.
-                _ = frames.next() => return Ok(()),
+                biased;
+                () = turn(pace, visitor.holder) => {}
+                // Or it has given up, or does not wait for its verdict.
+                _ = timeout(*patience, frames.next()) => {
+                    self.turn_away(&mut frames, visitor, NO_TURN).await;
+                    return Ok(());
+                }
             }
         }
         let desk = Arc::clone(self);
         // It reads and writes files: all of a recording that is taken up again.
-        let decided = spawn_blocking(move || desk.decide(hello, &visitor.login)).await?;
-        match decided? {
+        match spawn_blocking(move || desk.decide(hello, &visitor.login)).await? {
             Decision::Say(verdict) => say(&mut frames, &ToRecorder::Verdict(verdict)).await?,
             Decision::Record(writer, verdict) => {
                 say(&mut frames, &ToRecorder::Verdict(verdict)).await?;
@@ -180,27 +224,30 @@ impl Desk {
         Ok(())
     }
 
-    fn decide(&self, hello: Hello, login: &str) -> Result<Decision> {
+    fn decide(&self, hello: Hello, login: &str) -> Decision {
         let mode = *self.mode.borrow();
         if hello.version != wire::VERSION {
             let reason = "the agent and `mezctl record` are of different releases: restart the agent";
-            return Ok(Decision::Say(Verdict::Refused { reason: reason.into() }));
+            return Decision::Say(Verdict::Refused { reason: reason.into() });
         }
         if let Some(ticket) = hello.resume {
-            return Ok(match self.spool.resume(ticket.recording_id, ticket.secret.as_bytes()) {
+            return match self.spool.resume(ticket.recording_id, ticket.secret.as_bytes()) {
                 Ok(writer) => record(writer, mode, ticket.secret),
                 Err(error) => Decision::Say(Verdict::Refused { reason: error.to_string() }),
-            });
+            };
         }
         if mode == Mode::Off {
-            return Ok(Decision::Say(Verdict::Unrecorded { reason: None }));
+            return Decision::Say(Verdict::Unrecorded { reason: None });
         }
-        let trusted = self.dir.user_cas()?;
+        let trusted = self.dir.user_cas().unwrap_or_else(|error| {
+            warn(&format!("it is not known whose certificates to trust: {error:#}"));
+            String::new()
+        });
         let now = clock::unix_seconds();
         let user = guard::user(&hello.auth_info, &trusted, login, &self.agent_id, now);
         let user = match (user, mode) {
             (Ok(user), _) => Some(user),
-            (Err(stranger), Mode::Strict) => return Ok(self.fails(mode, login, "", &stranger.to_string())),
+            (Err(stranger), Mode::Strict) => return self.fails(mode, login, "", &stranger.to_string()),
             // It is recorded as nobody's.
             (Err(_), _) => None,
         };
@@ -215,32 +262,41 @@ impl Desk {
             session.labels.insert("command".into(), label(command));
         }
         let user = session.user.clone();
-        Ok(match self.spool.create(session) {
+        match self.spool.create(session) {
             Ok(writer) => record(writer, mode, secret),
             Err(error) => self.fails(mode, login, &user, &error.to_string()),
-        })
+        }
     }
 
     /// A session that cannot be recorded: it is audited, and goes on or not as the cluster wants.
     fn fails(&self, mode: Mode, login: &str, user: &str, reason: &str) -> Decision {
-        warn(&format!("a session of {login} is not recorded: {reason}"));
+        self.note(mode, login, user, reason, 1);
+        let reason = reason.to_owned();
+        Decision::Say(match mode {
+            Mode::Strict => Verdict::Refused { reason },
+            Mode::BestEffort | Mode::Off => Verdict::Unrecorded { reason: Some(reason) },
+        })
+    }
+
+    /// Has the audit log told of so many sessions that are not recorded.
+    fn note(&self, mode: Mode, login: &str, user: &str, reason: &str, sessions: u64) {
+        warn(&match sessions {
+            1 => format!("a session of {login} is not recorded: {reason}"),
+            _ => format!("{sessions} sessions of {login} are not recorded: {reason}"),
+        });
         let fields = [
             ("login", login.to_owned()),
             ("user", user.to_owned()),
             ("node", self.hostname.clone()),
             ("reason", reason.to_owned()),
             ("refused", (mode == Mode::Strict).to_string()),
+            ("sessions", sessions.to_string()),
         ];
         let target = format!("session:{}", new_id());
         let event = Event::new("session.recording.failed", &target, clock::unix_ms(), &fields);
         if let Err(error) = self.spool.outbox().put(&event) {
             warn(&format!("that cannot be kept for the audit log: {error}"));
         }
-        let reason = reason.to_owned();
-        Decision::Say(match mode {
-            Mode::Strict => Verdict::Refused { reason },
-            Mode::BestEffort | Mode::Off => Verdict::Unrecorded { reason: Some(reason) },
-        })
     }
 
     /// Takes a recording in until its end. A recorder that goes without one leaves it to be taken up again.
@@ -360,3 +416,7 @@ fn label(text: &str) -> String {
 pub(crate) fn warn(text: &str) {
     eprintln!("warning: {}", output::printable(text));
 }
+
+#[cfg(test)]
+#[path = "desk_tests.rs"]
+mod tests;

@@ -14,6 +14,7 @@ use std::{
             process::{CommandExt as _, ExitStatusExt as _},
         },
     },
+    pin::Pin,
     process::{Command, ExitStatus, Stdio},
     sync::{
         Arc, Mutex, PoisonError,
@@ -24,7 +25,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use futures::future::{BoxFuture, FutureExt as _};
+use futures::future::{BoxFuture, Fuse, FutureExt as _};
 use pty_process::{
     Size,
     blocking::{self as pty, Pty},
@@ -145,8 +146,30 @@ pub(crate) struct Running {
     drained: BoxFuture<'static, ()>,
     terminal: Option<Terminal>,
     scribe: Arc<Scribe>,
-    /// The input of a terminal is gone: whoever sat there is.
-    hung_up: oneshot::Receiver<()>,
+    /// The input of a terminal is gone: whoever sat there is. Without a terminal that says nothing.
+    hung_up: Fuse<BoxFuture<'static, ()>>,
+    /// How long the command may go on.
+    left: Left,
+}
+
+/// How long a command may go on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Left {
+    /// As long as it likes.
+    All,
+    /// Nobody is there any more, or the session must not go on: it is killed at this time.
+    Until(Instant),
+    /// It was killed.
+    Nothing,
+}
+
+/// What happens to a session from outside.
+enum Incident {
+    Resized,
+    Signalled(Signal),
+    HungUp,
+    Failed(Failure),
+    TimeIsUp,
 }
 
 /// The two terminals: the user's, and the one that the command has.
@@ -216,7 +239,8 @@ impl Running {
             drained: drained.map(drop).boxed(),
             terminal: Some(Terminal { inner, _raw: raw }),
             scribe,
-            hung_up,
+            hung_up: hung_up.map(drop).boxed().fuse(),
+            left: Left::All,
         })
     }
 
@@ -260,67 +284,64 @@ impl Running {
             drained: async move { while drained.recv().await.is_some() {} }.boxed(),
             terminal: None,
             scribe,
-            hung_up: oneshot::channel().1,
+            hung_up: Fuse::terminated(),
+            left: Left::All,
         })
     }
 
     /// Waits for the end, passing on signals and sizes. `failed` resolves when the recording has failed: the user is told.
     pub(crate) async fn ended(&mut self, failed: impl Future<Output = Failure>) -> Result<ExitStatus> {
-        let mut resized = signal(SignalKind::window_change())?;
-        let mut signals = Vec::new();
-        for (kind, passed) in PASSED_ON {
-            signals.push((signal(kind)?, passed));
+        let mut outside = Outside::new(failed)?;
+        let status = loop {
+            tokio::select! {
+                status = &mut self.ended => break status.context("nobody waits for the command")??,
+                incident = outside.next(&mut self.hung_up, self.left) => self.meet(&incident),
+            }
+        };
+        if self.terminal.is_none() && self.left == Left::All {
+            // As sshd: whoever holds the pipes holds the session.
+            (&mut self.drained).await;
+            return Ok(status);
         }
-        tokio::pin!(failed);
-        // Nobody is there any more, or the session must not go on.
-        let (mut over, mut is_over): (Option<Instant>, bool) = (None, false);
-        let (mut is_failed, mut has_hung_up) = (false, self.terminal.is_none());
-        let mut ended: Option<ExitStatus> = None;
         let mut seen = 0;
         loop {
             tokio::select! {
-                status = &mut self.ended, if ended.is_none() => {
-                    let status = status.context("nobody waits for the command")??;
-                    if self.terminal.is_none() && over.is_none() && !is_over {
-                        // As sshd: whoever holds the pipes holds the session.
-                        (&mut self.drained).await;
-                        return Ok(status);
-                    }
-                    ended = Some(status);
-                }
-                () = &mut self.drained, if ended.is_some() => return ended.context("the command has not ended"),
-                () = sleep(QUIET), if ended.is_some() => {
+                () = &mut self.drained => return Ok(status),
+                () = sleep(QUIET) => {
                     let now = self.scribe.seen.load(Ordering::Relaxed);
-                    if now == seen || over.is_some() || is_over {
-                        return ended.context("the command has not ended");
+                    if now == seen || self.left != Left::All {
+                        return Ok(status);
                     }
                     seen = now;
                 }
-                _ = resized.recv() => self.resized(),
-                signal = any(&mut signals) => {
-                    self.tell(signal);
-                    if signal == Signal::HUP {
-                        over.get_or_insert_with(|| Instant::now() + LAST_WORDS);
-                    }
-                }
-                _ = &mut self.hung_up, if !has_hung_up => {
-                    has_hung_up = true;
-                    self.tell(Signal::HUP);
-                    over.get_or_insert_with(|| Instant::now() + LAST_WORDS);
-                }
-                failure = &mut failed, if !is_failed => {
-                    is_failed = true;
-                    self.say(&failure);
-                    if failure.is_the_end {
-                        self.tell(Signal::HUP);
-                        over.get_or_insert_with(|| Instant::now() + LAST_WORDS);
-                    }
-                }
-                () = until(over), if ended.is_none() => {
-                    self.tell(Signal::KILL);
-                    (over, is_over) = (None, true);
+                incident = outside.next(&mut self.hung_up, Left::All) => self.meet(&incident),
+            }
+        }
+    }
+
+    /// Does what an incident calls for.
+    fn meet(&mut self, incident: &Incident) {
+        match incident {
+            Incident::Resized => self.resized(),
+            Incident::Signalled(Signal::HUP) | Incident::HungUp => self.hang_up(),
+            Incident::Signalled(signal) => self.tell(*signal),
+            Incident::Failed(failure) => {
+                self.say(failure);
+                if failure.is_the_end {
+                    self.hang_up();
                 }
             }
+            Incident::TimeIsUp => {
+                self.tell(Signal::KILL);
+                self.left = Left::Nothing;
+            }
+        }
+    }
+
+    fn hang_up(&mut self) {
+        self.tell(Signal::HUP);
+        if self.left == Left::All {
+            self.left = Left::Until(Instant::now() + LAST_WORDS);
         }
     }
 
@@ -355,10 +376,39 @@ impl Running {
     }
 }
 
-async fn until(over: Option<Instant>) {
-    match over {
-        Some(over) => sleep_until(over).await,
-        None => std::future::pending().await,
+/// What may happen to a session from outside.
+struct Outside<F: Future<Output = Failure>> {
+    resized: tokio::signal::unix::Signal,
+    signals: Vec<(tokio::signal::unix::Signal, Signal)>,
+    failed: Pin<Box<Fuse<F>>>,
+}
+
+impl<F: Future<Output = Failure>> Outside<F> {
+    fn new(failed: F) -> io::Result<Self> {
+        let heard = PASSED_ON.into_iter().map(|(kind, passed)| Ok((signal(kind)?, passed)));
+        Ok(Self {
+            resized: signal(SignalKind::window_change())?,
+            signals: heard.collect::<io::Result<_>>()?,
+            failed: Box::pin(failed.fuse()),
+        })
+    }
+
+    /// What happens next. Nothing is lost when this is dropped before it is done.
+    async fn next(&mut self, hung_up: &mut Fuse<BoxFuture<'static, ()>>, left: Left) -> Incident {
+        tokio::select! {
+            _ = self.resized.recv() => Incident::Resized,
+            signal = any(&mut self.signals) => Incident::Signalled(signal),
+            () = hung_up => Incident::HungUp,
+            failure = &mut self.failed => Incident::Failed(failure),
+            () = until(left) => Incident::TimeIsUp,
+        }
+    }
+}
+
+async fn until(left: Left) {
+    match left {
+        Left::Until(end) => sleep_until(end).await,
+        Left::All | Left::Nothing => std::future::pending().await,
     }
 }
 

@@ -6,7 +6,7 @@
 //! ```text
 //! recorder                                        agent
 //! 1 Hello {version, certificate, …}   ->
-//!                                     <-   16 Verdict {verdict: "record" | "unrecorded" | "refused", …}
+//!                                     <-   16 Verdict {verdict: "record" | "unrecorded" | "refused" | "busy", …}
 //! 2 Data  offset (8 bytes), bytes     ->
 //!                                     <-   17 Saved offset (8 bytes): all before it is on the agent's disk
 //! 3 End   {status}                    ->
@@ -15,7 +15,8 @@
 //! ```
 //!
 //! Each Data is whole lines of the payload, and begins where the one before ended. Who lost the agent connects again, and
-//! says `resume` in its Hello; the verdict then says where to go on.
+//! says `resume` in its Hello; the verdict then says where to go on. An agent that has no place for a recorder says so before
+//! it has heard anything, and goes.
 
 use std::io;
 
@@ -87,6 +88,8 @@ pub(crate) enum Verdict {
     },
     /// It may not go on.
     Refused { reason: String },
+    /// The agent takes nothing from this account now: who begins goes by the mode, and who goes on tries again.
+    Busy { mode: Mode, reason: String },
 }
 
 /// How the command ended.
@@ -245,6 +248,10 @@ mod tests {
             (
                 ToRecorder::Verdict(Verdict::Refused { reason: "no".into() }),
                 b"\x10{\"verdict\":\"refused\",\"reason\":\"no\"}",
+            ),
+            (
+                ToRecorder::Verdict(Verdict::Busy { mode: Mode::Strict, reason: "no".into() }),
+                b"\x10{\"verdict\":\"busy\",\"mode\":\"strict\",\"reason\":\"no\"}",
             ),
             (ToRecorder::Saved(1), b"\x11\0\0\0\0\0\0\0\x01"),
             (ToRecorder::Sealed, b"\x12"),

@@ -8,4 +8,6 @@ mod outcome;
 mod recordings;
 mod report;
 mod resources;
+mod spool;
 mod trust;
+mod uploads;

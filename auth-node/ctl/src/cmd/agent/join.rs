@@ -10,7 +10,7 @@ use mezite_proto::v1::{self, register_using_iam_method_request::Init};
 use serde::Serialize;
 use zeroize::Zeroizing;
 
-use super::{client_of, pulse};
+use super::{client_of, pulse, spool};
 use crate::{
     agent_dir::{AgentDir, AgentState, Progress},
     args::{key_value, label_map},
@@ -29,9 +29,11 @@ Examples:
   mezctl agent join --out /etc/mezite --token-file - --hostname web1.example.org --labels env=prod < web.token
   mezctl agent join --out /etc/mezite --method iam --token-name web
   mezctl agent join --out /etc/mezite --spool /var/spool/mezite        an agent that has joined: record from now on
+  mezctl agent join --out /etc/mezite --no-spool                       and no more
 
-Then put `Include /etc/mezite/sshd_config` at the top of /etc/ssh/sshd_config, reload sshd, and keep
-`mezctl agent run --dir /etc/mezite` running.";
+Then put `Include /etc/mezite/sshd_config` at the top of /etc/ssh/sshd_config, keep `mezctl agent run --dir /etc/mezite`
+running, and reload sshd. The service reads at its start where the spool is: after --spool start it anew first, and then
+reload sshd; after --no-spool reload sshd first, and start the service anew when the spool is empty.";
 
 /// Arguments of `agent join`.
 #[derive(Debug, Args)]
@@ -71,6 +73,9 @@ pub(crate) struct Join {
     /// sent. It can be given to an agent that has joined
     #[arg(long, value_name = "DIR")]
     spool: Option<PathBuf>,
+    /// Record sessions no more: sshd runs them as if this had never been asked for
+    #[arg(long, conflicts_with = "spool")]
+    no_spool: bool,
 }
 
 impl Join {
@@ -123,6 +128,9 @@ struct Joined {
     hostname: String,
     dir: PathBuf,
     sshd_config: PathBuf,
+    /// Where recordings are until they are sent; absent: sessions are not recorded.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    spool: Option<PathBuf>,
     /// Whether there was nothing left to do.
     already_joined: bool,
 }
@@ -131,12 +139,17 @@ impl Report for Joined {
     fn text(&self) -> String {
         let state = if self.already_joined { "had joined before" } else { "joined" };
         let dir = self.dir.display();
+        let recordings = match &self.spool {
+            Some(spool) => format!("in {} until they are sent", spool.display()),
+            None => "none: --spool DIR has sessions recorded".into(),
+        };
         output::fields(&[
             ("agent id", self.agent_id.clone()),
             ("cluster", self.cluster_name.clone()),
             ("hostname", format!("{} ({state})", self.hostname)),
-            ("sshd", format!("Include {} in sshd_config, and reload sshd", self.sshd_config.display())),
+            ("recordings", recordings),
             ("service", format!("mezctl agent run --dir {dir}")),
+            ("sshd", format!("Include {} in sshd_config, and reload sshd", self.sshd_config.display())),
         ])
     }
 }
@@ -151,9 +164,10 @@ pub(crate) async fn join(context: &Context, args: Join) -> Result<()> {
     let dir = AgentDir::create(&args.out)?;
     let principals_user = principals_user(args.principals_user.as_deref())?;
     let (mut state, client) = begin(context, &dir, &args).await?;
-    if let Some(spool) = &args.spool {
-        state.spool = Some(std::path::absolute(spool)?);
-        dir.save(&state)?;
+    match &args.spool {
+        Some(folder) => spool::keep(&dir, &mut state, Some(std::path::absolute(folder)?))?,
+        None if args.no_spool => spool::keep(&dir, &mut state, None)?,
+        None => {}
     }
     let already_joined = state.progress == Progress::Joined;
     if let Some(proof) = &proof {
@@ -184,6 +198,7 @@ pub(crate) async fn join(context: &Context, args: Join) -> Result<()> {
     context.print(&Joined {
         sshd_config: dir.sshd_config_path(),
         dir: dir.path().to_owned(),
+        spool: state.spool,
         agent_id: state.agent_id,
         cluster_name: state.cluster_name,
         hostname: state.hostname,
@@ -227,7 +242,7 @@ async fn begin(context: &Context, dir: &AgentDir, args: &Join) -> Result<(AgentS
 }
 
 /// Where an earlier join goes on. What the cluster has not been told for good may still be put right.
-fn resume(mut before: AgentState, wanted: AgentState) -> Result<AgentState> {
+fn resume(mut before: AgentState, mut wanted: AgentState) -> Result<AgentState> {
     let same_names = before.hostname == wanted.hostname && before.principals == wanted.principals;
     let same_host = match before.progress {
         Progress::Keys => true,
@@ -243,7 +258,10 @@ fn resume(mut before: AgentState, wanted: AgentState) -> Result<AgentState> {
         return Err(Usage(what).into());
     }
     match before.progress {
-        Progress::Keys => return Ok(wanted),
+        Progress::Keys => {
+            wanted.spool = before.spool;
+            return Ok(wanted);
+        }
         Progress::Certified => {
             before.addresses = wanted.addresses;
             before.address = wanted.address;

@@ -6,7 +6,7 @@ use mezite_client::Retry;
 use mezite_proto::v1;
 use tonic::Code;
 
-use super::{Folder, client_of};
+use super::{Folder, client_of, spool};
 use crate::{
     agent_dir::{AgentDir, Progress},
     cmd::call,
@@ -23,6 +23,9 @@ pub(crate) struct Leave {
     /// Only remove the files: the cluster has forgotten this agent, or its certificate has ended
     #[arg(long)]
     local: bool,
+    /// Leave although the spool holds sessions or events that were not sent; they stay there
+    #[arg(long)]
+    force: bool,
 }
 
 pub(crate) async fn leave(context: &Context, args: Leave) -> Result<()> {
@@ -30,6 +33,9 @@ pub(crate) async fn leave(context: &Context, args: Leave) -> Result<()> {
     let Some(state) = dir.load()? else {
         return Err(Usage(format!("{} has no agent", dir.path().display())).into());
     };
+    if let Some(folder) = state.spool.as_ref().filter(|_| !args.force) {
+        spool::refuse_unsent(&dir, folder, args.local)?;
+    }
     // One that has certificates holds its names, whether it has registered or not.
     if state.progress != Progress::Keys && !args.local {
         let client = client_of(context, &dir, &state).await?;
@@ -44,7 +50,7 @@ pub(crate) async fn leave(context: &Context, args: Leave) -> Result<()> {
         }
     }
     dir.clear()?;
-    context.print(&Done::new(match state.progress {
+    let done = match state.progress {
         // The token may have been used all the same, by a call whose answer was lost. Without a certificate there is
         // nothing to show for it.
         Progress::Keys => {
@@ -54,5 +60,7 @@ pub(crate) async fn leave(context: &Context, args: Leave) -> Result<()> {
         Progress::Certified | Progress::Joined => {
             "Left the cluster. Remove the Include line from sshd_config, and reload sshd."
         }
-    }))
+    };
+    let farewell = state.spool.as_ref().map_or_else(String::new, |folder| spool::farewell(folder));
+    context.print(&Done::new(format!("{done}{farewell}")))
 }

@@ -5,8 +5,10 @@ mod join;
 mod leave;
 pub(crate) mod pulse;
 mod run;
+mod spool;
 
 use std::{
+    fmt,
     path::PathBuf,
     time::{Duration, UNIX_EPOCH},
 };
@@ -39,10 +41,25 @@ pub(crate) enum Agent {
 
 /// The agent's certificate is no credential any more, and cannot be renewed by itself.
 #[derive(Debug, thiserror::Error)]
-#[error("the agent's certificate ended at {at}: run `mezctl agent leave --local`, and join with a new token")]
 pub(crate) struct Ended {
     /// RFC 3339.
     at: String,
+    /// Where its recordings are.
+    spool: Option<PathBuf>,
+}
+
+impl fmt::Display for Ended {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let at = &self.at;
+        write!(
+            f,
+            "the agent's certificate ended at {at}: run `mezctl agent leave --local`, and join with a new token"
+        )?;
+        match &self.spool {
+            Some(spool) => write!(f, " and --spool {}", spool.display()),
+            None => Ok(()),
+        }
+    }
 }
 
 /// Where the agent is.
@@ -74,7 +91,8 @@ async fn client_of(context: &Context, dir: &AgentDir, state: &AgentState) -> Res
     let (_, end) = dir.lifetime()?;
     if clock::unix_seconds() >= end {
         let at = UNIX_EPOCH + Duration::from_secs(end);
-        return Err(Ended { at: humantime::format_rfc3339_seconds(at).to_string() }.into());
+        let at = humantime::format_rfc3339_seconds(at).to_string();
+        return Err(Ended { at, spool: state.spool.clone() }.into());
     }
     let known = Cluster { addresses: state.addresses.clone(), trust: dir.trust(state)? };
     let cluster = context.cluster(Some(known)).await?;

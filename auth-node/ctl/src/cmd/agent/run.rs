@@ -7,7 +7,7 @@ use std::{
 
 use anyhow::Result;
 use clap::Args;
-use mezite_client::{AuthClient, Client, ForwardSettings, Forwarder, Retry, RetryPolicy, Spool};
+use mezite_client::{AuthClient, Client, ForwardSettings, Forwarder, Notice, Retry, RetryPolicy, Spool};
 use mezite_proto::v1::{self, watch_access_response::Event};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::{
@@ -20,6 +20,7 @@ use tokio::{
 use super::{
     heartbeat::Reported,
     pulse::{Pulse, passes},
+    spool::{self, Unrecorded},
 };
 use crate::{
     args::{byte_count, human_duration},
@@ -39,16 +40,18 @@ const INTERVAL: (Duration, Duration) = (Duration::from_secs(1), Duration::from_s
 const EXAMPLES: &str = "\
 Examples:
   mezctl agent run --dir /etc/mezite --reload 'systemctl reload ssh'        until SIGTERM
-  mezctl agent run --dir /etc/mezite --spool /var/spool/mezite              sessions are recorded
+  mezctl agent run --dir /etc/mezite --spool-limit 20G
 
 It reports that the host lives, keeps the files that sshd reads up to date (whose certificates to trust, and which of
 them are revoked, within seconds), and renews the host's own certificates when two thirds of their life are over, or a
 CA of the cluster is rotated. A rotation waits until this host has followed it. Beside them are svid.pem, svid_key.pem
 and bundle.pem: the host's X.509-SVID, for whoever speaks SPIFFE.
 
-With a spool it takes in what `mezctl record` records of sessions, and sends it to the cluster while they run. What cannot be
-sent stays in the spool, and is removed against the cluster's receipt alone. When the spool is full nothing is removed for
-new sessions: the cluster's recording mode says what becomes of those. What is damaged is moved to `aside` there.";
+Where the host joined with --spool (`mezctl agent join --out /etc/mezite --spool DIR` does that later, too), it takes in what
+`mezctl record` records of sessions, and sends it to the cluster while they run. What cannot be sent stays in the spool, and
+is removed against the cluster's receipt alone. When the spool is full nothing is removed for new sessions: the cluster's
+recording mode says what becomes of those. What is damaged, or can never be sent as it is, is moved to `aside` there, and
+the log says what to do.";
 
 /// Arguments of `agent run`.
 #[derive(Debug, Args)]
@@ -59,10 +62,10 @@ pub(crate) struct Run {
     /// Shell command that has sshd read its host certificate anew; it is run after each renewal, and again until it succeeds
     #[arg(long, value_name = "COMMAND")]
     reload: Option<String>,
-    /// Folder for recordings until they are sent [default: that of `agent join --spool`; without one nothing is recorded]
+    /// Folder of `agent join --spool`, which sshd was told of; another one is refused [default: that one]
     #[arg(long, value_name = "DIR")]
     spool: Option<PathBuf>,
-    /// Most bytes in it, such as 500M or 4G
+    /// Most bytes in the spool, such as 500M or 4G
     #[arg(long, default_value = "4G", value_parser = byte_count, value_name = "BYTES")]
     spool_limit: u64,
     /// How long a recording whose recorder has gone may be taken up again, before it is ended as it is: more than the 30s for
@@ -73,8 +76,10 @@ pub(crate) struct Run {
 
 pub(crate) async fn run(context: &Context, args: Run) -> Result<()> {
     let mut pulse = args.reported.pulse(context)?.reloading_by(args.reload);
-    let spool = args.spool.or_else(|| pulse.agent().1.spool.clone());
+    let (dir, state) = pulse.agent();
+    let spool = spool::joined(args.spool.as_deref(), dir, state)?;
     let mut recordings = JoinSet::new();
+    let mut unrecorded = spool.is_none().then(Unrecorded::default);
     if let Some(folder) = &spool {
         record(&pulse, folder, args.spool_limit, args.resume_within, &mut recordings)?;
         // Recordings go on without auth nodes; what is wrong with the certificate is said by the first heartbeat.
@@ -82,7 +87,7 @@ pub(crate) async fn run(context: &Context, args: Run) -> Result<()> {
     }
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     tokio::select! {
-        ended = serve(&mut pulse) => ended,
+        ended = serve(&mut pulse, unrecorded.as_mut()) => ended,
         _ = terminate.recv() => Ok(()),
         _ = interrupt.recv() => Ok(()),
     }
@@ -112,9 +117,22 @@ fn record(
     state.recording_mode.keep(folder)?;
     tasks.spawn(desk.serve(Desk::listen(folder)?));
     tasks.spawn(keep_mode(pulse.mode(), folder.to_owned()));
-    let settings = ForwardSettings { grace, ..ForwardSettings::default() };
-    tasks.spawn(Forwarder::new(spool, pulse.route(), settings, |text| warn(&text)).run());
+    let (settings, agent) = (ForwardSettings { grace, ..ForwardSettings::default() }, dir.path().to_owned());
+    let tell = move |notice: Notice| warn(&with_remedy(&notice, &agent));
+    tasks.spawn(Forwarder::new(spool, pulse.route(), settings, tell).run());
     Ok(())
+}
+
+/// What is said of recordings, with the command that sends what is not sent by itself.
+fn with_remedy(notice: &Notice, agent: &Path) -> String {
+    match notice {
+        Notice::SetAside { path, as_new: true, .. } => format!(
+            "{notice}. `mezctl recordings upload {} --agent {}` sends it as a new recording",
+            path.display(),
+            agent.display()
+        ),
+        _ => notice.to_string(),
+    }
 }
 
 /// A session that is recorded takes three files of this process: as many as the host lets it have.
@@ -136,7 +154,7 @@ async fn keep_mode(mut mode: watch::Receiver<Mode>, folder: PathBuf) {
 }
 
 /// Goes on until the cluster says that the agent is no longer one.
-async fn serve(pulse: &mut Pulse<'_>) -> Result<()> {
+async fn serve(pulse: &mut Pulse<'_>, mut unrecorded: Option<&mut Unrecorded>) -> Result<()> {
     let mut ear = Ear::deaf();
     let mut beat_at = Instant::now();
     loop {
@@ -156,7 +174,12 @@ async fn serve(pulse: &mut Pulse<'_>) -> Result<()> {
             done => done.and(hear_again(pulse, &mut ear).await),
         };
         match done {
-            Ok(()) => {}
+            Ok(()) => {
+                let (dir, state) = pulse.agent();
+                if let Some(unrecorded) = unrecorded.as_deref_mut() {
+                    unrecorded.tell(state.recording_mode, dir);
+                }
+            }
             Err(error) if passes(&error) => {
                 eprintln!("warning: {}", output::printable(&format!("{error:#}")));
                 // What could not be fetched is fetched with the next heartbeat.

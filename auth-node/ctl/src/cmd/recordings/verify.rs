@@ -85,6 +85,8 @@ struct Verdict {
     verdict: &'static str,
     state: &'static str,
     length: u64,
+    /// Bytes that were acknowledged and are known to be missing, as the manifest says: they were damaged.
+    missing_bytes: u64,
     payload_sha256: String,
     manifest_sha256: String,
     sealed_at: Option<String>,
@@ -112,6 +114,12 @@ impl Report for Verdict {
             ("sealed by", self.ingest_id.clone()),
             ("audit log", self.audit.into()),
         ]);
+        if self.missing_bytes > 0 {
+            text += &format!(
+                "  {} bytes of the session are missing: they were damaged in the store\n",
+                self.missing_bytes
+            );
+        }
         for problem in &self.problems {
             text += &format!("  {problem}\n");
         }
@@ -126,6 +134,7 @@ impl Verdict {
             verdict: "not-proven",
             state: "unknown",
             length: 0,
+            missing_bytes: 0,
             payload_sha256: String::new(),
             manifest_sha256: String::new(),
             sealed_at: None,
@@ -144,6 +153,7 @@ impl Verdict {
             recording_format::RecordingState::Truncated => "truncated",
         };
         self.length = manifest.length;
+        self.missing_bytes = manifest.gaps.iter().map(|gap| gap.length).sum();
         self.payload_sha256 = manifest.payload_sha256.to_string();
         self.manifest_sha256 = sealed.sha256.to_string();
         let sealed_at = UNIX_EPOCH.checked_add(Duration::from_millis(manifest.sealed_at_ms));
@@ -182,7 +192,7 @@ pub(super) async fn verify(context: &Context, args: Verify) -> Result<()> {
 
 /// Verifies recordings of the cluster, and tells of each. Answers how many are not proven, and of how many.
 async fn of_cluster(context: &Context, args: &Verify) -> Result<(usize, usize)> {
-    let ids = args.what.iter().map(|id| parse_id(id)).collect::<Result<Vec<_>>>()?;
+    let ids = args.what.iter().map(|id| id_of(id)).collect::<Result<Vec<_>>>()?;
     let client = context.user().await?;
     let mut authorities = of_bundle(&context.trust_bundle(&client).await?)?;
     add_files(&mut authorities, &args.authorities)?;
@@ -203,6 +213,12 @@ async fn of_cluster(context: &Context, args: &Verify) -> Result<(usize, usize)> 
     }
     journal.end()?;
     Ok((bad, ids.len()))
+}
+
+/// The id that a text is; what is none can be a file.
+fn id_of(text: &str) -> Result<RecordingId> {
+    let hint = |error| Usage(format!("{error}; a payload in a file is verified with --receipt FILE")).into();
+    parse_id(text).map_err(hint)
 }
 
 async fn all(client: &Client, args: &Verify) -> Result<Vec<RecordingId>> {
