@@ -109,7 +109,9 @@ impl World {
     /// Takes a step, and logs in at once, once all have followed, and after sshd was reloaded; with a certificate of the
     /// phase before, where that is still to be good, and with one of this phase.
     async fn step(&self, kind: &str, to: &str) {
-        let before = self.certificate(&format!("before-{kind}-{to}"), "15s");
+        // This step waits for the end of what was issued before the last one, which is up to 25 s.
+        let life = if (kind, to) == ("host", "update-servers") { "60s" } else { "15s" };
+        let before = self.certificate(&format!("before-{kind}-{to}"), life);
         self.rotate(kind, to).await;
         // The last step waits for the end of what the old key has signed; of this one it does not know.
         let at_once = self.certificate(&format!("at-once-{kind}-{to}"), "25s");
