@@ -3,9 +3,10 @@
 use std::{
     fs,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
-use mezite_e2e::{Agent, AgentSpec, Cluster, Ctl, Ingest};
+use mezite_e2e::{Agent, AgentSpec, Cluster, Ctl, Ingest, eventually};
 use mezite_pki::{ssh::SshKeyPair, x509::CertificateInfo};
 use recording_format::{
     Digest, IngestCertificates, MANIFEST_NAMESPACE, Manifest, ObjectKey, RecordingId, decode_signed_manifest,
@@ -14,6 +15,9 @@ use recording_format::{
 use serde_json::Value;
 
 use crate::support::{asciicast, chunk, header, metadata, recording_id, stream};
+
+/// For an ingest to see what another has begun.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A cluster, and recordings in its store.
 struct Scene {
@@ -110,9 +114,16 @@ async fn what_is_as_it_was_sealed_is_proven_with_the_cluster_and_without_it() {
     let begun = vec![header(open, 0, Some(metadata("alice"))), chunk(0, b"{\"version\":3")];
     stream(&scene.agent.client(&scene.cluster), begun).await.unwrap();
     scene.proven(ids[0].0);
-    let (code, all) = verify(&scene.cluster.ctl(), &["--all"]);
-    let count = |verdict: &str| all.iter().filter(|one| one.verdict == verdict).count();
-    assert_eq!((code, all.len(), count("proven"), count("in-progress")), (0, 4, 3, 1), "{all:?}");
+    // An ingest looks now and then for what the other has begun.
+    eventually("all are listed", PATIENCE, async || {
+        let (code, all) = verify(&scene.cluster.ctl(), &["--all"]);
+        let count = |verdict: &str| all.iter().filter(|one| one.verdict == verdict).count();
+        match (code, all.len(), count("proven"), count("in-progress")) {
+            (0, 4, 3, 1) => Ok(()),
+            _ => Err(format!("{code}: {all:?}")),
+        }
+    })
+    .await;
     let (code, none) = verify(&scene.cluster.ctl(), &["--all", "--to", "2001-01-01T00:00:00Z"]);
     assert_eq!((code, none.len()), (0, 0), "{none:?}");
     let shown = scene.cluster.ctl().ok(&["recordings", "verify", &ids[0].0.to_string()]);
