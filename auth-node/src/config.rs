@@ -9,9 +9,11 @@ use std::{
     time::Duration,
 };
 
+use ipnet::IpNet;
 use mezite_daemon::{
     config::{ConfigError, Settings, check_counts, check_durations},
     logging::LogConfig,
+    traces::TracesConfig,
 };
 use raft_store::Timing;
 use serde::{Deserialize, Serialize};
@@ -38,6 +40,11 @@ pub struct Config {
     pub peer_listen: SocketAddr,
     /// host:port at which the other auth nodes reach `peer_listen`. Needed.
     pub peer_advertise: String,
+    /// Proxies and load balancers that tell who connects, by the PROXY protocol (version 1 or 2): networks, such as
+    /// `10.0.0.0/24`. Each connection from there must begin with its header, and none from elsewhere may; who may
+    /// connect from there may claim to come from anywhere. Default: none.
+    #[serde(default)]
+    pub trusted_proxies: Vec<IpNet>,
     /// Address of `/healthz`, `/readyz` and `/metrics`: plain HTTP. Default: `127.0.0.1:3081`.
     #[serde(default = "default_diagnostics")]
     pub diagnostics_listen: SocketAddr,
@@ -51,6 +58,9 @@ pub struct Config {
     /// Logging. By default `log.level` is `info`, and nothing of the Raft library, which says each failed attempt; what
     /// it comes to is said by the store; nor of the WebAuthn library, which says what any stranger has wrong.
     pub log: LogConfig,
+    /// Traces.
+    #[serde(default)]
+    pub traces: TracesConfig,
     /// Bounds.
     #[serde(default)]
     pub limits: LimitsConfig,
@@ -251,6 +261,10 @@ impl Settings for Config {
 
     fn log(&self) -> &LogConfig {
         &self.log
+    }
+
+    fn traces(&self) -> &TracesConfig {
+        &self.traces
     }
 
     fn check(&self) -> Result<(), ConfigError> {

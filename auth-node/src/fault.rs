@@ -29,6 +29,19 @@ pub enum NodeError {
     /// The data directory is not in the state that the command is for. Nothing was changed.
     #[error("{0}")]
     Refused(String),
+    /// The data directory holds a node of a cluster already. Nothing was changed.
+    #[error(
+        "{data_dir} holds node {node_id} of cluster {cluster_id} already, and nothing was changed: start it with `auth-node run`, \
+         or choose another data_dir"
+    )]
+    Member {
+        /// Id of the node.
+        node_id: u64,
+        /// Id of the cluster.
+        cluster_id: String,
+        /// Its data directory.
+        data_dir: PathBuf,
+    },
     /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),

@@ -17,6 +17,11 @@ impl Measured {
         Self { method, begun: Instant::now(), code: Code::Cancelled }
     }
 
+    /// What it has taken so far.
+    pub(crate) fn milliseconds(&self) -> f64 {
+        (self.begun.elapsed().as_secs_f64() * 1e6).round() / 1e3
+    }
+
     /// It has ended.
     pub(crate) fn end(mut self, code: Code) {
         self.code = code;
@@ -30,6 +35,17 @@ impl Drop for Measured {
         metrics::histogram!("grpc_server_handling_seconds", "method" => self.method)
             .record(self.begun.elapsed().as_secs_f64());
     }
+}
+
+/// A certificate of this node, of a kind (`peer`, `tls`, `web`), is good until then, in Unix seconds.
+pub(crate) fn certificate_expires(kind: &'static str, unix_seconds: u64) {
+    metrics::gauge!("mezite_auth_certificate_expiry_timestamp_seconds", "kind" => kind)
+        .set(unix_seconds as f64);
+}
+
+/// The certificate of an authority of the cluster, of a kind (`peer`, `tls`, `spiffe`), is good until then, in Unix seconds.
+pub(crate) fn ca_expires(kind: &'static str, unix_seconds: u64) {
+    metrics::gauge!("mezite_auth_ca_expiry_timestamp_seconds", "kind" => kind).set(unix_seconds as f64);
 }
 
 /// A refusal is not written into the audit log, since there are too many.

@@ -23,6 +23,7 @@ use crate::{
     ca_keys::CaKeys,
     ca_rotation::Followed,
     fault::NodeError,
+    metrics,
     node::{Folder, NodeState},
 };
 
@@ -137,6 +138,7 @@ impl Renewal {
     async fn renew(&mut self) -> Result<u64, NodeError> {
         let now = self.now();
         let shown = CertificateInfo::from_pem(&self.folder.peer_certificate()?)?;
+        metrics::certificate_expires("peer", shown.not_after);
         let due = shown.not_after.saturating_sub(self.life.as_secs() / 3);
         let read = self.store.read_local(|view| authorities(view)).await;
         let (active, trusted) = match read {
@@ -158,6 +160,7 @@ impl Renewal {
         let replaced = tokio::task::spawn_blocking(replace).await;
         let (identity, ends) = replaced.map_err(|error| NodeError::Failed(error.to_string()))??;
         self.store.set_identity(identity)?;
+        metrics::certificate_expires("peer", ends);
         self.pending = false;
         self.followed.peer(active.revision);
         tracing::info!(ends, "the node's peer certificate was renewed");

@@ -8,7 +8,7 @@ use auth_core::{
     presence::PresenceTtl,
     tables::{CaKey, CaKind, ClusterKey, ClusterRow},
 };
-use mezite_daemon::{clock, diagnostics, metrics, program::listen};
+use mezite_daemon::{clock, diagnostics, metrics, program::listen, supervisor};
 use raft_store::{Clock, Fatal, Role, Store};
 use store_txn::{Key as _, KeyRange, ReadExt as _};
 use tokio::{
@@ -116,6 +116,7 @@ pub async fn start(config: Config) -> Result<Handle, NodeError> {
     let readiness = Arc::new(Readiness::new(store.clone()));
     let (diagnostics, diagnostics_address) = listen(config.diagnostics_listen).await?;
     tracing::info!(node_id = state.node_id, %diagnostics_address, "waiting for the cluster");
+    supervisor::status("waiting for the cluster");
     beside.spawn(watch_life(Arc::clone(&readiness), store.clone(), stop.clone()));
     beside.spawn(diagnostics::serve(Arc::clone(&readiness), diagnostics, stop.clone()));
     let cas = Arc::new(CaKeys::new(Arc::clone(&kek)));
@@ -140,8 +141,9 @@ pub async fn start(config: Config) -> Result<Handle, NodeError> {
     let web_address = web.as_ref().map(|web| web.address);
     let (api, address) = listen(config.listen).await?;
     let drain = CancellationToken::new();
-    let serving =
-        server::serve(service, Arc::clone(&readiness), api, tls, config.limits.clone(), drain.clone());
+    let drain_timeout = config.limits.drain_timeout;
+    let (ready, draining) = (Arc::clone(&readiness), drain.clone());
+    let serving = async move { server::serve(service, ready, api, tls, &config, draining).await };
     let pages = drain.clone();
     let server = tokio::spawn(async move {
         let web = async {
@@ -166,7 +168,7 @@ pub async fn start(config: Config) -> Result<Handle, NodeError> {
         drain,
         stop: guard,
         beside,
-        drain_timeout: config.limits.drain_timeout,
+        drain_timeout,
         _folder: folder,
     })
 }

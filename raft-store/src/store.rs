@@ -489,11 +489,16 @@ async fn measure(inner: Arc<Inner>) {
     let sample = move |committed_index| {
         let (inner, peers) = (Arc::clone(&inner), Arc::clone(&peers));
         async move {
+            let has_quorum = inner.core.health().await.is_ok();
             let sampled = tokio::task::spawn_blocking(move || {
                 let status = Status { committed_index, ..inner.status() };
-                let snapshot_bytes = inner.state.snapshot_bytes();
+                let sizes = metrics::Sizes {
+                    pending: inner.proposer.waiting(),
+                    snapshot_bytes: inner.state.snapshot_bytes(),
+                    max_database_bytes: inner.config.limits.max_database_bytes,
+                };
                 let mut peers = peers.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-                metrics::status(&status, inner.proposer.waiting(), snapshot_bytes, &mut peers);
+                metrics::status(&status, has_quorum, sizes, &mut peers);
             });
             if let Err(error) = sampled.await {
                 tracing::error!(%error, "measuring failed");

@@ -3,9 +3,11 @@
 
 use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, time::Duration};
 
+use ipnet::IpNet;
 use mezite_daemon::{
     config::{ConfigError, Settings, check_counts, check_durations},
     logging::LogConfig,
+    traces::TracesConfig,
 };
 use recording_format::{MAX_CHUNK_LEN, MAX_SEGMENT_PAYLOAD};
 use serde::{Deserialize, Serialize};
@@ -43,6 +45,11 @@ pub struct Config {
     /// Further DNS names and IP addresses in its certificates, at most 32. Default: none.
     #[serde(default)]
     pub additional_principals: Vec<String>,
+    /// Proxies and load balancers that tell who connects, by the PROXY protocol (version 1 or 2): networks, such as
+    /// `10.0.0.0/24`. Each connection from there must begin with its header, and none from elsewhere may; who may
+    /// connect from there may claim to come from anywhere. Default: none.
+    #[serde(default)]
+    pub trusted_proxies: Vec<IpNet>,
     /// Address of `/healthz`, `/readyz` and `/metrics`: plain HTTP. Default: `127.0.0.1:3082`.
     #[serde(default = "default_diagnostics")]
     pub diagnostics_listen: SocketAddr,
@@ -51,6 +58,9 @@ pub struct Config {
     pub labels: BTreeMap<String, String>,
     /// Logging. By default `log.level` is `info`.
     pub log: LogConfig,
+    /// Traces.
+    #[serde(default)]
+    pub traces: TracesConfig,
     /// Bounds.
     #[serde(default)]
     pub limits: LimitsConfig,
@@ -299,6 +309,10 @@ impl Settings for Config {
 
     fn log(&self) -> &LogConfig {
         &self.log
+    }
+
+    fn traces(&self) -> &TracesConfig {
+        &self.traces
     }
 
     fn check(&self) -> Result<(), ConfigError> {

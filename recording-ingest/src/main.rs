@@ -7,7 +7,10 @@ use std::{
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
-use mezite_daemon::program::{self, Common, StopSignals};
+use mezite_daemon::{
+    program::{self, Common, StopSignals},
+    supervisor,
+};
 use recording_ingest::{config::Config, join, start, token_from};
 
 /// The recording data plane of Mezite
@@ -45,12 +48,12 @@ fn main() -> ExitCode {
 fn run(cli: Cli) -> Result<ExitCode> {
     let (Command::Join { common, .. } | Command::Run { common }) = &cli.command;
     let Some(config) = common.load::<Config>()? else { return Ok(ExitCode::SUCCESS) };
-    let runtime = program::begin(&config.log, BLOCKING_THREADS)?;
+    let runtime = program::begin("recording-ingest", &config, BLOCKING_THREADS)?;
     let done = match &cli.command {
         Command::Join { token_file, .. } => runtime.block_on(join_cluster(&config, token_file.as_deref())),
         Command::Run { .. } => runtime.block_on(serve(config)),
     };
-    program::end(runtime);
+    runtime.end();
     done.map(|()| ExitCode::SUCCESS)
 }
 
@@ -64,11 +67,13 @@ async fn join_cluster(config: &Config, token_file: Option<&Path>) -> Result<()> 
 async fn serve(config: Config) -> Result<()> {
     let mut stop = StopSignals::catch()?;
     let mut handle = start(config).await?;
+    supervisor::ready();
     tokio::select! {
         () = stop.received() => (),
         broken = handle.broken() => return Err(broken.into()),
     }
     tracing::info!("leaving");
+    supervisor::stopping();
     if !handle.stop().await {
         tracing::warn!("some calls were not answered in time; their agents go on from what is durable");
     }

@@ -72,6 +72,7 @@ pub async fn start(config: Config) -> Result<Handle, StartError> {
     let ingest = Arc::new(Ingest::new(open_store(&config).await?, identity, &config));
     let (recordings, address) = listen(config.listen).await?;
     let (diagnostics, diagnostics_address) = listen(config.diagnostics_listen).await?;
+    let proxies = config.trusted_proxies.as_slice().into();
     let interval = config.index.refresh_interval;
     let abandoned = Abandoned::new(Arc::clone(&ingest), config.abandon.grace);
     let retention = Retention::new(Arc::clone(&ingest), &config.retention);
@@ -79,7 +80,7 @@ pub async fn start(config: Config) -> Result<Handle, StartError> {
     tracing::info!(%address, %diagnostics_address, id = %ingest.identity().agent_id(), "serving");
 
     let (drain, stop, beside) = (CancellationToken::new(), CancellationToken::new(), TaskTracker::new());
-    let server = server::serve(Arc::clone(&ingest), recordings, Arc::clone(&tls), drain.clone());
+    let server = server::serve(Arc::clone(&ingest), recordings, proxies, Arc::clone(&tls), drain.clone());
     let server = tokio::spawn(server);
     beside.spawn(diagnostics::serve(Arc::clone(&ingest), diagnostics, stop.clone()));
     let (tail, ended) = (Arc::clone(&ingest), stop.clone());

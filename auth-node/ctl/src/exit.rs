@@ -1,11 +1,15 @@
 //! How the program ends: the exit code, what is said, and what to do next.
 
-use std::{process::ExitCode, time::Duration};
+use std::{io, process::ExitCode, time::Duration};
 
+use crossterm::style::Stylize as _;
 use mezite_client::{ClientError, UploadError};
 use tonic::Code;
 
-use crate::cmd::{agent::Ended, bot::Over};
+use crate::{
+    cmd::{agent::Ended, bot::Over},
+    look::has_colours,
+};
 
 /// The arguments, or a file that they name, are wrong.
 #[derive(Debug, thiserror::Error)]
@@ -92,14 +96,29 @@ const SSO_REFUSED: &str =
     "log in again; if it goes on, an admin sees why with `mezctl audit ls --event user.login.failed`";
 const IAM_REFUSED: &str = "an admin sees why with `mezctl audit ls --event agent.join.denied`";
 
-/// Prints the error and what to do, on standard error, and chooses the exit code.
-pub(crate) fn report(error: &anyhow::Error, proof: Proof) -> ExitCode {
-    // Further lines stand apart: none looks like a hint of ours.
-    eprintln!("error: {}", crate::output::printable(&format!("{error:#}")).replace('\n', "\n  "));
+/// Prints the error and what to do, on standard error, and chooses the exit code. `profile` is the one that was asked for.
+pub(crate) fn report(error: &anyhow::Error, proof: Proof, profile: Option<&str>) -> ExitCode {
+    tell(error);
     if let Some(hint) = hint(error, proof) {
-        eprintln!("hint: {hint}");
+        let word = if has_colours(&io::stderr()) { "hint:".cyan().to_string() } else { "hint:".into() };
+        eprintln!("{word} {}", for_profile(&hint, profile));
     }
     ExitCode::from(outcome(error) as u8)
+}
+
+/// Prints the error on standard error.
+pub(crate) fn tell(error: &anyhow::Error) {
+    let word = if has_colours(&io::stderr()) { "error:".red().bold().to_string() } else { "error:".into() };
+    // Further lines stand apart: none looks like a hint of ours.
+    eprintln!("{word} {}", crate::output::printable(&format!("{error:#}")).replace('\n', "\n  "));
+}
+
+/// A hint that can be followed as it is: whoever asked for another profile logs in to that.
+fn for_profile(hint: &str, profile: Option<&str>) -> String {
+    match profile.filter(|profile| !profile.is_empty()) {
+        Some(profile) => hint.replace("`mezctl login", &format!("`mezctl --profile {profile} login")),
+        None => hint.to_owned(),
+    }
 }
 
 fn client_error(error: &anyhow::Error) -> Option<&ClientError> {
@@ -146,6 +165,16 @@ pub(crate) fn is_answer(error: &anyhow::Error) -> bool {
     status.is_some_and(|status| !matches!(status.code, Code::Unavailable | Code::DeadlineExceeded))
 }
 
+/// Whether it failed because the cluster cannot be reached now, or cannot serve.
+pub(crate) fn is_unavailable(error: &anyhow::Error) -> bool {
+    outcome(error) == Outcome::Unavailable
+}
+
+/// Whether it failed because nobody is logged in, or because of who is.
+pub(crate) fn is_denied(error: &anyhow::Error) -> bool {
+    outcome(error) == Outcome::Denied
+}
+
 /// Whether it failed because something is not there.
 pub(crate) fn is_not_found(error: &anyhow::Error) -> bool {
     outcome(error) == Outcome::NotFound
@@ -171,9 +200,15 @@ fn hint(error: &anyhow::Error, proof: Proof) -> Option<String> {
     let hint = match (error, error.code()) {
         (ClientError::Untrusted { .. }, _) => untrusted(proof),
         (_, Some(Code::Unauthenticated)) => unknown_caller(proof),
+        (_, Some(Code::PermissionDenied)) if asks_for_a_second_factor(error) => {
+            "`mezctl login` has no second factor but where a provider asks for it: `mezctl login --sso CONNECTOR`"
+        }
         (_, Some(Code::PermissionDenied)) => return refused(error, proof).map(str::to_owned),
         (_, Some(Code::NotFound)) if proof == Proof::Sso => "the cluster's login page lists the connectors",
         (_, Some(Code::Aborted)) => "it was changed meanwhile: get it again, and repeat your change",
+        (_, Some(Code::AlreadyExists)) => {
+            "see what is there with `get` or `ls`: change that, or choose another name"
+        }
         (_, Some(Code::Unimplemented)) => "the cluster does not offer this yet",
         (ClientError::Unavailable { retry_after: Some(wait), .. }, _) => return Some(again_in(*wait)),
         (_, Some(Code::Unavailable | Code::DeadlineExceeded)) => {
@@ -249,6 +284,11 @@ fn refused(error: &ClientError, proof: Proof) -> Option<&'static str> {
         // It has no roles; the message says why.
         Proof::Agent => None,
     }
+}
+
+/// Whether what is refused is refused to a password alone. The cluster has no word for that but its message.
+fn asks_for_a_second_factor(error: &ClientError) -> bool {
+    error.status().is_some_and(|status| status.message.contains("second factor is required"))
 }
 
 /// Whether the cluster named this condition.

@@ -47,6 +47,21 @@ fn an_error_says_what_to_do() {
 }
 
 #[test]
+fn who_asked_for_a_profile_is_told_to_log_in_to_that() {
+    let hint = hint(&NotLoggedIn.into(), Proof::Session).unwrap();
+    assert_eq!(for_profile(&hint, None), "run `mezctl login`");
+    assert_eq!(for_profile(&hint, Some("")), "run `mezctl login`");
+    assert_eq!(for_profile(&hint, Some("work")), "run `mezctl --profile work login`");
+}
+
+#[test]
+fn who_lacks_a_second_factor_is_not_told_to_ask_for_a_role() {
+    let said = tonic::Status::permission_denied("a second factor is required, and you have no device yet");
+    let error = ClientError::Status(Box::new((&said).into()));
+    assert!(hint(&error.into(), Proof::Session).unwrap().contains("login --sso"));
+}
+
+#[test]
 fn an_answer_is_what_the_cluster_said() {
     let status = |code| ClientError::Status(Box::new((&tonic::Status::new(code, "no")).into()));
     for (code, answered) in [

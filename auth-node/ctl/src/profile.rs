@@ -20,22 +20,55 @@ const KIND: &str = "mezite.ctl.profile";
 /// Version of the file that this program writes and reads.
 const VERSION: u32 = 1;
 
-/// Folder of the profile.
+/// The file.
+pub(crate) const PROFILE: &str = "profile.json";
+/// Held by who writes it.
+pub(crate) const LOCK: &str = "profile.lock";
+/// Folder with what ssh needs, as `mezctl certs refresh` keeps it.
+const SSH: &str = "ssh";
+
+/// Folder of a profile.
 #[derive(Debug, Clone)]
-pub(crate) struct Home(PathBuf);
+pub(crate) struct Home {
+    dir: PathBuf,
+    name: String,
+}
 
 impl Home {
-    /// The given folder, or `~/.mezite`.
-    pub(crate) fn new(dir: Option<PathBuf>) -> Result<Self> {
-        if let Some(dir) = dir {
-            return Ok(Self(dir));
+    /// The folder of the profile of this name.
+    pub(crate) fn new(dir: PathBuf, name: String) -> Self {
+        Self { dir, name }
+    }
+
+    /// Name of the profile.
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Folder with the key and certificate for ssh.
+    pub(crate) fn ssh(&self) -> PathBuf {
+        self.dir.join(SSH)
+    }
+
+    /// Whether there is a profile.
+    pub(crate) fn exists(&self) -> bool {
+        self.file().exists()
+    }
+
+    /// Removes the profile, with what ssh had of it. Its folder stays where it has anything else.
+    pub(crate) fn remove(&self) -> Result<()> {
+        let failed = || format!("cannot remove the profile in {}", self.dir.display());
+        match fs::remove_dir_all(self.ssh()) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error).with_context(failed),
+            _ => {}
         }
-        let home = std::env::home_dir().filter(|home| !home.as_os_str().is_empty());
-        Ok(Self(home.context("there is no home folder: give --home")?.join(".mezite")))
+        fs::remove_file(self.file()).with_context(failed)?;
+        let _ = fs::remove_file(self.dir.join(LOCK)).and_then(|()| fs::remove_dir(&self.dir));
+        Ok(())
     }
 
     fn file(&self) -> PathBuf {
-        self.0.join("profile.json")
+        self.dir.join(PROFILE)
     }
 
     /// The profile, if there is one.
@@ -57,7 +90,7 @@ impl Home {
     /// Replaces the profile with what `change` makes of the one that is there; `None`: it stays as it is. No other process
     /// writes it in between. Answers whether it was replaced.
     pub(crate) fn update(&self, change: impl FnOnce(Option<Profile>) -> Option<Profile>) -> Result<bool> {
-        create_dir(&self.0)?;
+        create_dir(&self.dir)?;
         // Until the end of this function, or of the process.
         let _held = self.lock()?;
         let Some(profile) = change(self.load()?) else { return Ok(false) };
@@ -67,7 +100,7 @@ impl Home {
 
     /// Waits until no other process writes the profile, which takes no longer than writing a small file.
     fn lock(&self) -> Result<File> {
-        let path = self.0.join("profile.lock");
+        let path = self.dir.join(LOCK);
         let open = || {
             let file = File::options().create(true).truncate(false).write(true).mode(PRIVATE).open(&path)?;
             match file.lock() {

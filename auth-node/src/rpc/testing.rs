@@ -40,7 +40,7 @@ use super::{RevocationList, login};
 use crate::{
     access::Listeners,
     attendance::Attendance,
-    authn::Call,
+    authn::{self, Call},
     ca_keys::CaKeys,
     config::{IamConfig, LimitsConfig},
     error::ApiError,
@@ -234,7 +234,8 @@ pub(crate) fn anonymous(method: &str) -> Call {
         ..Origin::default()
     };
     let method = access::rule(method).unwrap();
-    Call { method, credential: Credential::None, origin, key: None, deadline: None }
+    let span = authn::span(method.method, &origin);
+    Call { method, credential: Credential::None, origin, key: None, deadline: None, span }
 }
 
 /// A call of a method with a session.

@@ -18,7 +18,7 @@ use mezite_pki::{
     x509::{CertificateInfo, KeyPair, LeafSpec, X509Ca},
 };
 use mezite_proto::transport::ALPN_H2;
-use raft_store::{Clock, Store, WatchEvent, Watcher};
+use raft_store::{Clock, Store, View, WatchEvent, Watcher};
 use rustls::{
     ClientConfig, RootCertStore, ServerConfig, crypto::CryptoProvider, server::WebPkiClientVerifier,
 };
@@ -31,6 +31,7 @@ use crate::{
     ca_rotation::Followed,
     config::{Config, host_of},
     fault::NodeError,
+    metrics,
     server::guests::Guests,
     web,
 };
@@ -217,16 +218,30 @@ async fn make(
         let row = view.get(&CaKey(CaKind::Tls))?.map(|stored| stored.row);
         let others = row.into_iter().flat_map(|row| row.trusted).map(|key| key.public);
         let trusted = std::iter::once(active.key.public.clone()).chain(others).collect();
-        Ok::<_, CoreError>(Authorities { active, trusted })
+        let ends = [CaKind::Tls, CaKind::Peer, CaKind::Spiffe].map(|kind| (kind, end_of(view, kind)));
+        Ok::<_, CoreError>((Authorities { active, trusted }, ends))
     });
-    let authorities = authorities.await?;
+    let (authorities, ends) = authorities.await?;
+    for (kind, end) in ends {
+        if let Some(end) = end {
+            metrics::ca_expires(kind.name(), end);
+        }
+    }
     let authority = cas.x509(&authorities.active)?;
     let key = KeyPair::generate_p256()?;
     let now = clock() / 1000;
     let leaf = authority.issue(&names.spec(key.spki_der(), &authority, now))?;
-    let life = CertificateInfo::from_pem(&leaf)?.not_after.saturating_sub(now);
+    let end = CertificateInfo::from_pem(&leaf)?.not_after;
+    metrics::certificate_expires("tls", end);
+    let life = end.saturating_sub(now);
     let configs = configs(&leaf, &key, &authorities.trusted, guests)?;
     Ok(Made { configs, due: now + life * 2 / 3, revision: authorities.active.revision })
+}
+
+/// When the certificate ends that an authority signs with. `None`: it has none yet.
+fn end_of(view: &mut View<'_>, kind: CaKind) -> Option<u64> {
+    let active = ca::active(view, kind).ok()?;
+    Some(CertificateInfo::from_pem(&active.key.public).ok()?.not_after)
 }
 
 /// TLS of all that the node serves and calls.

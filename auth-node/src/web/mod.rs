@@ -185,6 +185,7 @@ impl Server {
             handshake_timeout: limits.handshake_timeout,
             max_connections: web.max_connections,
             http1: true,
+            proxies: config.trusted_proxies.as_slice().into(),
             ..ListenerLimits::default()
         };
         let routes = router(Arc::new(Web::new(Arc::clone(service), web.max_requests)));

@@ -17,12 +17,13 @@ use serde::Serialize;
 
 use crate::{
     args::rfc3339,
-    audit_proof::{self, Export, Verified},
+    audit_proof::{self, Earlier, Export, Verified},
     cmd::call,
     context::Context,
     exit::Usage,
     files::{self, PRIVATE, Pending},
     output::{self, Done, Report, Row},
+    progress::{self, Progress},
 };
 
 /// Commands on the audit log.
@@ -224,6 +225,7 @@ async fn export(context: &Context, out: &Path) -> Result<()> {
     // A log can be larger than memory.
     let mut spool = tempfile::tempfile().context("cannot make a temporary file")?;
     let mut export = Export::default();
+    let progress = Progress::count("events exported:");
     let mut request = v1::QueryAuditEventsRequest {
         order: v1::SortOrder::Ascending.into(),
         page_size: mezite_client::PAGE_SIZE,
@@ -233,11 +235,13 @@ async fn export(context: &Context, out: &Path) -> Result<()> {
     loop {
         let page = call!(client, Retry::Idempotent, query_audit_events, request.clone())?;
         spool.write_all(export.page(&page)?.as_bytes())?;
+        progress.advance(page.events.len() as u64);
         request.page_token = page.next_page_token;
         if request.page_token.is_empty() {
             break;
         }
     }
+    drop(progress);
     file.write(PRIVATE, |file| {
         spool.rewind()?;
         std::io::copy(&mut spool, file).map(drop)
@@ -287,7 +291,7 @@ async fn verify(context: &Context, args: Verify) -> Result<()> {
     let keys = keys.map_err(|error| Usage(format!("the key of the audit authority: {error}")))?;
     let earlier = match &args.since {
         Some(file) => {
-            let found = audit_proof::verify(open(file)?, &keys, None)?;
+            let found = proven(file, &keys, None)?;
             let count = found.problem_count;
             if count > 0 {
                 context.print(&Verdict { found, sound: false, keys: lines })?;
@@ -297,14 +301,21 @@ async fn verify(context: &Context, args: Verify) -> Result<()> {
         }
         None => None,
     };
-    let found = audit_proof::verify(open(&args.file)?, &keys, earlier.as_ref())?;
+    let found = proven(&args.file, &keys, earlier.as_ref())?;
     let count = found.problem_count;
     context.print(&Verdict { found, sound: count == 0, keys: lines })?;
     if count == 0 { Ok(()) } else { Err(Tampered(args.file.display().to_string(), count).into()) }
 }
 
+/// Verifies an export.
+fn proven(path: &Path, keys: &[SshPublicKey], since: Option<&Earlier>) -> Result<Verified> {
+    let file = open(path)?;
+    let progress = Progress::bytes("verifying", progress::length(&file));
+    audit_proof::verify(BufReader::new(progress.read(file)), keys, since)
+}
+
 /// Opens an export, which is read more than once: of what cannot be, such as a pipe, a copy on disk.
-fn open(path: &Path) -> Result<BufReader<File>> {
+fn open(path: &Path) -> Result<File> {
     let unreadable = |error| Usage(format!("cannot read {}: {error}", path.display()));
     let mut file = File::open(path).map_err(unreadable)?;
     if file.stream_position().is_err() {
@@ -313,7 +324,7 @@ fn open(path: &Path) -> Result<BufReader<File>> {
         copy.rewind()?;
         file = copy;
     }
-    Ok(BufReader::new(file))
+    Ok(file)
 }
 
 /// The public keys of the cluster's audit authority.

@@ -16,6 +16,7 @@ use crate::{
     context::Context,
     files::{PRIVATE, Pending},
     output::{self, Done, Report, Row},
+    progress::Progress,
 };
 
 /// A backup is written on the node before its first byte comes; that takes as long as the state is large.
@@ -88,6 +89,18 @@ pub(crate) struct MemberView {
     database_full: bool,
     #[serde(skip_serializing_if = "String::is_empty")]
     problem: String,
+}
+
+impl MemberView {
+    /// What it is to the others.
+    pub(crate) fn role(&self) -> &'static str {
+        self.role
+    }
+
+    /// How it is.
+    pub(crate) fn health(&self) -> &'static str {
+        self.health
+    }
 }
 
 impl Row<6> for MemberView {
@@ -324,11 +337,14 @@ async fn backup(context: &Context, out: PathBuf) -> Result<()> {
     let mut pieces = call!(client, Retry::Idempotent, save_backup, v1::SaveBackupRequest {})?;
     let head = next(&mut pieces).await?.context("the cluster's backup is empty")?;
     let (mut hasher, mut size) = (Sha256::new(), 0);
+    let progress = Progress::bytes("saving", head.length);
     while let Some(piece) = next(&mut pieces).await? {
+        progress.advance(piece.data.len() as u64);
         hasher.update(&piece.data);
         size += piece.data.len() as u64;
         file.file().write_all(&piece.data).with_context(|| format!("cannot write {}", out.display()))?;
     }
+    drop(progress);
     let digest = hasher.finalize();
     if size != head.length || digest[..] != head.sha256[..] {
         bail!("the backup did not arrive whole: {size} bytes of {}; nothing was kept", head.length);

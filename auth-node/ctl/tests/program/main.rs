@@ -5,9 +5,11 @@
 mod cluster;
 mod openssh;
 mod outcome;
+mod profiles;
 mod recordings;
 mod report;
 mod resources;
+mod shown;
 mod spool;
 mod trust;
 mod uploads;

@@ -150,7 +150,7 @@ fn the_environment_says_what_the_options_do_not() {
         ("MEZITE_HOME", cluster.path("elsewhere").display().to_string()),
     ]);
     cluster.run_with(&["login"], &environment).ok();
-    assert!(cluster.path("elsewhere/profile.json").exists() && !cluster.path(".mezite").exists());
+    assert!(cluster.path("elsewhere/profile.json").exists() && !cluster.path(".config").exists());
     // A variable that is set to nothing says nothing.
     cluster.log_in();
     let empty =
@@ -161,6 +161,10 @@ fn the_environment_says_what_the_options_do_not() {
 #[test]
 fn who_is_not_logged_in_or_not_allowed_is_told() {
     let cluster = Cluster::start();
+    for (arguments, code) in [(["login"], USAGE), (["status"], USAGE), (["logout"], DENIED)] {
+        let said = cluster.run(&arguments).fails(code);
+        assert!(said.contains("login --addr HOST:3025 --ca-pin sha256:… --user NAME"), "{said}");
+    }
     assert!(cluster.run(&["users", "ls"]).fails(DENIED).contains("hint: run `mezctl login`"));
     assert!(cluster.run(&["logout"]).fails(DENIED).contains("not logged in"));
     cluster.secret("wrong", "wrong");

@@ -8,6 +8,7 @@
 
 #![allow(clippy::indexing_slicing, reason = "members are numbered")]
 
+mod calls;
 mod certificates;
 mod comparison;
 mod disk;
@@ -51,7 +52,12 @@ enum Args {
         trials: usize,
     },
     /// Measures auth nodes with very many agents: each has a connection, and reports once a minute.
-    Fleet(fleet::Plan),
+    #[command(visible_alias = "fleet")]
+    Heartbeat(fleet::Plan),
+    /// Measures how many user certificates three auth nodes issue, beside empty calls, bare signatures and ssh-keygen.
+    Issue(calls::issue::Plan),
+    /// Measures logins by password at the limit of their hashes, and the heartbeats of agents meanwhile.
+    Login(calls::login::Plan),
     /// Measures a recording ingest: how fast recordings become durable, beside scp and dd; and lists of very many.
     Ingest(ingest::Plan),
     /// Runs one member; `store` starts them.
@@ -70,7 +76,9 @@ async fn main() -> Result<()> {
             comparison::run(comparison::Plan { time: Duration::from_secs(seconds), only, alone, dir, trials })
                 .await
         }
-        Args::Fleet(plan) => fleet::run(plan).await,
+        Args::Heartbeat(plan) => fleet::run(plan).await,
+        Args::Issue(plan) => calls::issue::run_plan(plan).await,
+        Args::Login(plan) => calls::login::run_plan(plan).await,
         Args::Ingest(plan) => ingest::run(plan).await,
         Args::Node(args) => node::run(args).await,
         Args::Worker => fleet::worker::run().await,

@@ -15,6 +15,7 @@ use super::{RANGE, RecordingView, parse_id, range};
 use crate::{
     context::Context,
     files::{PRIVATE, write_with},
+    progress::Progress,
 };
 
 /// Arguments of `recordings get`.
@@ -33,12 +34,14 @@ pub(super) async fn get(context: &Context, args: Get) -> Result<()> {
     let (recording, _) = range(&client, id, 0, 0).await?;
     let Some(out) = args.out else { return context.print(&RecordingView::from(recording)) };
     if out == Path::new("-") {
-        return fetch(&client, id, &recording, &mut io::stdout().lock()).await;
+        return fetch(&client, id, &recording, &mut io::stdout().lock(), &Progress::hidden()).await;
     }
     let dir = out.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let mut whole =
         tempfile::tempfile_in(dir).with_context(|| format!("cannot write to {}", dir.display()))?;
-    fetch(&client, id, &recording, &mut whole).await?;
+    let progress = Progress::bytes("fetching", recording.size);
+    fetch(&client, id, &recording, &mut whole, &progress).await?;
+    drop(progress);
     io::Seek::rewind(&mut whole)?;
     write_with(&out, PRIVATE, |file| io::copy(&mut whole, file).map(drop))?;
     context.print(&RecordingView::from(recording))
@@ -50,6 +53,7 @@ async fn fetch(
     id: RecordingId,
     recording: &v1::Recording,
     out: &mut impl io::Write,
+    progress: &Progress,
 ) -> Result<()> {
     let (mut hasher, mut offset) = (PayloadHasher::default(), 0_u64);
     while offset < recording.size {
@@ -65,6 +69,7 @@ async fn fetch(
         hasher.update(&data);
         out.write_all(&data)?;
         offset += data.len() as u64;
+        progress.advance(data.len() as u64);
     }
     out.flush()?;
     let digest = hasher.digest();

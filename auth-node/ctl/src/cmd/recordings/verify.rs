@@ -26,6 +26,7 @@ use crate::{
     exit::Usage,
     files::read_text,
     output::{self, Report},
+    progress::Progress,
     recording_proof::{self, Authorities, Sealed},
 };
 
@@ -204,10 +205,13 @@ async fn of_cluster(context: &Context, args: &Verify) -> Result<(usize, usize)> 
     let audit = Audit::ask(&client, &text).await?;
     let mut journal = context.journal();
     let mut bad = 0;
+    // Of one, its verdict is soon there.
+    let progress = if ids.len() > 1 { Progress::things("verifying", ids.len()) } else { Progress::hidden() };
     for id in &ids {
         let verdict = one(&client, *id, &authorities, &audit).await?;
         bad += usize::from(verdict.verdict == "not-proven");
-        if journal.print(&verdict)?.is_break() {
+        progress.advance(1);
+        if progress.aside(|| journal.print(&verdict))?.is_break() {
             break;
         }
     }

@@ -19,17 +19,14 @@ use recording_format::{
     RecordingId,
     asciicast::{Header, Sanitizer},
 };
-use tokio::{
-    signal::unix::{Signal, SignalKind, signal},
-    time::{Instant, sleep},
-};
+use tokio::time::{Instant, sleep};
 
 use self::{
     player::{Coming, Pace, Player},
     tape::{Payload, Tape},
     terminal::{Command, Terminal, Typed, command, typed},
 };
-use crate::{args::human_duration, context::Context, exit::Usage};
+use crate::{args::human_duration, context::Context, exit::Usage, keys::Ends};
 
 /// Longest pause, where neither the caller nor the recording says another.
 const IDLE_LIMIT: Duration = Duration::from_secs(2);
@@ -164,25 +161,6 @@ async fn show(player: Player, header: &Header, from: Duration, follow: bool) -> 
         show.seek(from).await?;
     }
     show.run(ends).await
-}
-
-/// The signals that end a program: a terminal is given back before they do.
-struct Ends {
-    interrupt: Signal,
-    terminate: Signal,
-}
-
-impl Ends {
-    fn new() -> Result<Self> {
-        Ok(Self { interrupt: signal(SignalKind::interrupt())?, terminate: signal(SignalKind::terminate())? })
-    }
-
-    async fn one(&mut self) {
-        tokio::select! {
-            _ = self.interrupt.recv() => (),
-            _ = self.terminate.recv() => (),
-        }
-    }
 }
 
 /// A recording that is played in a terminal.
