@@ -1,7 +1,8 @@
 //! Ends recordings whose agents have fallen silent, so that they can be found, read and, one day, deleted.
 //!
 //! Each replica looks at the markers of open recordings now and then, at times of its own and without asking the
-//! others. One that has not grown for the grace time is sealed as interrupted: that takes nothing from its agent,
+//! others. One of which nothing was heard for the grace time, neither bytes nor that it
+//! goes on, is sealed as interrupted: that takes nothing from its agent,
 //! which goes on when it returns, and the next revision of the manifest covers both parts. Two replicas that do it at
 //! once want the same object, which is created once. Where a replica cannot tell, it leaves the recording alone.
 

@@ -1,6 +1,7 @@
 //! The object store: typed keys, conditional creation, and what counts as durable.
 //!
-//! Objects are created once and never changed; a key that is taken is read back and compared. On the local file
+//! Objects are created once and never changed, but for the marker of an open recording, which is renewed; a key that is taken is read back
+//! and compared. On the local file
 //! system an object is acknowledged after its file, its folder and every folder made for it were fsynced, in a bucket (`s3`)
 //! when the server has said so. What a recording is, is not decided here.
 
@@ -202,6 +203,9 @@ impl Objects {
     /// # Errors
     /// When the store fails.
     pub(crate) async fn renew(&self, key: ObjectKey, bytes: PutPayload) -> Result<(), StoreError> {
+        if !self.is_trusted() {
+            return Err(StoreError::Untrusted);
+        }
         self.store.put_opts(&path(key), bytes, PutOptions::default()).await.map(drop).map_err(failed)
     }
 
@@ -466,6 +470,7 @@ mod tests {
         std::fs::remove_file(&blocked).unwrap();
         assert!(matches!(objects.create(key, "a".into()).await, Err(StoreError::Untrusted)));
         assert!(matches!(objects.settle(id()).await, Err(StoreError::Untrusted)));
+        assert!(matches!(objects.renew(key, "a".into()).await, Err(StoreError::Untrusted)));
         assert_eq!(objects.get(key).await.unwrap(), None);
     }
 
