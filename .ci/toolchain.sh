@@ -18,9 +18,11 @@ build_packages=(build-essential ccache clang libclang-dev pkg-config git ca-cert
 say() { printf '%s\n' "$*"; }
 die() { printf 'error: %s\n' "$*" >&2; exit 1; }
 
-# Installs the Debian packages among the arguments that are missing, and says which.
+# Installs the Debian packages among the arguments that are missing, and says which. With --without-services, the services that come with
+# them are off.
 need_packages() {
-    local package missing=()
+    local package missing=() services=on
+    [[ $1 != --without-services ]] || { services=off; shift; }
     for package in "$@"; do
         [[ $(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null) == installed ]] || missing+=("$package")
     done
@@ -33,6 +35,11 @@ need_packages() {
     say "Installing Debian packages: ${missing[*]}"
     "${as_root[@]}" apt-get -qq update
     "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends "${missing[@]}" >/dev/null
+    [[ $services == off && -d /run/systemd/system ]] || return 0
+    local unit
+    for unit in $(dpkg -L "${missing[@]}" | sed -n 's,^/lib/systemd/system/\([^/]*\.service\)$,\1,p'); do
+        "${as_root[@]}" systemctl disable --quiet --now "$unit" || say "$unit could not be switched off"
+    done
 }
 
 # The Rust toolchain is not installed behind anybody's back.

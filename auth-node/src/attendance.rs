@@ -9,7 +9,6 @@ use std::{
 use auth_core::presence::PresenceTtl;
 use raft_store::Store;
 use tokio::time::{Instant, MissedTickBehavior, interval};
-use tokio_util::sync::CancellationToken;
 
 /// The longest from one look to the next.
 const INTERVAL: Duration = Duration::from_secs(1);
@@ -45,16 +44,13 @@ impl Attendance {
         self.ttl.0.saturating_sub(seen.map_or(Duration::ZERO, |seen| seen.since.elapsed()))
     }
 
-    /// Looks from time to time, until `stop`.
-    pub(crate) async fn keep(self: Arc<Self>, store: Store, stop: CancellationToken) {
+    /// Looks from time to time.
+    pub(crate) async fn keep(self: Arc<Self>, store: Store) {
         let part = self.ttl.0 / PART;
         let mut ticks = interval(part.clamp(Duration::from_millis(1), INTERVAL));
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
-            tokio::select! {
-                () = stop.cancelled() => return,
-                _ = ticks.tick() => {}
-            }
+            ticks.tick().await;
             let leader = store.status().leader_id;
             let current = store.confirm(part).await.is_ok();
             self.note(leader.filter(|_| current));
@@ -135,15 +131,13 @@ mod tests {
     async fn a_node_that_is_current_finds_all_to_have_had_their_time() {
         let node = Node::start().await;
         let attendance = Arc::new(Attendance::new(PresenceTtl(Duration::from_secs(4))));
-        let stop = CancellationToken::new();
-        let kept = tokio::spawn(Arc::clone(&attendance).keep(node.service.store.clone(), stop.clone()));
+        let kept = tokio::spawn(Arc::clone(&attendance).keep(node.service.store.clone()));
         let settled = async {
             while attendance.settling() > Duration::ZERO {
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
         };
         tokio::time::timeout(Duration::from_secs(60), settled).await.unwrap();
-        stop.cancel();
-        kept.await.unwrap();
+        kept.abort();
     }
 }

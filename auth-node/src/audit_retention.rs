@@ -5,20 +5,16 @@ use std::time::Duration;
 use auth_core::{Caller, Context, CoreError, Origin, audit_log, cluster_config};
 use raft_store::{Store, TransactError};
 use tokio::time::{MissedTickBehavior, interval};
-use tokio_util::sync::CancellationToken;
 
 /// From one look to the next.
 const INTERVAL: Duration = Duration::from_secs(60);
 
-/// Looks from time to time, until `stop`.
-pub(crate) async fn keep(store: Store, node_id: u64, stop: CancellationToken) {
+/// Looks from time to time.
+pub(crate) async fn keep(store: Store, node_id: u64) {
     let mut ticks = interval(INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
-        tokio::select! {
-            () = stop.cancelled() => return,
-            _ = ticks.tick() => {}
-        }
+        ticks.tick().await;
         if store.status().leader_id == Some(node_id)
             && let Err(error) = forget(&store, node_id).await
         {

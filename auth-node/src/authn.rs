@@ -19,6 +19,7 @@ use mezite_proto::{IDEMPOTENCY_KEY, access::MethodAccess, transport::ConnectionI
 use rustls_pki_types::CertificateDer;
 use tokio::time::Instant;
 use tonic::{Extensions, metadata::MetadataMap};
+use tracing::{Span, field::Empty};
 
 /// Longest session id that is looked at, in bytes.
 const MAX_SESSION_ID: usize = 256;
@@ -38,6 +39,14 @@ pub(crate) struct Call {
     pub(crate) key: Option<IdempotencyKey>,
     /// When it must be over; `None`: it may go on as long as messages flow.
     pub(crate) deadline: Option<Instant>,
+    /// What log lines and traces say of it: [`span`].
+    pub(crate) span: Span,
+}
+
+/// What log lines and traces say of a call: its method, id and client, who makes it once that is known, and how it ended.
+pub(crate) fn span(method: &'static str, origin: &Origin) -> Span {
+    let (request_id, client) = (origin.request_id.as_str(), origin.client_address.as_str());
+    tracing::info_span!("call", method, request_id, client, caller = Empty, code = Empty)
 }
 
 /// Where and when a call is taken.

@@ -11,8 +11,8 @@ use mezite_proto::{access::MethodAccess, v1::AccessClass};
 /// Checks that a caller may call a method.
 ///
 /// # Errors
-/// [`CoreError::Unauthenticated`] for somebody who has not proved to be anybody, [`CoreError::Denied`] for
-/// everybody else.
+/// [`CoreError::Unauthenticated`] for somebody who has not proved to be anybody, [`CoreError::NotRegistered`] for an agent
+/// or ingest that is not in the registry, [`CoreError::Denied`] for everybody else.
 pub(crate) fn check(rule: &MethodAccess, caller: &Caller) -> Result<(), CoreError> {
     if rule.classes.iter().any(|class| admits(*class, caller)) || is_open_to(rule, caller) {
         return Ok(());
@@ -22,9 +22,7 @@ pub(crate) fn check(rule: &MethodAccess, caller: &Caller) -> Result<(), CoreErro
         Caller::Anonymous | Caller::Init | Caller::Cluster => {
             Err(CoreError::Unauthenticated("this call needs a session or a client certificate"))
         }
-        Caller::Unregistered { .. } => {
-            Err(CoreError::Unauthenticated("this client certificate is not of a registered agent or ingest"))
-        }
+        Caller::Unregistered { .. } => Err(CoreError::NotRegistered),
         Caller::User(_) if rule.classes.contains(&AccessClass::Admin) => {
             let or = rule.rule.map(|(resource, verb)| format!(", or one with a rule to {verb} {resource}"));
             Err(CoreError::Denied(format!("{method} needs the role admin{}", or.unwrap_or_default())))
@@ -52,6 +50,39 @@ const WITHOUT_SECOND_FACTOR: &[&str] =
 
 /// What is public for the sake of others, and what a user does there by its roles.
 const PUBLIC_BY_ROLE: &[&str] = &["DeregisterAgent"];
+
+/// What is written also while the database is over its bound: what takes access away or removes, what makes the audit log
+/// shorter, and a backup.
+const FROM_RESERVE: &[&str] = &[
+    "ResetUserPassword",
+    "UpdateUser",
+    "DeleteUser",
+    "DeleteWebAuthnDevice",
+    "UpdateRole",
+    "DeleteRole",
+    "DeleteToken",
+    "CreateLock",
+    "DeleteLock",
+    "RevokeSession",
+    "DeregisterAgent",
+    "UpdateAgentIdentity",
+    "DeleteAgentIdentity",
+    "UpdateConnector",
+    "DeleteConnector",
+    "UpdateTrustedCluster",
+    "DeleteTrustedCluster",
+    "UpdateSpiffeDomain",
+    "DeleteSpiffeDomain",
+    "UpdateClusterConfig",
+    "RotateCA",
+    "RemoveMember",
+    "SaveBackup",
+];
+
+/// Whether what a method writes may take from the store's reserve.
+pub(crate) fn writes_from_reserve(rule: &MethodAccess) -> bool {
+    FROM_RESERVE.contains(&rule.method)
+}
 
 /// Whether a method takes a second factor of users of whom one is required.
 pub(crate) fn takes_second_factor(rule: &MethodAccess) -> bool {
@@ -338,8 +369,11 @@ mod tests {
     fn who_has_proved_nothing_is_unauthenticated_and_not_denied() {
         let rule = mezite_proto::access::rule("CreateUser").unwrap();
         for (letter, caller) in callers() {
-            let expected = matches!(check(rule, &caller), Err(CoreError::Unauthenticated(_)));
-            assert_eq!(expected, letter == '-', "{}", caller.actor());
+            let refused = check(rule, &caller);
+            let nobody = matches!(refused, Err(CoreError::Unauthenticated(_) | CoreError::NotRegistered));
+            assert_eq!(nobody, letter == '-', "{}", caller.actor());
+            let unregistered = matches!(caller, Caller::Unregistered { .. });
+            assert_eq!(matches!(refused, Err(CoreError::NotRegistered)), unregistered);
         }
     }
 }

@@ -15,7 +15,6 @@ use tokio::{
     sync::watch,
     time::{Instant, MissedTickBehavior, interval, sleep},
 };
-use tokio_util::sync::CancellationToken;
 
 use crate::{attendance::Attendance, metrics};
 
@@ -41,22 +40,16 @@ impl Followed {
         self.0.send_if_modified(|row| std::mem::replace(&mut row.peer, revision) != revision);
     }
 
-    /// Tells the cluster, until `stop`.
-    pub(crate) async fn report(self: Arc<Self>, store: Store, node_id: u64, stop: CancellationToken) {
+    /// Tells the cluster.
+    pub(crate) async fn report(self: Arc<Self>, store: Store, node_id: u64) {
         let mut followed = self.0.subscribe();
         followed.mark_changed();
-        let report = async {
-            while followed.changed().await.is_ok() {
-                let row = *followed.borrow_and_update();
-                while let Err(error) = write(&store, node_id, row).await {
-                    tracing::warn!(%error, "which keys of the authorities this node has taken up could not be told");
-                    sleep(RETRY).await;
-                }
+        while followed.changed().await.is_ok() {
+            let row = *followed.borrow_and_update();
+            while let Err(error) = write(&store, node_id, row).await {
+                tracing::warn!(%error, "which keys of the authorities this node has taken up could not be told");
+                sleep(RETRY).await;
             }
-        };
-        tokio::select! {
-            () = stop.cancelled() => {}
-            () = report => {}
         }
     }
 }
@@ -87,16 +80,13 @@ pub(crate) struct Automatic {
 }
 
 impl Automatic {
-    /// Takes them until `stop`.
-    pub(crate) async fn drive(self, stop: CancellationToken) {
+    /// Takes them.
+    pub(crate) async fn drive(self) {
         let mut ticks = interval(INTERVAL);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let (mut held, mut held_until) = (BTreeMap::new(), Instant::now());
         loop {
-            tokio::select! {
-                () = stop.cancelled() => return,
-                _ = ticks.tick() => {}
-            }
+            ticks.tick().await;
             if self.store.status().leader_id != Some(self.node_id) {
                 hold(&mut held, BTreeMap::new());
                 continue;

@@ -9,9 +9,11 @@ use std::{
     time::Duration,
 };
 
+use ipnet::IpNet;
 use mezite_daemon::{
     config::{ConfigError, Settings, check_counts, check_durations},
     logging::LogConfig,
+    traces::TracesConfig,
 };
 use raft_store::Timing;
 use serde::{Deserialize, Serialize};
@@ -38,6 +40,11 @@ pub struct Config {
     pub peer_listen: SocketAddr,
     /// host:port at which the other auth nodes reach `peer_listen`. Needed.
     pub peer_advertise: String,
+    /// Proxies and load balancers that tell who connects, by the PROXY protocol (version 1 or 2): networks, such as
+    /// `10.0.0.0/24`. Each connection from there must begin with its header, and none from elsewhere may; who may
+    /// connect from there may claim to come from anywhere. Default: none.
+    #[serde(default)]
+    pub trusted_proxies: Vec<IpNet>,
     /// Address of `/healthz`, `/readyz` and `/metrics`: plain HTTP. Default: `127.0.0.1:3081`.
     #[serde(default = "default_diagnostics")]
     pub diagnostics_listen: SocketAddr,
@@ -51,6 +58,9 @@ pub struct Config {
     /// Logging. By default `log.level` is `info`, and nothing of the Raft library, which says each failed attempt; what
     /// it comes to is said by the store; nor of the WebAuthn library, which says what any stranger has wrong.
     pub log: LogConfig,
+    /// Traces.
+    #[serde(default)]
+    pub traces: TracesConfig,
     /// Bounds.
     #[serde(default)]
     pub limits: LimitsConfig,
@@ -182,8 +192,9 @@ pub struct RaftConfig {
     /// away for longer renews it at its start. 10 s to 10 years. Default: 90 days.
     #[serde(with = "humantime_serde")]
     pub peer_certificate_life: Duration,
-    /// Above this size of the node's database on disk, in bytes, it takes only what deletes, which a login is not, and
-    /// `mezctl cluster status` shows an alarm. Where deleting does not help, raise it. 0: no bound. Default: 8 GiB.
+    /// Above this size of the node's database on disk, in bytes, nobody logs in, joins or gets certificates, and `mezctl
+    /// cluster status` shows an alarm. What deletes, locks or revokes is taken, and has a twentieth of it, or 64 MiB, above
+    /// it for what it writes. Where deleting does not help, raise it. 0: no bound. Default: 8 GiB.
     pub max_database_bytes: u64,
 }
 
@@ -251,6 +262,10 @@ impl Settings for Config {
 
     fn log(&self) -> &LogConfig {
         &self.log
+    }
+
+    fn traces(&self) -> &TracesConfig {
+        &self.traces
     }
 
     fn check(&self) -> Result<(), ConfigError> {

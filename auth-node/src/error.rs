@@ -231,7 +231,7 @@ fn http_status(code: Code) -> StatusCode {
 fn core_code(error: &CoreError) -> Code {
     match error {
         CoreError::Invalid { .. } | CoreError::KeyReused => Code::InvalidArgument,
-        CoreError::Unauthenticated(_) => Code::Unauthenticated,
+        CoreError::Unauthenticated(_) | CoreError::NotRegistered => Code::Unauthenticated,
         CoreError::Denied(_) | CoreError::Locked(_) => Code::PermissionDenied,
         CoreError::NotFound { .. } => Code::NotFound,
         CoreError::AlreadyExists { .. } => Code::AlreadyExists,
@@ -247,6 +247,7 @@ fn core_reason(error: &CoreError) -> &'static str {
         CoreError::Invalid { .. } => "INVALID_FIELD",
         CoreError::KeyReused => KEY_REUSED,
         CoreError::Unauthenticated(_) => "UNAUTHENTICATED",
+        CoreError::NotRegistered => "NOT_REGISTERED",
         CoreError::Denied(_) => "DENIED",
         CoreError::Locked(_) => "LOCKED",
         CoreError::NotFound { .. } => "NOT_FOUND",

@@ -29,6 +29,19 @@ pub enum NodeError {
     /// The data directory is not in the state that the command is for. Nothing was changed.
     #[error("{0}")]
     Refused(String),
+    /// The data directory holds a node of a cluster already. Nothing was changed.
+    #[error(
+        "{data_dir} holds node {node_id} of cluster {cluster_id} already, and nothing was changed: start it with `auth-node run`, \
+         or choose another data_dir"
+    )]
+    Member {
+        /// Id of the node.
+        node_id: u64,
+        /// Id of the cluster.
+        cluster_id: String,
+        /// Its data directory.
+        data_dir: PathBuf,
+    },
     /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -47,10 +60,13 @@ pub enum NodeError {
     /// What the cluster answered to a join cannot be used.
     #[error("the cluster's answer cannot be used: {0}")]
     Answer(String),
+    /// No member that was asked let the node join; what each said.
+    #[error("{0}")]
+    NotJoined(String),
     /// The node was removed from its cluster; its process ends.
     #[error(
         "node {node_id} was removed from cluster {cluster_id}, and its id never returns: nothing is left to do with \
-         {data_dir}. To take part again, join as a new node into another data_dir, with a token of `mezctl cluster token`"
+         {data_dir}. To take part again, empty it and join as a new node, with a token of `mezctl cluster token`"
     )]
     Removed {
         /// Id of the node.

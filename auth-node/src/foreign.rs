@@ -94,7 +94,7 @@ pub(crate) async fn exchange(
 ) -> Result<Authorities, Unanswered> {
     evenly(limit, async {
         let policy = policy(limit);
-        let found = FirstContact::Pin(token.pin).establish(addresses, policy).await?;
+        let found = FirstContact::Pin(token.pin.into()).establish(addresses, policy).await?;
         if found.trust.cluster_name() != name.as_str() {
             let reason =
                 format!("the cluster at these addresses calls itself {}", found.trust.cluster_name());

@@ -2,8 +2,11 @@
 
 use std::fmt;
 
+use auth_core::tables::{CaKey, CaKind};
+use mezite_pki::x509::CertificateInfo;
 use raft_store::CheckReport;
 use serde_json::{Value, json};
+use store_txn::ReadExt as _;
 
 use crate::{
     config::Config,
@@ -18,6 +21,10 @@ pub struct Inspection {
     pub store: CheckReport,
     /// What is wrong beside the database, a line each.
     pub problems: Vec<String>,
+    /// Pin of the TLS CA, which is the `ca pin` of `mezctl login` and of ingests; as the node knows it, if it does.
+    pub ca_pin: Option<String>,
+    /// Pin of the peer CA, which is the `ca pin` of `auth-node join`.
+    pub peer_ca_pin: Option<String>,
 }
 
 impl Inspection {
@@ -51,6 +58,8 @@ impl Inspection {
             "applied_ids": store.applied_ids,
             "snapshots": store.snapshots,
             "state_hash": hex::encode(store.state_hash),
+            "ca_pin": self.ca_pin,
+            "peer_ca_pin": self.peer_ca_pin,
         })
     }
 }
@@ -58,6 +67,9 @@ impl Inspection {
 impl fmt::Display for Inspection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.store)?;
+        let unknown = || "unknown".to_owned();
+        writeln!(f, "ca pin     {}", self.ca_pin.clone().unwrap_or_else(unknown))?;
+        writeln!(f, "peer pin   {}", self.peer_ca_pin.clone().unwrap_or_else(unknown))?;
         self.problems.iter().try_for_each(|problem| writeln!(f, "problem    {problem}"))?;
         writeln!(f, "{}", if self.is_sound() { "sound" } else { "NOT SOUND" })
     }
@@ -83,7 +95,16 @@ pub fn inspect(config: &Config) -> Result<Inspection, NodeError> {
     if let Err(error) = load_kek(&config.kek_path()) {
         problems.push(error.to_string());
     }
-    Ok(Inspection { store, problems })
+    let ca_pin = pin(&folder, CaKind::Tls);
+    Ok(Inspection { store, problems, ca_pin, peer_ca_pin: pin(&folder, CaKind::Peer) })
+}
+
+/// The pin of a CA's key that signs. A node that has just joined knows none, and what is wrong with the database has been
+/// said.
+fn pin(folder: &Folder, kind: CaKind) -> Option<String> {
+    let read = raft_store::look(&folder.store_dir(), |view| view.get(&CaKey(kind)));
+    let public = read.ok()??.row.active?.public;
+    Some(CertificateInfo::from_pem(&public).ok()?.spki_pin)
 }
 
 fn identity(folder: &Folder, state: &NodeState, store: &CheckReport, problems: &mut Vec<String>) {

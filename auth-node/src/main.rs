@@ -11,7 +11,10 @@ use auth_node::{
     secret_from, start,
 };
 use clap::{Parser, Subcommand};
-use mezite_daemon::program::{self, Common, StopSignals};
+use mezite_daemon::{
+    program::{self, Common, StopSignals},
+    supervisor,
+};
 
 /// Exit code of a check that found something.
 const NOT_SOUND: u8 = 2;
@@ -39,6 +42,9 @@ enum Command {
         /// File with that user's password, mode 0600; without it, a password is made and printed once
         #[arg(long, value_name = "FILE")]
         admin_password_file: Option<PathBuf>,
+        /// Succeed where the data directory holds a node already, and change nothing: for what starts nodes by itself
+        #[arg(long)]
+        if_needed: bool,
     },
     /// Make a further node of a cluster; run again to finish a join that was interrupted
     Join {
@@ -98,6 +104,8 @@ enum Command {
         json: bool,
     },
     /// Serve until SIGTERM
+    ///
+    /// Exit codes: 0 stopped, 1 failed, 78 the node was removed from its cluster: to start it again changes nothing.
     Run {
         #[command(flatten)]
         common: Common,
@@ -105,7 +113,11 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    program::exit_code("auth-node", run(Cli::parse()))
+    let cli = Cli::parse();
+    let serves = matches!(cli.command, Command::Run { .. });
+    program::exit_code("auth-node", run(cli), |error| {
+        serves && matches!(error.downcast_ref(), Some(NodeError::Removed { .. }))
+    })
 }
 
 fn run(cli: Cli) -> Result<ExitCode> {
@@ -116,12 +128,12 @@ fn run(cli: Cli) -> Result<ExitCode> {
     | Command::Check { common, .. }
     | Command::Run { common }) = &cli.command;
     let Some(config) = common.load::<Config>()? else { return Ok(ExitCode::SUCCESS) };
-    let runtime = program::begin(&config.log, program::BLOCKING_THREADS)?;
+    let runtime = program::begin("auth-node", &config, program::BLOCKING_THREADS)?;
     let done = match cli.command {
-        Command::Init { cluster_name, admin_user, admin_password_file, .. } => {
+        Command::Init { cluster_name, admin_user, admin_password_file, if_needed, .. } => {
             let password = admin_password_file.as_deref().map(secret_from).transpose()?;
             let new = Init { cluster_name, admin_user, admin_password: password };
-            runtime.block_on(make_cluster(&config, new))
+            runtime.block_on(make_cluster(&config, new, if_needed))
         }
         Command::Join { token_file, ca_pin, peer, learner, .. } => {
             let how = || how_to_join(token_file.as_deref(), ca_pin, peer, learner);
@@ -137,12 +149,18 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Command::Check { json, .. } => return check(&config, json),
         Command::Run { .. } => runtime.block_on(serve(config)),
     };
-    program::end(runtime);
+    runtime.end();
     done.map(|()| ExitCode::SUCCESS)
 }
 
-async fn make_cluster(config: &Config, new: Init) -> Result<()> {
-    let made = init(config, new).await?;
+async fn make_cluster(config: &Config, new: Init, if_needed: bool) -> Result<()> {
+    let made = match init(config, new).await {
+        Err(NodeError::Member { node_id, cluster_id, .. }) if if_needed => {
+            println!("node {node_id} of cluster {cluster_id} is here already, and nothing was changed");
+            return Ok(());
+        }
+        made => made?,
+    };
     println!("cluster     {}", made.cluster_name);
     println!("cluster id  {}", made.cluster_id);
     println!("ca pin      {}", made.ca_pin);
@@ -221,6 +239,7 @@ async fn serve(config: Config) -> Result<()> {
         started = start(config) => started?,
         () = stop.received() => return Ok(()),
     };
+    supervisor::ready();
     let mut ended = Ok(());
     tokio::select! {
         () = stop.received() => (),
@@ -231,6 +250,7 @@ async fn serve(config: Config) -> Result<()> {
         },
     }
     tracing::info!("stopping");
+    supervisor::stopping();
     if !handle.stop().await {
         tracing::warn!("some calls were not answered in time");
     }

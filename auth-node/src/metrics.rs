@@ -2,6 +2,7 @@
 
 use std::time::Instant;
 
+use auth_core::node::Counts;
 use tonic::Code;
 
 /// A call that is being carried out. One that is dropped before its end was cancelled by its client.
@@ -15,6 +16,11 @@ impl Measured {
     /// A call begins.
     pub(crate) fn begin(method: &'static str) -> Self {
         Self { method, begun: Instant::now(), code: Code::Cancelled }
+    }
+
+    /// What it has taken so far.
+    pub(crate) fn milliseconds(&self) -> f64 {
+        (self.begun.elapsed().as_secs_f64() * 1e6).round() / 1e3
     }
 
     /// It has ended.
@@ -32,6 +38,17 @@ impl Drop for Measured {
     }
 }
 
+/// A certificate of this node, of a kind (`peer`, `tls`, `web`), is good until then, in Unix seconds.
+pub(crate) fn certificate_expires(kind: &'static str, unix_seconds: u64) {
+    metrics::gauge!("mezite_auth_certificate_expiry_timestamp_seconds", "kind" => kind)
+        .set(unix_seconds as f64);
+}
+
+/// The certificate of an authority of the cluster, of a kind (`peer`, `tls`, `spiffe`), is good until then, in Unix seconds.
+pub(crate) fn ca_expires(kind: &'static str, unix_seconds: u64) {
+    metrics::gauge!("mezite_auth_ca_expiry_timestamp_seconds", "kind" => kind).set(unix_seconds as f64);
+}
+
 /// A refusal is not written into the audit log, since there are too many.
 pub(crate) fn refusal_unrecorded() {
     metrics::counter!("mezite_auth_refusals_unrecorded_total").increment(1);
@@ -40,6 +57,20 @@ pub(crate) fn refusal_unrecorded() {
 /// Whether an automatic rotation of an authority's key is due, and something holds it up.
 pub(crate) fn rotation_held(kind: &'static str, held: bool) {
     metrics::gauge!("mezite_auth_ca_rotation_held", "kind" => kind).set(f64::from(u8::from(held)));
+}
+
+/// So many that are alive have not taken up the phase of the rotation of an authority's key.
+pub(crate) fn rotation_laggards(kind: &'static str, count: u32) {
+    metrics::gauge!("mezite_auth_ca_rotation_laggards", "kind" => kind).set(f64::from(count));
+}
+
+/// The agents that are registered, by whether they report; `None`: another node counts them.
+pub(crate) fn agents(counts: Option<Counts>) {
+    let tell = |state: &'static str, count: Option<u32>| {
+        metrics::gauge!("mezite_auth_agents", "state" => state).set(count.map_or(f64::NAN, f64::from));
+    };
+    tell("online", counts.map(|counts| counts.online));
+    tell("offline", counts.map(|counts| counts.total.saturating_sub(counts.online)));
 }
 
 /// Trusted clusters, not disabled, that could not be asked for their authorities the last time.

@@ -6,7 +6,6 @@ use std::{sync::Arc, time::Duration};
 use auth_core::{Caller, Context, CoreError, Origin, ca};
 use raft_store::{Clock, Store, TransactError};
 use tokio::time::{MissedTickBehavior, interval};
-use tokio_util::sync::CancellationToken;
 
 use crate::ca_keys::CaKeys;
 
@@ -24,15 +23,12 @@ pub(crate) struct MissingCas {
 }
 
 impl MissingCas {
-    /// Looks until there are all, or `stop`.
-    pub(crate) async fn make(self, stop: CancellationToken) {
+    /// Looks until there are all.
+    pub(crate) async fn make(self) {
         let mut ticks = interval(INTERVAL);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
-            tokio::select! {
-                () = stop.cancelled() => return,
-                _ = ticks.tick() => {}
-            }
+            ticks.tick().await;
             match self.look().await {
                 Ok(true) => return,
                 Ok(false) => {}
@@ -92,7 +88,7 @@ mod tests {
         let made = active().await.unwrap();
         let opened = service.cas.x509(&made).unwrap();
         assert!(opened.info().is_ca && CertificateInfo::from_pem(&made.key.public).unwrap().is_ca);
-        missing(1).make(CancellationToken::new()).await;
+        missing(1).make().await;
         assert_eq!(active().await.unwrap().key, made.key);
         let kinds: Vec<_> = node.audited("ca.create").await.into_iter().map(|row| row.target).collect();
         assert_eq!(kinds, CaKind::ALL.map(|kind| format!("ca:{}", kind.name())));

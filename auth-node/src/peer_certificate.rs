@@ -17,12 +17,12 @@ use mezite_pki::{
 };
 use raft_store::{Clock, PeerIdentity, Store, WatchEvent, Watcher, peer_dns_name};
 use store_txn::{Key as _, KeyRange, Read, ReadExt as _};
-use tokio_util::sync::CancellationToken;
 
 use crate::{
     ca_keys::CaKeys,
     ca_rotation::Followed,
     fault::NodeError,
+    metrics,
     node::{Folder, NodeState},
 };
 
@@ -111,8 +111,8 @@ impl Renewal {
         (self.clock)() / 1000
     }
 
-    /// Renews until `stop`.
-    pub(crate) async fn run(mut self, stop: CancellationToken) {
+    /// Renews what is due, for good.
+    pub(crate) async fn run(mut self) {
         loop {
             let due = match self.renew().await {
                 Ok(due) => due,
@@ -123,7 +123,6 @@ impl Renewal {
             };
             let left = clock::pause(due, self.now()).max(PAUSE);
             tokio::select! {
-                () = stop.cancelled() => return,
                 () = tokio::time::sleep(left) => (),
                 event = self.watcher.next() => match event {
                     Some(WatchEvent::Change { .. } | WatchEvent::Resync { .. }) => (),
@@ -137,6 +136,7 @@ impl Renewal {
     async fn renew(&mut self) -> Result<u64, NodeError> {
         let now = self.now();
         let shown = CertificateInfo::from_pem(&self.folder.peer_certificate()?)?;
+        metrics::certificate_expires("peer", shown.not_after);
         let due = shown.not_after.saturating_sub(self.life.as_secs() / 3);
         let read = self.store.read_local(|view| authorities(view)).await;
         let (active, trusted) = match read {
@@ -158,6 +158,7 @@ impl Renewal {
         let replaced = tokio::task::spawn_blocking(replace).await;
         let (identity, ends) = replaced.map_err(|error| NodeError::Failed(error.to_string()))??;
         self.store.set_identity(identity)?;
+        metrics::certificate_expires("peer", ends);
         self.pending = false;
         self.followed.peer(active.revision);
         tracing::info!(ends, "the node's peer certificate was renewed");

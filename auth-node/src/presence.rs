@@ -199,7 +199,17 @@ fn same(error: &TransactError<CoreError>) -> ApiError {
         TransactError::Store(StoreError::OutcomeUnknown) => StoreError::OutcomeUnknown.into(),
         TransactError::Store(StoreError::Contended(attempts)) => StoreError::Contended(*attempts).into(),
         TransactError::Store(StoreError::Stopped(why)) => StoreError::Stopped(why.clone()).into(),
-        TransactError::Store(other) => ApiError::Internal(other.to_string()),
+        TransactError::Store(StoreError::TooLarge(why)) => StoreError::TooLarge(why).into(),
+        TransactError::Store(StoreError::DatabaseFull { size, limit }) => {
+            StoreError::DatabaseFull { size: *size, limit: *limit }.into()
+        }
+        TransactError::Store(
+            ours @ (StoreError::Read(_)
+            | StoreError::DataDirectory(_)
+            | StoreError::Config(_)
+            | StoreError::Identity(_)
+            | StoreError::Io { .. }),
+        ) => ApiError::Internal(ours.to_string()),
     }
 }
 

@@ -7,7 +7,7 @@ use raft_store::Store;
 use tokio_util::sync::CancellationToken;
 
 /// A node whose state lacks more log entries than this of what it knows to be committed is not ready.
-const MAX_LAG: u64 = 1_000;
+pub(crate) const MAX_LAG: u64 = 1_000;
 
 /// Whether the node lives, and whether it should be sent calls.
 pub(crate) struct Readiness {

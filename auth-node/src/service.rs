@@ -19,6 +19,7 @@ use mezite_proto::{access::MethodAccess, v1::AccessClass};
 use raft_store::{Clock, Committed, Store, StoreTransaction, TransactError, View};
 use store_txn::Read;
 use tokio::{sync::Semaphore, time::Instant};
+use tracing::Span;
 
 use crate::{
     access::Listeners,
@@ -111,12 +112,15 @@ struct Admission {
     origin: Origin,
     /// Where it is noted that its session is used, unless it is no new use.
     uses: Option<Uses>,
+    /// Where it is noted who calls.
+    span: Span,
 }
 
 impl Admission {
     /// Tells who calls, by what `state` says, and refuses what is not allowed.
     fn admit(&self, state: &mut (impl Read + ?Sized)) -> Result<Context, CoreError> {
         let caller = context::authenticate(state, &self.credential)?;
+        self.note(&caller);
         if let Caller::User(user) = &caller
             && user.use_is_due
             && let Some(uses) = &self.uses
@@ -130,20 +134,27 @@ impl Admission {
         Ok(Context { caller, origin: self.origin.clone() })
     }
 
+    fn note(&self, caller: &Caller) {
+        if !self.span.is_disabled() {
+            self.span.record("caller", caller.actor());
+        }
+    }
+
     /// Who calls, for the audit log: also one who is refused.
     fn suspect(&self, state: &mut (impl Read + ?Sized)) -> Result<Context, CoreError> {
         let caller = match context::identify(state, &self.credential) {
             Err(CoreError::Unauthenticated(_)) => Caller::Anonymous,
             known => known?,
         };
+        self.note(&caller);
         Ok(Context { caller, origin: self.origin.clone() })
     }
 }
 
 impl Service {
     fn admission(&self, call: &Call) -> Admission {
-        let Call { method, credential, origin, .. } = call.clone();
-        Admission { method, credential, origin, uses: Some(self.uses.clone()) }
+        let Call { method, credential, origin, span, .. } = call.clone();
+        Admission { method, credential, origin, uses: Some(self.uses.clone()), span }
     }
 
     /// The store, for as long as the call may still take. A little is kept back, so that it is the store that says
@@ -221,7 +232,10 @@ impl Service {
         work: impl Fn(&mut StoreTransaction<'_>, &Context) -> Result<T, CoreError> + Send + Sync + 'static,
     ) -> Result<Committed<T>, ApiError> {
         let admission = self.admission(call);
-        let store = self.store(call);
+        let mut store = self.store(call);
+        if authz::writes_from_reserve(call.method) {
+            store = store.from_reserve();
+        }
         let done = store.transact(move |tx| {
             let context = admission.admit(tx)?;
             work(tx, &context)

@@ -8,7 +8,7 @@ use auth_core::{
     presence::PresenceTtl,
     tables::{CaKey, CaKind, ClusterKey, ClusterRow},
 };
-use mezite_daemon::{clock, diagnostics, metrics, program::listen};
+use mezite_daemon::{clock, diagnostics, metrics, program::listen, supervisor};
 use raft_store::{Clock, Fatal, Role, Store};
 use store_txn::{Key as _, KeyRange, ReadExt as _};
 use tokio::{
@@ -16,18 +16,17 @@ use tokio::{
     task::JoinHandle,
     time::{Instant, timeout_at},
 };
-use tokio_util::{
-    sync::{CancellationToken, DropGuard},
-    task::TaskTracker,
-};
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     access::Listeners,
     attendance::Attendance,
     audit_retention,
+    beside::Beside,
     bootstrap::{self, Joiner, store_config},
     ca_keys::CaKeys,
     ca_rotation::{Automatic, Followed},
+    census,
     config::Config,
     fault::NodeError,
     iam::Sts,
@@ -67,9 +66,7 @@ pub struct Handle {
     server: JoinHandle<Result<(), NodeError>>,
     /// Ends the server's accepting.
     drain: CancellationToken,
-    /// Ends what runs beside the calls.
-    stop: DropGuard,
-    beside: TaskTracker,
+    beside: Beside,
     drain_timeout: Duration,
     _folder: Arc<Folder>,
 }
@@ -111,19 +108,19 @@ pub async fn start(config: Config) -> Result<Handle, NodeError> {
     let clock = store.clock();
     folder.store_was_made(&mut state)?;
 
-    let (stop, beside) = (CancellationToken::new(), TaskTracker::new());
-    let guard = stop.clone().drop_guard();
+    let beside = Beside::default();
     let readiness = Arc::new(Readiness::new(store.clone()));
     let (diagnostics, diagnostics_address) = listen(config.diagnostics_listen).await?;
     tracing::info!(node_id = state.node_id, %diagnostics_address, "waiting for the cluster");
-    beside.spawn(watch_life(Arc::clone(&readiness), store.clone(), stop.clone()));
-    beside.spawn(diagnostics::serve(Arc::clone(&readiness), diagnostics, stop.clone()));
+    supervisor::status("waiting for the cluster");
+    beside.spawn(watch_life(Arc::clone(&readiness), store.clone()));
+    beside.spawn(diagnostics::serve(Arc::clone(&readiness), diagnostics, beside.stopping()));
     let cas = Arc::new(CaKeys::new(Arc::clone(&kek)));
     // At once: a node that was away for long can speak to nobody before.
     let (life, followed) = (config.raft.peer_certificate_life, Arc::new(Followed::default()));
     let mine = (state.clone(), life);
     let renewal = peer_certificate::Renewal::new(&store, &cas, &clock, &folder, mine, &followed);
-    beside.spawn(renewal.run(stop.clone()));
+    beside.spawn(renewal.run());
 
     let cluster = tokio::select! {
         biased;
@@ -134,14 +131,15 @@ pub async fn start(config: Config) -> Result<Handle, NodeError> {
         },
     };
     let node = Node { cluster, clock, store, cas, kek, followed, node_id: state.node_id };
-    let (service, tls) = node.assemble(&config, &readiness, &beside, &stop).await?;
+    let (service, tls) = node.assemble(&config, &readiness, &beside).await?;
 
-    let web = web::Server::open(&config, &service, &tls, &beside, &stop).await?;
+    let web = web::Server::open(&config, &service, &tls, &beside).await?;
     let web_address = web.as_ref().map(|web| web.address);
     let (api, address) = listen(config.listen).await?;
     let drain = CancellationToken::new();
-    let serving =
-        server::serve(service, Arc::clone(&readiness), api, tls, config.limits.clone(), drain.clone());
+    let drain_timeout = config.limits.drain_timeout;
+    let (ready, draining) = (Arc::clone(&readiness), drain.clone());
+    let serving = async move { server::serve(service, ready, api, tls, &config, draining).await };
     let pages = drain.clone();
     let server = tokio::spawn(async move {
         let web = async {
@@ -153,7 +151,6 @@ pub async fn start(config: Config) -> Result<Handle, NodeError> {
         tokio::try_join!(serving, web).map(drop)
     });
     readiness.serve();
-    beside.close();
     tracing::info!(node_id = node.node_id, %address, ?web_address, "serving");
     Ok(Handle {
         address,
@@ -164,9 +161,8 @@ pub async fn start(config: Config) -> Result<Handle, NodeError> {
         store: node.store,
         server,
         drain,
-        stop: guard,
         beside,
-        drain_timeout: config.limits.drain_timeout,
+        drain_timeout,
         _folder: folder,
     })
 }
@@ -188,30 +184,30 @@ impl Node {
         &self,
         config: &Config,
         readiness: &Readiness,
-        beside: &TaskTracker,
-        stop: &CancellationToken,
+        beside: &Beside,
     ) -> Result<(Arc<Service>, Tls), NodeError> {
         let (store, clock) = (self.store.clone(), Arc::clone(&self.clock));
         let cas = Arc::clone(&self.cas);
         let names = Names::new(config, &self.cluster.name, self.node_id);
         let guests = Arc::new(Guests::new(&self.cluster.name));
         let (tls, renewal) = tls::begin(&store, &cas, &clock, names, &self.followed, &guests).await?;
-        beside.spawn(renewal.run(stop.clone()));
-        beside.spawn(Arc::clone(&self.followed).report(store.clone(), self.node_id, stop.clone()));
+        beside.spawn(renewal.run());
+        beside.spawn(Arc::clone(&self.followed).report(store.clone(), self.node_id));
         let ttl = PresenceTtl(config.presence.ttl);
         let attendance = Arc::new(Attendance::new(ttl));
-        beside.spawn(Arc::clone(&attendance).keep(store.clone(), stop.clone()));
+        beside.spawn(Arc::clone(&attendance).keep(store.clone()));
         let automatic = Automatic {
             store: store.clone(),
             node_id: self.node_id,
             ttl,
             attendance: Arc::clone(&attendance),
         };
-        beside.spawn(automatic.drive(stop.clone()));
-        beside.spawn(audit_retention::keep(store.clone(), self.node_id, stop.clone()));
-        beside.spawn(guests.follow(store.clone(), stop.clone()));
-        beside.spawn(trust_refresh::keep(store.clone(), self.node_id, stop.clone()));
-        beside.spawn(spiffe::refresh::keep(store.clone(), self.node_id, stop.clone()));
+        beside.spawn(automatic.drive());
+        beside.spawn(census::keep(store.clone(), self.node_id, ttl));
+        beside.spawn(audit_retention::keep(store.clone(), self.node_id));
+        beside.spawn(guests.follow(store.clone()));
+        beside.spawn(trust_refresh::keep(store.clone(), self.node_id));
+        beside.spawn(spiffe::refresh::keep(store.clone(), self.node_id));
         let missing = MissingCas {
             store: store.clone(),
             cas: Arc::clone(&cas),
@@ -219,7 +215,7 @@ impl Node {
             cluster: self.cluster.name.clone(),
             node_id: self.node_id,
         };
-        beside.spawn(missing.make(stop.clone()));
+        beside.spawn(missing.make());
         let refusals = Arc::new(Refusals::default());
         store.set_join_handler(Arc::new(Joiner {
             store: store.clone(),
@@ -247,7 +243,8 @@ impl Node {
             cas,
             presence: Presence::start(store.clone(), ttl),
             attendance,
-            uses: Uses::start(store.clone()),
+            // Who is here stays, also while the database is over its bound.
+            uses: Uses::start(store.clone().from_reserve()),
             pace: Pace::default(),
             relay: Relay::new(&self.cluster.name, Arc::clone(&tls.client), &config.limits)?,
             sts: Sts::new(&config.iam)?,
@@ -266,12 +263,9 @@ impl Node {
     }
 }
 
-/// Notes the end of the Raft core, until `stop`.
-async fn watch_life(readiness: Arc<Readiness>, store: Store, stop: CancellationToken) {
-    tokio::select! {
-        reason = store.dead() => readiness.die(reason),
-        () = stop.cancelled() => (),
-    }
+/// Notes the end of the Raft core.
+async fn watch_life(readiness: Arc<Readiness>, store: Store) {
+    readiness.die(store.dead().await);
 }
 
 /// Becomes the member that the node is to be, and waits for what it serves with.
@@ -350,8 +344,7 @@ impl Handle {
         self.drain.cancel();
         let answered = timeout_at(deadline, &mut self.server).await;
         self.server.abort();
-        drop(self.stop);
-        self.beside.wait().await;
+        self.beside.stop().await;
         self.store.shutdown().await;
         answered.is_ok()
     }

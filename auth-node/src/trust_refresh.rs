@@ -13,7 +13,6 @@ use futures::{Stream, StreamExt as _, stream};
 use raft_store::{Store, TransactError, WatchEvent};
 use store_txn::{Key as _, KeyRange};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
-use tokio_util::sync::CancellationToken;
 
 use crate::{
     foreign::{self, Unanswered},
@@ -27,10 +26,10 @@ const AT_ONCE: usize = 8;
 /// What is kept of a cluster that has not proved itself.
 const UNPROVED: &str = "it could not be reached at its addresses, or did not prove that it is this cluster: the log of the auth node that leads has more";
 
-/// Asks from time to time, until `stop`.
-pub(crate) async fn keep(store: Store, node_id: u64, stop: CancellationToken) {
+/// Asks from time to time.
+pub(crate) async fn keep(store: Store, node_id: u64) {
     let changes = changes_of(&store, KeyRange::table(TrustedClusterKey::TABLE));
-    paced(changes, stop, RHYTHM, || async {
+    paced(changes, RHYTHM, || async {
         match look(&store, node_id).await {
             Ok(failed) => metrics::trusted_clusters_unrefreshed(failed),
             Err(error) => tracing::warn!(%error, "trusted clusters could not be looked at"),
@@ -54,10 +53,9 @@ pub(crate) fn changes_of(store: &Store, range: KeyRange) -> impl Stream<Item = W
     stream::unfold(changes, |mut changes| async move { Some((changes.next().await?, changes)) })
 }
 
-/// Looks from time to time and when something changes, with a pause in between, until `stop` or the end of `changes`.
+/// Looks from time to time and when something changes, with a pause in between, until the end of `changes`.
 pub(crate) async fn paced<T, F: Future<Output = ()>>(
     changes: impl Stream<Item = T>,
-    stop: CancellationToken,
     rhythm: Rhythm,
     mut look: impl FnMut() -> F,
 ) {
@@ -69,7 +67,6 @@ pub(crate) async fn paced<T, F: Future<Output = ()>>(
     loop {
         tokio::select! {
             biased;
-            () = stop.cancelled() => return,
             _ = ticks.tick() => {}
             changed = changes.next() => if changed.is_none() { return },
         }
@@ -77,17 +74,13 @@ pub(crate) async fn paced<T, F: Future<Output = ()>>(
         while Instant::now() < next_look {
             tokio::select! {
                 biased;
-                () = stop.cancelled() => return,
                 () = sleep_until(next_look) => {}
                 // The look after the pause is for all that comes in it.
                 changed = changes.next() => if changed.is_none() { return },
             }
         }
         next_look = Instant::now() + rhythm.pause;
-        tokio::select! {
-            () = stop.cancelled() => return,
-            () = look() => {}
-        }
+        look().await;
     }
 }
 

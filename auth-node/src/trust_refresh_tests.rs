@@ -3,6 +3,7 @@ use std::sync::{Arc, Mutex};
 use auth_core::tables::{CaKind, ForeignCaRow, RefreshKey};
 use store_txn::{ReadExt as _, TransactionExt as _};
 use tokio::time::{advance, sleep};
+use tokio_util::sync::CancellationToken;
 
 use super::*;
 use crate::rpc::testing::{Node, Other};
@@ -11,7 +12,7 @@ use crate::rpc::testing::{Node, Other};
 async fn looks(changes: impl Stream<Item = ()>, count: usize) -> Vec<u64> {
     let (begun, stop) = (Instant::now(), CancellationToken::new());
     let looked = Arc::new(Mutex::new(Vec::new()));
-    paced(changes, stop.clone(), RHYTHM, || {
+    let looking = paced(changes, RHYTHM, || {
         let (looked, stop) = (Arc::clone(&looked), stop.clone());
         async move {
             let mut looked = looked.lock().unwrap();
@@ -20,8 +21,8 @@ async fn looks(changes: impl Stream<Item = ()>, count: usize) -> Vec<u64> {
                 stop.cancel();
             }
         }
-    })
-    .await;
+    });
+    stop.run_until_cancelled(looking).await;
     let looked = looked.lock().unwrap();
     looked.clone()
 }

@@ -6,6 +6,7 @@
 //! takes before anybody knows whose it is.
 
 mod gate;
+mod proxied;
 
 use std::{
     io,
@@ -19,6 +20,7 @@ use std::{
 use arc_swap::ArcSwap;
 use futures::Stream;
 use hyper_util::rt::TokioIo;
+use ipnet::IpNet;
 use rustls_pki_types::{CertificateDer, ServerName};
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf},
@@ -46,14 +48,14 @@ const HANDSHAKEN_BACKLOG: usize = 64;
 /// Who is on the other end of a connection. Handlers find it in the request's extensions.
 #[derive(Debug, Clone)]
 pub struct ConnectionInfo {
-    /// Address of the peer.
+    /// Address of the peer; behind a proxy, that of its client.
     pub remote_addr: SocketAddr,
     /// The client's certificate chain, leaf first, as TLS verified it; empty when it showed none.
     pub peer_certificates: Arc<[CertificateDer<'static>]>,
 }
 
 /// Bounds of a listener.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct ListenerLimits {
     /// A TLS handshake, with the HTTP/2 preface after it, that takes longer is dropped.
     pub handshake_timeout: Duration,
@@ -66,6 +68,8 @@ pub struct ListenerLimits {
     /// Whether a connection that has not agreed on HTTP/2 is taken too, as one of HTTP/1.1. Whoever serves it gives its first
     /// request a time to begin in.
     pub http1: bool,
+    /// Proxies that say who connects: each connection from there begins with a header of the PROXY protocol, and no other does.
+    pub proxies: Arc<[IpNet]>,
 }
 
 impl Default for ListenerLimits {
@@ -76,6 +80,7 @@ impl Default for ListenerLimits {
             max_anonymous: usize::MAX,
             anonymous_age: None,
             http1: false,
+            proxies: Arc::default(),
         }
     }
 }
@@ -137,7 +142,7 @@ async fn accept(
         };
         let acceptor = TlsAcceptor::from(config.load_full());
         let places = Places { _connection: permit, anonymous: Arc::clone(&anonymous) };
-        let sender = sender.clone();
+        let (sender, limits) = (sender.clone(), limits.clone());
         tokio::spawn(async move {
             match tokio::time::timeout(
                 limits.handshake_timeout,
@@ -163,12 +168,15 @@ struct Places {
 
 async fn handshake(
     acceptor: TlsAcceptor,
-    tcp: TcpStream,
-    remote_addr: SocketAddr,
+    mut tcp: TcpStream,
+    mut remote_addr: SocketAddr,
     places: Places,
     limits: ListenerLimits,
 ) -> io::Result<TlsConnection> {
     tcp.set_nodelay(true)?;
+    if proxied::is_proxy(&limits.proxies, remote_addr) {
+        remote_addr = proxied::client(&mut tcp, remote_addr).await?;
+    }
     let mut stream = acceptor.accept(tcp).await?;
     let certificates = stream.get_ref().1.peer_certificates().unwrap_or_default();
     let peer_certificates: Arc<[_]> = certificates.iter().map(|der| der.clone().into_owned()).collect();

@@ -51,9 +51,9 @@ pub use membership::{MembershipError, Role};
 pub use mezite_proto::peer::{JoinRequest, JoinResponse, Member};
 pub use net::{
     identity::{PeerIdentity, peer_dns_name},
-    join::{JoinHandler, request_join},
+    join::{JoinError, JoinHandler, request_join},
 };
-pub use offline::{Exported, export};
+pub use offline::{Exported, export, look, remembers_removal};
 pub use restore::{Restored, restore};
 pub use space::Compaction;
 pub use status::{MemberStatus, NotReady, Status};

@@ -99,7 +99,7 @@ pub enum MembershipError {
 pub(crate) enum Change {
     Add { node_id: u64, node: PeerNode, role: Role },
     Promote { node_id: u64 },
-    Remove { node_id: u64, force: bool },
+    Remove { node_id: u64, force: bool, bar: bool },
 }
 
 impl Change {
@@ -177,7 +177,21 @@ impl Store {
     /// # Errors
     /// [`MembershipError::NoQuorum`], unless forced; [`StoreError::OutcomeUnknown`] when there was no answer in time.
     pub async fn remove(&self, node_id: u64, force: bool) -> Result<(), MembershipError> {
-        self.change(Change::Remove { node_id, force }).await
+        self.change(Change::Remove { node_id, force, bar: false }).await
+    }
+
+    /// Removes a node for ever that has an identity of the cluster and is no member, so that it never becomes one. One that
+    /// has become a member meanwhile is removed as by [`Store::remove`].
+    ///
+    /// # Errors
+    /// As of [`Store::remove`], without force.
+    pub async fn bar(&self, node_id: u64) -> Result<(), MembershipError> {
+        self.change(Change::Remove { node_id, force: false, bar: true }).await
+    }
+
+    /// Whether a node was removed, as this node knows.
+    pub fn was_removed(&self, node_id: u64) -> bool {
+        self.inner.progress.is_removed(node_id)
     }
 
     /// Has the change made, asking again while nobody can make it.
@@ -263,7 +277,7 @@ impl Inner {
             _ if self.progress.is_removed(node_id) => Err(MembershipError::Removed(node_id)),
             Change::Add { node, role, .. } => self.add(node_id, node, *role, deadline).await,
             Change::Promote { .. } => self.make_voter(node_id, deadline).await,
-            Change::Remove { force, .. } => self.remove_member(node_id, *force, deadline).await,
+            Change::Remove { force, bar, .. } => self.remove_member(node_id, *force, *bar, deadline).await,
         }
     }
 
@@ -315,6 +329,7 @@ impl Inner {
         &self,
         node_id: u64,
         force: bool,
+        bar: bool,
         deadline: Instant,
     ) -> Result<(), MembershipError> {
         let one = self.changes.lock().await;
@@ -322,7 +337,11 @@ impl Inner {
             return Ok(());
         }
         if self.core.member(node_id).is_none() {
-            return Err(MembershipError::NotAMember(node_id));
+            if !bar {
+                return Err(MembershipError::NotAMember(node_id));
+            }
+            // Replicas remember as removed who was a member: so it becomes one, of no address and without a vote.
+            self.within(deadline, node_id, self.core.set_node(node_id, PeerNode::default())).await?;
         }
         let mut remaining = self.core.voters();
         if remaining.remove(&node_id).is_none() {

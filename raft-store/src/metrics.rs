@@ -6,9 +6,12 @@ use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogra
 
 use crate::status::Status;
 
-const GAUGES: [(&str, Unit, &str); 15] = [
+const GAUGES: [(&str, Unit, &str); 19] = [
     ("raft_is_leader", Unit::Count, "1 if this node leads, else 0"),
     ("raft_has_leader", Unit::Count, "1 if this node knows a leader, else 0"),
+    ("raft_has_quorum", Unit::Count, "1 if this node hears a quorum by way of a leader, else 0"),
+    ("raft_is_voter", Unit::Count, "1 if this node votes, else 0"),
+    ("raft_voters", Unit::Count, "Members that vote"),
     ("raft_term", Unit::Count, "Raft term"),
     ("raft_committed_index", Unit::Count, "Last log index known to be committed"),
     ("raft_applied_index", Unit::Count, "Last log index applied"),
@@ -18,6 +21,7 @@ const GAUGES: [(&str, Unit, &str); 15] = [
     ("raft_snapshot_index", Unit::Count, "Last log index in the newest snapshot"),
     ("raft_snapshot_bytes", Unit::Bytes, "Size of the newest snapshot"),
     ("raft_database_bytes", Unit::Bytes, "Bytes in table files and memory tables"),
+    ("raft_database_max_bytes", Unit::Bytes, "Bound above which only what deletes or takes access away is taken; 0 for none"),
     ("raft_watchers", Unit::Count, "Watchers of the state"),
     ("raft_idempotency_ids", Unit::Count, "Ids of applied transactions that are remembered"),
     ("raft_members", Unit::Count, "Members of the cluster"),
@@ -121,11 +125,28 @@ pub(crate) fn election() {
     counter!("raft_elections_total").increment(1);
 }
 
+/// Sizes that are measured.
+pub(crate) struct Sizes {
+    /// Transactions that wait to be proposed.
+    pub(crate) pending: usize,
+    /// Of the newest snapshot.
+    pub(crate) snapshot_bytes: u64,
+    /// Bound of the database; 0: none.
+    pub(crate) max_database_bytes: u64,
+}
+
 /// What a node says of itself. `peers` are those that were told of before, and of which the last number must not stay.
-pub(crate) fn status(status: &Status, pending: usize, snapshot_bytes: u64, peers: &mut BTreeSet<u64>) {
+pub(crate) fn status(status: &Status, has_quorum: bool, sizes: Sizes, peers: &mut BTreeSet<u64>) {
+    let Sizes { pending, snapshot_bytes, max_database_bytes } = sizes;
+    let flag = |is: bool| f64::from(u8::from(is));
+    let voters = || status.members.iter().filter(|member| member.voter);
+    gauge!("raft_has_quorum").set(flag(has_quorum && !status.removed));
+    gauge!("raft_is_voter").set(flag(voters().any(|member| member.node_id == status.node_id)));
+    gauge!("raft_voters").set(voters().count() as f64);
+    gauge!("raft_database_max_bytes").set(max_database_bytes as f64);
     let leads = status.leader_id == Some(status.node_id);
-    gauge!("raft_is_leader").set(f64::from(u8::from(leads)));
-    gauge!("raft_has_leader").set(f64::from(u8::from(status.leader_id.is_some())));
+    gauge!("raft_is_leader").set(flag(leads));
+    gauge!("raft_has_leader").set(flag(status.leader_id.is_some()));
     gauge!("raft_term").set(status.term as f64);
     gauge!("raft_committed_index").set(status.committed_index as f64);
     gauge!("raft_applied_index").set(status.applied_index as f64);

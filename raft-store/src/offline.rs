@@ -1,13 +1,16 @@
-//! Gets the state out of a stopped node's data directory, when the rest of its cluster is lost.
+//! What can be had of a stopped node's data directory: single rows and what became of the node; and the whole state, when
+//! the rest of its cluster is lost.
 
 use std::path::Path;
 
 use mezite_proto::peer;
+use store_txn::TxError;
 
 use crate::{
-    db::{Db, meta_key},
+    db::{self, Db, meta_key},
     durable::{self, Temporary, TemporaryFolder},
     error::StoreError,
+    membership,
     owner::Owner,
     raft::{
         SnapshotFile, convert,
@@ -15,12 +18,39 @@ use crate::{
         state_machine::{apply_entries, check_contiguous, load},
     },
     state::{Applied, StateSnapshot},
+    transact::View,
 };
 
 /// Where the work is done; a run that was interrupted leaves it, and the next one deletes it.
 const WORKING: &str = "export.tmp";
 /// Log entries are applied in steps of at most this many bytes.
 const STEP_BYTES: usize = 4 << 20;
+
+/// Reads the state of a stopped node as it is on its disk, which may be behind the cluster's. Nothing is changed.
+///
+/// # Errors
+/// When the node runs, there is no database, or it cannot be read; what `work` answers.
+pub fn look<T>(
+    data_dir: &Path,
+    work: impl FnOnce(&mut View<'_>) -> Result<T, TxError>,
+) -> Result<T, StoreError> {
+    let db = read_only(data_dir)?;
+    let state = StateSnapshot::take(&db)?;
+    Ok(work(&mut View::new(&state, 0))?)
+}
+
+/// Whether a stopped node knows that it was removed from its cluster: it was told so while it ran.
+///
+/// # Errors
+/// When the node runs, there is no database, or it cannot be read.
+pub fn remembers_removal(data_dir: &Path) -> Result<bool, StoreError> {
+    membership::remembers_removal(&read_only(data_dir)?)
+}
+
+fn read_only(data_dir: &Path) -> Result<Db, StoreError> {
+    let path = data_dir.join("db");
+    Db::open_read_only(&path, db::lock(&path)?)
+}
 
 /// What was exported.
 #[derive(Debug, Clone, PartialEq, Eq)]

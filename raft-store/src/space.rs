@@ -1,5 +1,5 @@
 //! The space that the database takes: compaction, and the alarm that stops writes before the disk is full but still
-//! lets deletes through.
+//! lets deletes through, and from a reserve what must not wait for them.
 
 use std::{
     sync::{
@@ -15,6 +15,9 @@ use crate::{Store, db::Db, error::StoreError, store::Inner};
 
 /// How often the database is measured.
 const INTERVAL: Duration = Duration::from_secs(1);
+/// Bytes above the bound that are kept for transactions of the reserve, where a twentieth of the bound is less: the
+/// memory tables alone move the size by as much.
+const MIN_RESERVE: u64 = 64 << 20;
 /// A full database is compacted, so that what was deleted makes room; but not more often than this.
 const COMPACT_EVERY: Duration = Duration::from_secs(300);
 
@@ -23,7 +26,7 @@ const COMPACT_EVERY: Duration = Duration::from_secs(300);
 pub(crate) struct Full {
     /// Bytes on disk.
     pub(crate) size: u64,
-    /// The bound.
+    /// The bound; with its reserve, for what may take from that.
     pub(crate) limit: u64,
 }
 
@@ -50,15 +53,17 @@ impl SpaceAlarm {
         self.limit != 0 && self.size.load(Ordering::Relaxed) > self.limit
     }
 
-    /// Refuses a transaction that makes a full database larger. One that deletes rows and writes none is taken; it
-    /// may append to logs, so that what is deleted leaves its trace.
+    /// Refuses a transaction that makes a full database larger, unless it may take from the reserve and that has room.
+    /// One that deletes rows and writes none is taken; it may append to logs, so that what is deleted leaves its trace.
     pub(crate) fn admit(&self, transaction: &peer::Transaction) -> Result<(), Full> {
         let deletes = |writes: &[peer::Write]| writes.iter().all(|write| write.value.is_none());
         let shrinks = !transaction.writes.is_empty() || !transaction.trims.is_empty();
         if !self.is_full() || (shrinks && deletes(&transaction.writes)) {
             return Ok(());
         }
-        Err(Full { size: self.size.load(Ordering::Relaxed), limit: self.limit })
+        let reserve = if transaction.from_reserve { MIN_RESERVE.max(self.limit / 20) } else { 0 };
+        let (size, limit) = (self.size.load(Ordering::Relaxed), self.limit.saturating_add(reserve));
+        if size <= limit { Ok(()) } else { Err(Full { size, limit }) }
     }
 
     fn measure(&self, db: &Db) -> u64 {
@@ -172,5 +177,19 @@ mod tests {
         assert!(room.admit(&with(vec![write(Some(b""))])).is_ok());
         let unbounded = SpaceAlarm { limit: 0, size: AtomicU64::new(u64::MAX) };
         assert!(unbounded.admit(&with(vec![write(Some(b""))])).is_ok());
+    }
+
+    #[test]
+    fn what_may_take_from_the_reserve_is_taken_until_that_is_full_too() {
+        let write =
+            peer::Write { key: Bytes::from_static(b"k"), value: Some(Bytes::new()), expires_at_ms: 0 };
+        let urgent = peer::Transaction { writes: vec![write], from_reserve: true, ..Default::default() };
+        let other = peer::Transaction { from_reserve: false, ..urgent.clone() };
+        for (limit, most) in [(10, 10 + MIN_RESERVE), (100 << 30, 105 << 30)] {
+            let holds = |size| SpaceAlarm { limit, size: AtomicU64::new(size) };
+            assert_eq!(holds(most).admit(&urgent), Ok(()));
+            assert_eq!(holds(most).admit(&other), Err(Full { size: most, limit }));
+            assert_eq!(holds(most + 1).admit(&urgent), Err(Full { size: most + 1, limit: most }));
+        }
     }
 }

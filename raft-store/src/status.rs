@@ -98,7 +98,8 @@ pub struct Status {
     pub snapshot_index: u64,
     /// Bytes on disk and in memory tables.
     pub database_size: u64,
-    /// Whether the database is over its bound: only what deletes is still taken through this node.
+    /// Whether the database is over its bound: only what deletes, and what may take from the
+    /// reserve, is still taken through this node.
     pub database_full: bool,
     /// Revision of the state.
     pub revision: u64,

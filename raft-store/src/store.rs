@@ -77,6 +77,8 @@ pub struct Store {
     pub(crate) inner: Arc<Inner>,
     /// Deadline of each transaction, read or change of members through this handle.
     pub(crate) deadline: Duration,
+    /// Whether its transactions may take from the reserve.
+    from_reserve: bool,
     server: Arc<std::sync::Mutex<PeerServer>>,
     _tasks: Arc<DropGuard>,
 }
@@ -158,7 +160,7 @@ impl Store {
         tokio::spawn(tasks.clone().run_until_cancelled_owned(space::measure(Arc::clone(&inner))));
         tokio::spawn(tasks.clone().run_until_cancelled_owned(guard(Arc::clone(&inner), fatal)));
         let deadline = inner.config.timing.deadline;
-        Ok(Self { inner, deadline, server, _tasks: Arc::new(tasks.drop_guard()) })
+        Ok(Self { inner, deadline, from_reserve: false, server, _tasks: Arc::new(tasks.drop_guard()) })
     }
 
     /// Makes this node the first member of a new cluster. Does nothing where there is a membership already.
@@ -176,6 +178,13 @@ impl Store {
     /// [`Timing::MAX_DEADLINE`]. It goes with what is forwarded; what waits longer is dropped.
     pub fn within(&self, deadline: Duration) -> Self {
         Self { deadline: deadline.min(Timing::MAX_DEADLINE), ..self.clone() }
+    }
+
+    /// A handle whose transactions are taken also while the database is over its bound, as long as it is so by a
+    /// twentieth of it, or 64 MiB, at most: for what takes access away or makes room, which must not wait for room.
+    #[must_use]
+    pub fn from_reserve(self) -> Self {
+        Self { from_reserve: true, ..self }
     }
 
     /// Shows peers another certificate from now on, and trusts the CAs that come with it, without a restart. While
@@ -262,6 +271,7 @@ impl Store {
     ) -> Result<Option<u64>, StoreError> {
         let time = self.inner.state.counters().stamp_ms.max(self.inner.time.now());
         let window = u64::try_from(left(deadline).as_millis()).unwrap_or_default();
+        transaction.from_reserve = self.from_reserve;
         transaction.id = Bytes::copy_from_slice(&rand::random::<[u8; 16]>());
         transaction.not_after_ms = time.saturating_add(window);
         if transaction.encoded_len() > self.inner.config.limits.transaction_bytes {
@@ -489,11 +499,16 @@ async fn measure(inner: Arc<Inner>) {
     let sample = move |committed_index| {
         let (inner, peers) = (Arc::clone(&inner), Arc::clone(&peers));
         async move {
+            let has_quorum = inner.core.health().await.is_ok();
             let sampled = tokio::task::spawn_blocking(move || {
                 let status = Status { committed_index, ..inner.status() };
-                let snapshot_bytes = inner.state.snapshot_bytes();
+                let sizes = metrics::Sizes {
+                    pending: inner.proposer.waiting(),
+                    snapshot_bytes: inner.state.snapshot_bytes(),
+                    max_database_bytes: inner.config.limits.max_database_bytes,
+                };
                 let mut peers = peers.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-                metrics::status(&status, inner.proposer.waiting(), snapshot_bytes, &mut peers);
+                metrics::status(&status, has_quorum, sizes, &mut peers);
             });
             if let Err(error) = sampled.await {
                 tracing::error!(%error, "measuring failed");

@@ -3,9 +3,11 @@
 
 use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, time::Duration};
 
+use ipnet::IpNet;
 use mezite_daemon::{
     config::{ConfigError, Settings, check_counts, check_durations},
     logging::LogConfig,
+    traces::TracesConfig,
 };
 use recording_format::{MAX_CHUNK_LEN, MAX_SEGMENT_PAYLOAD};
 use serde::{Deserialize, Serialize};
@@ -25,7 +27,8 @@ pub struct Config {
     /// nobody is told of recordings).
     #[serde(default)]
     pub auth_servers: Vec<String>,
-    /// `sha256:` and the hex SPKI digest of the cluster's TLS CA, for `join`. Default: none.
+    /// `sha256:` and the hex SPKI digest of the cluster's TLS CA, for `join`; while the CA is rotated that of the old one and of the
+    /// new one, with a comma between them. Default: none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ca_pin: Option<String>,
     /// PEM file with the cluster's TLS CA, for `join`, instead of the pin. Default: none.
@@ -43,6 +46,11 @@ pub struct Config {
     /// Further DNS names and IP addresses in its certificates, at most 32. Default: none.
     #[serde(default)]
     pub additional_principals: Vec<String>,
+    /// Proxies and load balancers that tell who connects, by the PROXY protocol (version 1 or 2): networks, such as
+    /// `10.0.0.0/24`. Each connection from there must begin with its header, and none from elsewhere may; who may
+    /// connect from there may claim to come from anywhere. Default: none.
+    #[serde(default)]
+    pub trusted_proxies: Vec<IpNet>,
     /// Address of `/healthz`, `/readyz` and `/metrics`: plain HTTP. Default: `127.0.0.1:3082`.
     #[serde(default = "default_diagnostics")]
     pub diagnostics_listen: SocketAddr,
@@ -51,6 +59,9 @@ pub struct Config {
     pub labels: BTreeMap<String, String>,
     /// Logging. By default `log.level` is `info`.
     pub log: LogConfig,
+    /// Traces.
+    #[serde(default)]
+    pub traces: TracesConfig,
     /// Bounds.
     #[serde(default)]
     pub limits: LimitsConfig,
@@ -299,6 +310,10 @@ impl Settings for Config {
 
     fn log(&self) -> &LogConfig {
         &self.log
+    }
+
+    fn traces(&self) -> &TracesConfig {
+        &self.traces
     }
 
     fn check(&self) -> Result<(), ConfigError> {

@@ -6,14 +6,13 @@ use std::{sync::Arc, time::Duration};
 use arc_swap::ArcSwap;
 use mezite_client::{AuthClient, Client, Retry};
 use mezite_daemon::clock;
-use mezite_proto::v1;
 use rustls::ServerConfig;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     config::Config,
-    identity::{Folder, IdentityError, State, generate},
+    identity::{Folder, IdentityError, State, generate, report},
     metrics, server,
     service::Ingest,
 };
@@ -86,6 +85,9 @@ impl Control {
                 let beat = self.beat().await;
                 metrics::heartbeat(beat.is_ok());
                 self.ingest.reach.note(beat.is_ok());
+                if beat.as_ref().is_err_and(IdentityError::is_removal) {
+                    self.ingest.remove();
+                }
                 warn("no auth node took the heartbeat", beat);
                 if self.told_revision != self.state.followed_revision {
                     schedule.bundle = now;
@@ -105,13 +107,8 @@ impl Control {
 
     /// Reports that this ingest lives, and hears the revision of the cluster's trust bundle.
     async fn beat(&mut self) -> Result<(), IdentityError> {
-        let request = v1::AgentHeartbeatRequest {
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            labels: self.config.labels.clone(),
-            address: self.config.advertise.clone(),
-            load: u32::try_from(self.ingest.open_streams()).unwrap_or(u32::MAX),
-            followed_trust_revision: self.state.followed_revision,
-        };
+        let load = u32::try_from(self.ingest.open_streams()).unwrap_or(u32::MAX);
+        let request = report(&self.config, &self.state, load);
         let call = |mut auth: AuthClient, request| async move { auth.agent_heartbeat(request).await };
         let reply = self.client.call(Retry::Idempotent, request, call).await?;
         if let Some(interval) = reply.next_interval.and_then(|interval| Duration::try_from(interval).ok()) {
@@ -150,8 +147,7 @@ impl Control {
     async fn renew_if_due(&mut self) -> Result<(), IdentityError> {
         let (identity, now) = (self.ingest.identity(), clock::unix_seconds());
         if !identity.is_valid_at(now) {
-            let what = "the certificate has expired: run `recording-ingest join` with a new token";
-            return Err(IdentityError::Answer(what.to_owned()));
+            return Err(IdentityError::NotGoodNow);
         }
         if !identity.is_due_at(now) {
             return Ok(());

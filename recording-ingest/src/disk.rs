@@ -90,6 +90,7 @@ impl Disk {
     pub(crate) fn new(folder: &Path, config: &DiskConfig) -> io::Result<Self> {
         let space = space(folder)?;
         let marks = Marks::new(config, space.size);
+        metrics::disk_marks(marks.new, marks.appends);
         let disk = Self {
             folder: folder.to_owned(),
             marks,
@@ -104,7 +105,7 @@ impl Disk {
     /// one with room, since a write shows whether that is so.
     pub(crate) fn room(&self) -> Room {
         let Ok(space) = space(&self.folder) else { return Room::New };
-        metrics::disk_free(space.free);
+        metrics::disk(space.free, space.size);
         let room = self.marks.room(space.free);
         self.tell(room, space);
         self.take_reserve(space.free);

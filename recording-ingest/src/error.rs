@@ -110,6 +110,9 @@ pub enum IngestError {
     /// The ingest is stopping.
     #[error("this ingest is leaving; go on with another one")]
     Leaving,
+    /// The cluster does not have this ingest any more.
+    #[error("this ingest was removed from the cluster; go on with another one")]
+    Removed,
     /// The recording is being deleted, since its time is over.
     #[error("a recording of this id is being deleted; try again later")]
     Going,
@@ -180,6 +183,7 @@ impl IngestError {
             Self::Idle => Code::DeadlineExceeded,
             Self::BrokenOff(_) => Code::Cancelled,
             Self::Leaving
+            | Self::Removed
             | Self::Going
             | Self::Unconfirmed
             | Self::IndexNotReady
@@ -213,6 +217,7 @@ impl IngestError {
             Self::Idle => "IDLE",
             Self::BrokenOff(_) => "BROKEN_OFF",
             Self::Leaving => "LEAVING",
+            Self::Removed => "INGEST_REMOVED",
             Self::Going => "GOING",
             Self::IndexNotReady => "INDEX_NOT_READY",
             Self::Damaged(_) => "DAMAGED",
@@ -262,6 +267,7 @@ impl IngestError {
             | Self::NoMemory
             | Self::TooManyDownloads
             | Self::Leaving
+            | Self::Removed
             | Self::Unconfirmed
             | Self::IndexNotReady
             | Self::Superseded { .. } => Some(RETRY_SOON),

@@ -7,8 +7,11 @@ use std::{
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
-use mezite_daemon::program::{self, Common, StopSignals};
-use recording_ingest::{config::Config, join, start, token_from};
+use mezite_daemon::{
+    program::{self, Common, StopSignals},
+    supervisor,
+};
+use recording_ingest::{StartError, config::Config, join, start, token_from};
 
 /// The recording data plane of Mezite
 #[derive(Debug, Parser)]
@@ -21,6 +24,9 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Join a cluster with a token of kind `ingest`; run again to finish a join that was interrupted
+    ///
+    /// Where an ingest has joined nothing is done, unless it is good for nothing any more: its certificate has ended, the cluster
+    /// has it no more, or has authorities that it does not know. Then a new one joins, and takes its place in `data_dir`.
     Join {
         #[command(flatten)]
         common: Common,
@@ -29,6 +35,8 @@ enum Command {
         token_file: Option<PathBuf>,
     },
     /// Serve until SIGTERM
+    ///
+    /// Exit codes: 0 stopped, 1 failed, 78 the cluster does not have this ingest any more: to start it again changes nothing.
     Run {
         #[command(flatten)]
         common: Common,
@@ -39,38 +47,53 @@ enum Command {
 const BLOCKING_THREADS: usize = 64;
 
 fn main() -> ExitCode {
-    program::exit_code("recording-ingest", run(Cli::parse()))
+    program::exit_code("recording-ingest", run(Cli::parse()), |error| {
+        matches!(error.downcast_ref(), Some(StartError::Removed { .. }))
+    })
 }
 
 fn run(cli: Cli) -> Result<ExitCode> {
     let (Command::Join { common, .. } | Command::Run { common }) = &cli.command;
     let Some(config) = common.load::<Config>()? else { return Ok(ExitCode::SUCCESS) };
-    let runtime = program::begin(&config.log, BLOCKING_THREADS)?;
+    let runtime = program::begin("recording-ingest", &config, BLOCKING_THREADS)?;
     let done = match &cli.command {
         Command::Join { token_file, .. } => runtime.block_on(join_cluster(&config, token_file.as_deref())),
         Command::Run { .. } => runtime.block_on(serve(config)),
     };
-    program::end(runtime);
+    runtime.end();
     done.map(|()| ExitCode::SUCCESS)
 }
 
 async fn join_cluster(config: &Config, token_file: Option<&Path>) -> Result<()> {
     let joined = join(config, || token_from(token_file)).await?;
-    let how = if joined.already_joined { "had joined" } else { "joined" };
-    println!("ingest {} {how} cluster {}", joined.agent_id, joined.cluster_name);
+    let (id, cluster) = (joined.agent_id, joined.cluster_name);
+    if joined.already_joined {
+        println!(
+            "ingest {id} had joined cluster {cluster}, and nothing was changed: to join anew, have it removed first"
+        );
+    } else {
+        println!("ingest {id} joined cluster {cluster}");
+    }
     Ok(())
 }
 
 async fn serve(config: Config) -> Result<()> {
     let mut stop = StopSignals::catch()?;
     let mut handle = start(config).await?;
+    supervisor::ready();
+    let mut ended = Ok(());
     tokio::select! {
         () = stop.received() => (),
-        broken = handle.broken() => return Err(broken.into()),
+        broken = handle.broken() => match broken {
+            // Calls in progress are answered with what is durable.
+            StartError::Removed { .. } => ended = Err(broken.into()),
+            broken => return Err(broken.into()),
+        },
     }
     tracing::info!("leaving");
+    supervisor::stopping();
     if !handle.stop().await {
         tracing::warn!("some calls were not answered in time; their agents go on from what is durable");
     }
-    Ok(())
+    ended
 }

@@ -56,9 +56,11 @@ pub(crate) fn recording_deleted() {
     counter!("mezite_ingest_recordings_deleted_total").increment(1);
 }
 
-/// Sealed and deleted recordings of which the cluster is still to be told.
-pub(crate) fn untold(events: usize) {
+/// Sealed and deleted recordings of which the cluster is still to be told, and since when of the first, in Unix milliseconds.
+pub(crate) fn untold(events: usize, oldest_ms: Option<u64>) {
     gauge!("mezite_ingest_audit_pending").set(events as f64);
+    // 0: there is none.
+    gauge!("mezite_ingest_audit_oldest_pending_timestamp_seconds").set(oldest_ms.unwrap_or(0) as f64 / 1e3);
 }
 
 /// Bytes that calls hold in memory of what `limits.memory_bytes` gives them.
@@ -66,9 +68,16 @@ pub(crate) fn memory(bytes: usize) {
     gauge!("mezite_ingest_memory_held_bytes").set(bytes as f64);
 }
 
-/// Bytes that are free under a `file://` store.
-pub(crate) fn disk_free(bytes: u64) {
-    gauge!("mezite_ingest_store_free_bytes").set(bytes as f64);
+/// Bytes that are free under a `file://` store, and all there are.
+pub(crate) fn disk(free: u64, size: u64) {
+    gauge!("mezite_ingest_store_size_bytes").set(size as f64);
+    gauge!("mezite_ingest_store_free_bytes").set(free as f64);
+}
+
+/// With less than this free, no recording is begun, or grows.
+pub(crate) fn disk_marks(refuse_new: u64, refuse_appends: u64) {
+    gauge!("mezite_ingest_store_mark_bytes", "mark" => "refuse_new").set(refuse_new as f64);
+    gauge!("mezite_ingest_store_mark_bytes", "mark" => "refuse_appends").set(refuse_appends as f64);
 }
 
 /// `kind`: `full`, `failed` or `untrusted`.

@@ -114,10 +114,10 @@ impl Reporter {
 
     async fn round(&mut self) -> Result<(), ReportError> {
         let objects = Arc::clone(&self.ingest.objects);
-        let notices = objects.list(ObjectKey::AUDIT).await.map_err(IngestError::from)?;
-        let deletions = objects.list(ObjectKey::GONE).await.map_err(IngestError::from)?;
-        let keys: BTreeSet<_> = notices.into_iter().chain(deletions).map(|(key, _)| key).collect();
-        metrics::untold(keys.len());
+        let mut untold = objects.list_times(ObjectKey::AUDIT).await.map_err(IngestError::from)?;
+        untold.extend(objects.list_times(ObjectKey::GONE).await.map_err(IngestError::from)?);
+        metrics::untold(untold.len(), untold.iter().map(|(_, created)| *created).min());
+        let keys: BTreeSet<_> = untold.into_iter().map(|(key, _)| key).collect();
         self.seen.retain(|key, _| keys.contains(key));
         for key in keys {
             if !self.refused.contains(&key) && !self.is_anothers(key) {

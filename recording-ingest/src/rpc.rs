@@ -139,6 +139,7 @@ async fn writer(
     metadata: &MetadataMap,
 ) -> Result<Writer, IngestError> {
     let writer = caller(ingest, extensions)?.writer(metadata)?;
+    ingest.check_member()?;
     ingest.access.admit(writer, ingest.leaving()).await
 }
 

@@ -31,6 +31,8 @@ use crate::{
     report::Reach,
 };
 
+/// Why an ingest is of no use that the cluster does not have any more.
+const REMOVED: &str = "the ingest was removed from the cluster";
 /// Why an ingest is of no use when its store has failed.
 const UNTRUSTED: &str = "the store takes no writes until a restart";
 
@@ -56,6 +58,7 @@ pub(crate) struct Ingest {
     downloads: Arc<Semaphore>,
     calls: TaskTracker,
     leaving: CancellationToken,
+    removed: CancellationToken,
 }
 
 impl Ingest {
@@ -80,6 +83,7 @@ impl Ingest {
             downloads: Arc::new(Semaphore::new(limits.max_downloads)),
             calls: TaskTracker::new(),
             leaving: CancellationToken::new(),
+            removed: CancellationToken::new(),
             limits,
         }
     }
@@ -147,6 +151,11 @@ impl Ingest {
         self.leaving.clone().cancelled_owned()
     }
 
+    /// Cancelled when the ingest begins to leave.
+    pub(crate) fn until_leaving(&self) -> CancellationToken {
+        self.leaving.child_token()
+    }
+
     pub(crate) fn is_leaving(&self) -> bool {
         self.leaving.is_cancelled()
     }
@@ -157,6 +166,25 @@ impl Ingest {
         self.calls.close();
     }
 
+    /// The cluster does not have this ingest any more: it leaves, and nothing is begun, added to or sealed by it from now on.
+    pub(crate) fn remove(&self) {
+        self.removed.cancel();
+        self.leave();
+    }
+
+    /// Resolves when the cluster does not have this ingest any more.
+    pub(crate) async fn removed(&self) {
+        self.removed.cancelled().await;
+    }
+
+    /// Refuses what an ingest takes only as one of its cluster.
+    ///
+    /// # Errors
+    /// [`IngestError::Removed`] when the cluster does not have it any more.
+    pub(crate) fn check_member(&self) -> Result<(), IngestError> {
+        if self.removed.is_cancelled() { Err(IngestError::Removed) } else { Ok(()) }
+    }
+
     /// Resolves when no call writes any more, after [`Ingest::leave`].
     pub(crate) async fn calls_ended(&self) {
         self.calls.wait().await;
@@ -165,6 +193,7 @@ impl Ingest {
     /// Why it should not be sent calls at `now` (Unix seconds); nothing when it should.
     pub(crate) fn unready(&self, now: u64) -> Vec<&'static str> {
         let reasons = [
+            (self.removed.is_cancelled(), REMOVED),
             (self.is_leaving(), "the ingest is leaving"),
             (!self.tail.is_ready(), "the index of recordings is being built"),
             (!self.objects.is_trusted(), UNTRUSTED),

@@ -40,6 +40,17 @@ pub enum StartError {
     /// An address cannot be listened on.
     #[error(transparent)]
     Listen(#[from] ListenError),
+    /// The cluster does not have this ingest any more; its process ends.
+    #[error(
+        "ingest {agent_id} is not in the registry of cluster {cluster_name} any more: it was removed, or the cluster was \
+         restored from before it joined. To serve again, join anew: `recording-ingest join` with a new token"
+    )]
+    Removed {
+        /// The id that it had.
+        agent_id: String,
+        /// Name of the cluster.
+        cluster_name: String,
+    },
     /// The port of the recording RPCs broke down.
     #[error("serving ended: {0}")]
     Serve(String),
@@ -72,6 +83,7 @@ pub async fn start(config: Config) -> Result<Handle, StartError> {
     let ingest = Arc::new(Ingest::new(open_store(&config).await?, identity, &config));
     let (recordings, address) = listen(config.listen).await?;
     let (diagnostics, diagnostics_address) = listen(config.diagnostics_listen).await?;
+    let proxies = config.trusted_proxies.as_slice().into();
     let interval = config.index.refresh_interval;
     let abandoned = Abandoned::new(Arc::clone(&ingest), config.abandon.grace);
     let retention = Retention::new(Arc::clone(&ingest), &config.retention);
@@ -79,14 +91,15 @@ pub async fn start(config: Config) -> Result<Handle, StartError> {
     tracing::info!(%address, %diagnostics_address, id = %ingest.identity().agent_id(), "serving");
 
     let (drain, stop, beside) = (CancellationToken::new(), CancellationToken::new(), TaskTracker::new());
-    let server = server::serve(Arc::clone(&ingest), recordings, Arc::clone(&tls), drain.clone());
+    let server = server::serve(Arc::clone(&ingest), recordings, proxies, Arc::clone(&tls), drain.clone());
     let server = tokio::spawn(server);
     beside.spawn(diagnostics::serve(Arc::clone(&ingest), diagnostics, stop.clone()));
     let (tail, ended) = (Arc::clone(&ingest), stop.clone());
     beside.spawn(async move { tail.tail.run(interval, ended).await });
-    beside.spawn(abandoned.run(stop.clone()));
+    // Who leaves seals and deletes nothing more of its own accord.
+    beside.spawn(abandoned.run(ingest.until_leaving()));
     if let Some(retention) = retention {
-        beside.spawn(retention.run(stop.clone()));
+        beside.spawn(retention.run(ingest.until_leaving()));
     }
     beside.spawn(contact.run(stop.clone()));
     beside.close();
@@ -167,9 +180,17 @@ impl Handle {
         self.diagnostics_address
     }
 
-    /// Resolves when serving ended without having been asked to.
+    /// Resolves when serving ended without having been asked to; or when the cluster says that it does not have this ingest any
+    /// more, which is [`StartError::Removed`]: then it has begun to leave, and is stopped as any other.
     pub async fn broken(&mut self) -> StartError {
-        let ended = (&mut self.server).await;
+        let ended = tokio::select! {
+            ended = &mut self.server => ended,
+            () = self.ingest.removed() => {
+                let identity = self.ingest.identity();
+                let (agent_id, cluster_name) = (identity.agent_id().to_string(), identity.cluster_name().to_owned());
+                return StartError::Removed { agent_id, cluster_name };
+            }
+        };
         StartError::Serve(match ended {
             Ok(Ok(())) => "the port was closed".to_owned(),
             Ok(Err(error)) => error.to_string(),

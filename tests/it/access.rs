@@ -247,6 +247,8 @@ async fn registered_agents_go_on_without_auth_nodes_and_removals_count_once_one_
     });
     let unavailable = unavailable.await;
     assert!(matches!(unavailable, mezite_client::ClientError::Unavailable { .. }), "{unavailable:?}");
+    let status = cluster.ctl().run(&["status"]);
+    assert!(status.code == 5 && status.stdout.contains("no leader with a quorum"), "{status:?}");
     cluster.node(2).kill();
 
     let cast = asciicast(1 << 20);

@@ -60,7 +60,8 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
 const MUST_NOT_REACH: &[(&str, &[&str])] = &[
     ("auth-core", &["tokio", "tonic", "openraft", "rocksdb", "mezite-proto", "raft-store"]),
     ("store-txn", &["tokio", "tonic", "openraft", "rocksdb", "prost"]),
-    ("mezite-daemon", &["tonic", "prost", "openraft", "rocksdb"]),
+    // It links tonic for the exporter of traces, and has no protocol of ours to speak by it.
+    ("mezite-daemon", &["mezite-proto", "openraft", "rocksdb"]),
     ("mezite-pki", &["tokio", "tonic", "openraft", "rocksdb"]),
     ("recording-format", &["tokio", "tonic", "openraft", "rocksdb", "object_store"]),
     ("recording-ingest", &["auth-node", "auth-core", "raft-store", "store-txn", "openraft", "rocksdb"]),

@@ -173,7 +173,11 @@ async fn every_method_by_every_kind_of_caller() {
         }),
         Caller { reason: "LOCKED", ..user("an admin who is locked", locked, |_| false) },
         holder("an agent", agent.pems(), |rule| has(rule, AccessClass::Agent)),
-        Caller { identity: Some(gone.pems()), ..nobody("an agent that was removed", None) },
+        Caller {
+            identity: Some(gone.pems()),
+            reason: "NOT_REGISTERED",
+            ..nobody("an agent that was removed", None)
+        },
         Caller { reason: "LOCKED", ..holder("an agent that is locked", barred.pems(), |_| false) },
         holder("an ingest", ingest, |rule| has(rule, AccessClass::Service)),
         user("a bot", Some(plain_bot.session()), |rule| has(rule, AccessClass::AgentIdentity)),

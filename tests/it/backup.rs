@@ -256,13 +256,20 @@ async fn one_node_that_is_left_becomes_a_new_cluster() {
 async fn a_check_tells_a_sound_directory_from_a_damaged_one() {
     let mut cluster = Cluster::start(1).await;
     cluster.add_user("alice", &["access"], &[]).await;
+    let pin = cluster.ca_pin().to_owned();
     let node = cluster.node(0);
     let said = node.run("check", &[]);
     assert!(said.code == 1 && said.stderr.contains("used by another auth-node process"), "{said:?}");
     assert_eq!(node.stop().await.code(), Some(0));
     let printed = node.run("check", &[]).ok();
     assert!(printed.ends_with("sound\n") && !printed.contains("problem"), "{printed}");
-    assert_eq!(checked(node)["sound"], true);
+    // By which people, hosts and further nodes know the cluster.
+    let found = checked(node);
+    let peer_pin = found["peer_ca_pin"].as_str().unwrap();
+    assert_eq!((&found["sound"], &found["ca_pin"]), (&true.into(), &pin.as_str().into()));
+    for line in [format!("ca pin     {pin}\n"), format!("peer pin   {peer_pin}\n")] {
+        assert!(peer_pin != pin && printed.contains(&line), "{printed}");
+    }
 
     let not_sound = |node: &AuthNode, about: &str| {
         let found = node.run("check", &[]);

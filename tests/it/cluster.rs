@@ -2,6 +2,7 @@
 
 use std::{fs, time::Duration};
 
+use mezite_daemon::program::REMOVED;
 use mezite_e2e::{Cluster, Setup, call, eventually};
 use mezite_proto::v1;
 use serde_json::Value;
@@ -62,10 +63,14 @@ async fn a_cluster_grows_and_shrinks_while_clients_work() {
         let id = cluster.id(leader).to_string();
         let _ = cluster.ctl().ok(&["cluster", "rm", &id]);
         let mut gone = cluster.forget(leader);
-        assert_eq!(gone.ended().await.code(), Some(1));
+        assert_eq!(gone.ended().await.code(), Some(REMOVED.into()));
         assert!(gone.log().contains(&format!("node {id} was removed from cluster")), "{}", gone.log());
         let again = gone.run("run", &[]);
-        assert!(again.code == 1 && again.stderr.contains("was removed"), "{again:?}");
+        assert!(again.code == i32::from(REMOVED) && again.stderr.contains("was removed"), "{again:?}");
+        let again = gone.run("join", &[]).failed(1);
+        for words in [format!("node {id} was removed from cluster"), "empty it".into()] {
+            assert!(again.contains(&words), "{again}");
+        }
         workers.go_on().await;
         let _ = cluster.ctl().ok(&["cluster", "rm", &id]);
     }
@@ -107,7 +112,7 @@ async fn a_removal_that_would_stop_the_cluster_is_refused_unless_forced() {
     cluster.node(dead).start();
     cluster.node(dead).ready().await;
     let mut gone = cluster.forget(victim);
-    assert_eq!(gone.ended().await.code(), Some(1));
+    assert_eq!(gone.ended().await.code(), Some(REMOVED.into()));
     eventually("two are left", PATIENCE, async || {
         let listed = cluster.status_of(0).await?.members;
         if listed.len() == 2 { Ok(()) } else { Err(format!("{listed:?}")) }

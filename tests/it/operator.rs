@@ -37,6 +37,8 @@ async fn init_makes_a_password_and_tells_it_once() {
     let kek = fs::read(node.data_dir().join("kek")).unwrap();
     let again = node.run("init", &INIT);
     assert!(again.code != 0 && again.stderr.contains("auth-node run"), "{again:?}");
+    let if_needed = node.run("init", &[&INIT[..], &["--if-needed"]].concat()).ok();
+    assert!(if_needed.contains("is here already"), "{if_needed}");
     assert_eq!(fs::read(node.data_dir().join("kek")).unwrap(), kek);
 
     node.start();

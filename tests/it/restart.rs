@@ -1,9 +1,9 @@
 //! SIGTERM: what was begun is finished, what is new goes elsewhere, and the program ends with 0.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use mezite_client::Retry;
-use mezite_e2e::{ADMIN, Agent, AgentSpec, Cluster, Ingest, PASSWORD, api, call};
+use mezite_e2e::{ADMIN, Agent, AgentSpec, Cluster, Ingest, PASSWORD, Setup, api, call};
 use mezite_proto::v1;
 use nix::sys::signal::Signal;
 use tokio::sync::mpsc;
@@ -55,6 +55,40 @@ async fn calls_in_progress_are_answered_before_the_node_ends() {
         count += 1;
     }
     assert_eq!((count, status.code()), (16, Some(0)));
+}
+
+/// What waits for a quorum that is gone does not keep the last node from ending: systemd kills what takes longer than 30 s.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_last_node_ends_in_time_while_calls_and_jobs_wait_for_the_quorum() {
+    // A look at whether there is a quorum waits for a quarter of this, but for a minute at most.
+    let set = vec!["presence.ttl=10m".to_owned()];
+    let mut cluster = Cluster::start_with(&Setup { nodes: 3, set, ..Setup::default() }).await;
+    let _agent = Agent::join(&cluster, AgentSpec::default()).run();
+    let last = cluster.leader().await;
+    for index in (0..3).filter(|index| *index != last) {
+        cluster.node(index).kill();
+    }
+    let trust = cluster.trust().clone();
+    let stub = api::stub(&cluster.nodes()[last].address(), &trust, api::tls(&trust, true, None));
+    let logins: Vec<_> = (0..4)
+        .map(|_| {
+            let mut stub = stub.clone();
+            tokio::spawn(async move {
+                loop {
+                    let request =
+                        v1::AuthenticateLocalRequest { username: ADMIN.into(), password: PASSWORD.into() };
+                    let _ = stub.authenticate_local(request).await;
+                }
+            })
+        })
+        .collect();
+    // By then the next look has begun.
+    tokio::time::sleep(Duration::from_secs(6)).await;
+    let told = Instant::now();
+    assert_eq!(cluster.node(last).stop().await.code(), Some(0));
+    let took = told.elapsed();
+    logins.iter().for_each(tokio::task::JoinHandle::abort);
+    assert!(took < Duration::from_secs(15), "{took:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

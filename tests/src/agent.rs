@@ -21,11 +21,19 @@ pub struct AgentSpec<'a> {
     pub labels: &'a str,
     /// Labels that the join token gives it; may be empty.
     pub admin_labels: &'a str,
+    /// Addresses of the auth nodes by which it joins: all of them, where there are none.
+    pub addresses: &'a [String],
 }
 
 impl Default for AgentSpec<'_> {
     fn default() -> Self {
-        Self { hostname: "web1.example.org", address: "127.0.0.1:22", labels: "", admin_labels: "" }
+        Self {
+            hostname: "web1.example.org",
+            address: "127.0.0.1:22",
+            labels: "",
+            admin_labels: "",
+            addresses: &[],
+        }
     }
 }
 
@@ -58,7 +66,10 @@ impl Agent {
     #[must_use]
     pub fn join_with(cluster: &Cluster, spec: AgentSpec<'_>, token: &Path) -> Self {
         let dir = cluster.dir().join(spec.hostname);
-        let ctl = cluster.ctl_named(&format!("host-{}", spec.hostname));
+        let home = cluster.dir().join(format!("home-host-{}", spec.hostname));
+        let all = cluster.addresses();
+        let addresses = if spec.addresses.is_empty() { &all } else { spec.addresses };
+        let ctl = Ctl::new(&home, addresses, cluster.ca_pin());
         let joined = ctl.json(&Self::join_args(&dir, &spec, token));
         let text = |name: &str| joined[name].as_str().unwrap().to_owned();
         Self { id: text("agent_id"), hostname: text("hostname"), dir, ctl: ctl.by_profile() }

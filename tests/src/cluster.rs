@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     ops::{Deref, DerefMut},
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 use mezite_client::{Client, ClusterTrust, FirstContact, RetryPolicy, SessionSecret};
@@ -31,11 +31,13 @@ pub struct Setup {
     pub env: Vec<(String, String)>,
     /// Whether its nodes are killed when the thread that starts them has ended, as when its process is killed.
     pub tied: bool,
+    /// Folder of the programs of another build, which its nodes begin with.
+    pub programs: Option<PathBuf>,
 }
 
 impl Default for Setup {
     fn default() -> Self {
-        Self { name: CLUSTER.into(), nodes: 1, set: Vec::new(), env: Vec::new(), tied: false }
+        Self { name: CLUSTER.into(), nodes: 1, set: Vec::new(), env: Vec::new(), tied: false, programs: None }
     }
 }
 
@@ -54,6 +56,7 @@ impl AuthNode {
     pub fn configure(name: &str, dir: &Path, setup: &Setup) -> Self {
         let mut program = Program::new("auth-node", name, dir, &setup.set, &setup.env);
         program.tied = setup.tied;
+        program.exchange(setup.programs.as_deref());
         let (api, peer, web) = (Port::lease(), Port::lease(), Port::lease());
         let (at, peer_at, web_at) = (api.address(), peer.address(), web.address());
         program.write_config(&format!(

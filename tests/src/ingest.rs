@@ -30,13 +30,25 @@ pub struct IngestSpec {
     pub set: Vec<String>,
     /// Environment.
     pub env: Vec<(String, String)>,
+    /// host:port that agents and auth nodes are told instead of its own.
+    pub advertise: Option<String>,
     /// How long one may take until it is ready.
     pub patience: Duration,
+    /// Folder of the programs of another build, which they begin with.
+    pub programs: Option<PathBuf>,
 }
 
 impl Default for IngestSpec {
     fn default() -> Self {
-        Self { name: "ingest", store: String::new(), set: Vec::new(), env: Vec::new(), patience: READY }
+        Self {
+            name: "ingest",
+            store: String::new(),
+            set: Vec::new(),
+            env: Vec::new(),
+            advertise: None,
+            patience: READY,
+            programs: None,
+        }
     }
 }
 
@@ -76,7 +88,8 @@ impl Ingest {
             let client = cluster.anonymous_at(index);
             eventually("every node knows every ingest", READY, async || {
                 let known = client.ping().await.map_err(|error| error.to_string())?.ingest_addresses;
-                match ingests.iter().all(|ingest| known.contains(&ingest.address())) {
+                let told = |ingest: &Self| spec.advertise.clone().unwrap_or_else(|| ingest.address());
+                match ingests.iter().all(|ingest| known.contains(&told(ingest))) {
                     true => Ok(()),
                     false => Err(format!("{known:?}")),
                 }
@@ -89,12 +102,14 @@ impl Ingest {
     /// An ingest with a configuration and nothing else.
     #[must_use]
     pub fn configure(cluster: &Cluster, name: &str, spec: &IngestSpec) -> Self {
-        let program = Program::new("recording-ingest", name, cluster.dir(), &spec.set, &spec.env);
+        let mut program = Program::new("recording-ingest", name, cluster.dir(), &spec.set, &spec.env);
+        program.exchange(spec.programs.as_deref());
         let recordings = Port::lease();
         let address = recordings.address();
+        let advertise = spec.advertise.as_ref().unwrap_or(&address);
         program.write_config(&format!(
             "store = {:?}\nauth_servers = {:?}\nca_pin = {:?}\nlisten = {address:?}\n\
-             advertise = {address:?}\nhostname = \"{name}.example.org\"\n\
+             advertise = {advertise:?}\nhostname = \"{name}.example.org\"\n\
              disk.refuse_new = 0\ndisk.refuse_appends = 0\n",
             spec.store,
             cluster.addresses(),

@@ -29,6 +29,8 @@ pub struct Program {
     env: Vec<(String, String)>,
     /// Whether it is killed when the thread that starts it has ended.
     pub(crate) tied: bool,
+    /// Folder of its binary, where that is not this build's.
+    pub(crate) programs: Option<PathBuf>,
 }
 
 impl Program {
@@ -44,7 +46,7 @@ impl Program {
         fs::create_dir(&dir).unwrap();
         let (set, env) = (set.to_vec(), env.to_vec());
         let (name, diagnostics) = (name.to_owned(), Port::lease());
-        Self { process: None, binary, name, diagnostics, dir, set, env, tied: false }
+        Self { process: None, binary, name, diagnostics, dir, set, env, tied: false, programs: None }
     }
 
     /// Writes its configuration file: `fields`, and those that every program has.
@@ -90,7 +92,7 @@ impl Program {
     /// `BINARY COMMAND --config … ARGS…`, with nothing of this environment that configures it.
     #[must_use]
     pub fn command(&self, subcommand: &str, args: &[&str]) -> Command {
-        let binary = binary(self.binary);
+        let binary = self.programs.as_ref().map_or_else(|| binary(self.binary), |dir| dir.join(self.binary));
         let mut command = if self.tied { tied(binary) } else { Command::new(binary) };
         for (name, _) in env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("MEZITE_")) {
             command.env_remove(name);
@@ -105,6 +107,11 @@ impl Program {
     #[must_use]
     pub fn run(&self, subcommand: &str, args: &[&str]) -> Output {
         run(&mut self.command(subcommand, args))
+    }
+
+    /// From its next start on it is the binary of another build, in this folder; `None`: of this one.
+    pub fn exchange(&mut self, programs: Option<&Path>) {
+        self.programs = programs.map(Path::to_owned);
     }
 
     /// Starts it; it need not be ready.

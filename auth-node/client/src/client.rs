@@ -236,7 +236,8 @@ struct Course<'a> {
     attempts: u32,
     /// An attempt may have taken effect.
     doubtful: bool,
-    last: Option<(usize, Failure)>,
+    /// The last one at each address, in the order in which they came.
+    failures: Vec<(usize, Failure)>,
 }
 
 impl<'a> Course<'a> {
@@ -248,7 +249,7 @@ impl<'a> Course<'a> {
             Retry::Once { .. } => (Some(IdempotencyKey::random()), ONCE_WINDOW),
         };
         let deadline = Instant::now() + client.policy.overall_timeout.min(longest);
-        Self { client, retry, key, tried, deadline, attempts: 0, doubtful: false, last: None }
+        Self { client, retry, key, tried, deadline, attempts: 0, doubtful: false, failures: Vec::new() }
     }
 
     fn remaining(&self) -> Duration {
@@ -296,7 +297,8 @@ impl<'a> Course<'a> {
             _ => Ok(()),
         };
         self.doubtful |= is_doubtful(&failure);
-        self.last = Some((index, failure));
+        self.failures.retain(|(at, _)| *at != index);
+        self.failures.push((index, failure));
         result
     }
 
@@ -324,15 +326,17 @@ impl<'a> Course<'a> {
     }
 
     fn give_up(&mut self) -> ClientError {
-        let last = self.last.take();
+        // Of those that tell as much, the last one.
+        let telling =
+            std::mem::take(&mut self.failures).into_iter().max_by_key(|(_, failure)| failure.tells());
         if self.doubtful
-            && let Some((_, failure)) = &last
+            && let Some((_, failure)) = &telling
             && let Some(unknown) = self.unknown(failure)
         {
             return unknown;
         }
         let addresses = self.client.addresses().join(", ");
-        match last {
+        match telling {
             Some((index, Failure::Untrusted(reason))) => {
                 ClientError::Untrusted { address: self.client.pool.address(index).to_owned(), reason }
             }

@@ -282,6 +282,31 @@ async fn attempts_are_bounded() {
 }
 
 #[tokio::test]
+async fn what_a_server_says_tells_more_than_that_others_are_away() {
+    let ca = TestCa::new();
+    let leaderless = failing(&ca, || unavailable(Some(NOT_COMMITTED)));
+    for addresses in [[leaderless.address(), dead()], [dead(), leaderless.address()]] {
+        let error = ping(&client(&ca, &addresses), Retry::Idempotent).await.unwrap_err();
+        assert!(
+            matches!(&error, ClientError::Unavailable { reason, .. } if reason == "no leader"),
+            "{error:?}"
+        );
+    }
+    // What it said before it went is of no use any more.
+    let leaving = FakeServer::start(&ca.auth_node(), &ca, |_| async { Err(unavailable(None)) });
+    let slow = Duration::from_millis(300);
+    let policy = RetryPolicy { backoff_base: slow, backoff_max: slow, ..quick() };
+    let client = client(&ca, &[leaving.address()]).with_policy(policy);
+    let call = tokio::spawn(async move { ping(&client, Retry::Idempotent).await });
+    while leaving.calls().is_empty() {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    drop(leaving);
+    let error = call.await.unwrap().unwrap_err();
+    assert!(error.to_string().contains("no connection"), "{error}");
+}
+
+#[tokio::test]
 async fn a_hint_beyond_the_deadline_ends_the_call() {
     let ca = TestCa::new();
     let server = failing(&ca, || {

@@ -20,7 +20,7 @@ pub enum ClientError {
         addresses: String,
         /// How many attempts were made.
         attempts: u32,
-        /// The last failure.
+        /// The failure that tells most of the last ones at each address.
         reason: String,
         /// When the server said to try again.
         retry_after: Option<Duration>,
@@ -69,6 +69,12 @@ impl ClientError {
             Self::Status(status) => Some(status),
             _ => None,
         }
+    }
+
+    /// Whether the server answered for this reason (`google.rpc.ErrorInfo`).
+    #[must_use]
+    pub fn has_reason(&self, reason: &str) -> bool {
+        self.status().is_some_and(|status| status.reason.as_deref() == Some(reason))
     }
 
     /// Whether a repetition found `code` after an attempt with unknown outcome: `NOT_FOUND` from a delete then means

@@ -32,6 +32,16 @@ impl Failure {
         }
     }
 
+    /// How much it tells of why nobody serves: what a server says tells more than that it says nothing, and that more than
+    /// that there is none.
+    pub(crate) fn tells(&self) -> u8 {
+        match self {
+            Self::Answered(_) => 2,
+            Self::Broken(_) | Self::TimedOut => 1,
+            Self::NotSent(_) | Self::Untrusted(_) => 0,
+        }
+    }
+
     /// Of an error while connecting.
     pub(crate) fn connecting(error: &(dyn Error + 'static)) -> Self {
         match find::<rustls::Error>(error) {

@@ -31,12 +31,12 @@ pub use error::{ClientError, FieldViolation, StatusError};
 #[cfg(feature = "iam")]
 pub use iam::{IamError, IamSigner};
 pub use pages::{PAGE_SIZE, all_pages, each_page};
-pub use retry::{KEY_REUSED, NOT_COMMITTED, Retry, RetryPolicy};
+pub use retry::{KEY_REUSED, NOT_COMMITTED, NOT_REGISTERED, Retry, RetryPolicy};
 pub use session::{AuthClient, CallMetadata, IdempotencyKey, SessionSecret};
 pub use spool::{
     End, Event, ForwardSettings, Forwarder, Holdings, Notice, Outbox, Route, Session, SetAside, Spool,
     SpoolError, Writer,
 };
 pub use tls::ClientIdentity;
-pub use trust::{CaPin, ClusterTrust, Established, FirstContact};
+pub use trust::{CaPin, CaPins, ClusterTrust, Established, FirstContact};
 pub use upload::{Extent, Payload, PayloadEnd, Receipt, UploadError, UploadLimits, Uploader};

@@ -8,6 +8,9 @@ use crate::{IdempotencyKey, StatusError, failure::Failure};
 
 /// Reason in `google.rpc.ErrorInfo` with which a server says that a request surely had no effect.
 pub const NOT_COMMITTED: &str = "NOT_COMMITTED";
+/// Reason by which an auth node says that it has looked, and that the agent or ingest which calls is not in the registry: it was
+/// removed, or the cluster was restored from before it joined. That does not pass by itself.
+pub const NOT_REGISTERED: &str = "NOT_REGISTERED";
 
 /// Reason with which a server says that an idempotency key was used with another request. Which of the two took effect
 /// it does not say; and where servers of two releases read the same request differently, they are one.

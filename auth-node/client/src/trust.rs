@@ -116,7 +116,11 @@ impl FromStr for CaPin {
             .strip_prefix("sha256:")
             .and_then(|digits| hex::decode_to_slice(digits, &mut digest).ok())
             .map(|()| Self(digest))
-            .ok_or_else(|| ClientError::Config("a CA pin is `sha256:` and 64 hexadecimal digits".into()))
+            .ok_or_else(|| {
+                let what =
+                    "a CA pin is `sha256:` and 64 hexadecimal digits; several have commas between them";
+                ClientError::Config(what.into())
+            })
     }
 }
 
@@ -132,11 +136,44 @@ impl fmt::Debug for CaPin {
     }
 }
 
+/// Pins of which each is as good as the others: while a CA is rotated that of its old key and that of its new one. As text, with
+/// commas between them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CaPins(Vec<CaPin>);
+
+impl CaPins {
+    /// Whether it is one of these.
+    #[must_use]
+    pub fn contains(&self, pin: &CaPin) -> bool {
+        self.0.contains(pin)
+    }
+
+    /// Whether one of a cluster's CAs has one of these.
+    #[must_use]
+    pub fn are_of(&self, trust: &ClusterTrust) -> bool {
+        trust.pins().iter().any(|pin| self.contains(pin))
+    }
+}
+
+impl From<CaPin> for CaPins {
+    fn from(pin: CaPin) -> Self {
+        Self(vec![pin])
+    }
+}
+
+impl FromStr for CaPins {
+    type Err = ClientError;
+
+    fn from_str(text: &str) -> Result<Self, ClientError> {
+        text.split(',').map(str::parse).collect::<Result<_, _>>().map(Self)
+    }
+}
+
 /// How a cluster is recognised that was never talked to before.
 #[derive(Debug, Clone)]
 pub enum FirstContact {
     /// By the pin of its TLS CA.
-    Pin(CaPin),
+    Pin(CaPins),
     /// By its TLS CA certificates, PEM.
     CaPem(String),
 }
@@ -163,7 +200,7 @@ impl FirstContact {
         policy: RetryPolicy,
     ) -> Result<Established, ClientError> {
         let anchor = match self {
-            Self::Pin(pin) => Anchor::Pin(*pin),
+            Self::Pin(pins) => Anchor::Pin(pins.clone()),
             Self::CaPem(pem) => Anchor::Roots(tls::roots(&tls::certificates("the CA file", pem)?)?),
         };
         let tls = tls::config_with_verifier(Arc::new(FirstContactVerifier::new(anchor)))?;
@@ -183,7 +220,7 @@ impl FirstContact {
 
     fn is_of(&self, trust: &ClusterTrust) -> Result<bool, ClientError> {
         Ok(match self {
-            Self::Pin(pin) => trust.pins().contains(pin),
+            Self::Pin(pins) => pins.are_of(trust),
             Self::CaPem(pem) => {
                 let known: Vec<_> =
                     tls::certificates("the CA file", pem)?.iter().filter_map(|der| CaPin::of(der)).collect();
@@ -203,7 +240,11 @@ mod tests {
         assert_eq!(pin.parse::<CaPin>().unwrap().to_string(), pin);
         for wrong in ["", "sha256:", "sha256:0a", &pin.replace("sha256", "sha1"), &format!("{pin}00")] {
             assert!(wrong.parse::<CaPin>().is_err(), "{wrong}");
+            assert!(format!("{pin},{wrong}").parse::<CaPins>().is_err(), "{wrong}");
         }
+        let other = format!("sha256:{}", "0b".repeat(32));
+        let both: CaPins = format!("{pin}, {other}").parse().unwrap();
+        assert!([pin, other].iter().all(|pin| both.contains(&pin.parse().unwrap())));
     }
 
     #[test]

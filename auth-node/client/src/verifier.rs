@@ -18,13 +18,13 @@ use rustls::{
 };
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 
-use crate::{CaPin, tls::provider, trust::auth_server_name};
+use crate::{CaPin, CaPins, tls::provider, trust::auth_server_name};
 
 /// What the caller knows of the CA.
 #[derive(Debug)]
 pub(crate) enum Anchor {
-    /// Its pin; the server must send the certificate.
-    Pin(CaPin),
+    /// Its pin, or those of its keys; the server must send the certificate.
+    Pin(CaPins),
     /// Its certificate.
     Roots(RootCertStore),
 }
@@ -58,12 +58,12 @@ impl FirstContactVerifier {
     /// The CA that must have signed the leaf. A certificate with the pinned key is a trust anchor whoever sent it:
     /// an anchor is a key and a name, and the key is the pinned one.
     fn roots(&self, sent: &[CertificateDer<'_>]) -> Result<RootCertStore, Error> {
-        let pin = match &self.anchor {
+        let pins = match &self.anchor {
             Anchor::Roots(roots) => return Ok(roots.clone()),
-            Anchor::Pin(pin) => pin,
+            Anchor::Pin(pins) => pins,
         };
         let mut roots = RootCertStore::empty();
-        for certificate in sent.iter().filter(|der| CaPin::of(der).as_ref() == Some(pin)) {
+        for certificate in sent.iter().filter(|der| CaPin::of(der).is_some_and(|pin| pins.contains(&pin))) {
             roots.add(certificate.clone().into_owned())?;
         }
         if roots.is_empty() {

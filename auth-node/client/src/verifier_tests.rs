@@ -25,7 +25,7 @@ fn verify(anchor: Anchor, leaf: &Leaf) -> Result<(), String> {
 }
 
 fn pinned(ca: &TestCa) -> Anchor {
-    Anchor::Pin(ca.pin())
+    Anchor::Pin(ca.pin().into())
 }
 
 fn auth() -> Option<Identity> {
@@ -117,7 +117,7 @@ fn server(leaf: &Leaf, ca: &TestCa, bundle: GetTrustBundleResponse) -> FakeServe
 async fn the_first_contact_learns_the_cluster() {
     let ca = TestCa::new();
     let server = server(&ca.auth_node(), &ca, ca.bundle(&[]));
-    for first in [FirstContact::Pin(ca.pin()), FirstContact::CaPem(ca.pem())] {
+    for first in [FirstContact::Pin(ca.pin().into()), FirstContact::CaPem(ca.pem())] {
         let established = first.establish(&[server.address()], once()).await.unwrap();
         assert_eq!(established.trust.cluster_name(), CLUSTER);
         assert_eq!(established.trust.pins(), [ca.pin()]);
@@ -129,7 +129,7 @@ async fn the_first_contact_passes_an_impostor_by() {
     let (ca, evil) = (TestCa::new(), TestCa::new());
     let fake = evil.auth_node().with_chain(&[&ca.pem()]);
     let impostor = server(&fake, &ca, evil.bundle(&[]));
-    let first = FirstContact::Pin(ca.pin());
+    let first = FirstContact::Pin(ca.pin().into());
     let error = first.establish(&[impostor.address()], once()).await.unwrap_err();
     assert!(matches!(error, ClientError::Untrusted { .. }), "{error:?}");
     let real = server(&ca.auth_node(), &ca, ca.bundle(&[]));
@@ -138,11 +138,26 @@ async fn the_first_contact_passes_an_impostor_by() {
     assert!(impostor.calls().is_empty());
 }
 
+/// In the middle of a rotation nobody need know which of the two shows itself.
+#[tokio::test]
+async fn each_of_several_pins_is_good() {
+    let (old, new) = (TestCa::new(), TestCa::new());
+    let both = format!("{},{}", old.pin(), new.pin());
+    let first = FirstContact::Pin(both.parse().unwrap());
+    for ca in [&old, &new] {
+        let server = server(&ca.auth_node(), ca, ca.bundle(&[]));
+        assert_eq!(first.establish(&[server.address()], once()).await.unwrap().trust.pins(), [ca.pin()]);
+    }
+    let evil = TestCa::new();
+    let server = server(&evil.auth_node(), &evil, evil.bundle(&[]));
+    assert!(first.establish(&[server.address()], once()).await.is_err());
+}
+
 #[tokio::test]
 async fn a_bundle_without_the_pinned_ca_is_refused() {
     let (ca, other) = (TestCa::new(), TestCa::new());
     let server = server(&ca.auth_node(), &ca, other.bundle(&[]));
-    for first in [FirstContact::Pin(ca.pin()), FirstContact::CaPem(ca.pem())] {
+    for first in [FirstContact::Pin(ca.pin().into()), FirstContact::CaPem(ca.pem())] {
         let error = first.establish(&[server.address()], once()).await.unwrap_err();
         assert!(matches!(error, ClientError::Untrusted { .. }), "{error:?}");
     }

@@ -1,6 +1,6 @@
 //! The cluster itself: how it is made, once, and how further auth nodes get their ids.
 
-use std::time::Duration;
+use std::{ops::Range, time::Duration};
 
 use store_txn::{Read, ReadExt, Transaction, TransactionExt, UnixMillis, Versioned};
 
@@ -8,7 +8,7 @@ use crate::{
     Context, CoreError,
     audit::{self, EventType},
     ca::NewCa,
-    names::{ClusterName, UserName},
+    names::{ClusterName, TokenName, UserName},
     role,
     secret::{PasswordHash, SecretDigest},
     tables::{
@@ -80,6 +80,7 @@ pub fn create(
         created_at_ms: now,
         next_node_id: FIRST_NODE + 1,
         session_epoch: 1,
+        first_node_id: 0,
     };
     tx.put(&ClusterKey, &row);
     let fields = [("cluster_id", row.cluster_id), ("admin", new.admin.to_string())];
@@ -147,6 +148,7 @@ pub fn succeed(
     let old_id = std::mem::replace(&mut row.cluster_id, new.cluster_id);
     row.session_epoch += 1;
     row.next_node_id = row.next_node_id.max(FIRST_NODE + 1);
+    row.first_node_id = row.next_node_id;
     tx.put(&ClusterKey, &row);
     let NewCa { public, sealed_private, .. } = new.peer_ca;
     let key = CaKeyRow { public, sealed_private, created_at_ms: tx.now() };
@@ -171,6 +173,76 @@ pub fn get(state: &mut (impl Read + ?Sized)) -> Result<Versioned<ClusterRow>, Co
     state.get(&ClusterKey)?.ok_or_else(missing)
 }
 
+/// The ids of auth nodes that have joined this cluster, its first node apart: members, removed ones, and those that never ran.
+///
+/// # Errors
+/// As of [`get`].
+pub fn joined_ids(state: &mut (impl Read + ?Sized)) -> Result<Range<u64>, CoreError> {
+    let row = get(state)?.row;
+    Ok(row.first_node_id.max(FIRST_NODE + 1)..row.next_node_id)
+}
+
+/// Begins the names of auth nodes' join tokens, which nobody chooses.
+const TOKEN_NAME: &str = "auth-node-";
+/// Bytes of its secret's digest that such a name tells.
+const TOKEN_NAME_BYTES: usize = 16;
+
+/// The name by which the join token of an auth node is listed and deleted.
+///
+/// # Errors
+/// None for a digest.
+pub fn auth_join_token_name(secret: SecretDigest) -> Result<TokenName, CoreError> {
+    let told = secret.0.iter().take(TOKEN_NAME_BYTES);
+    let digits: String = told.map(|byte| format!("{byte:02x}")).collect();
+    TokenName::parse("name", &format!("{TOKEN_NAME}{digits}"))
+}
+
+/// Whether a name is kept for tokens of auth nodes.
+pub(crate) fn is_auth_join_token_name(name: &TokenName) -> bool {
+    name.as_str().starts_with(TOKEN_NAME)
+}
+
+/// The lowest digest of which this is the name.
+fn lowest_digest(name: &TokenName) -> Option<SecretDigest> {
+    let mut digest = [0; 32];
+    let digits = name.as_str().strip_prefix(TOKEN_NAME)?;
+    hex::decode_to_slice(digits, digest.get_mut(..TOKEN_NAME_BYTES)?).ok()?;
+    Some(SecretDigest(digest))
+}
+
+/// The join token of an auth node that has this name.
+pub(crate) fn find_auth_join_token(
+    state: &mut (impl Read + ?Sized),
+    name: &TokenName,
+) -> Result<Option<(AuthJoinTokenKey, Versioned<AuthJoinTokenRow>)>, CoreError> {
+    let Some(lowest) = lowest_digest(name) else { return Ok(None) };
+    // A scan begins behind its key, which no secret has: it ends with sixteen zeros.
+    let Some((key, row)) = state.scan(Some(&AuthJoinTokenKey(lowest)), 1)?.pop() else { return Ok(None) };
+    let digest: SecretDigest = key.0;
+    Ok((auth_join_token_name(digest)? == *name).then_some((AuthJoinTokenKey(digest), row)))
+}
+
+/// Join tokens of auth nodes by name, after this one.
+pub(crate) fn list_auth_join_tokens(
+    state: &mut (impl Read + ?Sized),
+    after: Option<&TokenName>,
+    limit: usize,
+) -> Result<Vec<(TokenName, Versioned<AuthJoinTokenRow>)>, CoreError> {
+    let last = after.and_then(lowest_digest).map(|SecretDigest(mut last)| {
+        last.iter_mut().skip(TOKEN_NAME_BYTES).for_each(|byte| *byte = u8::MAX);
+        AuthJoinTokenKey(SecretDigest(last))
+    });
+    let mut tokens = Vec::new();
+    for (key, row) in state.scan::<AuthJoinTokenKey>(last.as_ref(), limit)? {
+        let name = auth_join_token_name(key.0)?;
+        // A name of another kind is before all of these, or behind them.
+        if after.is_none_or(|after| name > *after) {
+            tokens.push((name, row));
+        }
+    }
+    Ok(tokens)
+}
+
 /// Makes a join token for one auth node; answers when it ends. `ttl` unset: one hour; at most a day.
 ///
 /// # Errors
@@ -189,7 +261,8 @@ pub fn create_auth_join_token(
     let row =
         AuthJoinTokenRow { created_by: context.caller.actor(), expires_at_ms, ..AuthJoinTokenRow::default() };
     tx.put(&AuthJoinTokenKey(secret), &row);
-    let fields = [("expires_at_ms", expires_at_ms.to_string())];
+    let name = auth_join_token_name(secret)?;
+    let fields = [("token", name.to_string()), ("expires_at_ms", expires_at_ms.to_string())];
     audit::append(tx, context, EventType::AuthNodeTokenCreate, "auth_node", &fields);
     Ok(expires_at_ms)
 }
@@ -241,6 +314,7 @@ fn assign_node_id(
         ("keys_sha256", hex::encode(key_digest)),
         ("again", again.to_string()),
         ("token_by", token.created_by),
+        ("token", auth_join_token_name(secret)?.to_string()),
     ];
     audit::append(tx, context, EventType::AuthNodeJoin, format!("auth_node:{}", token.node_id), &fields);
     Ok(token.node_id)

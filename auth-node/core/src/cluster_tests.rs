@@ -134,6 +134,23 @@ fn ids_of_auth_nodes_are_never_used_again() {
 }
 
 #[test]
+fn who_has_joined_is_known_and_those_of_the_cluster_before_are_no_part_of_it() {
+    let mut world = World::new();
+    let joined = |world: &mut World| world.run(|tx, _| joined_ids(tx)).unwrap();
+    assert_eq!(joined(&mut world), 2..2);
+    for secret in ["a", "b"] {
+        add_token(&mut world, secret, None).unwrap();
+        use_token(&mut world, secret, 9).unwrap();
+    }
+    assert_eq!(joined(&mut world), 2..4);
+    world.run(|tx, context| succeed(tx, context, succession("new"))).unwrap();
+    assert!(joined(&mut world).is_empty());
+    world.run(|tx, context| create_auth_join_token(tx, context, digest("c"), None)).unwrap();
+    assert_eq!(use_token(&mut world, "c", 9), Ok(4));
+    assert_eq!(joined(&mut world), 4..5);
+}
+
+#[test]
 fn unknown_and_ended_auth_join_tokens_are_refused_alike_and_audited() {
     let mut world = World::new();
     add_token(&mut world, "a", Some(Duration::from_secs(1))).unwrap();

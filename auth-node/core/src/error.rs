@@ -24,6 +24,10 @@ pub enum CoreError {
     /// The caller has not proved who it is.
     #[error("{0}")]
     Unauthenticated(&'static str),
+    /// The caller's certificate is good, and of no agent or ingest that is in the registry: it has not registered, was removed, or
+    /// joined after the backup that the cluster was restored from. That does not pass by itself.
+    #[error("this agent is not registered, or not any more: join the cluster with a new token")]
+    NotRegistered,
     /// The caller may not do this.
     #[error("{0}")]
     Denied(String),

@@ -4,7 +4,7 @@
 //! A principal is a login, where the caller's roles allow it on every node, and otherwise `login@agent_id`, one for
 //! each node on which they do; a node accepts both forms of its own logins.
 //!
-//! Which nodes those are is looked for in a view of all nodes, before the transaction: that reads the nodes that were
+//! Where there are such, they are looked for in a view of all nodes, before the transaction: that reads the nodes that were
 //! found, and judges them again, so that it conflicts with changes of these alone.
 
 use std::{collections::BTreeSet, time::Duration};
@@ -135,11 +135,6 @@ impl UserCertRequest {
         Ok(self)
     }
 
-    /// Whether it is for one node.
-    pub fn names_node(&self) -> bool {
-        self.node.is_some()
-    }
-
     fn wanted(&self, logins: BTreeSet<String>) -> BTreeSet<String> {
         if self.logins.is_empty() { logins } else { &logins & &self.logins }
     }
@@ -222,12 +217,39 @@ pub fn user_certs(
     request: &UserCertRequest,
     candidates: &Candidates,
 ) -> Result<UserCerts, CoreError> {
+    let allowed = Allowed::to(tx, &context.caller.subject()?, request)?;
+    certify(tx, context, request, &allowed, candidates)
+}
+
+/// As [`user_certs`], where no candidates are needed: for a request that names its node, and for a caller whose roles allow its logins
+/// everywhere or nowhere. `None`: they are.
+///
+/// # Errors
+/// As of [`user_certs`].
+pub fn user_certs_at_once(
+    tx: &mut (impl Transaction + ?Sized),
+    context: &Context,
+    request: &UserCertRequest,
+) -> Result<Option<UserCerts>, CoreError> {
+    let allowed = Allowed::to(tx, &context.caller.subject()?, request)?;
+    let needs_none = request.node.is_some()
+        || request.ssh_public_keys.is_empty()
+        || request.wanted_logins(&allowed.access).1.is_empty();
+    needs_none.then(|| certify(tx, context, request, &allowed, &Candidates::default())).transpose()
+}
+
+fn certify(
+    tx: &mut (impl Transaction + ?Sized),
+    context: &Context,
+    request: &UserCertRequest,
+    allowed: &Allowed,
+    candidates: &Candidates,
+) -> Result<UserCerts, CoreError> {
     let caller = context.caller.subject()?;
-    let allowed = Allowed::to(tx, &caller, request)?;
     let options = allowed.access.options();
     let grant = match request.ssh_public_keys.as_slice() {
         [] => Grant::default(),
-        _ => grant(tx, &allowed, request, candidates)?,
+        _ => grant(tx, allowed, request, candidates)?,
     };
     let latest = allowed.ends_at_ms.min(caller.ends_at_ms);
     let lifetime = lifetime(tx.now(), latest, options, request.ttl)?;

@@ -42,7 +42,8 @@ pub const HOST_CERT_TTL_MS: UnixMillis = 30 * 24 * 3600 * 1000;
 /// one, without for a renewal by the agent's own certificate. A refusal is audited.
 ///
 /// # Errors
-/// [`CoreError::Unauthenticated`] with neither; [`CoreError::Invalid`]; [`CoreError::Storage`].
+/// [`CoreError::Unauthenticated`] with neither; [`CoreError::NotRegistered`] for a renewal by who is not in the registry;
+/// [`CoreError::Invalid`]; [`CoreError::Storage`].
 pub fn certify(
     tx: &mut (impl Transaction + ?Sized),
     context: &Context,
@@ -55,6 +56,7 @@ pub fn certify(
         (None, Caller::Agent { id, node } | Caller::Ingest { id, node }) => {
             renew(tx, context, id, node.as_ref().clone(), request)
         }
+        (None, Caller::Unregistered { .. }) => Err(CoreError::NotRegistered.into()),
         (
             None,
             Caller::Anonymous
@@ -62,8 +64,7 @@ pub fn certify(
             | Caller::Cluster
             | Caller::User(_)
             | Caller::Remote(_)
-            | Caller::AgentIdentity(_)
-            | Caller::Unregistered { .. },
+            | Caller::AgentIdentity(_),
         ) => {
             let reason = "give a join token, or show the client certificate of an agent that has registered";
             Err(CoreError::Unauthenticated(reason).into())

@@ -317,7 +317,7 @@ fn a_renewal_needs_a_certificate() {
     // An agent that has not registered renews by its token alone.
     let mut host = host;
     world.certify(&mut host, "t", &request).unwrap();
-    assert!(matches!(world.renew(&host, &request), Err(CoreError::Unauthenticated(_))));
+    assert!(matches!(world.renew(&host, &request), Err(CoreError::NotRegistered)));
 }
 
 #[test]

@@ -364,7 +364,7 @@ fn not_found(id: &AgentId) -> CoreError {
     CoreError::NotFound { kind: "node", name: id.as_str().to_owned() }
 }
 
-/// Registered ingests, at most 1000.
+/// Registered ingests: the first 1000 by their ids, dead ones among them.
 ///
 /// # Errors
 /// [`CoreError::Storage`].
@@ -376,20 +376,28 @@ pub fn ingests(state: &mut (impl Read + ?Sized)) -> Result<Vec<Node>, CoreError>
     Ok(ingests)
 }
 
-/// host:port of each live ingest, those with the least work in hand first.
+/// host:port of each live ingest, those with the least work in hand first: the first 1000 of them. Dead ones, of which there may
+/// be many more until their certificates end, take nobody's place.
 ///
 /// # Errors
 /// [`CoreError::Storage`].
 pub fn live_ingests(state: &mut (impl Read + ?Sized), ttl: PresenceTtl) -> Result<Vec<String>, CoreError> {
-    let now = state.now();
-    let mut live: Vec<_> = ingests(state)?
-        .into_iter()
-        .filter(|node| node.is_online(now, ttl))
-        .filter_map(|node| node.presence)
-        .filter(|presence| !presence.address.is_empty())
-        .map(|presence| (presence.load, presence.address))
-        .collect();
+    let (mut live, mut after, now) = (Vec::new(), None, state.now());
+    loop {
+        let rows = state.scan::<IngestKey>(after.as_ref(), CHUNK)?;
+        for (IngestKey(id), _) in &rows {
+            // By itself: between the ids of two ingests are those of any number of agents.
+            let alive = presence::get(state, id)?.filter(|presence| ttl.is_alive(presence.last_seen_ms, now));
+            let reached = alive.filter(|presence| !presence.address.is_empty());
+            live.extend(reached.map(|presence| (presence.load, presence.address)));
+        }
+        match rows.into_iter().next_back() {
+            Some((last, _)) => after = Some(last),
+            None => break,
+        }
+    }
     live.sort_unstable();
+    live.truncate(MAX_INGESTS);
     Ok(live.into_iter().map(|(_, address)| address).collect())
 }
 

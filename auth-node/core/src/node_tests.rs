@@ -3,7 +3,7 @@ use std::time::Duration;
 use super::*;
 use crate::{
     names::TokenName,
-    tables::{AgentLabelsRow, ConditionsRow, RoleRow, StringsRow, TokenUseKey},
+    tables::{AgentLabelsRow, ConditionsRow, IngestRow, RoleRow, StringsRow, TokenUseKey},
     testing::{assert_invalid, role_with_rule, traits},
     token::NewToken,
     world::{Host, World, assert_denied, labels, new_token, report},
@@ -378,6 +378,47 @@ fn live_ingests_are_those_that_reported_the_least_busy_first() {
     world.now += 1000;
     assert_eq!(live(&mut world), ["i1:22"]);
     assert_eq!(world.run(|tx, _| ingests(tx)).unwrap().len(), 2);
+}
+
+/// As where an autoscaler makes and ends ingests, each of them another one, for weeks.
+#[test]
+fn dead_ingests_hide_no_live_one() {
+    let mut world = world();
+    let id = |number: u32| AgentId::parse("id", &format!("{number:08}-0000-4000-8000-000000000000")).unwrap();
+    let expires_at_ms = world.now + 1_000_000;
+    world
+        .run(|tx, _| {
+            let now = tx.now();
+            for number in 0..5_000 {
+                let last_seen_ms = if number == 4_990 { now } else { 0 };
+                let address = format!("i{number}:3027");
+                let presence = PresenceRow { last_seen_ms, address, expires_at_ms, ..Default::default() };
+                tx.put(&IngestKey(id(number)), &IngestRow { expires_at_ms });
+                tx.put(&PresenceKey(id(number)), &presence);
+            }
+            Ok(())
+        })
+        .unwrap();
+    let live = |world: &mut World| world.run(|tx, _| live_ingests(tx, TTL)).unwrap();
+    assert_eq!(live(&mut world), ["i4990:3027"]);
+    // And as many live ones as there may be are not all told of.
+    world
+        .run(|tx, _| {
+            let now = tx.now();
+            for number in 0..5_000 {
+                let address = format!("i{number}:3027");
+                let presence =
+                    PresenceRow { last_seen_ms: now, address, expires_at_ms, ..Default::default() };
+                tx.put(&PresenceKey(id(number)), &presence);
+            }
+            Ok(())
+        })
+        .unwrap();
+    assert_eq!(live(&mut world).len(), 1_000);
+    // They go with their certificates.
+    world.now = expires_at_ms;
+    assert!(live(&mut world).is_empty());
+    assert!(world.run(|tx, _| Ok(tx.scan::<IngestKey>(None, 1)?)).unwrap().is_empty());
 }
 
 #[test]

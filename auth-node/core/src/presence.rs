@@ -73,7 +73,7 @@ impl PresenceTtl {
 /// them is locked is read once for all.
 ///
 /// # Errors
-/// [`CoreError::Storage`]. Of one report: [`CoreError::Denied`] for an agent that is not in the registry;
+/// [`CoreError::Storage`]. Of one report: [`CoreError::NotRegistered`] for an agent that is not in the registry;
 /// [`CoreError::Locked`]; [`CoreError::Unauthenticated`] for somebody else; [`CoreError::Storage`].
 pub fn record(
     tx: &mut (impl Transaction + ?Sized),
@@ -97,8 +97,7 @@ fn record_one(
         }
         Caller::Unregistered { id, .. } => {
             locks.check(tx, id.as_str())?;
-            let reason = "this agent is not registered, or not any more: join the cluster with a new token";
-            Err(CoreError::Denied(reason.into()))
+            Err(CoreError::NotRegistered)
         }
         Caller::Anonymous
         | Caller::Init

@@ -1,4 +1,5 @@
-//! Join tokens: what a host or an ingest joins the cluster with. The store has the digest of a token's secret; its name
+//! Join tokens: what a host or an ingest joins the cluster with, and, to be listed and deleted beside them, those of auth
+//! nodes, which `cluster` makes. The store has the digest of a token's secret; its name
 //! is public and no credential. One of the method IAM has no secret, and is named by who proves to be somebody of AWS.
 
 use std::time::Duration;
@@ -9,13 +10,16 @@ use store_txn::{Read, ReadExt, Transaction, TransactionExt, UnixMillis, Versione
 use crate::{
     Context, CoreError,
     audit::{self, EventType},
-    iam,
+    cluster, iam,
     labels::{self, Labels},
     names::TokenName,
     page::{Page, PageRequest},
     principal::PrincipalPattern,
     secret::SecretDigest,
-    tables::{IamRuleRow, JoinMethod, NodeKind, TokenKey, TokenRow, TokenSecretKey, TokenSecretRow},
+    tables::{
+        AuthJoinTokenRow, IamRuleRow, JoinMethod, NodeKind, TokenKey, TokenRow, TokenSecretKey,
+        TokenSecretRow,
+    },
     verdict::{Refusal, Stop, Verdict, audited},
 };
 
@@ -75,6 +79,9 @@ pub fn create(
     // An ingest reads every recording: a rule for tokens is none for that.
     if new.kind == NodeKind::Ingest && !context.caller.holder()?.is_admin() {
         return Err(CoreError::Denied("a token that lets an ingest join needs the role admin".into()));
+    }
+    if cluster::is_auth_join_token_name(&new.name) {
+        return Err(CoreError::invalid("name", "names that begin with auth-node- are of auth nodes' tokens"));
     }
     let key = TokenKey(new.name);
     if tx.get(&key)?.is_some() {
@@ -178,21 +185,54 @@ pub fn get(state: &mut (impl Read + ?Sized), name: &TokenName) -> Result<Version
     state.get(&TokenKey(name.clone()))?.ok_or_else(|| not_found(name))
 }
 
-/// Tokens by name; those that have ended are not among them.
+/// A token that is there: of a host, ingest or other cluster, or of an auth node.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Found {
+    /// Of a host, ingest or other cluster.
+    Join(Versioned<TokenRow>),
+    /// Of an auth node.
+    AuthNode(Versioned<AuthJoinTokenRow>),
+}
+
+impl Found {
+    fn encoded_len(&self) -> usize {
+        match self {
+            Self::Join(token) => token.row.encoded_len(),
+            Self::AuthNode(token) => token.row.encoded_len(),
+        }
+    }
+}
+
+/// A token of any kind.
+///
+/// # Errors
+/// As of [`get`].
+pub fn find_any(state: &mut (impl Read + ?Sized), name: &TokenName) -> Result<Found, CoreError> {
+    match cluster::find_auth_join_token(state, name)? {
+        Some((_, token)) => Ok(Found::AuthNode(token)),
+        None => get(state, name).map(Found::Join),
+    }
+}
+
+/// Tokens of any kind by name; those that have ended are not among them.
 ///
 /// # Errors
 /// [`CoreError::Invalid`] for a page token of another list; [`CoreError::Storage`].
 pub fn list(
     state: &mut (impl Read + ?Sized),
     page: &PageRequest,
-) -> Result<Page<(TokenName, Versioned<TokenRow>)>, CoreError> {
+) -> Result<Page<(TokenName, Found)>, CoreError> {
     let after = page.after.as_deref().map(|name| TokenName::parse("page_token", name)).transpose()?;
-    let rows = state.scan(after.map(TokenKey).as_ref(), page.size + 1)?;
-    let rows = rows.into_iter().map(|(key, row)| (key.0, row)).collect();
-    Ok(Page::cut(rows, page.size, |(_, token)| token.row.encoded_len(), |(name, _)| name.as_str().to_owned()))
+    let auth_nodes = cluster::list_auth_join_tokens(state, after.as_ref(), page.size + 1)?;
+    let others = state.scan(after.map(TokenKey).as_ref(), page.size + 1)?;
+    let others = others.into_iter().map(|(key, row)| (key.0, Found::Join(row)));
+    let mut tokens: Vec<_> =
+        auth_nodes.into_iter().map(|(name, row)| (name, Found::AuthNode(row))).chain(others).collect();
+    tokens.sort_by(|(one, _), (other, _)| one.cmp(other));
+    Ok(Page::cut(tokens, page.size, |(_, token)| token.encoded_len(), |(name, _)| name.as_str().to_owned()))
 }
 
-/// Deletes a token. Agents that joined with it stay; joins that are not finished need another one.
+/// Deletes a token of any kind. Who joined with it stays; joins that are not finished need another one.
 ///
 /// # Errors
 /// [`CoreError::NotFound`], [`CoreError::Storage`].
@@ -201,6 +241,11 @@ pub fn delete(
     context: &Context,
     name: &TokenName,
 ) -> Result<(), CoreError> {
+    if let Some((key, _)) = cluster::find_auth_join_token(tx, name)? {
+        tx.delete(&key);
+        audit::append(tx, context, EventType::TokenDelete, format!("token:{name}"), &[]);
+        return Ok(());
+    }
     let row = get(tx, name)?.row;
     if let Ok(digest) = row.secret_digest.as_slice().try_into() {
         tx.delete(&TokenSecretKey(SecretDigest(digest)));

@@ -148,6 +148,47 @@ fn lists_go_on_where_the_page_before_ended() {
     assert_invalid(world.run(|tx, _| list(tx, &foreign)), "page_token");
 }
 
+#[test]
+fn tokens_of_auth_nodes_are_listed_and_deleted_beside_the_others() {
+    let mut world = World::new();
+    let digest = |byte: u8| SecretDigest([byte; 32]);
+    for byte in [1, 0xfe] {
+        world.admin(|tx, context| cluster::create_auth_join_token(tx, context, digest(byte), None)).unwrap();
+        let name = cluster::auth_join_token_name(digest(byte)).unwrap();
+        assert_eq!(world.last_audit().fields["token"], name.as_str());
+    }
+    for name in ["a", "auth", "web"] {
+        create(&mut world, new_token(name, NodeKind::Ssh)).unwrap();
+    }
+    let (first, second) =
+        (format!("auth-node-{}", "01".repeat(16)), format!("auth-node-{}", "fe".repeat(16)));
+    let (mut names, mut after) = (Vec::new(), None);
+    loop {
+        let page = world.run(|tx, _| list(tx, &PageRequest::new(1, after.clone()))).unwrap();
+        names.extend(page.items.into_iter().map(|(name, _)| name.as_str().to_owned()));
+        after = page.next;
+        if after.is_none() {
+            break;
+        }
+    }
+    assert_eq!(names, ["a", "auth", &first, &second, "web"]);
+    let found = world.run(|tx, _| find_any(tx, &token_name(&first))).unwrap();
+    assert!(matches!(found, Found::AuthNode(token) if token.row.created_by == "user:boss"));
+    assert!(matches!(world.run(|tx, _| find_any(tx, &token_name("web"))), Ok(Found::Join(_))));
+
+    world.admin(|tx, context| delete(tx, context, &token_name(&first))).unwrap();
+    assert_eq!(world.last_audit().target, format!("token:{first}"));
+    assert!(world.admin(|tx, context| delete(tx, context, &token_name(&first))).is_err());
+    let mut used = |byte| {
+        let used = world.run(|tx, context| cluster::use_auth_join_token(tx, context, digest(byte), [9; 32]));
+        used.and_then(Verdict::into_result)
+    };
+    assert_denied(used(1), "not accepted");
+    assert_eq!(used(0xfe), Ok(2));
+    // No other token takes such a name.
+    assert_invalid(create(&mut world, new_token("auth-node-1", NodeKind::Ssh)), "name");
+}
+
 /// Unknown, expired, used-up and deleted tokens, and a name taken for a secret, cannot be told apart.
 #[test]
 fn token_method_ttl_and_uses_are_checked_at_every_use_in_every_consumer() {

@@ -416,7 +416,10 @@ impl Verifier<'_> {
             verify_sshsig(&checkpoint.signature, NAMESPACE, checkpoint.statement.as_bytes(), key).is_ok()
         };
         if !self.keys.iter().any(is_good) {
-            self.problem("the checkpoint is not signed by the cluster's audit authority");
+            self.problem(
+                "the checkpoint is not signed by the cluster's audit authority: if that was rotated since, --key takes a file \
+                 with its earlier keys, too",
+            );
             return None;
         }
         let statement = Statement::parse(&checkpoint.statement);

@@ -11,7 +11,7 @@
 use std::{
     fs::{self, File},
     io,
-    os::unix::fs::{OpenOptionsExt as _, symlink},
+    os::unix::fs::symlink,
     path::{Path, PathBuf},
 };
 
@@ -28,7 +28,7 @@ use zeroize::Zeroizing;
 use crate::{
     cmd::{certs::lines, present},
     exit::Usage,
-    files::{PRIVATE, PUBLIC, create_dir, read_secret, read_text, write_atomic},
+    files::{PRIVATE, PUBLIC, create_dir, read_secret, read_text, try_lock, write_atomic},
     svid_dir::SvidDir,
 };
 
@@ -119,25 +119,15 @@ impl BotDir {
     pub(crate) fn open(path: &Path) -> Result<Self> {
         create_dir(path)?;
         let path = path.canonicalize().with_context(|| format!("cannot use {}", path.display()))?;
-        let lock_path = path.join(LOCK);
-        let lock = File::options().create(true).truncate(false).write(true).mode(PRIVATE).open(&lock_path);
-        let lock = lock.with_context(|| format!("cannot lock {}", lock_path.display()))?;
-        match lock.try_lock() {
-            Ok(()) => {}
-            // Where the file system has no locks, whoever starts two has to know.
-            Err(fs::TryLockError::Error(error)) if error.kind() == io::ErrorKind::Unsupported => {}
-            Err(fs::TryLockError::WouldBlock) => {
-                let what = format!(
-                    "another process, such as `mezctl bot run`, keeps {} and renews what is in it by itself: there can be one at \
-                     a time",
-                    path.display()
-                );
-                return Err(Usage(what).into());
-            }
-            Err(fs::TryLockError::Error(error)) => {
-                return Err(error).with_context(|| format!("cannot lock {}", lock_path.display()));
-            }
-        }
+        // Where the file system has no locks, whoever starts two has to know.
+        let Some(lock) = try_lock(&path.join(LOCK))? else {
+            let what = format!(
+                "another process, such as `mezctl bot run`, keeps {} and renews what is in it by itself: there can be one at a \
+                 time",
+                path.display()
+            );
+            return Err(Usage(what).into());
+        };
         let dir = Self { path, _lock: lock };
         create_dir(&dir.path.join(SETS))?;
         dir.settle()?;

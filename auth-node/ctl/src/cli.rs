@@ -2,9 +2,11 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{
+    Arg, ArgMatches, Args, CommandFactory as _, Parser, Subcommand, ValueEnum, builder::RangedU64ValueParser,
+};
 
-use crate::{args::human_duration, cmd, exit::Proof};
+use crate::{args::human_duration, cmd, exit::Proof, homes::PROFILE_VARIABLE};
 
 const EXIT_CODES: &str = "\
 Exit codes:
@@ -15,12 +17,13 @@ Exit codes:
   4  not found
   5  the cluster is unavailable: it is safe to try again
   6  outcome unknown, after all attempts: check before you repeat
-  7  it is there already, or was changed meanwhile";
+  7  it is there already, or was changed meanwhile
+  78 `agent run` alone: the cluster does not have this host any more, and starting it again changes nothing";
 
 const EXAMPLES: &str = "\
 Examples:
   mezctl login --addr a.example:3025,b.example:3025 --ca-pin sha256:… --user alice
-  mezctl certs issue --out ~/.ssh/mezite
+  mezctl ssh-config --write                  and then: ssh deploy@host.example
   mezctl nodes ls --format json";
 
 /// Says the pin where no option does.
@@ -29,6 +32,7 @@ pub(crate) const CA_PIN_VARIABLE: &str = "MEZITE_CA_PIN";
 /// Talks to a Mezite cluster: for its users, its admins, and the hosts that they reach.
 ///
 /// `login` keeps the cluster's addresses, its CAs and the session in a profile; every other command works with that.
+/// Who works with more than one cluster, or as more than one user, has a profile for each: see `mezctl profiles --help`.
 /// The first login needs --addr, and --ca-pin or --ca-file, so that no password goes to somebody else.
 #[derive(Debug, Parser)]
 #[command(
@@ -60,13 +64,17 @@ pub(crate) struct Global {
         value_name = "HOST:PORT,…"
     )]
     pub(crate) addr: Vec<String>,
-    /// Folder of the profile [default: ~/.mezite]
+    /// Folder of the profiles [default: $XDG_CONFIG_HOME/mezite, or ~/.config/mezite]
     #[arg(long, env = "MEZITE_HOME", hide_env_values = true, global = true, value_name = "DIR")]
     pub(crate) home: Option<PathBuf>,
+    /// Profile to work with: a cluster, and a session there [default: the one that `mezctl profiles use` chose]
+    #[arg(long, env = PROFILE_VARIABLE, hide_env_values = true, global = true, value_name = "NAME")]
+    pub(crate) profile: Option<String>,
     /// How to print: text is for people, json and yaml for programs
     #[arg(long, short = 'o', value_enum, default_value_t = Format::Text, global = true)]
     pub(crate) format: Format,
-    /// First contact: pin of the cluster's TLS CA, as `auth-node init` and `mezctl status` print it
+    /// First contact: pin of the cluster's TLS CA, as `auth-node init` and `mezctl status` print it; while the CA is rotated both
+    /// are good, with a comma between them
     #[arg(
         long,
         env = CA_PIN_VARIABLE,
@@ -103,8 +111,14 @@ pub(crate) enum Command {
     Passwd(cmd::login::Passwd),
     /// Set your first or a new password with an invite, which an admin has sent you
     AcceptInvite(cmd::invite::Accept),
+    /// See, choose and remove profiles
+    #[command(subcommand)]
+    Profiles(cmd::profiles::Profiles),
     /// Show the cluster, its members, and who you are
     Status,
+    /// Watch the cluster: its members, hosts and ingests
+    #[command(after_help = cmd::top::HELP)]
+    Top,
     /// Show resources of any kind, as a table or as documents that `create` reads
     Get(cmd::resources::Get),
     /// Create resources of any kind from a file of documents
@@ -127,12 +141,14 @@ pub(crate) enum Command {
     /// Manage join tokens of SSH nodes and ingests
     #[command(subcommand)]
     Tokens(cmd::tokens::Tokens),
-    /// See and label SSH nodes
+    /// See, label and remove SSH nodes, and remove ingests
     #[command(subcommand)]
     Nodes(cmd::nodes::Nodes),
     /// Get certificates for ssh
     #[command(subcommand)]
     Certs(cmd::certs::Certs),
+    /// Have plain `ssh HOST` work for the cluster's hosts
+    SshConfig(cmd::ssh_config::SshConfig),
     /// Make this host an SSH node of the cluster
     #[command(subcommand)]
     Agent(cmd::agent::Agent),
@@ -176,6 +192,50 @@ pub(crate) enum Command {
     Cluster(cmd::cluster::Cluster),
     /// Print what a shell reads to complete commands and options
     Completion(cmd::completion::Completion),
+    /// Write manual pages
+    Man(cmd::man::Man),
+}
+
+/// Commands that only show something, wherever they are.
+const SHOWING: [&str; 2] = ["ls", "status"];
+/// And the one at the top.
+const SHOWING_ANY: &str = "get";
+const WATCH: &str = "watch";
+/// The most seconds between two rounds: a day.
+const LONGEST_WATCH: u64 = 86_400;
+
+/// The command line, whole: commands that only show something can do so again and again.
+pub(crate) fn command() -> clap::Command {
+    let watched = |command: clap::Command| {
+        command.arg(
+            Arg::new(WATCH)
+                .long(WATCH)
+                .value_name("SECONDS")
+                .num_args(0..=1)
+                .default_missing_value("2")
+                .value_parser(RangedU64ValueParser::<u64>::new().range(1..=LONGEST_WATCH))
+                .help("Show it again every so many seconds, 2 without a number; Ctrl-C ends it"),
+        )
+    };
+    Cli::command().mut_subcommands(|command| {
+        let shows = |name: &str| SHOWING.contains(&name);
+        let command = command.mut_subcommands(|sub| if shows(sub.get_name()) { watched(sub) } else { sub });
+        if shows(command.get_name()) || command.get_name() == SHOWING_ANY {
+            watched(command)
+        } else {
+            command
+        }
+    })
+}
+
+/// How often what is said is to be shown again; `None`: once.
+pub(crate) fn watch(matches: &ArgMatches) -> Option<Duration> {
+    let mut last = matches;
+    while let Some((_, matches)) = last.subcommand() {
+        last = matches;
+    }
+    let seconds = last.try_get_one::<u64>(WATCH).ok().flatten();
+    seconds.copied().map(Duration::from_secs)
 }
 
 impl Command {
@@ -196,13 +256,29 @@ impl Command {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory as _;
-
     use super::*;
 
     #[test]
     fn the_command_line_is_consistent() {
-        Cli::command().debug_assert();
+        command().debug_assert();
+    }
+
+    #[test]
+    fn what_only_shows_something_can_be_watched_and_nothing_else() {
+        let watched = |line: &str| {
+            let words = std::iter::once("mezctl").chain(line.split(' '));
+            command().try_get_matches_from(words).ok().map(|matches| watch(&matches))
+        };
+        for line in ["nodes ls", "recordings ls", "cluster status", "auth status", "status", "get users"] {
+            assert_eq!(watched(line), Some(None), "{line}");
+            assert_eq!(watched(&format!("{line} --watch")), Some(Some(Duration::from_secs(2))), "{line}");
+            assert_eq!(watched(&format!("{line} --watch 5")), Some(Some(Duration::from_secs(5))), "{line}");
+            assert_eq!(watched(&format!("{line} --watch 0")), None, "{line}");
+        }
+        for line in ["login", "users add a", "recordings get a", "logout", "rm user/a"] {
+            assert_eq!(watched(line), Some(None), "{line}");
+            assert_eq!(watched(&format!("{line} --watch")), None, "{line}");
+        }
     }
 
     #[test]

@@ -14,8 +14,9 @@ use tonic::Code;
 use crate::{
     cli::{CA_PIN_VARIABLE, Format, Global},
     cmd::call,
-    exit::{NotLoggedIn, StrangePin, Usage, is_answer},
+    exit::{NoProfile, NotLoggedIn, StrangePin, Usage, is_answer},
     files::read_text,
+    homes::{DEFAULT, Homes},
     output::{self, Journal, Listing, Report, Row},
     profile::{Home, LoginState, Profile},
 };
@@ -27,6 +28,9 @@ const FOLLOW_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The options that all commands share.
 pub(crate) struct Context {
+    /// All profiles of the user.
+    pub(crate) homes: Homes,
+    /// The one that is worked with.
     pub(crate) home: Home,
     pub(crate) format: Format,
     pub(crate) policy: RetryPolicy,
@@ -59,8 +63,10 @@ impl Context {
             (None, Some(file)) => Some(FirstContact::CaPem(read_text(&file)?)),
             (None, None) => None,
         };
+        let homes = Homes::new(global.home)?;
         Ok(Self {
-            home: Home::new(global.home)?,
+            home: homes.open(global.profile.as_deref())?,
+            homes,
             format: global.format,
             policy: policy(global.timeout),
             addresses,
@@ -102,14 +108,11 @@ impl Context {
         let addresses =
             self.addresses.clone().or_else(|| known.as_ref().map(|known| known.addresses.clone()));
         let Some(addresses) = addresses else {
-            return Err(Usage(
-                "no cluster is known: give --addr host:port, and --ca-pin or --ca-file".into(),
-            )
-            .into());
+            return Err(Usage(format!("no cluster is known: {}", first_login(self.home.name()))).into());
         };
         let trust = match (&self.first_contact, known) {
             // The CAs beside it were told by who is recognised by it.
-            (Some(FirstContact::Pin(pin)), Some(known)) if of_profile && known.trust.pins().contains(pin) => {
+            (Some(FirstContact::Pin(pins)), Some(known)) if of_profile && pins.are_of(&known.trust) => {
                 known.trust
             }
             (Some(first), _) => match first.establish(&addresses, self.policy).await {
@@ -119,8 +122,8 @@ impl Context {
             },
             (None, Some(known)) => known.trust,
             (None, None) => {
-                let what = "this cluster was never talked to: give --ca-pin (as `auth-node init` printed it) or \
-                            --ca-file";
+                let what = "this cluster was never talked to: give --ca-pin (as `auth-node init` printed it, and \
+                            `mezctl status` prints it to who is logged in) or --ca-file";
                 return Err(Usage(what.into()).into());
             }
         };
@@ -136,7 +139,7 @@ impl Context {
     /// A client with the session of the profile.
     pub(crate) async fn user(&self) -> Result<Client> {
         if self.login()?.is_none() {
-            return Err(NotLoggedIn.into());
+            return Err(self.nobody());
         }
         let cluster = self.cluster(None).await?;
         let not_here = || self.pinned(NotLoggedIn.into());
@@ -146,13 +149,27 @@ impl Context {
         Ok(client)
     }
 
+    /// Nobody is logged in; says so if there is not even a profile.
+    pub(crate) fn nobody(&self) -> Error {
+        let name = self.home.name();
+        let what = match (self.home.exists(), self.addresses.is_some()) {
+            (true, _) | (false, true) => return NotLoggedIn.into(),
+            (false, false) if name == DEFAULT => format!("no cluster is known: {}", first_login(name)),
+            (false, false) => format!("there is no profile `{name}`: {}", first_login(name)),
+        };
+        NoProfile(what).into()
+    }
+
+    /// Forgets that the cluster was talked to: [`Self::done`] does not try it again.
+    pub(crate) fn forget_cluster(&self) {
+        self.used.take();
+    }
+
     /// Says of a failure that a pin overrides the profile, if one does.
     fn pinned(&self, error: Error) -> Error {
-        let Some(FirstContact::Pin(pin)) = &self.first_contact else { return error };
+        let Some(FirstContact::Pin(pins)) = &self.first_contact else { return error };
         match self.home.load() {
-            Ok(Some(profile)) if !profile.trust.pins().contains(pin) => {
-                error.context(StrangePin(self.pin_from))
-            }
+            Ok(Some(profile)) if !pins.are_of(&profile.trust) => error.context(StrangePin(self.pin_from)),
             _ => error,
         }
     }
@@ -221,9 +238,17 @@ impl Context {
     }
 }
 
+/// What to do who has never talked to a cluster.
+fn first_login(profile: &str) -> String {
+    let option = if profile == DEFAULT { String::new() } else { format!("--profile {profile} ") };
+    format!(
+        "the first time it is `mezctl {option}login --addr HOST:3025 --ca-pin sha256:… --user NAME`, and an admin tells you \
+         the address and the pin"
+    )
+}
+
 fn not_followed(error: &Error) {
-    let error = output::printable(&format!("{error:#}"));
-    eprintln!("warning: the profile has the cluster's CAs as they were before: {error}");
+    output::warn(&format!("the profile has the cluster's CAs as they were before: {error:#}"));
 }
 
 /// Whether a cluster knows the client's session.

@@ -2,10 +2,18 @@
 
 use std::{process::ExitCode, time::Duration};
 
+use crossterm::style::Stylize as _;
 use mezite_client::{ClientError, UploadError};
+use mezite_daemon::program::REMOVED;
 use tonic::Code;
 
-use crate::cmd::{agent::Ended, bot::Over};
+use crate::{
+    cmd::{
+        agent::{Ended, Gone},
+        bot::Over,
+    },
+    output,
+};
 
 /// The arguments, or a file that they name, are wrong.
 #[derive(Debug, thiserror::Error)]
@@ -16,6 +24,11 @@ pub(crate) struct Usage(pub(crate) String);
 #[derive(Debug, thiserror::Error)]
 #[error("not logged in")]
 pub(crate) struct NotLoggedIn;
+
+/// There is no profile yet; the message says what makes one.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct NoProfile(pub(crate) String);
 
 /// A login by single sign-on was refused.
 #[derive(Debug, thiserror::Error)]
@@ -65,6 +78,8 @@ enum Outcome {
     Unavailable = 5,
     Unknown = 6,
     Conflict = 7,
+    /// A service has nothing left to do.
+    Gone = REMOVED as isize,
 }
 
 /// With what a command proves who calls: it says what helps against a refusal.
@@ -92,14 +107,38 @@ const SSO_REFUSED: &str =
     "log in again; if it goes on, an admin sees why with `mezctl audit ls --event user.login.failed`";
 const IAM_REFUSED: &str = "an admin sees why with `mezctl audit ls --event agent.join.denied`";
 
-/// Prints the error and what to do, on standard error, and chooses the exit code.
-pub(crate) fn report(error: &anyhow::Error, proof: Proof) -> ExitCode {
-    // Further lines stand apart: none looks like a hint of ours.
-    eprintln!("error: {}", crate::output::printable(&format!("{error:#}")).replace('\n', "\n  "));
+/// Shorter waits than this have been waited for already, again and again.
+const WORTH_TELLING: Duration = Duration::from_secs(5);
+
+/// Prints the error and what to do, on standard error, and chooses the exit code. `profile` is the one that was asked for.
+pub(crate) fn report(error: &anyhow::Error, proof: Proof, profile: Option<&str>) -> ExitCode {
+    tell(error);
     if let Some(hint) = hint(error, proof) {
-        eprintln!("hint: {hint}");
+        output::say_after("hint:".cyan(), &for_profile(&hint, profile));
     }
     ExitCode::from(outcome(error) as u8)
+}
+
+/// Says of a failure that a service goes on after. Where the cluster is not believed any more waiting helps seldom: so what does is
+/// said as well.
+pub(crate) fn warn(error: &anyhow::Error, proof: Proof) {
+    output::warn(&format!("{error:#}"));
+    if let Some(ClientError::Untrusted { reason, .. }) = client_error(error) {
+        output::say_after("hint:".cyan(), &untrusted(reason, proof));
+    }
+}
+
+/// Prints the error on standard error.
+pub(crate) fn tell(error: &anyhow::Error) {
+    output::say_after("error:".red().bold(), &format!("{error:#}"));
+}
+
+/// A hint that can be followed as it is: whoever asked for another profile logs in to that.
+fn for_profile(hint: &str, profile: Option<&str>) -> String {
+    match profile.filter(|profile| !profile.is_empty()) {
+        Some(profile) => hint.replace("`mezctl login", &format!("`mezctl --profile {profile} login")),
+        None => hint.to_owned(),
+    }
 }
 
 fn client_error(error: &anyhow::Error) -> Option<&ClientError> {
@@ -113,8 +152,15 @@ fn outcome(error: &anyhow::Error) -> Outcome {
     if error.chain().any(|cause| cause.is::<Usage>()) {
         return Outcome::Usage;
     }
+    if error.chain().any(|cause| cause.is::<Gone>()) {
+        return Outcome::Gone;
+    }
     let is_denied = |cause: &(dyn std::error::Error + 'static)| {
-        cause.is::<NotLoggedIn>() || cause.is::<Ended>() || cause.is::<Over>() || cause.is::<SsoRefused>()
+        cause.is::<NotLoggedIn>()
+            || cause.is::<NoProfile>()
+            || cause.is::<Ended>()
+            || cause.is::<Over>()
+            || cause.is::<SsoRefused>()
     };
     if error.chain().any(is_denied) {
         return Outcome::Denied;
@@ -146,6 +192,16 @@ pub(crate) fn is_answer(error: &anyhow::Error) -> bool {
     status.is_some_and(|status| !matches!(status.code, Code::Unavailable | Code::DeadlineExceeded))
 }
 
+/// Whether it failed because the cluster cannot be reached now, or cannot serve.
+pub(crate) fn is_unavailable(error: &anyhow::Error) -> bool {
+    outcome(error) == Outcome::Unavailable
+}
+
+/// Whether it failed because nobody is logged in, or because of who is.
+pub(crate) fn is_denied(error: &anyhow::Error) -> bool {
+    outcome(error) == Outcome::Denied
+}
+
 /// Whether it failed because something is not there.
 pub(crate) fn is_not_found(error: &anyhow::Error) -> bool {
     outcome(error) == Outcome::NotFound
@@ -169,18 +225,26 @@ fn hint(error: &anyhow::Error, proof: Proof) -> Option<String> {
     }
     let error = client_error(error)?;
     let hint = match (error, error.code()) {
-        (ClientError::Untrusted { .. }, _) => untrusted(proof),
+        (ClientError::Untrusted { reason, .. }, _) => return Some(untrusted(reason, proof)),
         (_, Some(Code::Unauthenticated)) => unknown_caller(proof),
+        (_, Some(Code::PermissionDenied)) if asks_for_a_second_factor(error) => {
+            "`mezctl login` has no second factor but where a provider asks for it: `mezctl login --sso CONNECTOR`"
+        }
         (_, Some(Code::PermissionDenied)) => return refused(error, proof).map(str::to_owned),
         (_, Some(Code::NotFound)) if proof == Proof::Sso => "the cluster's login page lists the connectors",
         (_, Some(Code::Aborted)) => "it was changed meanwhile: get it again, and repeat your change",
+        (_, Some(Code::AlreadyExists)) => {
+            "see what is there with `get` or `ls`: change that, or choose another name"
+        }
         (_, Some(Code::Unimplemented)) => "the cluster does not offer this yet",
-        (ClientError::Unavailable { retry_after: Some(wait), .. }, _) => return Some(again_in(*wait)),
+        (ClientError::Unavailable { retry_after: Some(wait), .. }, _) if *wait >= WORTH_TELLING => {
+            return Some(again_in(*wait));
+        }
         (_, Some(Code::Unavailable | Code::DeadlineExceeded)) => {
             "try again, or name further nodes with --addr host:port,host:port"
         }
         // The message says what to do.
-        (_, Some(Code::ResourceExhausted)) if has_reason(error, "DATABASE_FULL") => return None,
+        (_, Some(Code::ResourceExhausted)) if error.has_reason("DATABASE_FULL") => return None,
         (_, Some(Code::ResourceExhausted)) => {
             let wait = error.status().and_then(|status| status.retry_after);
             return Some(wait.map_or_else(|| "try again later".into(), again_in));
@@ -194,9 +258,9 @@ fn again_in(wait: Duration) -> String {
     format!("try again in {}", humantime::format_duration(wait))
 }
 
-/// The cluster is not the one that is known.
-fn untrusted(proof: Proof) -> &'static str {
-    match proof {
+/// The cluster is not the one that is known, or its certificate or ours is not good at this time.
+fn untrusted(reason: &str, proof: Proof) -> String {
+    let anew = match proof {
         Proof::Session | Proof::Password | Proof::Sso => {
             "check --addr; for a cluster with a new CA, check its pin and log in again with --ca-pin"
         }
@@ -204,10 +268,20 @@ fn untrusted(proof: Proof) -> &'static str {
             "check --addr and --ca-pin: an admin sees the pin of the cluster with `mezctl status`"
         }
         Proof::Agent => {
-            "check --addr; if the cluster has a new CA, run `mezctl agent leave --local` and join again with its pin, and with \
-             --spool if the host records sessions"
+            "check --addr; if the cluster's TLS CA was exchanged while this host was away, run `mezctl agent leave --local`, and \
+             join again with the pin of now, and with --spool if the host records sessions"
         }
-    }
+    };
+    if is_about_time(reason) { format!("{CLOCK_FIRST}; if that is right, {anew}") } else { anew.to_owned() }
+}
+
+/// What is to be looked at before a certificate is exchanged that is said not to be good at this time.
+pub(crate) const CLOCK_FIRST: &str = "look at this machine's clock first";
+
+/// Whether a certificate was refused for its time: rustls says so in words alone, and servers by an alert.
+fn is_about_time(reason: &str) -> bool {
+    let words = ["certificate expired", "certificate not valid yet", "Expired", "NotValidYet"];
+    words.iter().any(|words| reason.contains(words))
 }
 
 /// The cluster does not know who calls.
@@ -231,7 +305,7 @@ fn unknown_caller(proof: Proof) -> &'static str {
 /// The cluster does not let who calls do this.
 fn refused(error: &ClientError, proof: Proof) -> Option<&'static str> {
     match proof {
-        _ if has_reason(error, "LOCKED") => {
+        _ if error.has_reason("LOCKED") => {
             Some("while the lock is there nothing else helps: admins see it with `mezctl locks ls`")
         }
         Proof::Session | Proof::Password => Some(
@@ -241,6 +315,10 @@ fn refused(error: &ClientError, proof: Proof) -> Option<&'static str> {
         Proof::Invite => {
             Some("an invite is good once and for a time: ask an admin for another: `mezctl users reset NAME`")
         }
+        Proof::JoinToken | Proof::Iam if is_name_taken(error) => Some(
+            "an admin removes that agent, if it will not come back: `mezctl nodes rm ID`, with the id from `mezctl nodes ls` or \
+             `mezctl nodes ls --unfinished`",
+        ),
         Proof::JoinToken => Some("ask an admin for another join token (`mezctl tokens add`), if it is that"),
         Proof::Iam => Some(IAM_REFUSED),
         Proof::Bot => Some(
@@ -251,9 +329,14 @@ fn refused(error: &ClientError, proof: Proof) -> Option<&'static str> {
     }
 }
 
-/// Whether the cluster named this condition.
-fn has_reason(error: &ClientError, reason: &str) -> bool {
-    error.status().is_some_and(|status| status.reason.as_deref() == Some(reason))
+/// Whether what is refused is refused to a password alone. The cluster has no word for that but its message.
+fn asks_for_a_second_factor(error: &ClientError) -> bool {
+    error.status().is_some_and(|status| status.message.contains("second factor is required"))
+}
+
+/// Whether a name is refused that another agent has. The cluster has no word for that but its message.
+fn is_name_taken(error: &ClientError) -> bool {
+    error.status().is_some_and(|status| status.message.contains("belongs to another agent"))
 }
 
 #[cfg(test)]

@@ -31,6 +31,14 @@ fn exit_codes_tell_failures_apart() {
 fn an_error_says_what_to_do() {
     assert!(hint(&NotLoggedIn.into(), Proof::Session).unwrap().contains("mezctl login"));
     assert!(hint(&unavailable().into(), Proof::Session).unwrap().contains("--addr"));
+    for (wait, told) in [(Duration::from_millis(250), "--addr"), (Duration::from_secs(30), "in 30s")] {
+        let (addresses, reason) = ("a:1".into(), "x".into());
+        let busy = ClientError::Unavailable { addresses, attempts: 1, reason, retry_after: Some(wait) };
+        assert!(hint(&busy.into(), Proof::Session).unwrap().contains(told), "{wait:?}");
+    }
+    // The message says all of it.
+    assert_eq!(hint(&NoProfile("x".into()).into(), Proof::Session), None);
+    assert_eq!(outcome(&NoProfile("x".into()).into()), Outcome::Denied);
     for (by, undo) in [("--ca-pin", "leave it out"), ("MEZITE_CA_PIN", "unset it")] {
         let untrusted = ClientError::Untrusted { address: "a:1".into(), reason: "x".into() };
         for error in [anyhow::Error::from(untrusted), NotLoggedIn.into()] {
@@ -43,6 +51,30 @@ fn an_error_says_what_to_do() {
             );
             assert_eq!(outcome(&error), before);
         }
+    }
+}
+
+#[test]
+fn who_asked_for_a_profile_is_told_to_log_in_to_that() {
+    let hint = hint(&NotLoggedIn.into(), Proof::Session).unwrap();
+    assert_eq!(for_profile(&hint, None), "run `mezctl login`");
+    assert_eq!(for_profile(&hint, Some("")), "run `mezctl login`");
+    assert_eq!(for_profile(&hint, Some("work")), "run `mezctl --profile work login`");
+}
+
+#[test]
+fn who_lacks_a_second_factor_is_not_told_to_ask_for_a_role() {
+    let said = tonic::Status::permission_denied("a second factor is required, and you have no device yet");
+    let error = ClientError::Status(Box::new((&said).into()));
+    assert!(hint(&error.into(), Proof::Session).unwrap().contains("login --sso"));
+}
+
+#[test]
+fn whose_name_is_taken_is_told_how_it_becomes_free() {
+    let said = tonic::Status::permission_denied("the name web1 belongs to another agent");
+    for proof in [Proof::JoinToken, Proof::Iam] {
+        let error = ClientError::Status(Box::new((&said).into()));
+        assert!(hint(&error.into(), proof).unwrap().contains("nodes rm ID"), "{proof:?}");
     }
 }
 
@@ -60,6 +92,40 @@ fn an_answer_is_what_the_cluster_said() {
         assert_eq!(is_answer(&error), answered, "{code:?}");
     }
     assert!(!is_answer(&unavailable().into()) && !is_answer(&Usage("x".into()).into()));
+}
+
+#[test]
+fn a_service_that_the_cluster_does_not_have_any_more_ends_with_a_status_of_its_own() {
+    let details = ErrorDetails::with_error_info("NOT_REGISTERED", "mezite", HashMap::new());
+    let status = tonic::Status::with_error_details(Code::Unauthenticated, "no", details);
+    let refused = || ClientError::Status(Box::new((&status).into()));
+    let gone = anyhow::Error::from(Gone(refused()));
+    assert_eq!(outcome(&gone) as u8, 78);
+    assert!(hint(&gone, Proof::Agent).unwrap().contains("join again"));
+    // A command that was refused so is denied as any.
+    assert_eq!(outcome(&refused().into()), Outcome::Denied);
+}
+
+#[test]
+fn who_does_not_believe_a_certificate_for_its_time_looks_at_the_clock_first() {
+    use rustls::{AlertDescription, CertificateError, Error, pki_types::UnixTime};
+    let at = |seconds| UnixTime::since_unix_epoch(Duration::from_secs(seconds));
+    let hint = |reason: Error| {
+        let untrusted = ClientError::Untrusted { address: "a:1".into(), reason: reason.to_string() };
+        hint(&untrusted.into(), Proof::Agent).unwrap()
+    };
+    for reason in [
+        Error::InvalidCertificate(CertificateError::ExpiredContext { time: at(9), not_after: at(5) }),
+        Error::InvalidCertificate(CertificateError::NotValidYetContext { time: at(1), not_before: at(5) }),
+        Error::InvalidCertificate(CertificateError::Expired),
+        Error::InvalidCertificate(CertificateError::NotValidYet),
+        Error::AlertReceived(AlertDescription::CertificateExpired),
+    ] {
+        let (said, hint) = (reason.to_string(), hint(reason));
+        assert!(hint.starts_with(CLOCK_FIRST) && hint.contains("agent leave --local"), "{said}: {hint}");
+    }
+    let other = hint(Error::InvalidCertificate(CertificateError::UnknownIssuer));
+    assert!(!other.contains("clock") && other.contains("agent leave --local"), "{other}");
 }
 
 /// What helps depends on how the caller proves who it is.

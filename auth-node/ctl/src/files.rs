@@ -2,9 +2,9 @@
 //! write it at a time, or not at all.
 
 use std::{
-    fs::{self, File, Permissions},
-    io::{self, Write as _},
-    os::unix::fs::PermissionsExt as _,
+    fs::{self, File, Permissions, TryLockError},
+    io::{self, ErrorKind, Write as _},
+    os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _},
     path::Path,
 };
 
@@ -91,6 +91,36 @@ impl<'a> Pending<'a> {
     }
 }
 
+/// Locks a file, which is made if it is not there, until what this returns is dropped or the process ends; waits for whoever has
+/// it. Where the file system has no locks, nobody has it.
+pub(crate) fn lock(path: &Path) -> Result<File> {
+    let open = || {
+        let file = open_lock(path)?;
+        match file.lock() {
+            Err(error) if error.kind() == ErrorKind::Unsupported => Ok(file),
+            locked => locked.map(|()| file),
+        }
+    };
+    open().with_context(|| format!("cannot lock {}", path.display()))
+}
+
+/// As [`lock`], and waits for nobody. `None`: somebody has it.
+pub(crate) fn try_lock(path: &Path) -> Result<Option<File>> {
+    let open = || {
+        let file = open_lock(path)?;
+        match file.try_lock() {
+            Err(TryLockError::WouldBlock) => Ok(None),
+            Err(TryLockError::Error(error)) if error.kind() != ErrorKind::Unsupported => Err(error),
+            Ok(()) | Err(TryLockError::Error(_)) => Ok(Some(file)),
+        }
+    };
+    open().with_context(|| format!("cannot lock {}", path.display()))
+}
+
+fn open_lock(path: &Path) -> io::Result<File> {
+    File::options().create(true).truncate(false).write(true).mode(PRIVATE).open(path)
+}
+
 /// Reads a file that holds a secret; `-` is standard input. A regular file that others can read is refused.
 pub(crate) fn read_secret(path: &Path) -> Result<Zeroizing<String>> {
     files::read_secret_or_stdin(path).map_err(|error| unusable(path, error))
@@ -172,6 +202,18 @@ mod tests {
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
         Pending::create(&path).unwrap().write_secret("s3cret").unwrap();
         assert_eq!((fs::read_to_string(&path).unwrap().as_str(), mode(&path)), ("s3cret\n", 0o600));
+    }
+
+    #[test]
+    fn a_lock_is_held_until_it_is_dropped() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("lock");
+        let held = lock(&path).unwrap();
+        assert_eq!(mode(&path), PRIVATE);
+        assert!(try_lock(&path).unwrap().is_none());
+        drop(held);
+        assert!(try_lock(&path).unwrap().is_some());
+        assert!(try_lock(&dir.path().join("missing/lock")).is_err());
     }
 
     #[test]

@@ -1,6 +1,7 @@
-//! Printing: one report, three formats.
+//! Printing: one report, three formats. All that commands print goes through here.
 
 use std::{
+    cell::RefCell,
     io::{self, Write as _},
     marker::PhantomData,
     ops::ControlFlow,
@@ -9,12 +10,14 @@ use std::{
 
 use anyhow::Result;
 use comfy_table::{ColumnConstraint, ContentArrangement, Table, Width, presets};
+use crossterm::style::{StyledContent, Stylize as _};
 use prost_types::Timestamp;
 use serde::Serialize;
 
 use crate::{
     cli::Format,
     hidden::{Escape, escaped, is_hidden},
+    look,
 };
 
 pub(crate) use crate::hidden::printable;
@@ -28,9 +31,33 @@ pub(crate) trait Report: Serialize {
     fn text(&self) -> String;
 }
 
+tokio::task_local! {
+    /// What is printed, where somebody else shows it.
+    static TAKEN: RefCell<String>;
+}
+
+/// Does some work, and takes what is printed by it instead of printing it.
+pub(crate) async fn taken<T>(work: impl Future<Output = T>) -> (T, String) {
+    let work = async { (work.await, TAKEN.with(RefCell::take)) };
+    TAKEN.scope(RefCell::default(), work).await
+}
+
 /// Prints a report on standard output.
 pub(crate) fn print(format: Format, report: &impl Report) -> Result<()> {
-    write(&render(format, report)?)
+    write_as(format, &render(format, report)?).map(drop)
+}
+
+/// Writes what is in a format on standard output: text looks as people like it. Breaks when nobody reads any more.
+pub(crate) fn write_as(format: Format, text: &str) -> Result<ControlFlow<()>> {
+    match format {
+        // What is taken is coloured by who shows it.
+        Format::Text if look::has_colours(&io::stdout()) && !is_taken() => write_some(&look::paint(text)),
+        Format::Text | Format::Json | Format::Yaml => write_some(text),
+    }
+}
+
+fn is_taken() -> bool {
+    TAKEN.try_with(|_| ()).is_ok()
 }
 
 /// Writes a text on standard output, as it is.
@@ -39,7 +66,10 @@ pub(crate) fn write(text: &str) -> Result<()> {
 }
 
 /// Writes to standard output; breaks when nobody reads any more.
-fn write_some(text: &str) -> Result<ControlFlow<()>> {
+pub(crate) fn write_some(text: &str) -> Result<ControlFlow<()>> {
+    if TAKEN.try_with(|taken| taken.borrow_mut().push_str(text)).is_ok() {
+        return Ok(ControlFlow::Continue(()));
+    }
     let mut stdout = io::stdout().lock();
     // What is printed as it comes is there at once, also where it does not end a line.
     match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
@@ -47,6 +77,31 @@ fn write_some(text: &str) -> Result<ControlFlow<()>> {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(ControlFlow::Break(())),
         written => Ok(ControlFlow::Continue(written?)),
     }
+}
+
+/// Says a line on standard error, beside what is printed. Further lines stand apart: none looks like one of ours.
+pub(crate) fn say(text: &str) {
+    say_line(&format!("{}\n", one_of_ours(text)));
+}
+
+/// As [`say`], after a word in its colour.
+pub(crate) fn say_after(word: StyledContent<&'static str>, text: &str) {
+    let word = if look::has_colours(&io::stderr()) { word.to_string() } else { (*word.content()).to_owned() };
+    say_line(&format!("{word} {}\n", one_of_ours(text)));
+}
+
+/// As [`say`], of what somebody should know, and that ends nothing.
+pub(crate) fn warn(text: &str) {
+    say_after("warning:".yellow(), text);
+}
+
+fn one_of_ours(text: &str) -> String {
+    printable(text).replace('\n', "\n  ")
+}
+
+fn say_line(line: &str) {
+    // What is done does not depend on whether anybody hears of it.
+    let _ = io::stderr().lock().write_all(line.as_bytes());
 }
 
 fn render(format: Format, report: &impl Report) -> Result<String> {
@@ -102,7 +157,7 @@ pub(crate) fn table<const N: usize>(
 }
 
 /// Some rows of a table, below its header if they are its first. Columns are at least as wide as `widths`, which then says how
-/// wide they are.
+/// wide they are; unless the terminal is narrower: then cells have several lines.
 fn part_of_table<const N: usize>(
     widths: &mut [u16; N],
     header: Option<[&str; N]>,
@@ -120,9 +175,12 @@ fn part_of_table<const N: usize>(
     for (width, content) in widths.iter_mut().zip(table.column_max_content_widths()) {
         *width = content.max(*width);
     }
+    if let Some(room) = look::width() {
+        look::fit(widths, GAP, room);
+    }
     for (column, width) in table.column_iter_mut().zip(widths) {
         column.set_padding((0, GAP));
-        column.set_constraint(ColumnConstraint::LowerBoundary(Width::Fixed(width.saturating_add(GAP))));
+        column.set_constraint(ColumnConstraint::Absolute(Width::Fixed(width.saturating_add(GAP))));
     }
     table.to_string().lines().map(|line| line.trim_end().to_owned() + "\n").collect()
 }
@@ -235,12 +293,13 @@ impl<const N: usize, T: Row<N>> Listing<N, T> {
 
     /// Prints further entries; breaks when nobody reads any more.
     pub(crate) fn print(&mut self, entries: &[T]) -> Result<ControlFlow<()>> {
-        write_some(&self.part(entries)?)
+        let text = self.part(entries)?;
+        write_as(self.entries.format, &text)
     }
 
     /// Prints what belongs after the last entry.
     pub(crate) fn end(self) -> Result<()> {
-        write(&self.rest())
+        write_as(self.entries.format, &self.rest()).map(drop)
     }
 
     fn part(&mut self, entries: &[T]) -> Result<String> {
@@ -267,7 +326,8 @@ impl Journal {
 
     /// Prints a further one; breaks when nobody reads any more.
     pub(crate) fn print(&mut self, report: &impl Report) -> Result<ControlFlow<()>> {
-        write_some(&self.part(report)?)
+        let text = self.part(report)?;
+        write_as(self.entries.format, &text)
     }
 
     /// Whether anything was printed.

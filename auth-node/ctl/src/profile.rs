@@ -1,9 +1,7 @@
 //! The profile: which cluster a user works with, and the session. One file, readable by its owner alone.
 
 use std::{
-    fs::{self, File},
-    io,
-    os::unix::fs::OpenOptionsExt as _,
+    fs, io,
     path::{Path, PathBuf},
     time::SystemTime,
 };
@@ -13,29 +11,62 @@ use mezite_client::{ClusterTrust, SessionSecret};
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
-use crate::files::{PRIVATE, create_dir, read_secret, write_atomic};
+use crate::files::{PRIVATE, create_dir, lock, read_secret, write_atomic};
 
 /// Marks the file.
 const KIND: &str = "mezite.ctl.profile";
 /// Version of the file that this program writes and reads.
 const VERSION: u32 = 1;
 
-/// Folder of the profile.
+/// The file.
+pub(crate) const PROFILE: &str = "profile.json";
+/// Held by who writes it.
+pub(crate) const LOCK: &str = "profile.lock";
+/// Folder with what ssh needs, as `mezctl certs refresh` keeps it.
+const SSH: &str = "ssh";
+
+/// Folder of a profile.
 #[derive(Debug, Clone)]
-pub(crate) struct Home(PathBuf);
+pub(crate) struct Home {
+    dir: PathBuf,
+    name: String,
+}
 
 impl Home {
-    /// The given folder, or `~/.mezite`.
-    pub(crate) fn new(dir: Option<PathBuf>) -> Result<Self> {
-        if let Some(dir) = dir {
-            return Ok(Self(dir));
+    /// The folder of the profile of this name.
+    pub(crate) fn new(dir: PathBuf, name: String) -> Self {
+        Self { dir, name }
+    }
+
+    /// Name of the profile.
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Folder with the key and certificate for ssh.
+    pub(crate) fn ssh(&self) -> PathBuf {
+        self.dir.join(SSH)
+    }
+
+    /// Whether there is a profile.
+    pub(crate) fn exists(&self) -> bool {
+        self.file().exists()
+    }
+
+    /// Removes the profile, with what ssh had of it. Its folder stays where it has anything else.
+    pub(crate) fn remove(&self) -> Result<()> {
+        let failed = || format!("cannot remove the profile in {}", self.dir.display());
+        match fs::remove_dir_all(self.ssh()) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error).with_context(failed),
+            _ => {}
         }
-        let home = std::env::home_dir().filter(|home| !home.as_os_str().is_empty());
-        Ok(Self(home.context("there is no home folder: give --home")?.join(".mezite")))
+        fs::remove_file(self.file()).with_context(failed)?;
+        let _ = fs::remove_file(self.dir.join(LOCK)).and_then(|()| fs::remove_dir(&self.dir));
+        Ok(())
     }
 
     fn file(&self) -> PathBuf {
-        self.0.join("profile.json")
+        self.dir.join(PROFILE)
     }
 
     /// The profile, if there is one.
@@ -57,26 +88,12 @@ impl Home {
     /// Replaces the profile with what `change` makes of the one that is there; `None`: it stays as it is. No other process
     /// writes it in between. Answers whether it was replaced.
     pub(crate) fn update(&self, change: impl FnOnce(Option<Profile>) -> Option<Profile>) -> Result<bool> {
-        create_dir(&self.0)?;
-        // Until the end of this function, or of the process.
-        let _held = self.lock()?;
+        create_dir(&self.dir)?;
+        // Whoever has it writes a small file.
+        let _held = lock(&self.dir.join(LOCK))?;
         let Some(profile) = change(self.load()?) else { return Ok(false) };
         write_atomic(&self.file(), profile.encode()?.as_bytes(), PRIVATE)?;
         Ok(true)
-    }
-
-    /// Waits until no other process writes the profile, which takes no longer than writing a small file.
-    fn lock(&self) -> Result<File> {
-        let path = self.0.join("profile.lock");
-        let open = || {
-            let file = File::options().create(true).truncate(false).write(true).mode(PRIVATE).open(&path)?;
-            match file.lock() {
-                // Where the file system has no locks, the last one to write is the one that counts.
-                Err(error) if error.kind() == io::ErrorKind::Unsupported => Ok(file),
-                locked => locked.map(|()| file),
-            }
-        };
-        open().with_context(|| format!("cannot lock {}", path.display()))
     }
 
     /// When the profile was written; `None` when there is none, or that cannot be told.
@@ -90,6 +107,8 @@ impl Home {
 pub(crate) struct Profile {
     pub(crate) addresses: Vec<String>,
     pub(crate) trust: ClusterTrust,
+    /// Who logged in last, also after a logout.
+    pub(crate) last_user: Option<String>,
     pub(crate) login: Option<LoginState>,
 }
 
@@ -134,7 +153,7 @@ impl Profile {
             cluster_name: self.trust.cluster_name().into(),
             addresses: self.addresses.clone(),
             ca_certificates: self.trust.ca_pem().into(),
-            user: login.map(|login| login.user.clone()),
+            user: login.map(|login| login.user.clone()).or_else(|| self.last_user.clone()),
             session_id: login.map(|login| Zeroizing::new(login.session.expose().into())),
             session_expires_at: login.and_then(|login| login.expires_at.clone()),
         };
@@ -148,6 +167,7 @@ impl Profile {
             bail!("{} is of another program or version: remove it, and log in again", path.display());
         }
         let stored: Stored = serde_json::from_str(text).with_context(unreadable)?;
+        let last_user = stored.user.clone();
         let login = match (stored.user, stored.session_id) {
             (Some(user), Some(session)) => Some(LoginState {
                 user,
@@ -158,7 +178,7 @@ impl Profile {
         };
         let trust =
             ClusterTrust::new(&stored.cluster_name, &stored.ca_certificates).with_context(unreadable)?;
-        Ok(Self { addresses: stored.addresses, trust, login })
+        Ok(Self { addresses: stored.addresses, trust, last_user, login })
     }
 }
 

@@ -14,13 +14,14 @@ fn golden() -> Profile {
     Profile {
         addresses: vec!["a.example:3025".into(), "b.example:3025".into()],
         trust: ClusterTrust::new("example", include_str!("../golden/ca.pem")).unwrap(),
+        last_user: Some("alice".into()),
         login: Some(login),
     }
 }
 
 fn home() -> (tempfile::TempDir, Home) {
     let dir = tempfile::tempdir().unwrap();
-    let home = Home::new(Some(dir.path().join("home"))).unwrap();
+    let home = Home::new(dir.path().join("home"), "default".into());
     (dir, home)
 }
 
@@ -37,7 +38,7 @@ fn a_profile_is_kept_for_its_owner_alone() {
     assert!(home.load().unwrap().is_none());
     home.save(&golden()).unwrap();
     assert_eq!(fs::metadata(home.file()).unwrap().mode() & 0o7777, 0o600);
-    assert_eq!(fs::metadata(&home.0).unwrap().mode() & 0o7777, 0o700);
+    assert_eq!(fs::metadata(&home.dir).unwrap().mode() & 0o7777, 0o700);
     let login = home.load().unwrap().unwrap().login.unwrap();
     assert_eq!((login.user.as_str(), login.session.expose()), ("alice", "c0ffee"));
 }
@@ -57,6 +58,8 @@ fn a_logout_leaves_no_session_behind() {
     home.save(&Profile { login: None, ..golden() }).unwrap();
     let text = fs::read_to_string(home.file()).unwrap();
     assert!(!text.contains("c0ffee") && !text.contains("session") && text.contains("example"));
+    let left = home.load().unwrap().unwrap();
+    assert!(left.login.is_none() && left.last_user.as_deref() == Some("alice"));
 }
 
 #[test]
@@ -95,4 +98,20 @@ fn those_who_write_at_a_time_take_turns() {
     });
     assert_eq!(home.load().unwrap().unwrap().addresses.len(), 32);
     assert!(!home.update(|_| None).unwrap());
+}
+
+#[test]
+fn a_profile_is_removed_with_its_keys_and_without_what_is_not_its_own() {
+    let (_dir, home) = home();
+    home.save(&golden()).unwrap();
+    fs::create_dir(home.ssh()).unwrap();
+    fs::write(home.ssh().join("key"), "").unwrap();
+    fs::write(home.dir.join("notes"), "").unwrap();
+    home.remove().unwrap();
+    assert!(!home.exists() && !home.ssh().exists() && home.dir.join("notes").exists());
+    assert!(home.remove().is_err());
+    fs::remove_file(home.dir.join("notes")).unwrap();
+    home.save(&golden()).unwrap();
+    home.remove().unwrap();
+    assert!(!home.dir.exists());
 }

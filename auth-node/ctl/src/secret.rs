@@ -8,19 +8,19 @@ use zeroize::Zeroizing;
 
 use crate::{exit::Usage, files::read_secret};
 
-/// An existing password, from `file` or the terminal.
-pub(crate) fn existing(file: Option<&Path>, prompt: &str) -> Result<Zeroizing<String>> {
+/// An existing password, from `file`, which `option` names, or the terminal.
+pub(crate) fn existing(file: Option<&Path>, option: &str, prompt: &str) -> Result<Zeroizing<String>> {
     match file {
         Some(file) => line(file),
-        None => ask(prompt),
+        None => ask(prompt, option),
     }
 }
 
-/// A new password, from `file`, or twice from the terminal.
-pub(crate) fn new_password(file: Option<&Path>, prompt: &str) -> Result<Zeroizing<String>> {
+/// A new password, from `file`, which `option` names, or twice from the terminal.
+pub(crate) fn new_password(file: Option<&Path>, option: &str, prompt: &str) -> Result<Zeroizing<String>> {
     let Some(file) = file else {
-        let first = ask(prompt)?;
-        if *first != *ask("Again: ")? {
+        let first = ask(prompt, option)?;
+        if *first != *ask("Again: ", option)? {
             return Err(Usage("the passwords differ".into()).into());
         }
         return Ok(first);
@@ -42,10 +42,9 @@ pub(crate) fn line(file: &Path) -> Result<Zeroizing<String>> {
     Ok(Zeroizing::new(line.to_owned()))
 }
 
-fn ask(prompt: &str) -> Result<Zeroizing<String>> {
-    let answer =
-        rpassword::prompt_password(prompt).context("there is no terminal to ask on: give --password-file");
-    answer.map(Zeroizing::new)
+fn ask(prompt: &str, option: &str) -> Result<Zeroizing<String>> {
+    let answer = rpassword::prompt_password(prompt);
+    answer.map(Zeroizing::new).with_context(|| format!("there is no terminal to ask on: give {option}"))
 }
 
 #[cfg(test)]

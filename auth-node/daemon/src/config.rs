@@ -13,7 +13,7 @@ use std::{
 use serde::{Serialize, de::DeserializeOwned};
 use toml::{Table, Value};
 
-use crate::logging::LogConfig;
+use crate::{logging::LogConfig, traces::TracesConfig};
 
 /// Most of anything that is counted.
 const MAX_COUNT: usize = 1_000_000;
@@ -53,8 +53,8 @@ impl ConfigError {
     }
 }
 
-/// A program's configuration: a struct with a field for each setting, that refuses unknown ones. One of them is `log`,
-/// a [`LogConfig`].
+/// A program's configuration: a struct with a field for each setting, that refuses unknown ones. Two of them are `log`,
+/// a [`LogConfig`], and `traces`, a [`TracesConfig`].
 pub trait Settings: Serialize + DeserializeOwned {
     /// Environment variables with this prefix override fields.
     const ENV_PREFIX: &'static str;
@@ -63,6 +63,9 @@ pub trait Settings: Serialize + DeserializeOwned {
 
     /// The field `log`.
     fn log(&self) -> &LogConfig;
+
+    /// Its traces.
+    fn traces(&self) -> &TracesConfig;
 
     /// Whether every value is within its bounds.
     ///
@@ -179,6 +182,8 @@ mod tests {
         names: Vec<String>,
         log: LogConfig,
         #[serde(default)]
+        traces: TracesConfig,
+        #[serde(default)]
         limits: BTreeMap<String, usize>,
     }
 
@@ -188,6 +193,10 @@ mod tests {
 
         fn log(&self) -> &LogConfig {
             &self.log
+        }
+
+        fn traces(&self) -> &TracesConfig {
+            &self.traces
         }
 
         fn check(&self) -> Result<(), ConfigError> {

@@ -13,7 +13,7 @@ use axum::{
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use crate::metrics;
+use crate::{metrics, supervisor};
 
 /// Type of the metrics page.
 const PROMETHEUS_TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -33,7 +33,7 @@ pub trait Health: Send + Sync + 'static {
     fn ready(&self) -> impl Future<Output = Result<(), String>> + Send;
 }
 
-/// Serves until `stop`, and keeps what is counted tidy for as long.
+/// Serves until `stop`; for as long, it keeps what is counted tidy, and tells the supervisor that the program lives.
 ///
 /// # Errors
 /// When the port breaks down.
@@ -46,11 +46,12 @@ pub async fn serve<H: Health>(
         .route("/healthz", get(healthz::<H>))
         .route("/readyz", get(readyz::<H>))
         .route("/metrics", get(metrics_page))
-        .with_state(health);
+        .with_state(Arc::clone(&health));
     // Cut, not drained: nobody's work hangs on it.
     tokio::select! {
         served = axum::serve(listener, pages).into_future() => served,
         never = metrics::keep_up() => match never {},
+        never = supervisor::keep_alive(&*health) => match never {},
         () = stop.cancelled() => Ok(()),
     }
 }

@@ -108,6 +108,24 @@ pub fn write_atomic(path: &Path, bytes: &[u8], mode: u32) -> Result<(), FileErro
     steps().map_err(failed(path))
 }
 
+/// Moves a file within a file system, over one that is there, so that a crash leaves it at the one place or the other. One that is
+/// not there was moved already.
+///
+/// # Errors
+/// [`FileError::Io`].
+pub fn move_file(from: &Path, to: &Path) -> Result<(), FileError> {
+    match fs::rename(from, to) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(from)(error)),
+        _ => {}
+    }
+    for path in [from, to] {
+        if let Some(dir) = path.parent() {
+            File::open(dir).and_then(|dir| dir.sync_all()).map_err(failed(dir))?;
+        }
+    }
+    Ok(())
+}
+
 /// Reads a file that holds a secret, of 64 KiB at most. A regular file that others can read is refused.
 ///
 /// # Errors

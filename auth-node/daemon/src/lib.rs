@@ -1,7 +1,7 @@
 //! What the programs of Mezite are made of, whatever they do.
 //!
 //! A program that serves has a [`config::Settings`], begins and ends by [`program`], logs by [`logging`], and shows
-//! itself by [`diagnostics`] and [`metrics`]: that is the feature `server`, and it brings the allocator. [`files`],
+//! itself by [`diagnostics`], [`metrics`] and [`supervisor`]: that is the feature `server`, and it brings the allocator. [`files`],
 //! [`clock`], and the bounds [`places`] and [`pace`] are for every program. Never here: a protocol, the domain, and what only one program has.
 
 pub mod clock;
@@ -18,6 +18,10 @@ pub mod pace;
 pub mod places;
 #[cfg(feature = "server")]
 pub mod program;
+#[cfg(feature = "server")]
+pub mod supervisor;
+#[cfg(feature = "server")]
+pub mod traces;
 
 /// For what is Rust. Under load glibc's takes more processor time, since what one thread allocates another often frees: a
 /// tenth more was measured beside jemalloc for everything. In place of glibc's for C++ as well it hangs at the start under

@@ -3,7 +3,14 @@
 use std::io::{self, IsTerminal as _};
 
 use serde::{Deserialize, Serialize};
-use tracing_subscriber::{EnvFilter, filter::ParseError};
+use tracing_subscriber::{
+    EnvFilter, Layer as _,
+    filter::{LevelFilter, ParseError},
+    layer::SubscriberExt as _,
+    util::SubscriberInitExt as _,
+};
+
+use crate::traces::Exporter;
 
 /// How log lines look.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -36,13 +43,18 @@ pub(crate) fn filter(log: &LogConfig) -> Result<EnvFilter, ParseError> {
     EnvFilter::try_new(&log.level)
 }
 
-/// Logs from now on. Once in a process.
-pub(crate) fn start(log: &LogConfig) -> Result<(), ParseError> {
-    let builder = tracing_subscriber::fmt().with_env_filter(filter(log)?).with_writer(io::stderr);
-    let builder = builder.with_ansi(io::stderr().is_terminal());
-    match log.format {
-        LogFormat::Text => builder.init(),
-        LogFormat::Json => builder.json().init(),
-    }
+/// Logs from now on, and traces where there is an exporter for that: spans of the level INFO, whatever is logged. Once in a
+/// process.
+pub(crate) fn start(log: &LogConfig, traces: Option<&Exporter>) -> Result<(), ParseError> {
+    let lines =
+        tracing_subscriber::fmt::layer().with_writer(io::stderr).with_ansi(io::stderr().is_terminal());
+    let lines = match log.format {
+        LogFormat::Text => lines.boxed(),
+        LogFormat::Json => lines.json().boxed(),
+    };
+    tracing_subscriber::registry()
+        .with(lines.with_filter(filter(log)?))
+        .with(traces.map(|exporter| exporter.layer().with_filter(LevelFilter::INFO)))
+        .init();
     Ok(())
 }

@@ -3,6 +3,7 @@
 use std::{fmt::Display, io, net::SocketAddr, path::PathBuf, process::ExitCode, time::Duration};
 
 use clap::Args;
+use opentelemetry_otlp::ExporterBuildError;
 use tokio::{
     net::TcpListener,
     runtime::Runtime,
@@ -12,7 +13,8 @@ use tracing_subscriber::filter::ParseError;
 
 use crate::{
     config::{ConfigError, Settings},
-    logging::{self, LogConfig},
+    logging,
+    traces::{self, Exporter},
 };
 
 /// How long work that cannot be interrupted, such as a write, may go on after everything else has ended.
@@ -32,6 +34,9 @@ pub enum BeginError {
     /// `log.level` cannot be read.
     #[error("log.level")]
     LogLevel(#[from] ParseError),
+    /// `traces.endpoint` cannot be used.
+    #[error("traces.endpoint")]
+    Traces(#[from] ExporterBuildError),
     /// There are no threads to be had.
     #[error("the runtime cannot be started")]
     Runtime(#[source] io::Error),
@@ -86,29 +91,63 @@ impl Common {
 /// Threads for work that blocks, unless a program wants fewer: tokio's own default.
 pub const BLOCKING_THREADS: usize = 512;
 
-/// Begins: logs from now on, settles which cryptography TLS uses, and starts the threads that the program runs on, with at most so
-/// many for work that blocks. Once in a process; [`end`] follows.
+/// A program that has begun.
+#[derive(Debug)]
+pub struct Begun {
+    runtime: Runtime,
+    traces: Option<Exporter>,
+}
+
+/// Begins as the program `name`: logs and traces from now on, settles which cryptography TLS uses, and starts the threads that the
+/// program runs on, with at most so many for work that blocks. Once in a process; [`Begun::end`] follows.
 ///
 /// # Errors
 /// See [`BeginError`].
-pub fn begin(log: &LogConfig, blocking_threads: usize) -> Result<Runtime, BeginError> {
+pub fn begin(
+    name: &'static str,
+    config: &impl Settings,
+    blocking_threads: usize,
+) -> Result<Begun, BeginError> {
     // A second installation can only fail because the first one stands.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
-    logging::start(log)?;
     let mut runtime = tokio::runtime::Builder::new_multi_thread();
-    runtime.enable_all().max_blocking_threads(blocking_threads).build().map_err(BeginError::Runtime)
+    let runtime = runtime.enable_all().max_blocking_threads(blocking_threads).build();
+    let runtime = runtime.map_err(BeginError::Runtime)?;
+    let traces = {
+        let _within = runtime.enter();
+        traces::start(name, config.traces())?
+    };
+    logging::start(config.log(), traces.as_ref())?;
+    Ok(Begun { runtime, traces })
 }
 
-/// Ends the threads; work that cannot be interrupted is waited for, for a second at most.
-pub fn end(runtime: Runtime) {
-    runtime.shutdown_timeout(RUNTIME_PATIENCE);
+impl Begun {
+    /// Does the program's work.
+    pub fn block_on<T>(&self, work: impl Future<Output = T>) -> T {
+        self.runtime.block_on(work)
+    }
+
+    /// Ends: the last traces are sent, and the threads end; work that cannot be interrupted is waited for, for a second at most.
+    pub fn end(self) {
+        drop(self.traces);
+        self.runtime.shutdown_timeout(RUNTIME_PATIENCE);
+    }
 }
 
-/// The exit code of a program of this name. A failure is told on standard error, in the error's alternate form.
-pub fn exit_code(name: &str, ended: Result<ExitCode, impl Display>) -> ExitCode {
+/// Exit code of a program that its cluster does not have any more: it was removed, or the cluster was restored from before it joined.
+/// Starting it again changes nothing, so units name it in `RestartPreventExitStatus=`. `EX_CONFIG` of sysexits(3).
+pub const REMOVED: u8 = 78;
+
+/// The exit code of a program of this name. A failure is told on standard error, in the error's alternate form; one of which
+/// `is_removal` says so ends with [`REMOVED`].
+pub fn exit_code<E: Display>(
+    name: &str,
+    ended: Result<ExitCode, E>,
+    is_removal: impl FnOnce(&E) -> bool,
+) -> ExitCode {
     ended.unwrap_or_else(|error| {
         eprintln!("{name}: {error:#}");
-        ExitCode::FAILURE
+        if is_removal(&error) { ExitCode::from(REMOVED) } else { ExitCode::FAILURE }
     })
 }
 

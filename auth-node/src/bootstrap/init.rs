@@ -89,7 +89,8 @@ impl Initialized {
 /// Makes the first node of a new cluster, and the cluster.
 ///
 /// # Errors
-/// [`NodeError::Refused`] when there is a node in the data directory: it is left as it is.
+/// [`NodeError::Member`] when there is a node in the data directory, and [`NodeError::Refused`] when there is something else: it is
+/// left as it is.
 /// [`NodeError::Core`] for what is wrong with `new`. Anything else may be tried again.
 pub async fn init(config: &Config, new: Init) -> Result<Initialized, NodeError> {
     let clock: Clock = Arc::new(clock::unix_ms);
@@ -155,11 +156,11 @@ fn begin(folder: &Folder, config: &Config) -> Result<NodeState, NodeError> {
         Some(state) if state.progress == Progress::Initializing => Ok(state),
         Some(state) if state.progress == Progress::Member => {
             forget_init(folder)?;
-            Err(NodeError::Refused(format!(
-                "{place} holds node {} of cluster {} already, and nothing was changed: start it with `auth-node run`, \
-                 or choose another data_dir for a new cluster",
-                state.node_id, state.cluster_id
-            )))
+            Err(NodeError::Member {
+                node_id: state.node_id,
+                cluster_id: state.cluster_id,
+                data_dir: config.data_dir.clone(),
+            })
         }
         Some(state) => Err(NodeError::Refused(format!(
             "`auth-node {}` was interrupted in {place}: run it again, or choose another data_dir for a new cluster",

@@ -44,23 +44,31 @@ pub struct Joined {
 /// Joins a cluster. `how` is asked only where there is something left to do.
 ///
 /// # Errors
-/// [`NodeError::Refused`] when the data directory holds another node; [`NodeError::Store`] when no member can
-/// be reached, or the cluster refuses; [`NodeError::Answer`].
+/// [`NodeError::Refused`] when the data directory holds another node; [`NodeError::Removed`] when it holds one that was
+/// removed from its cluster; [`NodeError::NotJoined`] when no member can be reached, or the cluster refuses;
+/// [`NodeError::Answer`].
 pub async fn join(
     config: &Config,
     how: impl FnOnce() -> Result<Join, NodeError>,
 ) -> Result<Joined, NodeError> {
     let folder = Folder::open(&config.data_dir)?;
-    if let Some(state) = begin(&folder, config)? {
+    if let Some(state) = joined(&folder, config)? {
         // What the last steps of a join that was interrupted would have removed.
         folder.remove(SEALING_KEY)?;
-        return Ok(Joined { cluster_id: state.cluster_id, node_id: state.node_id, already: true });
+        let (cluster_id, node_id) = (state.cluster_id, state.node_id);
+        if folder.has_database() && raft_store::remembers_removal(&folder.store_dir())? {
+            return Err(NodeError::Removed { node_id, cluster_id, data_dir: config.data_dir.clone() });
+        }
+        return Ok(Joined { cluster_id, node_id, already: true });
     }
     let Join { token, ca_pin, peers, learner } = how()?;
     if peers.is_empty() || peers.iter().any(|peer| host_of(peer).is_none()) {
         return Err(NodeError::Refused(
             "--peer needs host:port of at least one member's peer listener".into(),
         ));
+    }
+    if folder.load()?.is_none() {
+        folder.save(&NodeState::joining())?;
     }
     let key = folder.peer_key()?;
     let sealing = sealing_key(&folder)?;
@@ -92,8 +100,8 @@ pub async fn join(
     Ok(Joined { cluster_id: state.cluster_id, node_id: state.node_id, already: false })
 }
 
-/// Begins, or goes on with what was interrupted; the state, where all is done.
-fn begin(folder: &Folder, config: &Config) -> Result<Option<NodeState>, NodeError> {
+/// Refuses a directory in which no join can begin or go on. The state, where all is done.
+fn joined(folder: &Folder, config: &Config) -> Result<Option<NodeState>, NodeError> {
     let place = config.data_dir.display();
     match folder.load()? {
         Some(state) if state.progress == Progress::Member => Ok(Some(state)),
@@ -105,10 +113,7 @@ fn begin(folder: &Folder, config: &Config) -> Result<Option<NodeState>, NodeErro
         None if folder.has_database() => Err(NodeError::Refused(format!(
             "{place} holds a database and no node.json: restore that file, or move the directory away"
         ))),
-        None => {
-            folder.save(&NodeState::joining())?;
-            Ok(None)
-        }
+        None => Ok(None),
     }
 }
 
@@ -149,7 +154,7 @@ async fn ask(peers: &[String], ca_pin: &str, request: JoinRequest) -> Result<Joi
             Err(error) => failures.push(error.to_string()),
         }
     }
-    Err(NodeError::Failed(failures.join("; ")))
+    Err(NodeError::NotJoined(failures.join("; ")))
 }
 
 /// Checks that the answer is this node's, and of the cluster that was asked for.

@@ -62,11 +62,11 @@ fn begin(folder: &Folder, config: &Config, sha256: String) -> Result<NodeState, 
         ))),
         Some(state) if state.progress == Progress::Member => {
             init::forget_init(folder)?;
-            Err(NodeError::Refused(format!(
-                "{place} holds node {} of cluster {} already, and nothing was changed: start it with `auth-node run`, or \
-                 choose another data_dir to restore into",
-                state.node_id, state.cluster_id
-            )))
+            Err(NodeError::Member {
+                node_id: state.node_id,
+                cluster_id: state.cluster_id,
+                data_dir: config.data_dir.clone(),
+            })
         }
         Some(state) => Err(NodeError::Refused(format!(
             "`auth-node {}` was interrupted in {place}: run it again, or choose another data_dir to restore into",

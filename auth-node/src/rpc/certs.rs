@@ -2,7 +2,7 @@
 
 use auth_core::{
     CoreError,
-    issue::{self, Candidates, UserCertRequest, UserCerts},
+    issue::{self, UserCertRequest, UserCerts},
 };
 use mezite_proto::v1;
 
@@ -16,27 +16,18 @@ pub(crate) async fn issue_user_certs(
     request: v1::IssueUserCertsRequest,
 ) -> Result<v1::IssueUserCertsResponse, ApiError> {
     let asked = parse(request);
-    let candidates = candidates(service, call, &asked).await?;
-    let decided =
-        service.write(call, move |tx, context| issue::user_certs(tx, context, &asked.clone()?, &candidates));
-    sign(service, decided.await?.value)
-}
-
-/// Looks for the nodes that the certificates may name, outside of the transaction: it would otherwise conflict with
-/// every change of any node.
-async fn candidates(
-    service: &Service,
-    call: &Call,
-    asked: &Result<UserCertRequest, CoreError>,
-) -> Result<Candidates, ApiError> {
-    match asked {
-        Ok(asked) if !asked.names_node() => {
-            let asked = asked.clone();
-            service.read(call, move |view, context| issue::candidates(view, context, &asked)).await
-        }
-        // The transaction reads the one node itself, and refuses what cannot be read.
-        Ok(_) | Err(_) => Ok(Candidates::default()),
+    let again = asked.clone();
+    let at_once =
+        service.write(call, move |tx, context| issue::user_certs_at_once(tx, context, &again.clone()?));
+    if let Some(decided) = at_once.await?.value {
+        return sign(service, decided);
     }
+    let asked = asked?;
+    // Outside of the transaction: it would otherwise conflict with every change of any node.
+    let looked_for = asked.clone();
+    let found = service.read(call, move |view, context| issue::candidates(view, context, &looked_for)).await?;
+    let decided = service.write(call, move |tx, context| issue::user_certs(tx, context, &asked, &found));
+    sign(service, decided.await?.value)
 }
 
 fn parse(request: v1::IssueUserCertsRequest) -> Result<UserCertRequest, CoreError> {

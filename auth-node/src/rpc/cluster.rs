@@ -67,6 +67,7 @@ pub(crate) async fn create_join_token(
             ca_pin: ca.spki_pin,
             expires_at: Some(convert::timestamp(ends)),
             peer_addresses: peer_addresses.clone(),
+            name: cluster::auth_join_token_name(digest)?.into(),
         })
     });
     create.await

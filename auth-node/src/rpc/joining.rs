@@ -134,9 +134,9 @@ pub(super) async fn audited<T>(
     call: &Call,
     result: Result<T, ApiError>,
 ) -> Result<T, ApiError> {
-    if let Err(ApiError::Core(CoreError::Denied(reason))) = &result {
+    if let Err(ApiError::Core(refusal @ (CoreError::Denied(_) | CoreError::NotRegistered))) = &result {
         let target = format!("method:{}", call.method.method);
-        service.audit(call, EventType::AccessDenied, target, vec![("reason", reason.clone())]).await?;
+        service.audit(call, EventType::AccessDenied, target, vec![("reason", refusal.to_string())]).await?;
     }
     result
 }

@@ -2,9 +2,12 @@
 //!
 //! A change of the members is not a transaction: what is ordered is audited before it is done, and a refusal after it.
 
+use std::{collections::BTreeSet, ops::Range};
+
 use auth_core::{
     CoreError,
     audit::{self, EventType},
+    cluster,
     page::Page,
 };
 use mezite_proto::v1;
@@ -14,19 +17,23 @@ use raft_store::{MembershipError, Report, Surveyed};
 use super::convert;
 use crate::{authn::Call, error::ApiError, service::Service};
 
-/// Lists the members, ordered by id, each with its own word of how it is.
+/// Lists the members, ordered by id, each with its own word of how it is; and who has joined and never ran.
 pub(crate) async fn list(
     service: &Service,
     call: &Call,
     request: v1::ListMembersRequest,
 ) -> Result<v1::ListMembersResponse, ApiError> {
     let page = convert::page(request.page_size, &request.page_token);
-    let page = service.read(call, move |_, _| page).await?;
+    let read = service.read(call, move |view, _| Ok((page?, cluster::joined_ids(view)?)));
+    let (page, joined) = read.await?;
     let foreign = || CoreError::invalid("page_token", "this is not a token of this list");
     let after = page.after.map_or(Ok(0), |text| text.parse::<u64>().map_err(|_| foreign()))?;
-    let rest = all(service).await.into_iter().filter(|member| member.node_id > after).collect();
+    let mut members = all(service).await;
+    members.extend(never_ran(service, joined, &members));
+    members.sort_by_key(|member| member.node_id);
+    members.retain(|member| member.node_id > after);
     let page = Page::cut(
-        rest,
+        members,
         page.size,
         |member| member.encoded_len(),
         |member: &v1::Member| member.node_id.to_string(),
@@ -50,7 +57,7 @@ pub(crate) async fn add(
     Ok(v1::AddMemberResponse { member })
 }
 
-/// Removes a member for ever.
+/// Removes a member for ever, or who could become one.
 pub(crate) async fn remove(
     service: &Service,
     call: &Call,
@@ -58,8 +65,11 @@ pub(crate) async fn remove(
 ) -> Result<v1::RemoveMemberResponse, ApiError> {
     let node_id = id(request.node_id)?;
     let fields = vec![("force", request.force.to_string())];
-    order(service, call, EventType::AuthNodeRemove, node_id, fields).await?;
-    let done = service.store(call).remove(node_id, request.force).await;
+    let joined = order(service, call, EventType::AuthNodeRemove, node_id, fields).await?;
+    let mut done = service.store(call).remove(node_id, request.force).await;
+    if joined && matches!(done, Err(MembershipError::NotAMember(_))) {
+        done = service.store(call).bar(node_id).await;
+    }
     settle(service, call, node_id, done).await?;
     Ok(v1::RemoveMemberResponse {})
 }
@@ -72,18 +82,19 @@ fn target(node_id: u64) -> String {
     format!("auth_node:{node_id}")
 }
 
+/// Audits what is ordered. Answers whether the node has joined this cluster, ever.
 async fn order(
     service: &Service,
     call: &Call,
     event: EventType,
     node_id: u64,
     fields: Vec<(&'static str, String)>,
-) -> Result<(), ApiError> {
+) -> Result<bool, ApiError> {
     let ordered = service.write(call, move |tx, context| {
         audit::append(tx, context, event, target(node_id), &fields);
-        Ok(())
+        Ok(cluster::joined_ids(tx)?.contains(&node_id))
     });
-    ordered.await.map(drop)
+    Ok(ordered.await?.value)
 }
 
 /// Audits a refusal. A failure is none: the change may still be made.
@@ -97,9 +108,29 @@ async fn settle(
         && !matches!(refusal, MembershipError::Store(_))
     {
         let fields = vec![("reason", refusal.to_string())];
-        service.audit(call, EventType::AuthNodeChangeRefused, target(node_id), fields).await?;
+        let audited = service.write(call, move |tx, context| {
+            audit::append_refusal(tx, context, EventType::AuthNodeChangeRefused, target(node_id), &fields);
+            Ok(())
+        });
+        audited.await?;
     }
     Ok(done?)
+}
+
+/// Those of who has joined that are no members, and were not removed.
+fn never_ran(
+    service: &Service,
+    joined: Range<u64>,
+    members: &[v1::Member],
+) -> impl Iterator<Item = v1::Member> + use<> {
+    let known: BTreeSet<_> = members.iter().map(|member| member.node_id).collect();
+    let store = service.store.clone();
+    let waiting = joined.filter(move |node_id| !known.contains(node_id) && !store.was_removed(*node_id));
+    waiting.map(|node_id| v1::Member {
+        node_id,
+        health: v1::MemberHealth::NeverRan.into(),
+        ..v1::Member::default()
+    })
 }
 
 /// The members, ascending by id, each with its own word of how it is.
@@ -142,7 +173,9 @@ fn member(surveyed: Surveyed, leader: Option<u64>) -> v1::Member {
 
 #[cfg(test)]
 mod tests {
+    use auth_core::tables::{ClusterKey, ClusterRow};
     use raft_store::MemberStatus;
+    use store_txn::TransactionExt as _;
     use tonic::Code;
 
     use super::*;
@@ -196,6 +229,35 @@ mod tests {
         let refusals = node.audited("auth_node.change.refused").await;
         assert_eq!(refusals.iter().map(|row| row.success).collect::<Vec<_>>(), [false, false]);
         assert!(id(0).is_err());
+    }
+
+    #[tokio::test]
+    async fn who_has_joined_and_never_ran_is_listed_and_can_be_removed() {
+        let node = Node::start().await;
+        let boss = node.boss().await;
+        let joined = node.service.store.transact(|tx| {
+            tx.put(&ClusterKey, &ClusterRow { session_epoch: 1, next_node_id: 5, ..ClusterRow::default() });
+            Ok::<_, CoreError>(())
+        });
+        joined.await.map_err(ApiError::from).unwrap();
+        let remove = async |node_id| {
+            let request = v1::RemoveMemberRequest { node_id, force: false };
+            remove(&node.service, &with(&boss, "RemoveMember"), request).await
+        };
+        let listed = async || {
+            let request = v1::ListMembersRequest::default();
+            let members = list(&node.service, &with(&boss, "ListMembers"), request).await.unwrap().members;
+            members.iter().map(|member| (member.node_id, member.health())).collect::<Vec<_>>()
+        };
+        let never = v1::MemberHealth::NeverRan;
+        assert_eq!(listed().await, [(1, v1::MemberHealth::Ready), (2, never), (3, never), (4, never)]);
+        remove(3).await.unwrap();
+        remove(3).await.unwrap();
+        assert_eq!(listed().await, [(1, v1::MemberHealth::Ready), (2, never), (4, never)]);
+        assert!(node.service.store.was_removed(3) && node.service.store.members().len() == 1);
+        // One that will be given out has not joined.
+        assert_eq!(remove(5).await.unwrap_err().code(), Code::NotFound);
+        assert!(!node.service.store.was_removed(5));
     }
 
     #[tokio::test]

@@ -15,6 +15,8 @@ mod cluster;
 mod cluster_config;
 pub(crate) mod connectors;
 pub(crate) mod convert;
+#[cfg(test)]
+mod full_tests;
 mod iam;
 mod joining;
 pub(crate) mod locks;
@@ -49,12 +51,14 @@ use std::{pin::Pin, sync::Arc};
 
 use auth_core::{CoreError, Credential};
 use futures::Stream;
+use mezite_daemon::traces;
 use mezite_proto::{
     access as rules,
     v1::{self, auth_service_server::AuthService},
 };
 use tokio::time::Instant;
 use tonic::{Request, Response, Status, Streaming};
+use tracing::Instrument as _;
 
 use crate::{
     authn::{self, Call, Here},
@@ -98,9 +102,8 @@ struct Begun {
 impl Begun {
     /// Ends the call: measures it, logs it, and tells the caller what went wrong.
     fn end<T>(self, result: Result<T, ApiError>) -> Result<Response<T>, Status> {
-        let method = self.call.method.method;
         let stranger = !matches!(self.call.credential, Credential::Session(_));
-        end(method, &self.call.origin, stranger, self.measured, result)
+        end(&self.call.span, &self.call.origin, stranger, self.measured, result)
     }
 }
 
@@ -132,6 +135,8 @@ impl Api {
         let measured = Measured::begin(method);
         let settings = &self.service.settings;
         let origin = authn::origin(request.extensions(), settings.node_id);
+        let span = authn::span(method, &origin);
+        traces::continue_trace(&span, |name| request.metadata().get(name)?.to_str().ok());
         let here = Here { cluster: &settings.cluster, now: (self.service.clock)() / 1000 };
         let prepared = rules::rule(method)
             .ok_or_else(|| CoreError::Denied(format!("{method} has no access rule")))
@@ -142,9 +147,9 @@ impl Api {
             });
         match prepared {
             Ok((method, credential, key, deadline)) => {
-                Ok(Begun { call: Call { method, credential, origin, key, deadline }, measured })
+                Ok(Begun { call: Call { method, credential, origin, key, deadline, span }, measured })
             }
-            Err(error) => Err(refused(end::<()>(method, &origin, true, measured, Err(error.into())))),
+            Err(error) => Err(refused(end::<()>(&span, &origin, true, measured, Err(error.into())))),
         }
     }
 }
@@ -179,7 +184,7 @@ macro_rules! api {
                         let result = $($handler)::+(service, call, request.into_inner()).await;
                         after_admission(service, call, result).await
                     };
-                    let result = within(call.deadline, work).await;
+                    let result = within(call.deadline, work).instrument(call.span.clone()).await;
                     begun.end(result)
                 }
             )+

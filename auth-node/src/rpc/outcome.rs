@@ -4,18 +4,19 @@ use auth_core::{CoreError, Credential, Origin};
 use mezite_proto::v1::AccessClass;
 use tokio::time::Instant;
 use tonic::{Code, Response, Status};
+use tracing::{Instrument as _, Span};
 
 use crate::{authn::Call, error::ApiError, metrics::Measured, service::Service};
 
 /// Ends a call of gRPC: measures it, logs it, and tells the caller what went wrong.
 pub(super) fn end<T>(
-    method: &'static str,
+    span: &Span,
     origin: &Origin,
     stranger: bool,
     measured: Measured,
     result: Result<T, ApiError>,
 ) -> Result<Response<T>, Status> {
-    note_end(method, origin, stranger, measured, &result);
+    note_end(span, stranger, measured, &result);
     result.map(Response::new).map_err(|error| error.into_status(&origin.request_id))
 }
 
@@ -30,40 +31,27 @@ pub(crate) async fn carry_out<T>(
     work: impl Future<Output = Result<T, ApiError>>,
 ) -> Result<T, ApiError> {
     let measured = Measured::begin(call.method.method);
-    let result = within(call.deadline, async { after_admission(service, call, work.await).await }).await;
+    let work = within(call.deadline, async { after_admission(service, call, work.await).await });
+    let result = work.instrument(call.span.clone()).await;
     let stranger = !matches!(call.credential, Credential::Session(_));
-    note_end(call.method.method, &call.origin, stranger, measured, &result);
+    note_end(&call.span, stranger, measured, &result);
     result
 }
 
-/// Measures and logs the end of a call.
-fn note_end<T>(
-    method: &'static str,
-    origin: &Origin,
-    stranger: bool,
-    measured: Measured,
-    result: &Result<T, ApiError>,
-) {
-    let (request_id, client) = (origin.request_id.as_str(), origin.client_address.as_str());
-    match result {
-        Ok(_) => {
-            tracing::debug!(method, request_id, client, "done");
-            measured.end(Code::Ok);
+/// Measures and logs the end of a call. The line is of the call's span, which says whose it is.
+fn note_end<T>(span: &Span, stranger: bool, measured: Measured, result: &Result<T, ApiError>) {
+    let (code, ms) = (result.as_ref().map_or_else(ApiError::code, |_| Code::Ok), measured.milliseconds());
+    span.record("code", tracing::field::debug(code));
+    span.in_scope(|| match result {
+        Ok(_) => tracing::debug!(ms, "done"),
+        Err(error) if error.is_ours() => tracing::error!(ms, %error, "the call failed"),
+        // Anybody can have these said as often as they like; the metrics count them, and the audit log has what matters.
+        Err(error) if stranger || matches!(code, Code::Unauthenticated | Code::ResourceExhausted) => {
+            tracing::debug!(ms, %error, "refused");
         }
-        Err(error) => {
-            let code = error.code();
-            if error.is_ours() {
-                tracing::error!(method, request_id, client, %error, "the call failed");
-            } else if stranger || matches!(code, Code::Unauthenticated | Code::ResourceExhausted) {
-                // Anybody can have these said as often as they like; the metrics count them, and the audit log has what
-                // matters.
-                tracing::debug!(method, request_id, client, ?code, %error, "refused");
-            } else {
-                tracing::info!(method, request_id, client, ?code, %error, "refused");
-            }
-            measured.end(code);
-        }
-    }
+        Err(error) => tracing::info!(ms, %error, "refused"),
+    });
+    measured.end(code);
 }
 
 /// Carries a call out within its deadline.

@@ -2,9 +2,10 @@
 
 use auth_core::{cluster, node};
 use mezite_proto::v1;
+use raft_store::NotReady;
 
 use super::convert;
-use crate::{authn::Call, error::ApiError, service::Service};
+use crate::{authn::Call, error::ApiError, readiness::MAX_LAG, service::Service};
 
 pub(crate) async fn ping(
     service: &Service,
@@ -24,5 +25,15 @@ pub(crate) async fn ping(
         server_version: env!("CARGO_PKG_VERSION").into(),
         server_time: Some(convert::timestamp((service.clock)())),
         ingest_addresses,
+        problem: service.store.ready(MAX_LAG).await.err().as_ref().map(problem).unwrap_or_default(),
     })
+}
+
+/// What anybody may know of why the node is not ready.
+fn problem(reason: &NotReady) -> String {
+    match reason {
+        // What stopped it is for the node's own log.
+        NotReady::Dead(_) => "the node has failed".into(),
+        NotReady::NoLeader | NotReady::Lagging { .. } | NotReady::Removed => reason.to_string(),
+    }
 }

@@ -40,7 +40,7 @@ use super::{RevocationList, login};
 use crate::{
     access::Listeners,
     attendance::Attendance,
-    authn::Call,
+    authn::{self, Call},
     ca_keys::CaKeys,
     config::{IamConfig, LimitsConfig},
     error::ApiError,
@@ -78,6 +78,11 @@ pub(crate) struct Node {
 
 impl Node {
     pub(crate) async fn start() -> Self {
+        Self::start_within(Limits::default()).await
+    }
+
+    /// One whose store has other bounds.
+    pub(super) async fn start_within(limits: Limits) -> Self {
         // As the program does when it starts.
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
         let folder = tempfile::tempdir().unwrap();
@@ -89,7 +94,7 @@ impl Node {
             app_address: String::new(),
             clock: Arc::clone(&clock),
             timing: Timing::default(),
-            limits: Limits::default(),
+            limits,
         };
         let fatal = Fatal::new(|reason| panic!("{reason}"));
         let store = Store::open(config, identity(clock() / 1000), fatal).await.unwrap();
@@ -234,7 +239,8 @@ pub(crate) fn anonymous(method: &str) -> Call {
         ..Origin::default()
     };
     let method = access::rule(method).unwrap();
-    Call { method, credential: Credential::None, origin, key: None, deadline: None }
+    let span = authn::span(method.method, &origin);
+    Call { method, credential: Credential::None, origin, key: None, deadline: None, span }
 }
 
 /// A call of a method with a session.

@@ -4,8 +4,8 @@ use auth_core::{
     CoreError,
     names::TokenName,
     secret::{SecretDigest, SecretKind},
-    tables::{IamRuleRow, JoinMethod, NodeKind, TokenRow},
-    token::{self, NewToken},
+    tables::{AuthJoinTokenRow, IamRuleRow, JoinMethod, NodeKind, TokenRow},
+    token::{self, Found, NewToken},
     trust,
 };
 use mezite_proto::v1;
@@ -34,7 +34,7 @@ pub(crate) async fn create(
             JoinMethod::Iam => String::new(),
             JoinMethod::Token | JoinMethod::Unspecified => secret.as_str().to_owned(),
         };
-        let token = reply((name, Versioned { revision: 0, row }));
+        let token = reply((name, Found::Join(Versioned { revision: 0, row })));
         Ok(v1::CreateTokenResponse { token: Some(token), secret })
     });
     create.await
@@ -49,8 +49,8 @@ pub(crate) async fn get(
     let name = TokenName::parse("name", &request.name);
     let found = service.read(call, move |view, _| {
         let name = name?;
-        let row = token::get(view, &name)?;
-        Ok((name, row))
+        let found = token::find_any(view, &name)?;
+        Ok((name, found))
     });
     Ok(v1::GetTokenResponse { token: Some(reply(found.await?)) })
 }
@@ -90,7 +90,8 @@ fn parse(request: v1::CreateTokenRequest, secret: SecretDigest) -> Result<NewTok
         kind: match v1::TokenKind::try_from(request.kind) {
             Ok(v1::TokenKind::Node) => NodeKind::Ssh,
             Ok(v1::TokenKind::Ingest) => NodeKind::Ingest,
-            Ok(v1::TokenKind::Unspecified | v1::TokenKind::TrustedCluster) | Err(_) => NodeKind::Unspecified,
+            Ok(v1::TokenKind::Unspecified | v1::TokenKind::TrustedCluster | v1::TokenKind::AuthNode)
+            | Err(_) => NodeKind::Unspecified,
         },
         method: match v1::JoinMethod::try_from(request.method) {
             Ok(v1::JoinMethod::Unspecified | v1::JoinMethod::Token) if is_exchange => JoinMethod::Exchange,
@@ -127,8 +128,11 @@ pub(super) fn kind(row: &TokenRow) -> v1::TokenKind {
     }
 }
 
-fn reply((name, stored): (TokenName, Versioned<TokenRow>)) -> v1::Token {
-    let Versioned { revision, row } = stored;
+fn reply((name, found): (TokenName, Found)) -> v1::Token {
+    let (revision, row) = match found {
+        Found::Join(Versioned { revision, row }) => (revision, row),
+        Found::AuthNode(token) => return reply_of_auth_node(name, token),
+    };
     let method = match row.method() {
         JoinMethod::Unspecified => v1::JoinMethod::Unspecified,
         JoinMethod::Token | JoinMethod::Exchange => v1::JoinMethod::Token,
@@ -147,6 +151,21 @@ fn reply((name, stored): (TokenName, Versioned<TokenRow>)) -> v1::Token {
         created_by: row.created_by,
         created_at: Some(convert::timestamp(row.created_at_ms)),
         revision,
+    }
+}
+
+fn reply_of_auth_node(name: TokenName, token: Versioned<AuthJoinTokenRow>) -> v1::Token {
+    let Versioned { revision, row } = token;
+    v1::Token {
+        name: name.into(),
+        kind: v1::TokenKind::AuthNode.into(),
+        method: v1::JoinMethod::Token.into(),
+        expires_at: Some(convert::timestamp(row.expires_at_ms)),
+        max_uses: 1,
+        uses: u32::from(row.node_id != 0),
+        created_by: row.created_by,
+        revision,
+        ..v1::Token::default()
     }
 }
 
@@ -192,7 +211,7 @@ mod tests {
         let new = parsed(request).unwrap();
         assert_eq!(new.method, JoinMethod::Iam);
         let row = TokenRow { method: new.method.into(), iam_rules: new.iam_rules, ..TokenRow::default() };
-        let reply = reply((new.name, Versioned { revision: 3, row }));
+        let reply = reply((new.name, Found::Join(Versioned { revision: 3, row })));
         assert_eq!((reply.method(), reply.iam_rules), (v1::JoinMethod::Iam, vec![rule]));
     }
 
@@ -201,7 +220,7 @@ mod tests {
         let row =
             TokenRow { secret_digest: b"digest".to_vec(), kind: NodeKind::Ssh.into(), ..TokenRow::default() };
         let name = TokenName::parse("name", "web").unwrap();
-        let reply = reply((name, Versioned { revision: 3, row }));
+        let reply = reply((name, Found::Join(Versioned { revision: 3, row })));
         assert_eq!((reply.name.as_str(), reply.kind(), reply.revision), ("web", v1::TokenKind::Node, 3));
         assert!(!format!("{reply:?}").contains("digest"));
     }

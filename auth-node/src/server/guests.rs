@@ -27,7 +27,6 @@ use rustls::{
 };
 use rustls_pki_types::{CertificateDer, UnixTime, pem::PemObject as _};
 use store_txn::{Key as _, KeyRange};
-use tokio_util::sync::CancellationToken;
 
 use crate::{fault::NodeError, spiffe::x509};
 
@@ -61,8 +60,8 @@ impl Guests {
         Arc::new(ByCluster { own, guests: Arc::clone(self) })
     }
 
-    /// Follows which clusters are trusted, and who vouches for workloads, until `stop`.
-    pub(crate) async fn follow(self: Arc<Self>, store: Store, stop: CancellationToken) {
+    /// Follows which clusters are trusted, and who vouches for workloads.
+    pub(crate) async fn follow(self: Arc<Self>, store: Store) {
         // Before the rows are read, so that no change is missed.
         let revision = store.status().revision;
         let mut changes = store.watch(KeyRange::table(TrustedClusterKey::TABLE), revision);
@@ -77,7 +76,6 @@ impl Guests {
                 Err(error) => tracing::error!(%error, "who vouches for workloads cannot be read"),
             }
             tokio::select! {
-                () = stop.cancelled() => return,
                 changed = changes.next() => if changed.is_none() { return },
                 changed = bundles.next() => if changed.is_none() { return },
             }

@@ -20,8 +20,7 @@ use tonic_health::{
 };
 
 use crate::{
-    config::LimitsConfig, fault::NodeError, readiness::Readiness, rpc::Api, server::tls::Tls,
-    service::Service,
+    config::Config, fault::NodeError, readiness::Readiness, rpc::Api, server::tls::Tls, service::Service,
 };
 
 /// Largest message that is taken, in bytes: what clients send.
@@ -54,10 +53,12 @@ pub(crate) async fn serve(
     readiness: Arc<Readiness>,
     listener: TcpListener,
     tls: Tls,
-    limits: LimitsConfig,
+    config: &Config,
     stop: CancellationToken,
 ) -> Result<(), NodeError> {
+    let limits = &config.limits;
     let listener_limits = ListenerLimits {
+        proxies: config.trusted_proxies.as_slice().into(),
         handshake_timeout: limits.handshake_timeout,
         max_connections: limits.max_connections,
         max_anonymous: limits.anonymous_connections(),

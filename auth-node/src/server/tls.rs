@@ -18,19 +18,19 @@ use mezite_pki::{
     x509::{CertificateInfo, KeyPair, LeafSpec, X509Ca},
 };
 use mezite_proto::transport::ALPN_H2;
-use raft_store::{Clock, Store, WatchEvent, Watcher};
+use raft_store::{Clock, Store, View, WatchEvent, Watcher};
 use rustls::{
     ClientConfig, RootCertStore, ServerConfig, crypto::CryptoProvider, server::WebPkiClientVerifier,
 };
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _};
 use store_txn::{Key as _, KeyRange, ReadExt as _};
-use tokio_util::sync::CancellationToken;
 
 use crate::{
     ca_keys::CaKeys,
     ca_rotation::Followed,
     config::{Config, host_of},
     fault::NodeError,
+    metrics,
     server::guests::Guests,
     web,
 };
@@ -165,11 +165,10 @@ pub(crate) async fn begin(
 }
 
 impl Renewal {
-    /// Renews until `stop`.
-    pub(crate) async fn run(mut self, stop: CancellationToken) {
+    /// Renews what is due, for good.
+    pub(crate) async fn run(mut self) {
         loop {
             tokio::select! {
-                () = stop.cancelled() => return,
                 () = due(&self.clock, self.due) => (),
                 event = self.watcher.next() => match event {
                     Some(WatchEvent::Change { .. } | WatchEvent::Resync { .. }) => (),
@@ -217,16 +216,30 @@ async fn make(
         let row = view.get(&CaKey(CaKind::Tls))?.map(|stored| stored.row);
         let others = row.into_iter().flat_map(|row| row.trusted).map(|key| key.public);
         let trusted = std::iter::once(active.key.public.clone()).chain(others).collect();
-        Ok::<_, CoreError>(Authorities { active, trusted })
+        let ends = [CaKind::Tls, CaKind::Peer, CaKind::Spiffe].map(|kind| (kind, end_of(view, kind)));
+        Ok::<_, CoreError>((Authorities { active, trusted }, ends))
     });
-    let authorities = authorities.await?;
+    let (authorities, ends) = authorities.await?;
+    for (kind, end) in ends {
+        if let Some(end) = end {
+            metrics::ca_expires(kind.name(), end);
+        }
+    }
     let authority = cas.x509(&authorities.active)?;
     let key = KeyPair::generate_p256()?;
     let now = clock() / 1000;
     let leaf = authority.issue(&names.spec(key.spki_der(), &authority, now))?;
-    let life = CertificateInfo::from_pem(&leaf)?.not_after.saturating_sub(now);
+    let end = CertificateInfo::from_pem(&leaf)?.not_after;
+    metrics::certificate_expires("tls", end);
+    let life = end.saturating_sub(now);
     let configs = configs(&leaf, &key, &authorities.trusted, guests)?;
     Ok(Made { configs, due: now + life * 2 / 3, revision: authorities.active.revision })
+}
+
+/// When the certificate ends that an authority signs with. `None`: it has none yet.
+fn end_of(view: &mut View<'_>, kind: CaKind) -> Option<u64> {
+    let active = ca::active(view, kind).ok()?;
+    Some(CertificateInfo::from_pem(&active.key.public).ok()?.not_after)
 }
 
 /// TLS of all that the node serves and calls.
@@ -393,7 +406,7 @@ mod tests {
         assert!(connects(&tls, &old, &old, now).await);
         assert!(!connects(&tls, &new, &old, now).await && !connects(&tls, &old, &new, now).await);
 
-        let running = tokio::spawn(renewal.run(CancellationToken::new()));
+        let running = tokio::spawn(renewal.run());
         let before = tls.server.load_full();
         put(&store, CaRow { trusted: vec![old_row], ..CaRow::new(new_row) }).await;
         while Arc::ptr_eq(&before, &tls.server.load_full()) {

@@ -11,7 +11,6 @@ use auth_core::{
 use futures::{StreamExt as _, stream};
 use raft_store::{Store, TransactError};
 use store_txn::{Key as _, KeyRange};
-use tokio_util::sync::CancellationToken;
 
 use super::endpoint;
 use crate::trust_refresh::{Rhythm, changes_of, paced};
@@ -21,10 +20,10 @@ const RHYTHM: Rhythm = Rhythm { interval: Duration::from_secs(10), pause: Durati
 /// Endpoints that are asked at a time.
 const AT_ONCE: usize = 8;
 
-/// Asks from time to time, until `stop`.
-pub(crate) async fn keep(store: Store, node_id: u64, stop: CancellationToken) {
+/// Asks from time to time.
+pub(crate) async fn keep(store: Store, node_id: u64) {
     let changes = changes_of(&store, KeyRange::table(SpiffeDomainKey::TABLE));
-    paced(changes, stop, RHYTHM, || async {
+    paced(changes, RHYTHM, || async {
         if let Err(error) = look(&store, node_id).await {
             tracing::warn!(%error, "SPIFFE trust domains could not be looked at");
         }

@@ -71,7 +71,10 @@ impl Asked {
         let unknown = || CoreError::Denied(format!("{method} has no access rule"));
         let prepared = rules::rule(method).ok_or_else(unknown).and_then(|rule| Ok((rule, credential?)));
         match prepared {
-            Ok((method, credential)) => Ok(Call { method, credential, origin, key: None, deadline }),
+            Ok((method, credential)) => {
+                let span = authn::span(method.method, &origin);
+                Ok(Call { method, credential, origin, key: None, deadline, span })
+            }
             Err(error) => Err(ApiError::from(error).into_problem(&origin.request_id)),
         }
     }

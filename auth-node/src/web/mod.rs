@@ -55,9 +55,10 @@ use axum::{
 };
 use mezite_daemon::program::listen;
 use mezite_proto::transport::{ListenerLimits, TlsListener};
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::sync::CancellationToken;
 
 use crate::{
+    beside::Beside,
     config::Config,
     error::Problem,
     fault::NodeError,
@@ -156,7 +157,7 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    /// Opens the port, if it is configured. `beside` runs what keeps its certificate up to date, until `stop`.
+    /// Opens the port, if it is configured. `beside` runs what keeps its certificate up to date.
     ///
     /// # Errors
     /// When the address cannot be listened on, or the certificate that is configured cannot be used.
@@ -164,8 +165,7 @@ impl Server {
         config: &Config,
         service: &Arc<Service>,
         tls: &Tls,
-        beside: &TaskTracker,
-        stop: &CancellationToken,
+        beside: &Beside,
     ) -> Result<Option<Self>, NodeError> {
         let (web, limits) = (&config.web, &config.limits);
         if !web.enabled {
@@ -175,7 +175,7 @@ impl Server {
             (Some(certificate), Some(key)) => {
                 let files = tls::Files::load(certificate, key)?;
                 let shown = files.shown();
-                beside.spawn(files.follow(stop.clone()));
+                beside.spawn(files.follow());
                 shown
             }
             _ => Arc::clone(&tls.web),
@@ -185,6 +185,7 @@ impl Server {
             handshake_timeout: limits.handshake_timeout,
             max_connections: web.max_connections,
             http1: true,
+            proxies: config.trusted_proxies.as_slice().into(),
             ..ListenerLimits::default()
         };
         let routes = router(Arc::new(Web::new(Arc::clone(service), web.max_requests)));

@@ -8,13 +8,13 @@ use std::{
 
 use arc_swap::ArcSwap;
 use mezite_daemon::files;
+use mezite_pki::x509::CertificateInfo;
 use mezite_proto::transport::{ALPN_H2, ALPN_HTTP1};
 use rustls::ServerConfig;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _};
 use sha2::{Digest as _, Sha256};
-use tokio_util::sync::CancellationToken;
 
-use crate::fault::NodeError;
+use crate::{fault::NodeError, metrics};
 
 /// How often files are looked at.
 const EVERY: Duration = Duration::from_secs(10);
@@ -58,7 +58,7 @@ impl Files {
     /// When they cannot be read, or do not belong together; when others can read the key.
     pub(super) fn load(certificate: &Path, key: &Path) -> Result<Self, NodeError> {
         let (seen, read) = read(certificate, key)?;
-        let shown = Arc::new(ArcSwap::from_pointee(read?));
+        let shown = Arc::new(ArcSwap::from_pointee(read?.taken()));
         Ok(Self { certificate: certificate.to_owned(), key: key.to_owned(), seen, shown })
     }
 
@@ -67,14 +67,11 @@ impl Files {
         Arc::clone(&self.shown)
     }
 
-    /// Takes over what changes, until `stop`. What is no good is said once, and what was shown stays.
-    pub(super) async fn follow(mut self, stop: CancellationToken) {
+    /// Takes over what changes. What is no good is said once, and what was shown stays.
+    pub(super) async fn follow(mut self) {
         let mut said = String::new();
         loop {
-            tokio::select! {
-                () = stop.cancelled() => return,
-                () = tokio::time::sleep(EVERY) => (),
-            }
+            tokio::time::sleep(EVERY).await;
             match self.look() {
                 Ok(false) => (),
                 Ok(true) => tracing::info!("the certificate of the web was taken from its files again"),
@@ -98,15 +95,32 @@ impl Files {
             return Ok(false);
         }
         // The key may be written a moment after the certificate: then both are another thing again.
-        let config = read?;
+        let found = read?;
         self.seen = digest;
-        self.shown.store(Arc::new(config));
+        self.shown.store(Arc::new(found.taken()));
         Ok(true)
     }
 }
 
+/// What two files give.
+struct Found {
+    config: ServerConfig,
+    /// When the certificate ends, in Unix seconds; `None` where it does not say so as ours do.
+    ends: Option<u64>,
+}
+
+impl Found {
+    /// It is shown from now on.
+    fn taken(self) -> ServerConfig {
+        if let Some(ends) = self.ends {
+            metrics::certificate_expires("web", ends);
+        }
+        self.config
+    }
+}
+
 /// The digest of both files, and what they give.
-fn read(certificate: &Path, key: &Path) -> Result<([u8; 32], Result<ServerConfig, NodeError>), NodeError> {
+fn read(certificate: &Path, key: &Path) -> Result<([u8; 32], Result<Found, NodeError>), NodeError> {
     let missing = || NodeError::Tls(format!("{} does not exist", certificate.display()));
     let chain = files::read_text(certificate)?.ok_or_else(missing)?;
     let secret = files::read_secret(key)?;
@@ -115,17 +129,20 @@ fn read(certificate: &Path, key: &Path) -> Result<([u8; 32], Result<ServerConfig
     Ok((digest.into(), parse(certificate, &chain, key, &secret)))
 }
 
-fn parse(certificate: &Path, chain: &str, key: &Path, secret: &str) -> Result<ServerConfig, NodeError> {
+fn parse(certificate: &Path, chain: &str, key: &Path, secret: &str) -> Result<Found, NodeError> {
     let malformed = |file: &Path, reason: String| NodeError::Malformed { file: file.to_owned(), reason };
     let chain: Vec<_> = CertificateDer::pem_slice_iter(chain.as_bytes())
         .collect::<Result<_, _>>()
         .map_err(|error| malformed(certificate, format!("holds no PEM certificates: {error}")))?;
-    if chain.is_empty() {
+    let Some(leaf) = chain.first() else {
         return Err(malformed(certificate, "holds no PEM certificate".into()));
-    }
+    };
+    let ends = CertificateInfo::from_der(leaf).ok().map(|info| info.not_after);
     let secret = PrivateKeyDer::from_pem_slice(secret.as_bytes())
         .map_err(|error| malformed(key, format!("holds no PEM private key: {error}")))?;
-    config(chain, secret).map_err(|error| malformed(certificate, format!("cannot be used: {error}")))
+    let config = config(chain, secret);
+    let config = config.map_err(|error| malformed(certificate, format!("cannot be used: {error}")))?;
+    Ok(Found { config, ends })
 }
 
 #[cfg(test)]

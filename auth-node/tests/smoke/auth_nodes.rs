@@ -1,7 +1,7 @@
 //! Auth nodes that ask to join, as they do on the wire: who gets the key-encryption key, and who does not.
 
 use mezite_pki::x509::{CertificateInfo, KeyPair};
-use raft_store::{JoinRequest, JoinResponse, StoreError, request_join};
+use raft_store::{JoinError, JoinRequest, JoinResponse, request_join};
 use rustls::crypto::{
     aws_lc_rs::hpke::DH_KEM_X25519_HKDF_SHA256_CHACHA20_POLY1305 as SUITE,
     hpke::{EncapsulatedSecret, Hpke as _, HpkePrivateKey},
@@ -36,7 +36,7 @@ async fn the_clusters_key_is_sealed_to_the_first_user_of_a_token_alone() {
     let cluster = Cluster::start().await;
     let admin = cluster.admin().await;
     let made = call!(admin, create_auth_join_token, v1::CreateAuthJoinTokenRequest::default()).unwrap();
-    let ask = async |key: &KeyPair, sealing: &SealingKey| -> Result<JoinResponse, StoreError> {
+    let ask = async |key: &KeyPair, sealing: &SealingKey| -> Result<JoinResponse, JoinError> {
         let request = JoinRequest {
             token: made.token.clone(),
             public_key: key.spki_der().into(),

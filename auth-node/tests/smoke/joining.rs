@@ -105,7 +105,7 @@ async fn a_host_joins_reports_renews_and_leaves() {
     // Before it has registered it is nobody.
     let agent = host.client(&cluster).await;
     let beat = |version: &str| v1::AgentHeartbeatRequest { version: version.into(), ..Default::default() };
-    assert_eq!(code(call!(agent, agent_heartbeat, beat("1.0"))), Code::PermissionDenied);
+    assert_eq!(code(call!(agent, agent_heartbeat, beat("1.0"))), Code::Unauthenticated);
     assert_eq!(
         code(call!(agent, generate_host_certs, host.request("", "web1.example"))),
         Code::Unauthenticated
@@ -136,7 +136,7 @@ async fn a_host_joins_reports_renews_and_leaves() {
     );
 
     call!(agent, deregister_agent, v1::DeregisterAgentRequest::default()).unwrap();
-    assert_eq!(code(call!(agent, agent_heartbeat, beat("1.1"))), Code::PermissionDenied);
+    assert_eq!(code(call!(agent, agent_heartbeat, beat("1.1"))), Code::Unauthenticated);
     assert!(call!(admin, list_nodes, v1::ListNodesRequest::default()).unwrap().nodes.is_empty());
     cluster.handle.stop().await;
 }

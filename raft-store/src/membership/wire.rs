@@ -61,7 +61,9 @@ impl TryFrom<peer::ChangeMembershipRequest> for Change {
         Ok(match request.change.ok_or(())? {
             proto::Change::Add(request) => request.into(),
             proto::Change::Promote(node_id) => Self::Promote { node_id },
-            proto::Change::Remove(peer::RemoveMember { node_id, force }) => Self::Remove { node_id, force },
+            proto::Change::Remove(peer::RemoveMember { node_id, force, bar }) => {
+                Self::Remove { node_id, force, bar }
+            }
         })
     }
 }
@@ -72,8 +74,8 @@ impl Change {
         let change = match self {
             Self::Add { node_id, node, role } => proto::Change::Add(activation(*node_id, node, *role)),
             Self::Promote { node_id } => proto::Change::Promote(*node_id),
-            Self::Remove { node_id, force } => {
-                proto::Change::Remove(peer::RemoveMember { node_id: *node_id, force: *force })
+            Self::Remove { node_id, force, bar } => {
+                proto::Change::Remove(peer::RemoveMember { node_id: *node_id, force: *force, bar: *bar })
             }
         };
         peer::ChangeMembershipRequest { change: Some(change) }

@@ -16,7 +16,6 @@ use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use sha2::{Digest, Sha256};
 
 use super::{MAX_MESSAGE_BYTES, PROTOCOL_VERSION, VERSION_HEADER};
-use crate::error::StoreError;
 
 const TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -31,29 +30,35 @@ pub trait JoinHandler: Send + Sync + 'static {
     async fn join(&self, request: JoinRequest) -> Result<JoinResponse, tonic::Status>;
 }
 
+/// Why a member gave no identity: it cannot be reached, is not of the pinned CA, or refuses, in its own words.
+#[derive(Debug, thiserror::Error)]
+#[error("joining through {address}: {reason}")]
+pub struct JoinError {
+    /// The member's address.
+    pub address: String,
+    /// Why.
+    pub reason: String,
+}
+
 /// Asks the member at `address` for an identity. The server is accepted when a certificate in its chain has the pin
 /// (`sha256:` and the hexadecimal SHA-256 of the SubjectPublicKeyInfo) and issued the server's certificate.
 ///
 /// # Errors
-/// When the server cannot be reached or is not of the pinned CA, or when it refuses; its words are in the error.
-pub async fn request_join(
-    address: &str,
-    pin: &str,
-    request: JoinRequest,
-) -> Result<JoinResponse, StoreError> {
+/// See [`JoinError`].
+pub async fn request_join(address: &str, pin: &str, request: JoinRequest) -> Result<JoinResponse, JoinError> {
+    let failed = |reason: String| JoinError { address: address.to_owned(), reason };
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let algorithms = provider.signature_verification_algorithms;
     let verifier = PinVerifier { pin: pin.to_owned(), algorithms, provider: Arc::clone(&provider) };
     let mut tls = ClientConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])
-        .map_err(|error| StoreError::Identity(error.to_string()))?
+        .map_err(|error| failed(error.to_string()))?
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(verifier))
         .with_no_client_auth();
     tls.alpn_protocols = vec![ALPN_H2.to_vec()];
     // The name is not checked: the pin says which cluster it is, and any member will do.
-    let name = ServerName::try_from("member").map_err(|error| StoreError::Identity(error.to_string()))?;
-    let failed = |what: String| StoreError::Config(format!("joining through {address}: {what}"));
+    let name = ServerName::try_from("member").map_err(|error| failed(error.to_string()))?;
     let channel =
         connect(address, Arc::new(tls), name, TIMEOUT).await.map_err(|error| failed(source_chain(&error)))?;
     let mut request = tonic::Request::new(request);

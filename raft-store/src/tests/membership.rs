@@ -92,6 +92,25 @@ async fn a_removed_node_is_told_so_and_never_returns() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_never_took_part_is_barred_and_never_does() {
+    let mut cluster = Cluster::start(3, Limits::default()).await;
+    let joined = cluster.add().await;
+    let joined_id = joined as u64 + 1;
+    let through = cluster.store(follower(&cluster, Some(joined)).await);
+    assert!(matches!(through.remove(joined_id, true).await, Err(MembershipError::NotAMember(4))));
+    through.bar(joined_id).await.unwrap();
+    through.bar(joined_id).await.unwrap();
+    assert!(through.was_removed(joined_id) && through.members().len() == 3);
+    let late = cluster.store(joined);
+    assert!(is_removal(&late.activate(&cluster.addresses(), Role::Voter).await.unwrap_err()));
+    // One that has become a member meanwhile is removed as any.
+    let leaving = follower(&cluster, Some(joined)).await as u64 + 1;
+    through.bar(leaving).await.unwrap();
+    let store = cluster.store(cluster.leader().await);
+    eventually("all know", async || store.was_removed(leaving) && voters(&store).len() == 2).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_leader_can_be_removed_through_itself_and_through_another() {
     let cluster = Cluster::start(4, Limits::default()).await;
     let first = cluster.leader().await;

@@ -18,8 +18,9 @@ fn messages_about_members_have_golden_bytes() {
     let request = |change| peer::ChangeMembershipRequest { change: Some(change) }.encode_to_vec();
     assert_eq!(request(Change::Add(activate))[..], [&[0x0a, 11][..], &golden].concat());
     assert_eq!(request(Change::Promote(300)), [0x10, 0xac, 2]);
-    let remove = peer::RemoveMember { node_id: 4, force: true };
-    assert_eq!(request(Change::Remove(remove)), [0x1a, 4, 0x08, 4, 0x10, 1]);
+    let remove = |bar| request(Change::Remove(peer::RemoveMember { node_id: 4, force: true, bar }));
+    assert_eq!(remove(false), [0x1a, 4, 0x08, 4, 0x10, 1]);
+    assert_eq!(remove(true), [0x1a, 6, 0x08, 4, 0x10, 1, 0x18, 1]);
 
     let kinds = [Kind::NotAMember, Kind::NotCaughtUp, Kind::NoQuorum, Kind::Removed, Kind::LastVoter];
     assert_eq!(kinds.map(|kind| kind as i32), [1, 2, 3, 4, 5]);

@@ -2,7 +2,7 @@
 
 use std::{convert::Infallible, sync::Arc, time::Duration};
 
-use mezite_client::{AuthClient, Client, Retry, RetryPolicy};
+use mezite_client::{AuthClient, Client, NOT_REGISTERED, Retry, RetryPolicy, StatusError};
 use mezite_daemon::clock;
 use mezite_proto::v1::{self, watch_access_response::Event as Told};
 use recording_format::AgentId;
@@ -52,6 +52,17 @@ pub(crate) struct Follower {
     failures: u32,
 }
 
+impl Lost {
+    /// Whether the cluster says that this ingest is not in its registry.
+    fn is_removal(&self) -> bool {
+        match self {
+            Self::Call(error) => error.has_reason(NOT_REGISTERED),
+            Self::Ended(status) => StatusError::from(&**status).reason.as_deref() == Some(NOT_REGISTERED),
+            Self::Identity(_) | Self::Silent | Self::Malformed(_) => false,
+        }
+    }
+}
+
 impl Follower {
     pub(crate) fn new(config: Config, ingest: Arc<Ingest>) -> Self {
         Self { config, ingest, client: None, failures: 0 }
@@ -75,6 +86,9 @@ impl Follower {
             if let Some((_, client)) = &self.client {
                 // Another node may do better.
                 client.leave_last_server();
+            }
+            if lost.is_removal() {
+                self.ingest.remove();
             }
             self.ingest.access.lost();
             self.note(&lost);

@@ -27,12 +27,14 @@ const KIND: &str = "mezite.ingest";
 const VERSION: u32 = 1;
 
 const LOCK: &str = "lock";
-const STATE: &str = "ingest.json";
+pub(super) const STATE: &str = "ingest.json";
 const SSH_KEY: &str = "ssh_host_ed25519_key";
 const SSH_CERTIFICATE: &str = "ssh_host_ed25519_key-cert.pub";
 const TLS_KEY: &str = "tls.key";
 const TLS_CERTIFICATE: &str = "tls.crt";
 const CA: &str = "ca.pem";
+/// All files of an identity, but for the state, which says what they are good for.
+pub(super) const IDENTITY: [&str; 5] = [SSH_KEY, SSH_CERTIFICATE, TLS_KEY, TLS_CERTIFICATE, CA];
 
 /// How far a join has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -99,17 +101,19 @@ pub(crate) struct Folder {
 }
 
 impl Folder {
-    /// Opens the folder; it is made if it is not there.
+    /// Opens the folder; it is made if it is not there. A new identity that has joined in it is in place from then on.
     ///
     /// # Errors
     /// [`IdentityError::InUse`] while another process has it.
     pub(crate) fn open(path: &Path) -> Result<Self, IdentityError> {
         create_dir(path)?;
         let in_use = || IdentityError::InUse(path.display().to_string());
-        Ok(Self { path: path.to_owned(), _lock: try_lock(&path.join(LOCK))?.ok_or_else(in_use)? })
+        let folder = Self { path: path.to_owned(), _lock: try_lock(&path.join(LOCK))?.ok_or_else(in_use)? };
+        folder.take_up_next()?;
+        Ok(folder)
     }
 
-    fn file(&self, name: &str) -> PathBuf {
+    pub(super) fn file(&self, name: &str) -> PathBuf {
         self.path.join(name)
     }
 
@@ -211,7 +215,8 @@ impl Folder {
         let tls_certificate = issued.tls_certificate.clone();
         let identity = Identity::new(trust, tls_certificate, &tls_key, ssh_key, &issued.ssh_certificate)?;
         let agent_id = identity.agent_id().to_string();
-        let known = state.agent_id.is_empty() || state.agent_id == agent_id;
+        // Before it is registered, a join that ended with its certificates goes on as another one.
+        let known = state.progress != Progress::Joined || state.agent_id == agent_id;
         if agent_id != issued.agent_id || !known {
             return Err(IdentityError::Answer(format!("it is for ingest {agent_id}, not for this one")));
         }
@@ -338,6 +343,7 @@ mod tests {
         let (_dir, folder, mut state) = begun();
         let ca = TestCa::new();
         folder.keep_certificates(&mut state, &issued(&ca, &folder, ID)).unwrap();
+        state.progress = Progress::Joined;
         let before = (state.clone(), folder.text(TLS_CERTIFICATE).unwrap(), folder.text(CA).unwrap());
         let right = issued(&TestCa::new(), &folder, ID);
         let mut elsewhere = right.clone();

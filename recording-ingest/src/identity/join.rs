@@ -1,11 +1,13 @@
 //! From a token to an ingest that the cluster knows.
 //!
 //! Each step is on disk before the next one begins, and each can be done twice: a join that was interrupted anywhere
-//! is finished by running it again.
+//! is finished by running it again. Where an ingest has joined, nothing is done, unless it is good for nothing any more.
 
 use std::path::Path;
 
-use mezite_client::{AuthClient, CaPin, Client, ClientConfig, ClusterTrust, FirstContact, Retry};
+use mezite_client::{
+    AuthClient, Client, ClientConfig, ClientError, ClusterTrust, FirstContact, Retry, RetryPolicy,
+};
 use mezite_daemon::{clock, files};
 use mezite_proto::v1;
 use zeroize::Zeroizing;
@@ -20,7 +22,7 @@ pub struct Joined {
     pub agent_id: String,
     /// Name of the cluster.
     pub cluster_name: String,
-    /// Whether there was nothing left to do.
+    /// Whether there was nothing left to do: it has joined, and the cluster has said nothing else, if it could be asked.
     pub already_joined: bool,
 }
 
@@ -48,19 +50,91 @@ pub async fn join(
 ) -> Result<Joined, IdentityError> {
     let folder = Folder::open(&config.data_dir)?;
     check(config)?;
+    let (state, already_joined) = match folder.load()?.filter(|state| state.progress == Progress::Joined) {
+        None => (enter(&folder, config, &token()?).await?, false),
+        Some(state) => match useless(&folder, &state, config).await? {
+            None => (resumed(state, config)?, true),
+            Some(why) => {
+                tracing::warn!(
+                    id = state.agent_id,
+                    why,
+                    "the ingest in data_dir is none any more: a new one joins"
+                );
+                (succeed(&folder, config, &token()?).await?, false)
+            }
+        },
+    };
+    Ok(Joined { agent_id: state.agent_id, cluster_name: state.cluster_name, already_joined })
+}
+
+/// Joins as a new ingest, which is in the folder in place of the old one once it has.
+async fn succeed(
+    folder: &Folder,
+    config: &Config,
+    token: &Zeroizing<String>,
+) -> Result<State, IdentityError> {
+    let mut next = folder.next()?;
+    if next.load()?.is_some_and(|state| !is_of(&state, config)) {
+        folder.drop_next()?;
+        next = folder.next()?;
+    }
+    let state = enter(&next, config, token).await?;
+    drop(next);
+    folder.take_up_next()?;
+    Ok(state)
+}
+
+/// Does what is left to do of a join.
+async fn enter(folder: &Folder, config: &Config, token: &Zeroizing<String>) -> Result<State, IdentityError> {
     let mut state = match folder.load()? {
         Some(state) => resumed(state, config)?,
-        None => begin(&folder, config).await?,
+        None => begin(folder, config).await?,
     };
-    let already_joined = state.progress == Progress::Joined && has_certificate(&folder, &state);
-    if !already_joined {
-        let token = token()?;
-        if state.progress == Progress::Keys || !has_certificate(&folder, &state) {
-            certify(&folder, &mut state, config, &token).await?;
-        }
-        register(&folder, &mut state, config, &token).await?;
+    // Also where there are certificates: what is left of the join in the cluster may have ended since, or been removed.
+    certify(folder, &mut state, config, token).await?;
+    register(folder, &mut state, config, token).await?;
+    Ok(state)
+}
+
+/// Why an ingest that has joined is of no use any more: it must join anew. `None`: it is good, as far as can be told now.
+///
+/// # Errors
+/// When its files cannot be read.
+async fn useless(
+    folder: &Folder,
+    state: &State,
+    config: &Config,
+) -> Result<Option<&'static str>, IdentityError> {
+    let identity = match folder.identity(state) {
+        Err(error @ IdentityError::File(_)) => return Err(error),
+        Err(_) => return Ok(Some("its files are damaged")),
+        Ok(identity) => identity,
+    };
+    if identity.is_over_at(clock::unix_seconds()) {
+        return Ok(Some("its certificate has ended"));
     }
-    Ok(Joined { agent_id: state.agent_id, cluster_name: state.cluster_name, already_joined })
+    let once = RetryPolicy { attempts_per_address: 1, ..policy(config) };
+    let client = identity.client(config)?.with_policy(once);
+    let call = |mut auth: AuthClient, request| async move { auth.agent_heartbeat(request).await };
+    match client.call(Retry::Idempotent, report(config, state, 0), call).await.map_err(IdentityError::from) {
+        Err(error) if error.is_removal() => Ok(Some("the cluster has it no more")),
+        // What the configuration knows the cluster by decides then who is right.
+        Err(IdentityError::Cluster(ClientError::Untrusted { .. })) => {
+            Ok(Some("it and the cluster do not know each other by their authorities any more"))
+        }
+        Ok(_) | Err(_) => Ok(None),
+    }
+}
+
+/// What an ingest reports of itself.
+pub(crate) fn report(config: &Config, state: &State, load: u32) -> v1::AgentHeartbeatRequest {
+    v1::AgentHeartbeatRequest {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        labels: config.labels.clone(),
+        address: config.advertise.clone(),
+        load,
+        followed_trust_revision: state.followed_revision,
+    }
 }
 
 fn check(config: &Config) -> Result<(), IdentityError> {
@@ -89,7 +163,7 @@ async fn begin(folder: &Folder, config: &Config) -> Result<State, IdentityError>
 
 async fn recognise(config: &Config) -> Result<ClusterTrust, IdentityError> {
     let contact = match (&config.ca_pin, &config.ca_file) {
-        (Some(pin), _) => FirstContact::Pin(pin.parse::<CaPin>()?),
+        (Some(pin), _) => FirstContact::Pin(pin.parse()?),
         (None, Some(path)) => {
             let missing =
                 || IdentityError::Config { field: "ca_file", reason: "there is no such file".to_owned() };
@@ -104,15 +178,15 @@ async fn recognise(config: &Config) -> Result<ClusterTrust, IdentityError> {
 
 /// A join goes on only as the host that it was begun as.
 fn resumed(state: State, config: &Config) -> Result<State, IdentityError> {
-    if state.hostname == config.hostname && state.principals == config.additional_principals {
+    if is_of(&state, config) {
         return Ok(state);
     }
     let reason = format!("data_dir is of host {} with other names: use another folder", state.hostname);
     Err(IdentityError::Config { field: "hostname", reason })
 }
 
-fn has_certificate(folder: &Folder, state: &State) -> bool {
-    folder.identity(state).is_ok_and(|identity| identity.is_valid_at(clock::unix_seconds()))
+fn is_of(state: &State, config: &Config) -> bool {
+    state.hostname == config.hostname && state.principals == config.additional_principals
 }
 
 async fn certify(

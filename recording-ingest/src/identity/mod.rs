@@ -1,14 +1,16 @@
 //! Who this ingest is: its keys, its certificate, and the CAs that it verifies callers by.
 //!
-//! `folder` keeps them on disk, `join` gets them from the cluster the first time; `control` renews them later. What
+//! `folder` keeps them on disk, `join` gets them from the cluster the first time, and `succession` in place of others; `control`
+//! renews them later. What
 //! a caller's certificate means is decided in `authn`.
 
 mod folder;
 mod join;
+mod succession;
 
 use std::fmt;
 
-use mezite_client::{ClientConfig, ClientError, ClientIdentity, ClusterTrust, RetryPolicy};
+use mezite_client::{ClientConfig, ClientError, ClientIdentity, ClusterTrust, NOT_REGISTERED, RetryPolicy};
 use mezite_daemon::files::FileError;
 use mezite_pki::{
     PkiError,
@@ -20,7 +22,7 @@ use recording_format::{AgentId, Digest, IngestCertificates};
 use zeroize::Zeroizing;
 
 pub(crate) use folder::{Folder, Progress, State};
-pub(crate) use join::generate;
+pub(crate) use join::{generate, report};
 pub use join::{Joined, join, token_from};
 
 use crate::config::Config;
@@ -60,12 +62,25 @@ pub enum IdentityError {
     /// A key or certificate cannot be used.
     #[error(transparent)]
     Pki(#[from] PkiError),
+    /// The certificate is past its time, or before it, by this machine's clock.
+    #[error(
+        "the certificate is not good now: look at this machine's clock first; if that is right, stop the ingest and run \
+         `recording-ingest join` with a new token"
+    )]
+    NotGoodNow,
     /// The cluster's answer is not one for this ingest.
     #[error("the cluster's answer cannot be used: {0}")]
     Answer(String),
     /// The cluster did not do it.
     #[error(transparent)]
     Cluster(#[from] ClientError),
+}
+
+impl IdentityError {
+    /// Whether the cluster says that the ingest is not in its registry: it has looked, and that does not pass by itself.
+    pub(crate) fn is_removal(&self) -> bool {
+        matches!(self, Self::Cluster(error) if error.has_reason(NOT_REGISTERED))
+    }
 }
 
 /// Who this ingest is. The private keys are never shown.
@@ -162,6 +177,11 @@ impl Identity {
     /// Last second in which the certificate is good, Unix time.
     pub(crate) fn expires_at(&self) -> u64 {
         self.lifetime.1
+    }
+
+    /// Whether the certificate has ended at `now` (Unix seconds): it is no credential any more, and cannot be renewed.
+    pub(crate) fn is_over_at(&self, now: u64) -> bool {
+        now > self.lifetime.1
     }
 
     /// Whether the certificate is good at `now` (Unix seconds).

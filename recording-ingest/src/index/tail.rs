@@ -157,6 +157,8 @@ impl Tail {
             self.read_entries(&index_hour_prefix((now + HOUR_MS).saturating_sub(hour * HOUR_MS))).await?;
         }
         metrics::index_refreshed(now);
+        // Measured also where nobody writes: others may fill the disk.
+        let _ = self.objects.room().await;
         *last = Some(Run::since(began));
         Ok(())
     }

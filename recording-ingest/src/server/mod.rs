@@ -7,6 +7,7 @@ mod tls;
 use std::{sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
+use ipnet::IpNet;
 use mezite_daemon::clock;
 use mezite_proto::{
     SERVICE_NAME,
@@ -48,6 +49,7 @@ const HEALTH_INTERVAL: Duration = Duration::from_millis(500);
 pub(crate) async fn serve(
     ingest: Arc<Ingest>,
     listener: TcpListener,
+    proxies: Arc<[IpNet]>,
     tls: Arc<ArcSwap<ServerConfig>>,
     stop: CancellationToken,
 ) -> Result<(), tonic::transport::Error> {
@@ -56,6 +58,7 @@ pub(crate) async fn serve(
         handshake_timeout: limits.handshake_timeout,
         max_connections: limits.max_connections,
         max_anonymous: MAX_ANONYMOUS,
+        proxies,
         ..ListenerLimits::default()
     };
     let (reporter, health) = health_reporter();

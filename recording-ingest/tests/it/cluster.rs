@@ -1,7 +1,7 @@
 //! A cluster to be an ingest of: its CA, an auth node that answers what an ingest asks, and ingests.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashMap},
     path::{Path, PathBuf},
     sync::{Arc, Mutex},
     time::Duration,
@@ -17,7 +17,8 @@ use recording_ingest::{Handle, IdentityError, Joined, config::Config, join, star
 use tempfile::TempDir;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::UnboundedReceiverStream;
-use tonic::Status;
+use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, StatusExt as _};
 use zeroize::Zeroizing;
 
 use crate::wire::{Wire, eventually};
@@ -25,6 +26,8 @@ use crate::wire::{Wire, eventually};
 /// Unix seconds between which certificates are good: 2020 and 2096.
 pub(crate) const LIFETIME: (u64, u64) = (1_577_836_800, 4_000_000_000);
 pub(crate) const INGEST_ID: &str = "0b5c2f6e-6a1d-4c0e-9c55-1f2e3d4c5b6a";
+/// The id of an ingest that joins in place of that one.
+pub(crate) const NEXT_INGEST_ID: &str = "1b5c2f6e-6a1d-4c0e-9c55-1f2e3d4c5b6a";
 pub(crate) const AGENT: &str = "6f9619ff-8b86-4011-b42d-00c04fc964ff";
 pub(crate) const OTHER_AGENT: &str = "7f9619ff-8b86-4011-b42d-00c04fc964ff";
 /// Hostname of every agent.
@@ -38,6 +41,10 @@ pub(crate) struct Script {
     pub(crate) ca: TestCa,
     /// Of the certificates that it issues.
     pub(crate) lifetime: Mutex<(u64, u64)>,
+    /// The id that an ingest gets.
+    pub(crate) ingest_id: Mutex<&'static str>,
+    /// Whether it has the ingest in its registry, for who has registered.
+    registered: Mutex<bool>,
     /// Whether its token lets an agent join instead of an ingest.
     pub(crate) issues_to_agents: Mutex<bool>,
     pub(crate) bundle: Mutex<v1::GetTrustBundleResponse>,
@@ -71,6 +78,15 @@ impl Roster {
             Event::Current(v1::AccessCurrent { revision: 1 }),
         ]
     }
+}
+
+fn not_registered() -> Status {
+    let details = ErrorDetails::with_error_info("NOT_REGISTERED", "mezite", HashMap::new());
+    Status::with_error_details(
+        Code::Unauthenticated,
+        "this agent is not registered, or not any more",
+        details,
+    )
 }
 
 fn encoded(event: Event) -> Vec<u8> {
@@ -117,6 +133,11 @@ impl Script {
         }
     }
 
+    /// Removes the ingest, which is not told so but by what it is answered.
+    pub(crate) fn remove_ingest(&self) {
+        *self.registered.lock().unwrap() = false;
+    }
+
     /// How many are being told.
     pub(crate) fn listeners(&self) -> usize {
         let mut roster = self.roster.lock().unwrap();
@@ -147,7 +168,12 @@ impl Script {
             "GenerateHostCerts" => self.issue(call)?.encode_to_vec(),
             "RegisterAgent" => {
                 assert!(call.certified);
-                v1::RegisterAgentResponse { agent_id: INGEST_ID.into(), ..Default::default() }.encode_to_vec()
+                *self.registered.lock().unwrap() = true;
+                let agent_id = self.ingest_id.lock().unwrap().to_string();
+                v1::RegisterAgentResponse { agent_id, ..Default::default() }.encode_to_vec()
+            }
+            "AgentHeartbeat" | "WatchAccess" if call.certified && !*self.registered.lock().unwrap() => {
+                return Err(not_registered());
             }
             "AgentHeartbeat" if call.certified => v1::AgentHeartbeatResponse {
                 next_interval: None,
@@ -173,7 +199,8 @@ impl Script {
         if request.token != TOKEN && !(request.token.is_empty() && call.certified) {
             return Err(Status::permission_denied("no such token"));
         }
-        let (cluster, id) = (CLUSTER.to_owned(), INGEST_ID.to_owned());
+        let agent_id = self.ingest_id.lock().unwrap().to_string();
+        let (cluster, id) = (CLUSTER.to_owned(), agent_id.clone());
         let identity = match *self.issues_to_agents.lock().unwrap() {
             true => Identity::Agent { cluster, id },
             false => Identity::Ingest { cluster, id },
@@ -183,7 +210,7 @@ impl Script {
         let lifetime = *self.lifetime.lock().unwrap();
         let leaf = self.ca.issue_for(&request.tls_public_key, Some(identity), &names, lifetime, "");
         Ok(v1::GenerateHostCertsResponse {
-            agent_id: INGEST_ID.into(),
+            agent_id,
             ssh_certificate: "ssh-ed25519-cert-v01@openssh.com AAAA".into(),
             tls_certificate: leaf.certificate,
             trust_bundle: Some(self.bundle.lock().unwrap().clone()),
@@ -205,6 +232,8 @@ impl Cluster {
             bundle: Mutex::new(ca.bundle(&[])),
             ca,
             lifetime: Mutex::new(LIFETIME),
+            ingest_id: Mutex::new(INGEST_ID),
+            registered: Mutex::new(true),
             issues_to_agents: Mutex::default(),
             failing: Mutex::default(),
             roster: Mutex::default(),

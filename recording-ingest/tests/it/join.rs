@@ -3,10 +3,12 @@
 use std::{fs, os::unix::fs::PermissionsExt as _};
 
 use mezite_client::testing::{CLUSTER, TestCa};
+use mezite_daemon::clock;
+use mezite_pki::{identity::Identity, x509::KeyPair};
 use mezite_proto::v1;
-use recording_ingest::{IdentityError, StartError, join, start, token_from};
+use recording_ingest::{IdentityError, StartError, config::Config, join, start, token_from};
 
-use crate::cluster::{Cluster, INGEST_ID, TOKEN};
+use crate::cluster::{Cluster, INGEST_ID, NEXT_INGEST_ID, TOKEN};
 
 #[tokio::test]
 async fn a_token_makes_an_ingest_and_the_second_time_nothing_happens() {
@@ -22,7 +24,9 @@ async fn a_token_makes_an_ingest_and_the_second_time_nothing_happens() {
 
     let again = join(&config, || panic!("the token is not needed")).await.unwrap();
     assert!(again.already_joined);
-    assert_eq!(cluster.auth.calls().len(), calls.len());
+    // The cluster is asked whether it has it.
+    assert_eq!(cluster.auth.calls().len(), calls.len() + 1);
+    assert_eq!(cluster.calls("AgentHeartbeat"), 1);
 
     for file in fs::read_dir(&config.data_dir).unwrap() {
         let path = file.unwrap().path();
@@ -58,10 +62,107 @@ async fn a_join_that_was_interrupted_goes_on_with_the_same_keys() {
         calls.map(|call| call.request::<v1::GenerateHostCertsRequest>().tls_public_key).collect::<Vec<_>>()
     };
     let keys = keys("GenerateHostCerts");
-    // Once lost and once again; the third run found the certificates on disk.
-    assert_eq!(keys.len(), 2);
-    assert_eq!(keys[0], keys[1]);
+    // Lost, once again, and again for a token that may be another one.
+    assert_eq!(keys.len(), 3);
+    assert!(keys.iter().all(|key| *key == keys[0]));
     assert_eq!(cluster.calls("RegisterAgent"), 2);
+}
+
+/// All that is in the data folder, by its name.
+fn files(config: &Config) -> Vec<(String, Vec<u8>)> {
+    let entries = fs::read_dir(&config.data_dir).unwrap().map(Result::unwrap);
+    let files = entries.filter(|entry| entry.file_type().unwrap().is_file());
+    let mut files: Vec<_> =
+        files.map(|file| (file.file_name().into_string().unwrap(), fs::read(file.path()).unwrap())).collect();
+    files.sort();
+    files
+}
+
+/// Gives the ingest in the folder a certificate that has ended.
+fn end_certificate(cluster: &Cluster, config: &Config) {
+    let key = KeyPair::from_pem(&fs::read_to_string(config.data_dir.join("tls.key")).unwrap()).unwrap();
+    let holder = Identity::Ingest { cluster: CLUSTER.into(), id: INGEST_ID.into() };
+    let now = clock::unix_seconds();
+    let life = (now - 1_000, now - 10);
+    let ended = cluster.script.ca.issue_for(&key.spki_der(), Some(holder), &["a"], life, "");
+    fs::write(config.data_dir.join("tls.crt"), ended.certificate).unwrap();
+}
+
+#[tokio::test]
+async fn an_ingest_whose_certificate_has_ended_joins_anew_into_its_folder() {
+    let cluster = Cluster::new();
+    let config = cluster.config("a", &[]);
+    cluster.join(&config).await.unwrap();
+    end_certificate(&cluster, &config);
+    let old = files(&config);
+    *cluster.script.ingest_id.lock().unwrap() = NEXT_INGEST_ID;
+    // As long as the new one has not joined, the old one is there as it was.
+    assert!(join(&config, || Err(IdentityError::NotJoined("no token".into()))).await.is_err());
+    for method in ["GenerateHostCerts", "RegisterAgent"] {
+        cluster.script.failing.lock().unwrap().insert(method, 1);
+        assert!(cluster.join(&config).await.is_err(), "{method}");
+        assert_eq!(files(&config), old, "{method}");
+    }
+    let joined = cluster.join(&config).await.unwrap();
+    assert_eq!((joined.agent_id.as_str(), joined.already_joined), (NEXT_INGEST_ID, false));
+    let new = files(&config);
+    let changed = |name: &str| {
+        let of = |files: &[(String, Vec<u8>)]| files.iter().find(|(file, _)| file == name).unwrap().1.clone();
+        of(&old) != of(&new)
+    };
+    assert!(["tls.key", "tls.crt", "ssh_host_ed25519_key", "ingest.json"].into_iter().all(changed));
+    assert!(!config.data_dir.join("next").exists());
+    // It is one as any.
+    assert!(join(&config, || panic!("the token is not needed")).await.unwrap().already_joined);
+    assert!(start(config).await.unwrap().stop().await);
+}
+
+#[tokio::test]
+async fn an_ingest_that_was_removed_joins_anew_and_one_that_cannot_ask_does_not() {
+    let mut cluster = Cluster::new();
+    let config = cluster.config("a", &[]);
+    cluster.join(&config).await.unwrap();
+    let old = files(&config);
+    *cluster.script.ingest_id.lock().unwrap() = NEXT_INGEST_ID;
+    // A failure says nothing of the registry.
+    cluster.script.failing.lock().unwrap().insert("AgentHeartbeat", 1);
+    assert!(cluster.join(&config).await.unwrap().already_joined);
+    cluster.auth.kill();
+    assert!(cluster.join(&config).await.unwrap().already_joined);
+    assert_eq!(files(&config), old);
+    cluster.restart_auth();
+    cluster.script.remove_ingest();
+    // Under another name, too, since it is another ingest.
+    let config = cluster.config("a", &["hostname=other.example"]);
+    let joined = cluster.join(&config).await.unwrap();
+    assert_eq!((joined.agent_id.as_str(), joined.already_joined), (NEXT_INGEST_ID, false));
+}
+
+#[tokio::test]
+async fn an_ingest_that_missed_a_rotation_joins_anew_by_the_pin_of_now() {
+    let (old, new) = (Cluster::new(), Cluster::new());
+    let address = |config: &mut Config| config.auth_servers = vec![new.auth.address()];
+    let mut config = old.config("a", &[]);
+    old.join(&config).await.unwrap();
+    let before = files(&config);
+    address(&mut config);
+    // Whoever has another CA is not believed for that.
+    assert!(new.join(&config).await.is_err());
+    assert_eq!(files(&config), before);
+    config.ca_pin = new.config("a", &[]).ca_pin;
+    assert!(!new.join(&config).await.unwrap().already_joined);
+    assert_ne!(files(&config), before);
+}
+
+/// Its certificates were issued, and it was removed, or they ended, before it registered.
+#[tokio::test]
+async fn a_join_that_is_gone_before_its_end_goes_on_as_another_one() {
+    let cluster = Cluster::new();
+    let config = cluster.config("a", &[]);
+    cluster.script.failing.lock().unwrap().insert("RegisterAgent", 1);
+    assert!(cluster.join(&config).await.is_err());
+    *cluster.script.ingest_id.lock().unwrap() = NEXT_INGEST_ID;
+    assert_eq!(cluster.join(&config).await.unwrap().agent_id, NEXT_INGEST_ID);
 }
 
 #[tokio::test]

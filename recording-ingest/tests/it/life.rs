@@ -5,14 +5,14 @@ use mezite_daemon::clock;
 use mezite_pki::identity::Identity;
 use mezite_proto::v1::{AgentHeartbeatRequest, RecordingState};
 use recording_format::Digest;
-use recording_ingest::{Handle, start};
+use recording_ingest::{Handle, StartError, start};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tonic::Code;
 
 use crate::{
-    cluster::{AGENT, Cluster, LIFETIME},
-    wire::{Wire, chunk, eventually, header, id, last, metadata, page, server_name, tls, wrapped},
+    cluster::{AGENT, Cluster, INGEST_ID, LIFETIME},
+    wire::{Wire, chunk, eventually, header, id, last, metadata, page, reason, server_name, tls, wrapped},
 };
 
 /// Digest of the certificate that the ingest shows.
@@ -56,6 +56,56 @@ async fn leaving_makes_durable_what_came_and_answers_open_calls() {
     let sealed =
         cluster.as_agent(&ingest, AGENT).stream(vec![header(id(1), 5, None), last(b"hello")]).await.unwrap();
     assert_eq!(sealed.state(), RecordingState::Complete);
+}
+
+#[tokio::test]
+async fn one_that_was_removed_answers_what_is_open_takes_nothing_more_and_ends() {
+    let cluster = Cluster::new();
+    let mut ingest = cluster.ingest("a", &[]).await;
+    let diagnostics = ingest.diagnostics_address();
+    let agent = cluster.as_agent(&ingest, AGENT);
+    let (sender, reply) = agent.open();
+    sender.send(wrapped(header(id(1), 0, Some(metadata())))).await.unwrap();
+    sender.send(wrapped(chunk(0, b"hello"))).await.unwrap();
+    eventually(|| async move {
+        page(diagnostics, "/metrics").await.1.contains("mezite_ingest_received_bytes_total 5")
+    })
+    .await;
+    // What says nothing of the registry ends nothing.
+    cluster.script.failing.lock().unwrap().insert("AgentHeartbeat", 1);
+    let beats = cluster.calls("AgentHeartbeat");
+    eventually(|| async { cluster.calls("AgentHeartbeat") > beats + 2 }).await;
+    assert_eq!(page(diagnostics, "/readyz").await.0, 200);
+
+    cluster.script.remove_ingest();
+    match ingest.broken().await {
+        StartError::Removed { agent_id, .. } => assert_eq!(agent_id, INGEST_ID),
+        other => panic!("{other}"),
+    }
+    let (status, reasons) = page(diagnostics, "/readyz").await;
+    assert!(status == 503 && reasons.contains("removed from the cluster"), "{reasons}");
+    let reply = reply.await.unwrap().unwrap();
+    assert_eq!((reply.reconnect, reply.committed_offset), (true, 5));
+    for refused in
+        [agent.upload(&id(2).to_string(), b"x").await.map(drop), agent.probe(id(1)).await.map(drop)]
+    {
+        let refused = refused.unwrap_err();
+        assert_eq!((refused.code(), reason(&refused).0.as_str()), (Code::Unavailable, "INGEST_REMOVED"));
+    }
+    drop(sender);
+    assert!(ingest.stop().await);
+}
+
+/// The word comes with the end of what it listens to, long before a heartbeat.
+#[tokio::test]
+async fn one_that_was_removed_hears_of_it_at_once() {
+    let cluster = Cluster::new();
+    let mut ingest = cluster.ingest("a", &["control.heartbeat_interval=1h"]).await;
+    eventually(|| async { cluster.script.listeners() == 1 }).await;
+    cluster.script.remove_ingest();
+    cluster.script.send_away();
+    assert!(matches!(ingest.broken().await, StartError::Removed { .. }));
+    assert!(ingest.stop().await);
 }
 
 #[tokio::test]

@@ -144,3 +144,16 @@ async fn what_was_acknowledged_outlives_a_kill_and_a_stop_answers_open_calls() {
 fn agent(cluster: &Cluster, address: SocketAddr) -> Wire {
     Wire::to(address, &cluster.script.ca, Some(&cluster.agent(AGENT)))
 }
+
+// As above.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_that_was_removed_ends_with_a_status_of_its_own() {
+    let cluster = Cluster::new();
+    let (path, _) = written(&cluster);
+    assert!(run(&["join", "--token-file", &token(&cluster)], &path).status.success());
+    cluster.script.remove_ingest();
+    let ended = run(&["run"], &path);
+    assert_eq!(ended.status.code(), Some(i32::from(mezite_daemon::program::REMOVED)));
+    let said = String::from_utf8(ended.stderr).unwrap();
+    assert!(said.contains(&format!("ingest {INGEST_ID} is not in the registry")), "{said}");
+}

@@ -197,7 +197,7 @@ async fn presence_needs_the_certificate_of_a_registered_agent() {
     let keys = HostKeys::new();
     let issued = call!(client, generate_host_certs, keys.request(&token, "web1.example.org")).unwrap();
     let half = holder(&cluster, &keys.identity(&issued));
-    api::refused(call!(half, agent_heartbeat, beat.clone()), Code::PermissionDenied);
+    api::refused(call!(half, agent_heartbeat, beat.clone()), Code::Unauthenticated);
 
     // A user's certificate is none of an agent's.
     cluster.add_user("alice", &["access"], &["deploy"]).await;
@@ -211,7 +211,7 @@ async fn presence_needs_the_certificate_of_a_registered_agent() {
     let client = agent.client(&cluster);
     call!(client, agent_heartbeat, beat.clone()).unwrap();
     call!(client, deregister_agent, v1::DeregisterAgentRequest::default()).unwrap();
-    api::refused(call!(client, agent_heartbeat, beat), Code::PermissionDenied);
+    api::refused(call!(client, agent_heartbeat, beat), Code::Unauthenticated);
     let renewal = v1::GenerateHostCertsRequest {
         token: String::new(),
         ..HostKeys::new().request("", "web2.example.org")

@@ -53,17 +53,20 @@ impl Beats {
         self.times.len()
     }
 
-    /// For people; they came in so many seconds.
-    pub fn summary(&mut self, time: f64) -> String {
+    /// How long half of them, and 99 of a hundred, took at most, in milliseconds.
+    pub fn percentiles(&mut self) -> [f64; 2] {
         self.times.sort_unstable();
         let at = |share: usize| self.times.get(self.times.len().saturating_sub(1) * share / 100).copied();
-        let time_of = |share| f64::from(at(share).unwrap_or_default()) / 1000.0;
+        [50, 99].map(|share| f64::from(at(share).unwrap_or_default()) / 1000.0)
+    }
+
+    /// For people; they came in so many seconds.
+    pub fn summary(&mut self, time: f64) -> String {
+        let [p50, p99] = self.percentiles();
         let why = self.why.as_ref().map(|why| format!(" ({why})")).unwrap_or_default();
         format!(
-            "{:.0} heartbeats/s, p50 {:.0} ms, p99 {:.0} ms, {} moved, {} failed{why}",
+            "{:.0} heartbeats/s, p50 {p50:.0} ms, p99 {p99:.0} ms, {} moved, {} failed{why}",
             self.times.len() as f64 / time,
-            time_of(50),
-            time_of(99),
             self.moved,
             self.failed,
         )

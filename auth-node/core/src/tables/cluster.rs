@@ -27,6 +27,10 @@ pub struct ClusterRow {
     /// Sessions of another epoch are void.
     #[prost(uint64, tag = "5")]
     pub session_epoch: u64,
+    /// The first id of an auth node that this cluster gave, apart from its first node's; those before it are of the cluster
+    /// that it goes on from. 0: there was none.
+    #[prost(uint64, tag = "6")]
+    pub first_node_id: u64,
 }
 rows!(ClusterRow);
 

@@ -17,12 +17,13 @@ use serde::Serialize;
 
 use crate::{
     args::rfc3339,
-    audit_proof::{self, Export, Verified},
+    audit_proof::{self, Earlier, Export, Verified},
     cmd::call,
     context::Context,
     exit::Usage,
     files::{self, PRIVATE, Pending},
     output::{self, Done, Report, Row},
+    progress::{self, Progress},
 };
 
 /// Commands on the audit log.
@@ -88,10 +89,11 @@ pub(crate) struct ExportTo {
 const VERIFY_EXAMPLES: &str = "\
 Examples:
   mezctl audit verify audit.jsonl                          with the key that the cluster answers now
-  mezctl audit verify audit.jsonl --key audit.pub          without the cluster
+  mezctl audit verify audit.jsonl --key audit.pub          without the cluster; `mezctl auth export audit` prints the key
   mezctl audit verify today.jsonl --since yesterday.jsonl  the log went on from there, and was not made anew
 
-`mezctl audit verify` needs a key that it can trust: keep the one that is printed here with your own records.";
+`mezctl audit verify` needs a key that it can trust: keep the one that is printed here with your own records. After a rotation
+of the audit CA, exports from before it are verified by the earlier key, and --key takes a file with both.";
 
 /// Arguments of `audit verify`.
 #[derive(Debug, Args)]
@@ -99,7 +101,8 @@ Examples:
 pub(crate) struct Verify {
     /// The export
     file: PathBuf,
-    /// File with the public key of the cluster's audit authority, one line [default: ask the cluster]
+    /// File with public keys of the cluster's audit authority, a line each: any of them may have signed [default: ask the
+    /// cluster]
     #[arg(long, value_name = "FILE")]
     key: Option<PathBuf>,
     /// An earlier export, of which this one must be the continuation
@@ -224,6 +227,7 @@ async fn export(context: &Context, out: &Path) -> Result<()> {
     // A log can be larger than memory.
     let mut spool = tempfile::tempfile().context("cannot make a temporary file")?;
     let mut export = Export::default();
+    let progress = Progress::count("events exported:");
     let mut request = v1::QueryAuditEventsRequest {
         order: v1::SortOrder::Ascending.into(),
         page_size: mezite_client::PAGE_SIZE,
@@ -233,11 +237,13 @@ async fn export(context: &Context, out: &Path) -> Result<()> {
     loop {
         let page = call!(client, Retry::Idempotent, query_audit_events, request.clone())?;
         spool.write_all(export.page(&page)?.as_bytes())?;
+        progress.advance(page.events.len() as u64);
         request.page_token = page.next_page_token;
         if request.page_token.is_empty() {
             break;
         }
     }
+    drop(progress);
     file.write(PRIVATE, |file| {
         spool.rewind()?;
         std::io::copy(&mut spool, file).map(drop)
@@ -252,6 +258,8 @@ struct Tampered(String, usize);
 
 #[derive(Serialize)]
 struct Verdict {
+    /// The export.
+    file: String,
     #[serde(flatten)]
     found: Verified,
     sound: bool,
@@ -264,6 +272,7 @@ impl Report for Verdict {
         let Verified { cluster_id, first_index, last_index, events, signed_at, problems, .. } = &self.found;
         let verdict = if self.sound { "sound: nothing is changed, missing or cut off" } else { "NOT SOUND" };
         let mut text = output::fields(&[
+            ("export", self.file.clone()),
             ("cluster id", cluster_id.clone()),
             ("events", format!("{events}, {first_index} to {last_index}")),
             ("signed at", signed_at.clone()),
@@ -287,24 +296,34 @@ async fn verify(context: &Context, args: Verify) -> Result<()> {
     let keys = keys.map_err(|error| Usage(format!("the key of the audit authority: {error}")))?;
     let earlier = match &args.since {
         Some(file) => {
-            let found = audit_proof::verify(open(file)?, &keys, None)?;
-            let count = found.problem_count;
-            if count > 0 {
-                context.print(&Verdict { found, sound: false, keys: lines })?;
-                return Err(Tampered(file.display().to_string(), count).into());
+            let found = proven(file, &keys, None)?;
+            if found.problem_count > 0 {
+                return tell(context, file, found, lines);
             }
             Some(found.earlier())
         }
         None => None,
     };
-    let found = audit_proof::verify(open(&args.file)?, &keys, earlier.as_ref())?;
-    let count = found.problem_count;
-    context.print(&Verdict { found, sound: count == 0, keys: lines })?;
-    if count == 0 { Ok(()) } else { Err(Tampered(args.file.display().to_string(), count).into()) }
+    tell(context, &args.file, proven(&args.file, &keys, earlier.as_ref())?, lines)
+}
+
+/// Prints what was found of an export, and fails by it unless it is sound.
+fn tell(context: &Context, path: &Path, found: Verified, keys: Vec<String>) -> Result<()> {
+    let (file, count) = (path.display().to_string(), found.problem_count);
+    context.print(&Verdict { file: file.clone(), found, sound: count == 0, keys })?;
+    if count == 0 { Ok(()) } else { Err(Tampered(file, count).into()) }
+}
+
+/// Verifies an export.
+fn proven(path: &Path, keys: &[SshPublicKey], since: Option<&Earlier>) -> Result<Verified> {
+    let file = open(path)?;
+    let progress = Progress::bytes("verifying", progress::length(&file));
+    let verified = audit_proof::verify(BufReader::new(progress.read(file)), keys, since);
+    verified.with_context(|| format!("cannot read {}", path.display()))
 }
 
 /// Opens an export, which is read more than once: of what cannot be, such as a pipe, a copy on disk.
-fn open(path: &Path) -> Result<BufReader<File>> {
+fn open(path: &Path) -> Result<File> {
     let unreadable = |error| Usage(format!("cannot read {}: {error}", path.display()));
     let mut file = File::open(path).map_err(unreadable)?;
     if file.stream_position().is_err() {
@@ -313,7 +332,7 @@ fn open(path: &Path) -> Result<BufReader<File>> {
         copy.rewind()?;
         file = copy;
     }
-    Ok(BufReader::new(file))
+    Ok(file)
 }
 
 /// The public keys of the cluster's audit authority.

@@ -210,7 +210,7 @@ impl Keeper<'_> {
             match done {
                 Ok(()) => sleep(TICK).await,
                 Err(error) if passes(&error) => {
-                    eprintln!("warning: {}", output::printable(&format!("{error:#}")));
+                    output::warn(&format!("{error:#}"));
                     sleep(AFTER_FAILURE).await;
                 }
                 Err(error) => return Err(error),
@@ -311,7 +311,7 @@ impl Keeper<'_> {
         match renew.await {
             Ok(()) => TICK,
             Err(error) => {
-                eprintln!("warning: no SVID yet: {}", output::printable(&format!("{error:#}")));
+                output::warn(&format!("no SVID yet: {error:#}"));
                 SVID_PAUSE
             }
         }

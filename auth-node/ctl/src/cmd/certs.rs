@@ -1,5 +1,7 @@
 //! `certs`: certificates for ssh.
 
+mod refresh;
+
 use std::{
     path::{Path, PathBuf},
     time::Duration,
@@ -29,21 +31,17 @@ use crate::{
 pub(crate) enum Certs {
     /// Get an SSH certificate, and the known_hosts lines with which ssh recognises the cluster's hosts
     Issue(Issue),
+    /// Renew the certificate with which `mezctl ssh-config` has ssh log in, where it has to be
+    Refresh(refresh::Refresh),
 }
 
 const ISSUE_EXAMPLES: &str = "\
 Examples:
-  mezctl certs issue --out ~/.ssh/mezite
+  mezctl certs issue --out ~/ci-keys
   mezctl certs issue --out ~/.ssh --public-key ~/.ssh/id_ed25519.pub --ttl 1h
   mezctl certs issue --out ~/.ssh/other --at a.other.example:3025 --at-ca-pin sha256:…
 
-In ~/.ssh/config, for good:
-  Host *.example.org
-    IdentityFile ~/.ssh/mezite/key
-    UserKnownHostsFile ~/.ssh/mezite/known_hosts
-    StrictHostKeyChecking yes
-
-ssh finds key-cert.pub beside key by itself.";
+For yourself, `mezctl ssh-config --write` does all of that for good: ssh then gets its certificates by itself.";
 
 /// Arguments of `certs issue`.
 #[derive(Debug, Args)]
@@ -134,8 +132,10 @@ struct Subject {
 }
 
 pub(crate) async fn run(context: &Context, command: Certs) -> Result<()> {
-    let Certs::Issue(args) = command;
-    issue(context, args).await
+    match command {
+        Certs::Issue(args) => issue(context, args).await,
+        Certs::Refresh(args) => refresh::refresh(context, &args).await,
+    }
 }
 
 async fn issue(context: &Context, args: Issue) -> Result<()> {

@@ -16,6 +16,7 @@ use crate::{
     context::Context,
     files::{PRIVATE, Pending},
     output::{self, Done, Report, Row},
+    progress::Progress,
 };
 
 /// A backup is written on the node before its first byte comes; that takes as long as the state is large.
@@ -35,7 +36,7 @@ pub(crate) enum Cluster {
         /// Id of the node, as `mezctl cluster ls` shows it
         node: u64,
     },
-    /// Remove a node for ever: its id never returns
+    /// Remove a node for ever, or one that has joined and never ran: its id never returns
     ///
     /// Refused where the voters that remain could not reach a quorum now. Remove those that are gone first, or bring them
     /// back.
@@ -73,6 +74,9 @@ pub(crate) enum Cluster {
     },
 }
 
+/// The alarm of a database that is over its bound.
+const FULL: &str = "the database is full: it takes only what deletes, locks or revokes";
+
 /// A member of the auth cluster.
 #[derive(Serialize)]
 pub(crate) struct MemberView {
@@ -88,6 +92,18 @@ pub(crate) struct MemberView {
     database_full: bool,
     #[serde(skip_serializing_if = "String::is_empty")]
     problem: String,
+}
+
+impl MemberView {
+    /// What it is to the others.
+    pub(crate) fn role(&self) -> &'static str {
+        self.role
+    }
+
+    /// How it is.
+    pub(crate) fn health(&self) -> &'static str {
+        self.health
+    }
 }
 
 impl Row<6> for MemberView {
@@ -120,6 +136,7 @@ impl From<v1::Member> for MemberView {
     fn from(member: v1::Member) -> Self {
         Self {
             role: match (member.leader, member.voter) {
+                _ if member.health() == v1::MemberHealth::NeverRan => "joined",
                 (true, _) => "leader",
                 (false, true) => "voter",
                 (false, false) => "learner",
@@ -128,6 +145,7 @@ impl From<v1::Member> for MemberView {
                 v1::MemberHealth::Ready => "ready",
                 v1::MemberHealth::NotReady => "not ready",
                 v1::MemberHealth::Unreachable => "unreachable",
+                v1::MemberHealth::NeverRan => "never ran",
                 v1::MemberHealth::Unspecified => "unknown",
             },
             node_id: member.node_id,
@@ -200,7 +218,7 @@ impl ClusterView {
             0 => "none".into(),
             id => id.to_string(),
         };
-        let alarm = if self.database_full { "the database is full: it takes only what deletes" } else { "" };
+        let alarm = if self.database_full { FULL } else { "" };
         let fields = output::fields(&[
             ("leader", leader),
             ("term", self.term.to_string()),
@@ -246,6 +264,9 @@ impl Report for Saved {
 
 #[derive(Serialize)]
 struct AuthJoinToken {
+    /// As `mezctl tokens ls` shows it.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    name: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     token: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -265,6 +286,7 @@ impl Report for AuthJoinToken {
             self.ca_pin
         );
         output::fields(&[
+            ("name", self.name.clone()),
             ("token", self.token.clone().unwrap_or_default()),
             ("token file", file.unwrap_or_default()),
             ("ca pin", self.ca_pin.clone()),
@@ -324,11 +346,14 @@ async fn backup(context: &Context, out: PathBuf) -> Result<()> {
     let mut pieces = call!(client, Retry::Idempotent, save_backup, v1::SaveBackupRequest {})?;
     let head = next(&mut pieces).await?.context("the cluster's backup is empty")?;
     let (mut hasher, mut size) = (Sha256::new(), 0);
+    let progress = Progress::bytes("saving", head.length);
     while let Some(piece) = next(&mut pieces).await? {
+        progress.advance(piece.data.len() as u64);
         hasher.update(&piece.data);
         size += piece.data.len() as u64;
         file.file().write_all(&piece.data).with_context(|| format!("cannot write {}", out.display()))?;
     }
+    drop(progress);
     let digest = hasher.finalize();
     if size != head.length || digest[..] != head.sha256[..] {
         bail!("the backup did not arrive whole: {size} bytes of {}; nothing was kept", head.length);
@@ -357,6 +382,7 @@ async fn token(context: &Context, ttl: Duration, out: Option<PathBuf>) -> Result
     let check = Retry::once("run it again: a token that nobody has ends by itself");
     let reply = call!(client, check, create_auth_join_token, request)?;
     let mut report = AuthJoinToken {
+        name: reply.name,
         token: Some(reply.token),
         token_file: None,
         ca_pin: reply.ca_pin,
@@ -385,5 +411,7 @@ mod tests {
         assert_eq!(row(lags)[1..4], ["voter", "9", "not ready: it lags"]);
         let leads = v1::Member { voter: true, leader: true, database_full: true, ..Default::default() };
         assert_eq!(row(leads)[1..4], ["leader", "unknown", "unknown, database full"]);
+        let joined = v1::Member { health: v1::MemberHealth::NeverRan.into(), ..Default::default() };
+        assert_eq!(row(joined)[1..4], ["joined", "unknown", "never ran"]);
     }
 }

@@ -1,9 +1,9 @@
 //! `completion`: what a shell reads to complete commands and options.
 
 use anyhow::Result;
-use clap::{Args, CommandFactory as _, ValueEnum};
+use clap::{Args, ValueEnum};
 
-use crate::{cli::Cli, output};
+use crate::{cli, output};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -38,7 +38,7 @@ fn script(shell: Shell) -> String {
         Shell::Fish => clap_complete::Shell::Fish,
     };
     let mut script = Vec::new();
-    clap_complete::generate(shell, &mut Cli::command(), "mezctl", &mut script);
+    clap_complete::generate(shell, &mut cli::command(), "mezctl", &mut script);
     String::from_utf8_lossy(&script).into_owned()
 }
 
@@ -50,7 +50,7 @@ mod tests {
     fn every_command_is_in_every_script() {
         for shell in [Shell::Bash, Shell::Zsh, Shell::Fish] {
             let script = script(shell);
-            for command in Cli::command().get_subcommands() {
+            for command in cli::command().get_subcommands() {
                 assert!(script.contains(command.get_name()), "{shell:?}: {}", command.get_name());
             }
             assert!(script.contains("password-file"), "{shell:?}");

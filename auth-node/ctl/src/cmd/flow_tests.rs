@@ -20,7 +20,12 @@ use mezite_proto::v1;
 use prost::Message as _;
 use tonic::{Code, Status};
 
-use crate::{cli::Cli, context::Context, exit::NotLoggedIn, files};
+use crate::{
+    cli::Cli,
+    context::Context,
+    exit::{NoProfile, NotLoggedIn},
+    files,
+};
 
 const AGENT: &str = "6f9619ff-8b86-4011-b42d-00c04fc964ff";
 
@@ -112,7 +117,7 @@ fn users(_: &TestCa, call: &Call) -> Result<Vec<u8>, Status> {
 #[tokio::test]
 async fn a_login_is_used_by_later_commands_and_ends_with_a_logout() {
     let world = World::new(users);
-    assert!(world.run("users ls").await.unwrap_err().is::<NotLoggedIn>());
+    assert!(world.run("users ls").await.unwrap_err().is::<NoProfile>());
     world.first("login --user Alice --password-file @password").await.unwrap();
     assert_eq!(mode(&world.path("home/profile.json")), 0o600);
     // Neither an address nor a pin is needed any more, nor a name.
@@ -120,7 +125,8 @@ async fn a_login_is_used_by_later_commands_and_ends_with_a_logout() {
     world.run("login --password-file @password").await.unwrap();
     world.run("logout").await.unwrap();
     assert!(world.run("users ls").await.unwrap_err().is::<NotLoggedIn>());
-    let calls = ["AuthenticateLocal", "ListUsers", "AuthenticateLocal", "Logout"];
+    world.run("login --password-file @password").await.unwrap();
+    let calls = ["AuthenticateLocal", "ListUsers", "AuthenticateLocal", "Logout", "AuthenticateLocal"];
     assert_eq!(world.calls(), calls);
 }
 

@@ -59,7 +59,7 @@ impl ProofArgs {
             (None, false) => (Zeroizing::default(), accept_command(context, client).await?),
             (file, _) => {
                 let prompt = format!("Password for {user}: ");
-                (secret::new_password(file.as_deref(), &prompt)?, String::new())
+                (secret::new_password(file.as_deref(), "--password-file", &prompt)?, String::new())
             }
         };
         let out = self.out.as_deref().map(|path| anyhow::Ok((path, Pending::create(path)?))).transpose()?;
@@ -151,8 +151,8 @@ pub(crate) async fn accept(context: &Context, args: Accept) -> Result<()> {
     }
     let cluster = context.cluster(None).await?;
     let client = context.client(&cluster)?;
-    let secret = secret::existing(args.secret_file.as_deref(), "Secret of the invite: ")?;
-    let password = secret::new_password(args.password_file.as_deref(), "New password: ")?;
+    let secret = secret::existing(args.secret_file.as_deref(), "--secret-file", "Secret of the invite: ")?;
+    let password = secret::new_password(args.password_file.as_deref(), "--password-file", "New password: ")?;
     let request = v1::AcceptInviteRequest {
         secret: secret.as_str().to_owned(),
         new_password: password.as_str().to_owned(),
@@ -171,7 +171,7 @@ pub(crate) async fn accept(context: &Context, args: Accept) -> Result<()> {
     let Cluster { addresses, trust } = cluster;
     context.home.update(|profile| match profile {
         Some(_) => None,
-        None => Some(Profile { addresses, trust, login: None }),
+        None => Some(Profile { addresses, trust, last_user: None, login: None }),
     })?;
     context.print(&Done::new(format!(
         "The password of {user} is set: log in with `mezctl login --user {user}`."

@@ -12,10 +12,11 @@ use tonic::Code;
 use crate::{
     cmd::{call, present, sso},
     context::{Cluster, Context},
-    exit::{NotLoggedIn, Usage},
+    exit::Usage,
     output::{self, Done, Report},
     profile::{LoginState, Profile},
     secret,
+    ssh_dir::SshDir,
 };
 
 const LOGIN_EXAMPLES: &str = "\
@@ -83,12 +84,18 @@ pub(crate) async fn login(context: &Context, args: Login) -> Result<()> {
         let (id, session) = sso::login(&client, connector, !args.no_browser).await?;
         return keep(context, cluster, &client, id.as_str().to_owned(), session).await;
     }
-    let last = context.login()?.map(|login| login.user);
+    let last = context.home.load()?.and_then(|profile| profile.last_user);
     let given = args.user.filter(|user| !user.is_empty());
-    let username = given.or(last).ok_or_else(|| Usage("who logs in? give --user NAME".into()))?;
+    let username = given.or(last);
+    // Whoever lacks both is told of both.
     let cluster = context.cluster(None).await?;
+    let username = username.ok_or_else(|| Usage("who logs in? give --user NAME".into()))?;
     let client = context.client(&cluster)?;
-    let password = secret::existing(args.password_file.as_deref(), &format!("Password of {username}: "))?;
+    let password = secret::existing(
+        args.password_file.as_deref(),
+        "--password-file",
+        &format!("Password of {username}: "),
+    )?;
     let request = v1::AuthenticateLocalRequest { username, password: password.as_str().to_owned() };
     // A second login that was not needed leaves a session that ends by itself.
     let reply = call!(client, Retry::Idempotent, authenticate_local, request)?;
@@ -116,7 +123,10 @@ async fn keep(
         session: SessionSecret::new(id)?,
         expires_at: report.expires_at.clone(),
     };
-    context.home.save(&Profile { addresses: cluster.addresses, trust, login: Some(login) })?;
+    let (addresses, last_user) = (cluster.addresses, Some(login.user.clone()));
+    context.home.save(&Profile { addresses, trust, last_user, login: Some(login) })?;
+    // It may be another's, of another cluster, or without roles that were given meanwhile.
+    SshDir::new(context.home.ssh()).forget()?;
     context.print(&report)
 }
 
@@ -127,9 +137,9 @@ fn refreshed(bundle: &Result<v1::GetTrustBundleResponse, ClientError>, known: Cl
 }
 
 pub(crate) async fn logout(context: &Context) -> Result<()> {
-    let profile = context.home.load()?.ok_or(NotLoggedIn)?;
-    let Profile { addresses, trust, login } = profile;
-    let login = login.ok_or(NotLoggedIn)?;
+    let Some(Profile { addresses, trust, login: Some(login), .. }) = context.home.load()? else {
+        return Err(context.nobody());
+    };
     let cluster = Cluster { addresses, trust };
     let client = context.client(&cluster)?.with_session(Some(login.session.clone()));
     match call!(client, Retry::Idempotent, logout, v1::LogoutRequest {}) {
@@ -144,14 +154,17 @@ pub(crate) async fn logout(context: &Context) -> Result<()> {
         let same = now.login.as_ref().is_some_and(|now| now.session.expose() == session);
         same.then_some(Profile { login: None, ..now })
     };
-    context.home.update(|now| now.and_then(ended))?;
+    if context.home.update(|now| now.and_then(ended))? {
+        SshDir::new(context.home.ssh()).forget()?;
+    }
     context.print(&Done::new(format!("Logged {} out.", login.user)))
 }
 
 pub(crate) async fn passwd(context: &Context, args: Passwd) -> Result<()> {
     let client = context.user().await?;
-    let old = secret::existing(args.old_password_file.as_deref(), "Old password: ")?;
-    let new = secret::new_password(args.new_password_file.as_deref(), "New password: ")?;
+    let old = secret::existing(args.old_password_file.as_deref(), "--old-password-file", "Old password: ")?;
+    let new =
+        secret::new_password(args.new_password_file.as_deref(), "--new-password-file", "New password: ")?;
     let request = v1::ChangePasswordRequest {
         old_password: old.as_str().to_owned(),
         new_password: new.as_str().to_owned(),

@@ -14,7 +14,9 @@ pub(crate) mod devices;
 pub(crate) mod invite;
 pub(crate) mod locks;
 pub(crate) mod login;
+pub(crate) mod man;
 pub(crate) mod nodes;
+pub(crate) mod profiles;
 pub(crate) mod record;
 pub(crate) mod recordings;
 pub(crate) mod requests;
@@ -22,9 +24,11 @@ pub(crate) mod resources;
 pub(crate) mod roles;
 pub(crate) mod sessions;
 pub(crate) mod spiffe_domains;
+pub(crate) mod ssh_config;
 mod sso;
 pub(crate) mod status;
 pub(crate) mod tokens;
+pub(crate) mod top;
 pub(crate) mod trusted_clusters;
 pub(crate) mod users;
 
@@ -52,6 +56,10 @@ async fn carry_out(context: &Context, command: Command) -> Result<()> {
         Command::Create(args) => resources::create(context, args).await,
         Command::Rm(args) => resources::rm(context, args).await,
         Command::Completion(args) => completion::completion(&args),
+        Command::Man(args) => man::man(context, &args),
+        Command::Profiles(command) => profiles::run(context, command),
+        Command::SshConfig(args) => ssh_config::run(context, args).await,
+        Command::Top => top::top(context).await,
         Command::Users(command) => users::run(context, command).await,
         Command::Roles(command) => roles::run(context, command).await,
         Command::AgentIdentities(command) => agent_identities::run(context, command).await,

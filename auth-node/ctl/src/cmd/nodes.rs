@@ -1,4 +1,4 @@
-//! `nodes`: the SSH nodes that the caller may see, their labels, and their removal.
+//! `nodes`: the SSH nodes that the caller may see, with the ingests for who sees all, their labels, and their removal.
 
 use std::collections::BTreeMap;
 
@@ -20,7 +20,7 @@ use crate::{
 /// Commands on nodes.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Nodes {
-    /// List the SSH nodes that your roles let you see
+    /// List the SSH nodes that your roles let you see, and the ingests for who sees all
     Ls(Ls),
     /// Replace the labels that an admin gave a node
     Update(Update),
@@ -112,6 +112,7 @@ impl Report for NodeView {
     fn text(&self) -> String {
         output::fields(&[
             ("agent id", self.agent_id.clone()),
+            ("kind", self.kind.into()),
             ("hostname", self.hostname.clone()),
             ("address", self.address.clone()),
             ("online", if self.online { "yes" } else { "no" }.into()),
@@ -125,12 +126,14 @@ impl Report for NodeView {
     }
 }
 
-impl Row<6> for NodeView {
-    const HEADER: [&'static str; 6] = ["HOSTNAME", "ADDRESS", "ONLINE", "LOGINS", "LABELS", "AGENT ID"];
+impl Row<7> for NodeView {
+    const HEADER: [&'static str; 7] =
+        ["HOSTNAME", "KIND", "ADDRESS", "ONLINE", "LOGINS", "LABELS", "AGENT ID"];
 
-    fn row(&self) -> [String; 6] {
+    fn row(&self) -> [String; 7] {
         [
             self.hostname.clone(),
+            self.kind.into(),
             self.address.clone(),
             if self.online { "yes" } else { "no" }.into(),
             self.logins.clone().unwrap_or_default().join(","),
@@ -152,9 +155,19 @@ fn page(page_token: String) -> v1::ListNodesRequest {
     v1::ListNodesRequest { page_size: mezite_client::PAGE_SIZE, page_token, ..Default::default() }
 }
 
-/// The SSH nodes that the caller sees.
+/// The nodes that the caller sees, of whichever kind.
 pub(crate) async fn all(client: &Client) -> Result<Vec<v1::AccessibleNode>> {
     Ok(list!(client, list_nodes, nodes, |page_token| page(page_token))?)
+}
+
+/// The SSH nodes that the caller sees.
+pub(crate) async fn hosts(client: &Client) -> Result<impl Iterator<Item = (v1::Node, Vec<String>)>> {
+    let of_node = |accessible: v1::AccessibleNode| Some((accessible.node?, accessible.logins));
+    Ok(all(client)
+        .await?
+        .into_iter()
+        .filter_map(of_node)
+        .filter(|(node, _)| node.kind() == v1::NodeKind::Ssh))
 }
 
 fn id_of(accessible: &v1::AccessibleNode) -> &str {

@@ -219,7 +219,7 @@ fn auth_info() -> String {
 }
 
 fn say(text: &str) {
-    eprintln!("mezctl record: {}", output::printable(text));
+    output::say(&format!("mezctl record: {text}"));
 }
 
 /// Ends as another program did: also by the same signal, which sshd tells its client.

@@ -104,7 +104,7 @@ pub(crate) async fn get(context: &Context, args: Get) -> Result<()> {
         Format::Json if single => texts.concat(),
         Format::Json => format!("[\n{}]\n", texts.join(",\n")),
     };
-    output::write(&text)
+    output::write_as(context.format, &text).map(drop)
 }
 
 impl Report for Applied {

@@ -19,6 +19,7 @@ use zeroize::Zeroizing;
 use crate::{
     cmd::{call, present},
     exit::SsoRefused,
+    output,
 };
 
 /// How long a person may take: as long as the cluster gives it.
@@ -44,8 +45,10 @@ pub(super) async fn login(
         path: here.path.clone(),
     };
     let begun = call!(client, Retry::Idempotent, begin_sso_login, request)?;
-    eprintln!("Open this page in a browser on this machine, and go on if it shows {}:", begun.confirmation);
-    eprintln!("  {}", crate::output::printable(&begun.url));
+    output::say(&format!(
+        "Open this page in a browser on this machine, and go on if it shows {}:\n{}",
+        begun.confirmation, begun.url
+    ));
     if open {
         open_browser(&begun.url);
     }

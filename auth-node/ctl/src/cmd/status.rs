@@ -11,6 +11,7 @@ use crate::{
     cmd::{call, cluster::ClusterView},
     context::{Cluster, Context},
     output::{self, Report},
+    profile::LoginState,
 };
 
 #[derive(Serialize)]
@@ -96,43 +97,40 @@ impl Report for Status {
 pub(crate) async fn status(context: &Context) -> Result<()> {
     let cluster = context.cluster(None).await?;
     let client = context.client(&cluster)?;
-    let mut login = context.login_at(&cluster)?.map(|login| {
-        (LoginView { user: login.user, expires_at: login.expires_at, active: None }, login.session)
-    });
-    let mut asked = ask_each(context, &cluster).await?;
-    let pong = asked.iter().find_map(|(_, pong)| pong.as_ref().ok()).cloned();
-    let user = client.with_session(login.as_ref().map(|(_, session)| session.clone()));
-    let (trust, phase) = match &pong {
+    let login = context.login_at(&cluster)?;
+    let asked = ask_each(context, &cluster).await?;
+    let pong = asked.iter().find_map(|(_, pong)| pong.as_ref().ok());
+    let is_served = asked.iter().any(|(_, pong)| problem(pong).is_none());
+    let user = client.with_session(login.as_ref().map(|login| login.session.clone()));
+    let (trust, phase) = match pong {
         Some(_) => now_trusted(context, &user).await.unwrap_or_default(),
         None => Default::default(),
     };
     let pins = trust.as_ref().unwrap_or(&cluster.trust).pins();
     let pins: Vec<_> = pins.iter().map(ToString::to_string).collect();
-    let mut members = Ok(None);
-    if let (Some((view, _)), Some(_)) = (&mut login, &pong) {
-        members = self::members(&user).await;
-        view.active = match &members {
-            Ok(_) => Some(true),
-            Err(error) if error.code() == Some(Code::Unauthenticated) => Some(false),
-            Err(_) => None,
-        };
-    }
+    let members = match login {
+        Some(_) if is_served => Some(members(&user).await),
+        _ => None,
+    };
     context.print(&Status {
         cluster_name: cluster.trust.cluster_name().to_owned(),
-        cluster_id: pong.as_ref().map(|pong| pong.cluster_id.clone()),
-        server_version: pong.as_ref().map(|pong| pong.server_version.clone()),
+        cluster_id: pong.map(|pong| pong.cluster_id.clone()),
+        server_version: pong.map(|pong| pong.server_version.clone()),
         ca_pin: trust.and_then(|_| pins.first().cloned()),
         ca_pins: pins,
         phase,
         addresses: asked.iter().map(|(address, pong)| AddressView::new(address, pong)).collect(),
-        ingest_addresses: pong.as_ref().map(|pong| pong.ingest_addresses.clone()).unwrap_or_default(),
-        login: login.map(|(view, _)| view),
-        cluster: members.as_mut().ok().and_then(Option::take),
+        ingest_addresses: pong.map(|pong| pong.ingest_addresses.clone()).unwrap_or_default(),
+        login: login.map(|login| LoginView::new(login, members.as_ref())),
+        cluster: members
+            .as_ref()
+            .and_then(|seen| seen.as_ref().ok().cloned().flatten())
+            .map(ClusterView::from),
     })?;
     // What could be seen is printed; that not all of it could is the outcome.
-    match (pong, asked.pop(), members) {
-        (None, Some((_, Err(error))), _) => Err(error.into()),
-        (_, _, Err(error)) if error.code() != Some(Code::Unauthenticated) => Err(error.into()),
+    match members {
+        _ if !is_served => Err(nobody_serves(asked).into()),
+        Some(Err(error)) if error.code() != Some(Code::Unauthenticated) => Err(error.into()),
         _ => Ok(()),
     }
 }
@@ -167,22 +165,53 @@ impl AddressView {
         Self {
             address: address.to_owned(),
             node_id: pong.as_ref().ok().map(|pong| pong.node_id),
-            error: pong.as_ref().err().map(reason),
+            error: problem(pong),
         }
     }
 }
 
-fn reason(error: &ClientError) -> String {
-    match error {
-        ClientError::Unavailable { reason, .. } | ClientError::Untrusted { reason, .. } => reason.clone(),
-        other => other.to_string(),
+impl LoginView {
+    fn new(login: LoginState, members: Option<&Seen>) -> Self {
+        let active = match members {
+            Some(Ok(_)) => Some(true),
+            Some(Err(error)) if error.code() == Some(Code::Unauthenticated) => Some(false),
+            Some(Err(_)) | None => None,
+        };
+        Self { user: login.user, expires_at: login.expires_at, active }
     }
 }
 
-/// The state of the auth cluster; `None` when only an admin may see it.
-async fn members(client: &Client) -> Result<Option<ClusterView>, ClientError> {
+/// Why a node does not serve; `None`: it does.
+fn problem(pong: &Result<v1::PingResponse, ClientError>) -> Option<String> {
+    match pong {
+        Ok(pong) => Some(pong.problem.clone()).filter(|problem| !problem.is_empty()),
+        Err(ClientError::Unavailable { reason, .. } | ClientError::Untrusted { reason, .. }) => {
+            Some(reason.clone())
+        }
+        Err(other) => Some(other.to_string()),
+    }
+}
+
+/// What is said when no address serves: what a node tells of itself, if one answers.
+fn nobody_serves(asked: Vec<Asked>) -> ClientError {
+    let addresses = asked.iter().map(|(address, _)| address.as_str()).collect::<Vec<_>>().join(", ");
+    let attempts = u32::try_from(asked.len()).unwrap_or(u32::MAX);
+    let told = asked.iter().find_map(|(_, pong)| Some(pong.as_ref().ok()?.problem.clone()));
+    match (told, asked.into_iter().next_back()) {
+        (None, Some((_, Err(error)))) => error,
+        (told, _) => {
+            let reason = told.unwrap_or_default();
+            ClientError::Unavailable { addresses, attempts, reason, retry_after: None }
+        }
+    }
+}
+
+/// The state of the auth cluster as far as the caller may see it, which is none of it unless it is an admin.
+type Seen = Result<Option<v1::GetClusterStatusResponse>, ClientError>;
+
+async fn members(client: &Client) -> Seen {
     match call!(client, Retry::Idempotent, get_cluster_status, v1::GetClusterStatusRequest {}) {
-        Ok(status) => Ok(Some(status.into())),
+        Ok(status) => Ok(Some(status)),
         Err(error) if error.code() == Some(Code::PermissionDenied) => Ok(None),
         Err(error) => Err(error),
     }

@@ -171,6 +171,7 @@ impl From<v1::Token> for TokenView {
                 v1::TokenKind::Node => "node",
                 v1::TokenKind::Ingest => "ingest",
                 v1::TokenKind::TrustedCluster => "trusted-cluster",
+                v1::TokenKind::AuthNode => "auth-node",
                 v1::TokenKind::Unspecified => "unknown",
             },
             method: match token.method() {

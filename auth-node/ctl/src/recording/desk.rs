@@ -39,7 +39,7 @@ use super::{
     new_id,
     wire::{self, Ended, Failed, Frames, Hello, Ticket, ToAgent, ToRecorder, Verdict},
 };
-use crate::{agent_dir::AgentDir, output};
+use crate::{agent_dir::AgentDir, output::warn};
 
 /// Name of the socket in the spool's folder.
 pub(crate) const SOCKET: &str = "record.sock";
@@ -411,10 +411,6 @@ fn label(text: &str) -> String {
         label.push(c);
     }
     label
-}
-
-pub(crate) fn warn(text: &str) {
-    eprintln!("warning: {}", output::printable(text));
 }
 
 #[cfg(test)]

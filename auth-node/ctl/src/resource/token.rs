@@ -84,6 +84,8 @@ enum Joins {
     Node,
     Ingest,
     TrustedCluster,
+    /// Of `mezctl cluster token`; no file makes one.
+    AuthNode,
 }
 
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -111,6 +113,7 @@ impl From<v1::Token> for TokenDocument {
             kind: match token.kind() {
                 v1::TokenKind::Ingest => Joins::Ingest,
                 v1::TokenKind::TrustedCluster => Joins::TrustedCluster,
+                v1::TokenKind::AuthNode => Joins::AuthNode,
                 v1::TokenKind::Node | v1::TokenKind::Unspecified => Joins::Node,
             },
             method: match token.method() {
@@ -187,6 +190,7 @@ impl Kind for Token {
             Joins::Node => v1::TokenKind::Node,
             Joins::Ingest => v1::TokenKind::Ingest,
             Joins::TrustedCluster => v1::TokenKind::TrustedCluster,
+            Joins::AuthNode => v1::TokenKind::AuthNode,
         };
         let method = match spec.method {
             Method::Token => v1::JoinMethod::Token,

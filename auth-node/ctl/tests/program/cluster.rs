@@ -38,6 +38,8 @@ pub(crate) struct Authorities {
     tls: TestCa,
     /// What is told of it in the middle of a rotation.
     rotation: Mutex<Option<v1::TrustedCa>>,
+    /// Why the node does not serve; empty: it does.
+    problem: Mutex<String>,
     pub(crate) user: SshCa,
     pub(crate) host: SshCa,
     /// From when to when host certificates are good.
@@ -94,7 +96,10 @@ impl Authorities {
             "" => login.clone(),
             node => format!("{login}@{node}"),
         };
-        let principals: Vec<_> = request.logins.iter().map(principal).collect();
+        let principals: Vec<_> = match request.logins.as_slice() {
+            [] => vec!["alice".into()],
+            logins => logins.iter().map(principal).collect(),
+        };
         let certify = |key: &String| self.user_certificate(key, principals.clone(), lifetime());
         v1::IssueUserCertsResponse {
             ssh_certificates: request.ssh_public_keys.iter().map(certify).collect(),
@@ -116,6 +121,7 @@ impl Authorities {
                 cluster_name: CLUSTER.into(),
                 cluster_id: "an id".into(),
                 node_id: 1,
+                problem: self.problem.lock().unwrap().clone(),
                 ..Default::default()
             }
             .encode_to_vec(),
@@ -216,6 +222,7 @@ impl Cluster {
         let authorities = Arc::new(Authorities {
             tls: TestCa::new(),
             rotation: Mutex::default(),
+            problem: Mutex::default(),
             user,
             host,
             host_lifetime,
@@ -245,6 +252,11 @@ impl Cluster {
         let kind = v1::CaKind::Tls.into();
         let told = v1::TrustedCa { kind, certificates, phase: phase.into(), ..Default::default() };
         self.authorities.rotation.lock().unwrap().replace(told);
+    }
+
+    /// Says from now on that it does not serve.
+    pub(crate) fn fail(&self, problem: &str) {
+        problem.clone_into(&mut self.authorities.problem.lock().unwrap());
     }
 
     /// A file or folder of who talks to it.

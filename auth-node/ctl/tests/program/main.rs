@@ -5,9 +5,12 @@
 mod cluster;
 mod openssh;
 mod outcome;
+mod profiles;
 mod recordings;
+mod refresh;
 mod report;
 mod resources;
+mod shown;
 mod spool;
 mod trust;
 mod uploads;

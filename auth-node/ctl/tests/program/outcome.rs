@@ -150,7 +150,7 @@ fn the_environment_says_what_the_options_do_not() {
         ("MEZITE_HOME", cluster.path("elsewhere").display().to_string()),
     ]);
     cluster.run_with(&["login"], &environment).ok();
-    assert!(cluster.path("elsewhere/profile.json").exists() && !cluster.path(".mezite").exists());
+    assert!(cluster.path("elsewhere/profile.json").exists() && !cluster.path(".config").exists());
     // A variable that is set to nothing says nothing.
     cluster.log_in();
     let empty =
@@ -161,13 +161,18 @@ fn the_environment_says_what_the_options_do_not() {
 #[test]
 fn who_is_not_logged_in_or_not_allowed_is_told() {
     let cluster = Cluster::start();
-    assert!(cluster.run(&["users", "ls"]).fails(DENIED).contains("hint: run `mezctl login`"));
-    assert!(cluster.run(&["logout"]).fails(DENIED).contains("not logged in"));
+    for (arguments, code) in [(["login"], USAGE), (["status"], USAGE), (["logout"], DENIED)] {
+        let said = cluster.run(&arguments).fails(code);
+        assert!(said.contains("login --addr HOST:3025 --ca-pin sha256:… --user NAME"), "{said}");
+    }
+    // It is told whole: a bare `mezctl login` would not do.
+    assert!(!cluster.run(&["users", "ls"]).fails(DENIED).contains("hint:"));
     cluster.secret("wrong", "wrong");
     let wrong = cluster.first(&["login", "--user", "alice", "--password-file", "wrong"]);
     assert!(wrong.fails(DENIED).contains("wrong password"));
     cluster.log_in();
     assert!(cluster.run(&["users", "ls"]).fails(DENIED).contains("not for you"));
+    assert!(cluster.run(&["login", "--password-file", "wrong"]).fails(DENIED).contains("wrong password"));
 }
 
 #[test]
@@ -198,6 +203,23 @@ fn a_cluster_that_is_away_is_waited_for_and_then_reported() {
     let status = cluster.run(&["status", "--timeout", "2s"]);
     assert_eq!(status.code, Some(UNAVAILABLE));
     assert!(status.stdout.contains("cluster:") && status.stdout.contains("no connection"), "{status:?}");
+}
+
+#[test]
+fn a_node_without_a_quorum_does_not_serve_and_that_is_told_rather_than_who_is_away() {
+    let cluster = Cluster::answering(|_| Err(Status::unavailable("no leader with a quorum")));
+    cluster.log_in();
+    cluster.fail("no leader with a quorum");
+    let addresses = format!("{},{}", cluster.server.address(), dead());
+    let status = cluster.run(&["status", "--addr", &addresses]);
+    assert_eq!(status.code, Some(UNAVAILABLE), "{status:?}");
+    assert!(status.stdout.contains("1     no leader with a quorum"), "{}", status.stdout);
+    assert!(!status.stdout.contains("serves"), "{}", status.stdout);
+    let users = cluster.run(&["users", "ls", "--timeout", "2s", "--addr", &addresses]).fails(UNAVAILABLE);
+    for said in [status.stderr, users] {
+        assert!(said.contains(&format!("{addresses}; attempts").replace(',', ", ")), "{said}");
+        assert!(said.contains("): no leader with a quorum"), "{said}");
+    }
 }
 
 #[test]

@@ -7,10 +7,11 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-use mezite_client::testing::{Call, receipt};
+use mezite_client::testing::{Call, manifest, receipt, sign};
+use mezite_pki::ssh::SshKeyPair;
 use mezite_proto::v1::{self, stream_session_recording_request::Message};
 use prost::Message as _;
-use recording_format::{Digest, MANIFEST_NAMESPACE};
+use recording_format::{Digest, Gap, MANIFEST_NAMESPACE, Manifest, RecordingState};
 use tonic::Status;
 
 use crate::cluster::{AGENT, Cluster};
@@ -164,6 +165,24 @@ fn standard_output_gets_the_payload_and_nothing_else() {
     kept.lock().unwrap().payload = b"a line\n".to_vec();
     assert_eq!(cluster.run(&["recordings", "get", ID, "--out", "-"]).ok(), "a line\n");
     assert!(cluster.run(&["recordings", "get", ID]).ok().contains("7 bytes"));
+}
+
+#[test]
+fn what_is_missing_of_a_recording_is_told() {
+    const CAST: &str = "{\"version\":3,\"term\":{\"cols\":80,\"rows\":24}}\n[0.1,\"o\",\"hello\\r\\n\"]\n";
+    let (cluster, kept) = cluster(|reply| {
+        let recording = reply.recording.as_mut().unwrap();
+        recording.state = v1::RecordingState::Interrupted.into();
+        let (key, gap) = (SshKeyPair::generate_ed25519("").unwrap(), Gap { start: 7, length: 41 });
+        let whole = manifest(ID.parse().unwrap(), AGENT.parse().unwrap(), CAST.as_bytes(), &key);
+        let manifest = Manifest { state: RecordingState::Interrupted, gaps: vec![gap], ..whole };
+        reply.receipt = Some(sign(&manifest, &key));
+    });
+    kept.lock().unwrap().payload = CAST.as_bytes().to_vec();
+    for arguments in [&["get", ID][..], &["get", ID, "--out", "fetched"], &["play", ID]] {
+        let ran = cluster.run(&[&["recordings"], arguments].concat());
+        assert!(ran.code == Some(0) && ran.stderr.contains("warning: 41 bytes"), "{ran:?}");
+    }
 }
 
 #[test]

@@ -27,7 +27,7 @@ fn logged_in() -> Cluster {
 
 /// Makes the profile so old.
 fn age(cluster: &Cluster, hours: u64) {
-    let profile = File::options().write(true).open(cluster.path(".mezite/profile.json")).unwrap();
+    let profile = File::options().write(true).open(cluster.path(".config/mezite/profile.json")).unwrap();
     let then = clock::unix_seconds() - hours * 3600;
     profile.set_modified(SystemTime::UNIX_EPOCH + Duration::from_secs(then)).unwrap();
 }
@@ -65,7 +65,7 @@ fn any_command_looks_at_the_cas_now_and_then() {
 
 /// How many TLS CAs the profile has.
 fn known(cluster: &Cluster) -> usize {
-    let profile = fs::read_to_string(cluster.path(".mezite/profile.json")).unwrap();
+    let profile = fs::read_to_string(cluster.path(".config/mezite/profile.json")).unwrap();
     profile.matches("BEGIN CERTIFICATE").count()
 }
 
@@ -118,7 +118,7 @@ fn what_does_not_know_the_session_is_another_cluster() {
 #[test]
 fn a_pin_that_the_profile_does_not_know_is_said_to_override_it() {
     let (cluster, other) = (logged_in(), Cluster::start());
-    let before = fs::read(cluster.path(".mezite/profile.json")).unwrap();
+    let before = fs::read(cluster.path(".config/mezite/profile.json")).unwrap();
     let [_, there, _, pin] = other.first_contact();
     let said = cluster.run(&["nodes", "ls", "--ca-pin", &pin]).fails(1);
     assert!(said.contains("hint: --ca-pin overrides the profile: leave it out"), "{said}");
@@ -129,7 +129,7 @@ fn a_pin_that_the_profile_does_not_know_is_said_to_override_it() {
     let said = cluster.run_with(&["nodes", "ls", "--addr", &there], &variable).fails(3);
     assert!(said.contains("not logged in") && said.contains("MEZITE_CA_PIN overrides"), "{said}");
     cluster.run_with(&["status", "--addr", &there], &variable).ok();
-    assert_eq!(fs::read(cluster.path(".mezite/profile.json")).unwrap(), before);
+    assert_eq!(fs::read(cluster.path(".config/mezite/profile.json")).unwrap(), before);
 }
 
 #[test]
@@ -184,7 +184,7 @@ fn others_are_told_the_pin_of_the_ca_that_servers_are_known_by_now() {
 #[test]
 fn a_profile_that_cannot_be_written_fails_no_command() {
     let cluster = logged_in();
-    let lock = cluster.path(".mezite/profile.lock");
+    let lock = cluster.path(".config/mezite/profile.lock");
     fs::remove_file(&lock).unwrap();
     fs::create_dir(&lock).unwrap();
     age(&cluster, 2);

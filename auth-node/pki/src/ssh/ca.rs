@@ -190,7 +190,7 @@ impl SshCa {
         for name in &body.extensions {
             builder.extension(*name, "")?;
         }
-        builder.sign(self.0.private())?.to_openssh()
+        builder.sign(&self.0)?.to_openssh()
     }
 }
 

@@ -1,7 +1,7 @@
 //! The rows of the comparison, and their table.
 
 use std::{
-    fs,
+    env, fs,
     path::PathBuf,
     time::{Duration, Instant},
 };
@@ -11,21 +11,28 @@ use anyhow::Result;
 use crate::{
     disk, failover,
     load::{self, CONNECTIONS, Figures, KEYS, VALUE_BYTES, Work},
+    report::{Report, load_average, mebibytes, millis},
     system::{Kind, System, cpu_seconds},
 };
 
 /// What is to be measured.
+#[derive(Debug, Clone, clap::Args)]
 pub(crate) struct Plan {
-    /// Length of a row.
-    pub(crate) time: Duration,
-    /// Only rows whose name contains this.
-    pub(crate) only: Option<String>,
-    /// Without etcd.
-    pub(crate) alone: bool,
-    /// Where the data goes.
-    pub(crate) dir: PathBuf,
+    /// Length of each row, in seconds.
+    #[arg(long, default_value_t = 10)]
+    seconds: u64,
+    /// Only the rows whose name contains this.
+    #[arg(long)]
+    only: Option<String>,
+    /// Leaves etcd out.
+    #[arg(long)]
+    alone: bool,
+    /// Folder for the data: on the disk that is to be measured. Default: the temporary folder.
+    #[arg(long)]
+    dir: Option<PathBuf>,
     /// Times that a leader is killed.
-    pub(crate) trials: usize,
+    #[arg(long, default_value_t = 5)]
+    trials: usize,
 }
 
 /// Clients at once.
@@ -68,13 +75,7 @@ struct Measured {
     /// Syncs of the leader's log for a thousand calls.
     fsyncs: f64,
     resident: u64,
-    load: String,
-}
-
-/// The load of the last minute.
-pub(crate) fn load_average() -> String {
-    let text = fs::read_to_string("/proc/loadavg").unwrap_or_default();
-    text.split(' ').next().unwrap_or_default().to_owned()
+    load: f64,
 }
 
 async fn measure(system: &System, row: &Row, time: Duration) -> Result<Measured> {
@@ -105,75 +106,55 @@ async fn measure(system: &System, row: &Row, time: Duration) -> Result<Measured>
     })
 }
 
-/// For people.
-pub(crate) fn millis(time: Duration) -> f64 {
-    time.as_secs_f64() * 1000.0
-}
-
-fn heading() {
-    println!(
-        "{:<20} {:<5} {:>9} {:>8} {:>8} {:>6} {:>8} {:>8} {:>8} {:>6} {:>5} {:>6}",
-        "row",
-        "",
-        "calls/s",
-        "p50 ms",
-        "p99 ms",
-        "failed",
-        "cpu us",
-        "cli us",
-        "fsync/k",
-        "MiB",
-        "load",
-        "ratio"
-    );
-}
-
-fn print(name: &str, system: &str, measured: &Measured, ratio: Option<f64>) {
+fn print(report: &mut Report, name: &str, system: &str, measured: &Measured, ratio: Option<f64>) {
     let figures = &measured.figures;
-    println!(
-        "{name:<20} {system:<5} {:>9.0} {:>8.2} {:>8.2} {:>6} {:>8.0} {:>8.0} {:>8.1} {:>6} {:>5} {:>6}",
-        figures.rate,
-        millis(figures.p50),
-        millis(figures.p99),
-        figures.failed,
-        measured.members_cpu,
-        measured.clients_cpu,
-        measured.fsyncs,
-        measured.resident >> 20,
-        measured.load,
-        ratio.map(|ratio| format!("{ratio:.2}")).unwrap_or_default(),
+    report.row(
+        format!("{name}: {system}"),
+        &[
+            ("calls/s", Some(figures.rate)),
+            ("p50 ms", Some(millis(figures.p50))),
+            ("p99 ms", Some(millis(figures.p99))),
+            ("failed", Some(figures.failed as f64)),
+            ("cpu us", Some(measured.members_cpu)),
+            ("client us", Some(measured.clients_cpu)),
+            ("fsync/1000", Some(measured.fsyncs)),
+            ("MiB", Some(mebibytes(measured.resident))),
+            ("load", Some(measured.load)),
+            ("of etcd", ratio),
+        ],
     );
 }
 
 /// Goes through the rows and prints them.
-pub(crate) async fn run(plan: Plan) -> Result<()> {
-    let scratch = tempfile::Builder::new().prefix("mezite-bench-").tempdir_in(&plan.dir)?;
+pub(crate) async fn run(plan: Plan, report: &mut Report) -> Result<()> {
+    report.part("store")?;
+    let dir = plan.dir.clone().unwrap_or_else(env::temp_dir);
+    let scratch = tempfile::Builder::new().prefix("mezite-bench-").tempdir_in(dir)?;
+    let time = Duration::from_secs(plan.seconds);
     let folder = |name: &str| -> Result<PathBuf> {
         let folder = scratch.path().join(name);
         fs::create_dir(&folder)?;
         Ok(folder)
     };
     let (p50, p99) = disk::sync_latency(scratch.path())?;
-    println!("fdatasync of 4 KiB: p50 {:.2} ms, p99 {:.2} ms", millis(p50), millis(p99));
-    println!(
-        "values of {VALUE_BYTES} bytes, {KEYS} keys, at most {CONNECTIONS} connections, {} s a row, TLS 1.3 everywhere, \
-         {} processors\n",
-        plan.time.as_secs(),
-        std::thread::available_parallelism()?,
-    );
+    report.note(&format!(
+        "values of {VALUE_BYTES} bytes, {KEYS} keys, at most {CONNECTIONS} connections, {} s a row, TLS 1.3 everywhere",
+        plan.seconds,
+    ));
+    report.row("fdatasync of 4 KiB", &[("p50 ms", Some(millis(p50))), ("p99 ms", Some(millis(p99)))]);
     if let Some(only) = &plan.only
         && !ROWS.iter().any(|row| row.contains(only.as_str()) || only.starts_with(row))
     {
         anyhow::bail!("no row's name contains `{only}`: there are {}", ROWS.join("; "));
     }
     let wanted = |name: &str| plan.only.as_ref().is_none_or(|only| name.contains(only.as_str()));
-    heading();
     if wanted("bare") {
         let bare = System::start(Kind::Bare, &folder("bare")?).await?;
         for clients in CLIENTS {
             let name = format!("bare calls, {clients}");
             let row = Row { name, work: Work::Put, target: Target::Leader, clients };
-            print(&row.name, "", &measure(&bare, &row, plan.time.min(Duration::from_secs(3))).await?, None);
+            let measured = measure(&bare, &row, time.min(Duration::from_secs(3))).await?;
+            print(report, &row.name, "gRPC", &measured, None);
         }
     }
     let mut etcd = match plan.alone {
@@ -186,38 +167,41 @@ pub(crate) async fn run(plan: Plan) -> Result<()> {
     }
     for row in rows().iter().filter(|row| wanted(&row.name)) {
         let other = match &etcd {
-            Some(etcd) => Some(measure(etcd, row, plan.time).await?),
+            Some(etcd) => Some(measure(etcd, row, time).await?),
             None => None,
         };
-        let own = measure(&store, row, plan.time).await?;
+        let own = measure(&store, row, time).await?;
         if let Some(other) = &other {
-            print(&row.name, "etcd", other, None);
+            print(report, &row.name, "etcd", other, None);
         }
         let ratio = other.map(|other| own.figures.rate / other.figures.rate);
-        print(&row.name, "ours", &own, ratio);
+        print(report, &row.name, "ours", &own, ratio);
     }
     if wanted("failover") {
         let other = match &mut etcd {
-            Some(etcd) => Some(fail_over("etcd", etcd, plan.trials).await?),
+            Some(etcd) => Some(fail_over(etcd, plan.trials).await?),
             None => None,
         };
-        let own = fail_over("ours", &mut store, plan.trials).await?;
+        let own = fail_over(&mut store, plan.trials).await?;
+        let mut row = |system: &str, [p50, longest]: [f64; 2], ratio| {
+            let figures = [("p50 s", Some(p50)), ("longest s", Some(longest)), ("of etcd", ratio)];
+            report.row(format!("failover: {system}, {} times", plan.trials), &figures);
+        };
         if let Some(other) = other {
-            println!("{:<20} {:<5} p50 {:.2} of etcd's", "failover", "ratio", own / other);
+            row("etcd", other, None);
         }
+        row("ours", own, other.map(|other| own[0] / other[0]));
     }
     Ok(())
 }
 
-/// Kills leaders, prints how long nothing was written, and answers the median in seconds.
-async fn fail_over(name: &str, system: &mut System, trials: usize) -> Result<f64> {
+/// Kills leaders: how long nothing was written, in seconds, the median and the longest.
+async fn fail_over(system: &mut System, trials: usize) -> Result<[f64; 2]> {
     let mut times = Vec::new();
     for _ in 0..trials {
         times.push(failover::trial(system).await?.as_secs_f64());
     }
     times.sort_by(f64::total_cmp);
-    let median = times.get(times.len() / 2).copied().unwrap_or_default();
-    let all: Vec<_> = times.iter().map(|time| format!("{time:.2}")).collect();
-    println!("{:<20} {name:<5} p50 {median:.2} s of {}", "failover", all.join(", "));
-    Ok(median)
+    let at = |index: usize| times.get(index).copied().unwrap_or(f64::NAN);
+    Ok([at(times.len() / 2), at(times.len().saturating_sub(1))])
 }

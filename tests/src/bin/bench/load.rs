@@ -49,6 +49,16 @@ pub(crate) struct Figures {
     pub(crate) p99: Duration,
 }
 
+impl Figures {
+    /// Of calls that took so many microseconds each, within a time.
+    pub(crate) fn of(mut times: Vec<u32>, failed: usize, within: Duration) -> Self {
+        times.sort_unstable();
+        let at = |share: usize| times.get(times.len().saturating_sub(1) * share / 100).copied();
+        let time_of = |share| Duration::from_micros(at(share).unwrap_or_default().into());
+        Self { failed, rate: times.len() as f64 / within.as_secs_f64(), p50: time_of(50), p99: time_of(99) }
+    }
+}
+
 /// A key, by its number.
 pub(crate) fn key(number: u32) -> Bytes {
     Bytes::from(format!("key-{number:08}"))
@@ -82,12 +92,29 @@ pub(crate) async fn run(
     for address in addresses.iter().cycle().take(clients.clamp(1, CONNECTIONS)) {
         channels.push(connect(address, tls).await?);
     }
+    let clients = channels.into_iter().cycle().take(clients).map(KvClient::new).collect();
+    closed_loop(clients, time, move |client| call(client, work, value()), begin).await
+}
+
+/// Runs clients, each of which makes its next call when the one before is answered. `begin` is called when the warm-up is over: what
+/// is measured besides counts from then on.
+pub(crate) async fn closed_loop<C, F, A>(
+    clients: Vec<C>,
+    time: Duration,
+    call: F,
+    begin: impl AsyncFnOnce() -> Result<()>,
+) -> Result<Figures>
+where
+    C: Clone + Send + 'static,
+    F: Fn(C) -> A + Clone + Send + 'static,
+    A: Future<Output = Result<()>> + Send,
+{
     let begins = Instant::now() + WARM_UP;
     let ends = begins + time;
     let mut running = JoinSet::new();
-    for channel in channels.iter().cycle().take(clients) {
-        let client = KvClient::new(channel.clone());
-        running.spawn(client_loop(client, work, begins, ends));
+    for client in clients {
+        let call = call.clone();
+        running.spawn(async move { client_loop(client, call, begins, ends).await });
     }
     tokio::time::sleep_until(begins.into()).await;
     begin().await?;
@@ -97,51 +124,44 @@ pub(crate) async fn run(
         times.extend(own);
         failed += failures;
     }
-    times.sort_unstable();
-    let at = |share: usize| times.get(times.len().saturating_sub(1) * share / 100).copied();
-    let time_of = |share| Duration::from_micros(at(share).unwrap_or_default().into());
-    Ok(Figures { failed, rate: times.len() as f64 / time.as_secs_f64(), p50: time_of(50), p99: time_of(99) })
+    Ok(Figures::of(times, failed, time))
 }
 
 /// Times of the calls that ended within the time that counts, in microseconds, and how many failed.
-async fn client_loop(
-    mut client: KvClient<Channel>,
-    work: Work,
+async fn client_loop<C: Clone, A: Future<Output = Result<()>>>(
+    client: C,
+    call: impl Fn(C) -> A,
     begins: Instant,
     ends: Instant,
 ) -> (Vec<u32>, usize) {
     let (mut times, mut failed) = (Vec::new(), 0);
-    let value = value();
     let mut now = Instant::now();
     while now < ends {
         let started = now;
-        let answered = call(&mut client, work, value.clone()).await;
+        let answered = tokio::time::timeout(CALL_TIMEOUT, call(client.clone())).await;
         now = Instant::now();
         if now < begins || now >= ends {
             continue;
         }
         match answered {
-            Ok(()) => times.push(u32::try_from((now - started).as_micros()).unwrap_or(u32::MAX)),
-            Err(_) => failed += 1,
+            Ok(Ok(())) => times.push(u32::try_from((now - started).as_micros()).unwrap_or(u32::MAX)),
+            Ok(Err(_)) | Err(_) => failed += 1,
         }
     }
     (times, failed)
 }
 
-async fn call(client: &mut KvClient<Channel>, work: Work, value: Bytes) -> Result<()> {
+async fn call(mut client: KvClient<Channel>, work: Work, value: Bytes) -> Result<()> {
     let key = key(rand::random_range(0..KEYS));
-    let call = async {
-        match work {
-            Work::Put => drop(client.put(PutRequest { key, value }).await?),
-            Work::Get => {
-                let request = RangeRequest { key, ..Default::default() };
-                let found = client.range(request).await?.into_inner().kvs;
-                ensure!(found.first().is_some_and(|row| row.value.len() == VALUE_BYTES), "no value");
-            }
+    match work {
+        Work::Put => drop(client.put(PutRequest { key, value }).await?),
+        Work::Get => {
+            let request = RangeRequest { key, ..Default::default() };
+            let found = client.range(request).await?.into_inner().kvs;
+            ensure!(found.first().is_some_and(|row| row.value.len() == VALUE_BYTES), "no value");
         }
-        Ok(())
-    };
-    tokio::time::timeout(CALL_TIMEOUT, call).await?
+    }
+    Ok(())
 }
 
 /// Writes every key once.

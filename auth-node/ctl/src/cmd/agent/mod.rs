@@ -15,12 +15,13 @@ use std::{
 
 use anyhow::Result;
 use clap::{Args, Subcommand};
-use mezite_client::{Client, ClientConfig};
+use mezite_client::{Client, ClientConfig, ClientError};
 use mezite_daemon::clock;
 
 use crate::{
     agent_dir::{AgentDir, AgentState},
     context::{Cluster, Context},
+    exit::CLOCK_FIRST,
 };
 
 /// Commands of an agent.
@@ -53,7 +54,8 @@ impl fmt::Display for Ended {
         let at = &self.at;
         write!(
             f,
-            "the agent's certificate ended at {at}: run `mezctl agent leave --local`, and join with a new token"
+            "the agent's certificate ended at {at}: {CLOCK_FIRST}; if that is right, run `mezctl agent leave --local`, and \
+             join with a new token"
         )?;
         match &self.spool {
             Some(spool) => write!(f, " and --spool {}", spool.display()),
@@ -61,6 +63,11 @@ impl fmt::Display for Ended {
         }
     }
 }
+
+/// The cluster says that it does not have this agent any more: what ends `agent run` for good.
+#[derive(Debug, thiserror::Error)]
+#[error("this host is no agent of the cluster any more")]
+pub(crate) struct Gone(#[source] pub(crate) ClientError);
 
 /// Where the agent is.
 #[derive(Debug, Args)]

@@ -256,6 +256,12 @@ impl<'a> Pulse<'a> {
         Ok(Some(lag))
     }
 
+    /// Keeps what is revoked by now: the last that an agent does which the cluster does not have any more.
+    pub(super) async fn take_leave(&mut self) -> Result<()> {
+        let client = self.client().await?;
+        keep_revocations(&self.dir, &mut self.state, &client).await
+    }
+
     /// Tells sshd that it has new certificates, by the command that was given.
     async fn reload_if_pending(&mut self) -> Result<()> {
         if !self.state.reload_pending {
@@ -280,7 +286,7 @@ impl<'a> Pulse<'a> {
         };
         if let Err(error) = renewed {
             self.svid_at = Instant::now() + SVID_PAUSE;
-            eprintln!("warning: no SVID yet: {}", output::printable(&format!("{error:#}")));
+            output::warn(&format!("no SVID yet: {error:#}"));
         }
     }
 
@@ -302,7 +308,7 @@ impl<'a> Pulse<'a> {
             }
             // There is a third of the old one's life left to try again in; presence does not wait for it.
             Err(error) if passes(&error) => {
-                eprintln!("warning: not renewed yet: {}", output::printable(&format!("{error:#}")));
+                output::warn(&format!("not renewed yet: {error:#}"));
                 Ok(false)
             }
             Err(error) => Err(error),

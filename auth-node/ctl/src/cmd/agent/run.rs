@@ -7,7 +7,10 @@ use std::{
 
 use anyhow::Result;
 use clap::Args;
-use mezite_client::{AuthClient, Client, ForwardSettings, Forwarder, Notice, Retry, RetryPolicy, Spool};
+use mezite_client::{
+    AuthClient, Client, ClientError, ForwardSettings, Forwarder, NOT_REGISTERED, Notice, Retry, RetryPolicy,
+    Spool,
+};
 use mezite_proto::v1::{self, watch_access_response::Event};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::{
@@ -18,6 +21,7 @@ use tokio::{
 };
 
 use super::{
+    Gone,
     heartbeat::Reported,
     pulse::{Pulse, passes},
     spool::{self, Unrecorded},
@@ -25,9 +29,10 @@ use super::{
 use crate::{
     args::{byte_count, human_duration},
     context::Context,
-    output,
+    exit::{self, Proof},
+    output::warn,
     recording::{
-        desk::{Desk, Visitors, warn},
+        desk::{Desk, Visitors},
         mode::Mode,
     },
 };
@@ -87,9 +92,27 @@ pub(crate) async fn run(context: &Context, args: Run) -> Result<()> {
     }
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     tokio::select! {
-        ended = serve(&mut pulse, unrecorded.as_mut()) => ended,
+        ended = serve(&mut pulse, unrecorded.as_mut()) => match ended.map_err(gone) {
+            Err(error) if error.is::<Gone>() => {
+                // sshd goes on by what is on disk, and nobody fetches it again: so that has what was revoked by now.
+                if let Err(error) = pulse.take_leave().await {
+                    warn(&format!("what was revoked last is not known: {error:#}"));
+                }
+                Err(error)
+            }
+            ended => ended,
+        },
         _ = terminate.recv() => Ok(()),
         _ = interrupt.recv() => Ok(()),
+    }
+}
+
+/// What the cluster says of who is in its registry does not pass.
+fn gone(error: anyhow::Error) -> anyhow::Error {
+    match error.downcast::<ClientError>() {
+        Ok(error) if error.has_reason(NOT_REGISTERED) => Gone(error).into(),
+        Ok(error) => error.into(),
+        Err(error) => error,
     }
 }
 
@@ -181,7 +204,7 @@ async fn serve(pulse: &mut Pulse<'_>, mut unrecorded: Option<&mut Unrecorded>) -
                 }
             }
             Err(error) if passes(&error) => {
-                eprintln!("warning: {}", output::printable(&format!("{error:#}")));
+                exit::warn(&error, Proof::Agent);
                 // What could not be fetched is fetched with the next heartbeat.
                 beat_at = beat_at.min(Instant::now() + AFTER_FAILURE);
             }

@@ -9,11 +9,8 @@ use mezite_client::Holdings;
 use crate::{
     agent_dir::{AgentDir, AgentState},
     exit::Usage,
-    output,
-    recording::{
-        desk::{SOCKET, warn},
-        mode::Mode,
-    },
+    output::{self, warn},
+    recording::{desk::SOCKET, mode::Mode},
     sshd_config::Recorder,
 };
 
@@ -100,7 +97,7 @@ impl Unrecorded {
     /// Tells, if the cluster has not wanted the same before.
     pub(super) fn tell(&mut self, mode: Mode, dir: &AgentDir) {
         if let Some(text) = self.news(mode, dir.path()) {
-            eprintln!("{}", output::printable(&text));
+            output::say(&text);
         }
     }
 

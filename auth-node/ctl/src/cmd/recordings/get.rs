@@ -5,16 +5,17 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Error, Result, bail};
 use clap::Args;
 use mezite_client::Client;
 use mezite_proto::v1;
 use recording_format::{PayloadHasher, RecordingId};
 
-use super::{RANGE, RecordingView, parse_id, range};
+use super::{RANGE, RecordingView, parse_id, range, tell_missing};
 use crate::{
     context::Context,
     files::{PRIVATE, write_with},
+    progress::Progress,
 };
 
 /// Arguments of `recordings get`.
@@ -31,17 +32,28 @@ pub(super) async fn get(context: &Context, args: Get) -> Result<()> {
     let id = parse_id(&args.id)?;
     let client = context.user().await?;
     let (recording, _) = range(&client, id, 0, 0).await?;
+    tell_missing(&client, &recording).await?;
     let Some(out) = args.out else { return context.print(&RecordingView::from(recording)) };
     if out == Path::new("-") {
-        return fetch(&client, id, &recording, &mut io::stdout().lock()).await;
+        return match fetch(&client, id, &recording, &mut io::stdout().lock(), &Progress::hidden()).await {
+            // Whoever read it has seen enough.
+            Err(error) if is_unread(&error) => Ok(()),
+            fetched => fetched,
+        };
     }
     let dir = out.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let mut whole =
         tempfile::tempfile_in(dir).with_context(|| format!("cannot write to {}", dir.display()))?;
-    fetch(&client, id, &recording, &mut whole).await?;
+    let progress = Progress::bytes("fetching", recording.size);
+    fetch(&client, id, &recording, &mut whole, &progress).await?;
+    drop(progress);
     io::Seek::rewind(&mut whole)?;
     write_with(&out, PRIVATE, |file| io::copy(&mut whole, file).map(drop))?;
     context.print(&RecordingView::from(recording))
+}
+
+fn is_unread(error: &Error) -> bool {
+    error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
 }
 
 /// Fetches the payload, as long as it was when it was looked at, and checks it where its digest is known.
@@ -50,6 +62,7 @@ async fn fetch(
     id: RecordingId,
     recording: &v1::Recording,
     out: &mut impl io::Write,
+    progress: &Progress,
 ) -> Result<()> {
     let (mut hasher, mut offset) = (PayloadHasher::default(), 0_u64);
     while offset < recording.size {
@@ -65,6 +78,7 @@ async fn fetch(
         hasher.update(&data);
         out.write_all(&data)?;
         offset += data.len() as u64;
+        progress.advance(data.len() as u64);
     }
     out.flush()?;
     let digest = hasher.digest();

@@ -12,7 +12,7 @@ use anyhow::Result;
 use clap::Subcommand;
 use mezite_client::{Client, Retry};
 use mezite_proto::v1;
-use recording_format::RecordingId;
+use recording_format::{Manifest, RecordingId};
 use serde::Serialize;
 
 use crate::{
@@ -150,6 +150,29 @@ async fn range(
         v1::GetSessionRecordingRequest { recording_id: id.to_string(), offset, limit, ..Default::default() };
     let reply = call!(client, Retry::Idempotent, get_session_recording, request)?;
     Ok((present(reply.recording, "the recording")?, reply.data))
+}
+
+/// Tells of bytes that are missing of a recording, by its manifest: what was interrupted alone can lack any.
+async fn tell_missing(client: &Client, recording: &v1::Recording) -> Result<()> {
+    if recording.state() != v1::RecordingState::Interrupted {
+        return Ok(());
+    }
+    let id = parse_id(&recording.recording_id)?;
+    let request = v1::GetSessionRecordingRequest {
+        recording_id: id.to_string(),
+        with_receipt: true,
+        ..Default::default()
+    };
+    let receipt = call!(client, Retry::Idempotent, get_session_recording, request)?.receipt;
+    // Whether it is one is for `recordings verify`.
+    let manifest = receipt.and_then(|receipt| Manifest::decode(id, &receipt.manifest).ok());
+    match manifest.iter().flat_map(|manifest| &manifest.gaps).map(|gap| gap.length).sum::<u64>() {
+        0 => {}
+        missing => output::warn(&format!(
+            "{missing} bytes of the session are missing, for they were damaged in the store: it ends before them"
+        )),
+    }
+    Ok(())
 }
 
 #[cfg(test)]

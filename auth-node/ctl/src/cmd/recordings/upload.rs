@@ -8,6 +8,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 use clap::Args;
+use indicatif::ProgressBarIter;
 use mezite_client::{
     ClientError, End, Payload, Receipt, SetAside, SpoolError, UploadError, UploadLimits, Uploader,
 };
@@ -26,6 +27,7 @@ use crate::{
     exit::Usage,
     files::{PRIVATE, write_with},
     output::{self, Report},
+    progress::Progress,
     recording::{cast::FORMAT, new_id},
 };
 
@@ -156,17 +158,21 @@ impl Source {
         Ok(self)
     }
 
-    async fn open(&self) -> Result<Payload<tokio::fs::File>> {
-        let file = tokio::fs::File::open(&self.payload).await;
-        let file = file.with_context(|| format!("cannot read {}", self.payload.display()))?;
-        let payload = Payload::measure(file).await?;
+    /// The payload, measured, and how far it is sent.
+    async fn open(&self) -> Result<(Payload<ProgressBarIter<tokio::fs::File>>, Progress)> {
+        let unreadable = || format!("cannot read {}", self.payload.display());
+        let file = tokio::fs::File::open(&self.payload).await.with_context(unreadable)?;
+        let length = file.metadata().await.with_context(unreadable)?.len();
+        let progress = Progress::bytes("reading", length);
+        let payload = Payload::measure(progress.read_async(file)).await?;
+        progress.now("sending");
         if self.end.as_ref().is_some_and(|end| payload.sha256() != Some(end.sha256)) {
             bail!(
                 "{} is not what was recorded any more; name that file itself to send it as it is",
                 self.payload.display()
             );
         }
-        Ok(payload)
+        Ok((payload, progress))
     }
 }
 
@@ -183,10 +189,11 @@ pub(super) async fn upload(context: &Context, args: Upload) -> Result<()> {
         false => Source::file(args.file.clone())?,
     };
     let source = source.told(&args, state.hostname)?;
-    let mut payload = source.open().await?;
+    let (mut payload, progress) = source.open().await?;
     let ingests = client.ping().await?.ingest_addresses;
     let uploader = Uploader::new(client.for_recordings(&ingests)?, UploadLimits::default());
     let sent = uploader.upload(id, &source.metadata, &mut payload).await;
+    drop(progress);
     let receipt = sent.map_err(|error| unsealed(id, error))?;
     if let Some(path) = &args.receipt {
         write_receipt(path, &receipt)?;

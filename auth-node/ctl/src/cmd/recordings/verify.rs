@@ -1,23 +1,25 @@
 //! `recordings verify`: whether recordings are what the cluster sealed.
 
+mod audit;
+mod verdict;
+
 use std::{
-    collections::BTreeMap,
     fs::File,
     io::Read as _,
     ops::ControlFlow,
     path::{Path, PathBuf},
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::SystemTime,
 };
 
 use anyhow::{Context as _, Result, bail};
 use clap::Args;
 use mezite_client::{Client, ClientError, PAGE_SIZE, Retry};
+use mezite_daemon::clock;
 use mezite_proto::v1;
-use prost_types::Timestamp;
 use recording_format::{PayloadHasher, RecordingId};
-use serde::Serialize;
 use tonic::Code;
 
+use self::{audit::Audit, verdict::Verdict};
 use super::{RANGE, parse_id, range, state_name};
 use crate::{
     args::rfc3339,
@@ -25,14 +27,9 @@ use crate::{
     context::Context,
     exit::Usage,
     files::read_text,
-    output::{self, Report},
+    progress::Progress,
     recording_proof::{self, Authorities, Sealed},
 };
-
-/// The event by which the audit log knows what was sealed, and its field with the manifest's digest.
-const UPLOADED: (&str, &str) = ("session.upload", "manifest_sha256");
-/// And by which the newest of a recording is known.
-const REVISION: &str = "revision";
 
 const VERIFY_EXAMPLES: &str = "\
 Examples:
@@ -44,7 +41,8 @@ Examples:
 
 A recording is proven when its manifest is signed by a key that the cluster certified as an ingest's, its segments and chain
 add up, and its payload has the digest that the manifest says. Where you may read the audit log, what it says of the
-manifest must be the same. After a rotation of the host or TLS CA, recordings from before are proven with the authorities that
+manifest must be the same, and an hour after the seal it must say something: whoever has stolen an ingest's key can sign, and
+the log knows nothing of it. After a rotation of the host or TLS CA, recordings from before are proven with the authorities that
 there were: keep what `mezctl auth export host` and `mezctl auth export tls` print, and name it with --authority.";
 
 /// Arguments of `recordings verify`.
@@ -72,103 +70,10 @@ pub(crate) struct Verify {
     authorities: Vec<PathBuf>,
 }
 
-/// Recordings that are not proven.
+/// Recordings that are not proven, or that the audit log should know and does not.
 #[derive(Debug, thiserror::Error)]
 #[error("{0} of {1} recordings are not proven")]
 struct Unproven(usize, usize);
-
-/// What was found of a recording.
-#[derive(Debug, Serialize)]
-struct Verdict {
-    recording_id: String,
-    /// `proven`, `not-proven`, or `in-progress`: there is nothing to prove yet.
-    verdict: &'static str,
-    state: &'static str,
-    length: u64,
-    /// Bytes that were acknowledged and are known to be missing, as the manifest says: they were damaged.
-    missing_bytes: u64,
-    payload_sha256: String,
-    manifest_sha256: String,
-    sealed_at: Option<String>,
-    ingest_id: String,
-    /// What the audit log says of the manifest: `same`, `other`, `nothing`, or `not-asked`.
-    audit: &'static str,
-    problems: Vec<String>,
-}
-
-impl Report for Verdict {
-    fn text(&self) -> String {
-        let verdict = match self.verdict {
-            "proven" => "proven: this is what the cluster sealed",
-            "in-progress" => "the session goes on: there is nothing to prove yet",
-            _ => "NOT PROVEN",
-        };
-        let mut text = output::fields(&[
-            ("recording", self.recording_id.clone()),
-            ("verdict", verdict.into()),
-            ("state", self.state.into()),
-            ("length", format!("{} bytes", self.length)),
-            ("sha256", self.payload_sha256.clone()),
-            ("manifest", self.manifest_sha256.clone()),
-            ("sealed at", self.sealed_at.clone().unwrap_or_default()),
-            ("sealed by", self.ingest_id.clone()),
-            ("audit log", self.audit.into()),
-        ]);
-        if self.missing_bytes > 0 {
-            text += &format!(
-                "  {} bytes of the session are missing: they were damaged in the store\n",
-                self.missing_bytes
-            );
-        }
-        for problem in &self.problems {
-            text += &format!("  {problem}\n");
-        }
-        text
-    }
-}
-
-impl Verdict {
-    fn of(id: RecordingId) -> Self {
-        Self {
-            recording_id: id.to_string(),
-            verdict: "not-proven",
-            state: "unknown",
-            length: 0,
-            missing_bytes: 0,
-            payload_sha256: String::new(),
-            manifest_sha256: String::new(),
-            sealed_at: None,
-            ingest_id: String::new(),
-            audit: "not-asked",
-            problems: Vec::new(),
-        }
-    }
-
-    /// Takes down what a manifest says, and what is wrong with it.
-    fn take(&mut self, sealed: &Sealed) {
-        let manifest = &sealed.manifest;
-        self.state = match manifest.state {
-            recording_format::RecordingState::Complete => "complete",
-            recording_format::RecordingState::Interrupted => "interrupted",
-            recording_format::RecordingState::Truncated => "truncated",
-        };
-        self.length = manifest.length;
-        self.missing_bytes = manifest.gaps.iter().map(|gap| gap.length).sum();
-        self.payload_sha256 = manifest.payload_sha256.to_string();
-        self.manifest_sha256 = sealed.sha256.to_string();
-        let sealed_at = UNIX_EPOCH.checked_add(Duration::from_millis(manifest.sealed_at_ms));
-        self.sealed_at = output::time(sealed_at.map(Timestamp::from).as_ref());
-        self.ingest_id = manifest.ingest_id.to_string();
-        self.problems.extend(sealed.problems.iter().cloned());
-    }
-
-    fn conclude(mut self) -> Self {
-        if self.problems.is_empty() {
-            self.verdict = "proven";
-        }
-        self
-    }
-}
 
 pub(super) async fn verify(context: &Context, args: Verify) -> Result<()> {
     let verdicts = match &args.receipt {
@@ -177,7 +82,7 @@ pub(super) async fn verify(context: &Context, args: Verify) -> Result<()> {
                 return Err(Usage("--receipt is of one file: name that, and nothing else".into()).into());
             };
             let verdict = of_file(context, Path::new(file), receipt, &args.authorities).await?;
-            let (mut journal, bad) = (context.journal(), usize::from(verdict.verdict != "proven"));
+            let (mut journal, bad) = (context.journal(), usize::from(verdict.is_bad()));
             let _ = journal.print(&verdict)?;
             journal.end()?;
             (bad, 1)
@@ -204,10 +109,13 @@ async fn of_cluster(context: &Context, args: &Verify) -> Result<(usize, usize)> 
     let audit = Audit::ask(&client, &text).await?;
     let mut journal = context.journal();
     let mut bad = 0;
+    // Of one, its verdict is soon there.
+    let progress = if ids.len() > 1 { Progress::things("verifying", ids.len()) } else { Progress::hidden() };
     for id in &ids {
         let verdict = one(&client, *id, &authorities, &audit).await?;
-        bad += usize::from(verdict.verdict == "not-proven");
-        if journal.print(&verdict)?.is_break() {
+        bad += usize::from(verdict.is_bad());
+        progress.advance(1);
+        if progress.aside(|| journal.print(&verdict))?.is_break() {
             break;
         }
     }
@@ -260,72 +168,15 @@ fn add_files(authorities: &mut Authorities, files: &[PathBuf]) -> Result<()> {
     Ok(())
 }
 
-/// What the audit log says of the newest manifest of each recording, by its revision; `None` where it may not be read.
-struct Audit(Option<BTreeMap<String, (u32, String)>>);
-
-impl Audit {
-    /// Of one recording, by its id, or of all.
-    async fn ask(client: &Client, text: &str) -> Result<Self> {
-        let request = |page_token| v1::QueryAuditEventsRequest {
-            events: vec![UPLOADED.0.to_owned()],
-            text: text.to_owned(),
-            page_size: PAGE_SIZE,
-            page_token,
-            ..Default::default()
-        };
-        let mut known: BTreeMap<String, (u32, String)> = BTreeMap::new();
-        let collect = |page: Vec<v1::AuditEvent>| {
-            for mut event in page {
-                let digest = event.fields.remove(UPLOADED.1).unwrap_or_default();
-                let revision = event.fields.get(REVISION).and_then(|text| text.parse().ok()).unwrap_or(0);
-                let newest = known.entry(event.target).or_default();
-                if newest.1.is_empty() || revision > newest.0 {
-                    *newest = (revision, digest);
-                }
-            }
-            Ok::<_, ClientError>(ControlFlow::Continue(()))
-        };
-        let asked = list!(client, query_audit_events, events, |page_token| request(page_token), collect);
-        match asked {
-            Ok(()) => Ok(Self(Some(known))),
-            // A cluster whose ingests do not tell it what they sealed knows no such event.
-            Err(error) if matches!(error.code(), Some(Code::PermissionDenied | Code::InvalidArgument)) => {
-                Ok(Self(None))
-            }
-            Err(error) => Err(error.into()),
-        }
-    }
-
-    /// What it says of a recording's manifest with this digest.
-    fn says(&self, id: &str, sha256: &str) -> &'static str {
-        let Some(known) = &self.0 else { return "not-asked" };
-        let of_it =
-            |target: &str| target == id || target.rsplit_once(':').is_some_and(|(_, bare)| bare == id);
-        match known.iter().find(|(target, _)| of_it(target)) {
-            Some((_, (_, digest))) if digest == sha256 => "same",
-            Some(_) => "other",
-            None => "nothing",
-        }
-    }
-}
-
 /// Verifies a recording of the cluster.
 async fn one(client: &Client, id: RecordingId, authorities: &Authorities, audit: &Audit) -> Result<Verdict> {
     let mut verdict = Verdict::of(id);
     match compare(client, id, authorities, &mut verdict).await {
         Ok(Proof::Whole) => {
-            verdict.audit = audit.says(&verdict.recording_id, &verdict.manifest_sha256);
-            if verdict.audit == "other" {
-                verdict
-                    .problems
-                    .push("the audit log has another manifest as the newest of this recording".to_owned());
-            }
-            Ok(verdict.conclude())
+            verdict.ask(audit);
+            Ok(verdict.conclude(clock::unix_ms()))
         }
-        Ok(Proof::NotYet) => {
-            verdict.verdict = "in-progress";
-            Ok(verdict)
-        }
+        Ok(Proof::NotYet) => Ok(verdict.goes_on()),
         // An ingest tells what it finds to be damaged, and what is gone.
         Err(error) => match error.downcast_ref::<ClientError>().and_then(ClientError::code) {
             Some(Code::DataLoss | Code::NotFound | Code::OutOfRange) => {
@@ -436,7 +287,7 @@ async fn of_file(context: &Context, file: &Path, receipt: &Path, files: &[PathBu
         }
         Err(problem) => verdict.problems.push(problem),
     }
-    Ok(verdict.conclude())
+    Ok(verdict.conclude(clock::unix_ms()))
 }
 
 /// Length of a file, and the hash of as much of it.

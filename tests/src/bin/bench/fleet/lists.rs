@@ -17,8 +17,8 @@ use tokio::task::JoinSet;
 use super::{Fleet, usage::Usage};
 use crate::{
     api::{PutRequest, RangeRequest, kv_client::KvClient},
-    comparison::millis,
     load::connect,
+    report::{Report, mebibytes, millis, percentiles},
     system::{Kind, System},
 };
 
@@ -47,25 +47,26 @@ impl Walk {
         self.pages.push(begun.elapsed());
     }
 
-    fn print(mut self, what: &str, cpu: Option<f64>) {
-        self.pages.sort_unstable();
-        let longest = self.pages.last().copied().unwrap_or_default();
-        let median = self.pages.get(self.pages.len() / 2).copied().unwrap_or_default();
-        let cpu = cpu.map(|cpu| format!(", processor time {cpu:.2} s")).unwrap_or_default();
-        println!(
-            "{what:<28} {:>7} rows, {:>4} pages, {:>5.1} MiB in {:>7.0} ms; a page p50 {:>6.1} ms, longest {:>6.1} ms{cpu}",
-            self.rows,
-            self.pages.len(),
-            self.bytes as f64 / f64::from(1 << 20),
-            millis(self.time),
-            millis(median),
-            millis(longest),
+    fn print(mut self, what: &str, cpu: Option<f64>, report: &mut Report) {
+        let [p50, p99, longest] = percentiles(&mut self.pages);
+        report.row(
+            what,
+            &[
+                ("rows", Some(self.rows as f64)),
+                ("pages", Some(self.pages.len() as f64)),
+                ("MiB", Some(mebibytes(self.bytes as u64))),
+                ("time ms", Some(millis(self.time))),
+                ("page p50 ms", Some(p50)),
+                ("page p99 ms", Some(p99)),
+                ("longest ms", Some(longest)),
+                ("CPU s", cpu),
+            ],
         );
     }
 }
 
 /// Goes through the lists.
-pub(crate) async fn run(fleet: &Fleet, alone: bool) -> Result<()> {
+pub(crate) async fn run(fleet: &Fleet, alone: bool, report: &mut Report) -> Result<()> {
     let cluster = &fleet.cluster;
     let total = fleet.agents;
     let narrow = narrow(cluster).await?;
@@ -88,14 +89,13 @@ pub(crate) async fn run(fleet: &Fleet, alone: bool) -> Result<()> {
             ensure!(wanted.is_none_or(|wanted| wanted == walk.rows), "{what}: {} rows", walk.rows);
             let used = Usage::of(fleet).await?.since(&before);
             if time > 0 {
-                walk.print(what, Some(used.nodes_cpu));
+                walk.print(what, Some(used.nodes_cpu), report);
             }
         }
     }
     if !alone {
-        etcd(fleet).await?;
+        etcd(fleet, report).await?;
     }
-    println!();
     Ok(())
 }
 
@@ -125,7 +125,7 @@ async fn narrow(cluster: &Cluster) -> Result<SessionSecret> {
 }
 
 /// As many rows with as many bytes, under the agents' ids, out of etcd.
-async fn etcd(fleet: &Fleet) -> Result<()> {
+async fn etcd(fleet: &Fleet, report: &mut Report) -> Result<()> {
     let request = v1::ListNodesRequest { page_size: 1, ..Default::default() };
     let sample = call!(fleet.cluster.admin(), list_nodes, request)?.nodes;
     let value = Bytes::from(sample.first().context("no node")?.encode_to_vec());
@@ -164,7 +164,7 @@ async fn etcd(fleet: &Fleet) -> Result<()> {
         walk.time = begun.elapsed();
         ensure!(walk.rows == fleet.agents, "etcd has {} rows", walk.rows);
         if time > 0 {
-            walk.print("all, etcd", None);
+            walk.print("all, etcd", None, report);
         }
     }
     Ok(())

@@ -17,6 +17,7 @@ use mezite_e2e::{Cluster, Setup};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use self::{usage::Usage, workers::Workers};
+use crate::report::Report;
 
 /// What is to be measured.
 #[derive(Debug, Clone, clap::Args)]
@@ -67,7 +68,8 @@ struct Fleet {
 }
 
 /// Goes through the parts and prints what they come to.
-pub(crate) async fn run(plan: Plan) -> Result<()> {
+pub(crate) async fn run(plan: Plan, report: &mut Report) -> Result<()> {
+    report.part("heartbeat")?;
     ensure!(
         plan.nodes > 0 && plan.agents >= plan.nodes && plan.interval > 0,
         "too few agents, or no interval"
@@ -80,22 +82,20 @@ pub(crate) async fn run(plan: Plan) -> Result<()> {
         agents: plan.agents,
         interval: Duration::from_secs(plan.interval),
     };
-    println!(
-        "{} agents in {} processes, a heartbeat each {} s, {} auth nodes, {} processors, load {}\n",
+    report.note(&format!(
+        "{} agents in {} processes, a heartbeat each {} s, {} auth nodes",
         plan.agents,
         fleet.workers.count(),
         plan.interval,
         plan.nodes,
-        std::thread::available_parallelism()?,
-        crate::comparison::load_average(),
-    );
-    join(&mut fleet).await?;
+    ));
+    join(&mut fleet, report).await?;
     for part in &plan.only {
         match part {
-            Part::Steady => load::steady(&mut fleet, Duration::from_secs(plan.seconds)).await?,
-            Part::Connecting => load::connecting(&mut fleet).await?,
-            Part::Most => load::most(&mut fleet).await?,
-            Part::Lists => lists::run(&fleet, plan.alone).await?,
+            Part::Steady => load::steady(&mut fleet, Duration::from_secs(plan.seconds), report).await?,
+            Part::Connecting => load::connecting(&mut fleet, report).await?,
+            Part::Most => load::most(&mut fleet, report).await?,
+            Part::Lists => lists::run(&fleet, plan.alone, report).await?,
         }
     }
     Ok(())
@@ -128,18 +128,21 @@ impl Plan {
 }
 
 /// All agents join, by the API: GenerateHostCerts, RegisterAgent, and WatchAccess on the connection that stays.
-async fn join(fleet: &mut Fleet) -> Result<()> {
+async fn join(fleet: &mut Fleet, report: &mut Report) -> Result<()> {
     let (before, begun) = (Usage::of(fleet).await?, Instant::now());
     fleet.workers.join(&fleet.cluster, fleet.agents).await?;
     let used = Usage::of(fleet).await?.since(&before);
     let (count, taken) = (fleet.agents as f64, begun.elapsed().as_secs_f64());
-    println!(
-        "joined: {count} agents in {taken:.0} s, {:.0} a second; processor time an agent: auth nodes {:.2} ms, agents {:.2} ms",
-        count / taken,
-        used.nodes_cpu * 1e3 / count,
-        used.agents_cpu * 1e3 / count,
+    report.row(
+        format!("{count} agents join"),
+        &[
+            ("joins/s", Some(count / taken)),
+            ("nodes ms", Some(used.nodes_cpu * 1e3 / count)),
+            ("agents ms", Some(used.agents_cpu * 1e3 / count)),
+            ("time s", Some(taken)),
+        ],
     );
-    println!("{}\n", Usage::memory(fleet));
+    Usage::memory(fleet, report);
     Ok(())
 }
 

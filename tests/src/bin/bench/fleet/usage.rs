@@ -3,10 +3,13 @@
 use std::time::Instant;
 
 use anyhow::Result;
-use mezite_e2e::http;
+use mezite_e2e::{fleet::Beats, http};
 
 use super::Fleet;
-use crate::system::cpu_seconds;
+use crate::{
+    report::{Report, mebibytes},
+    system::cpu_seconds,
+};
 
 /// Since the processes began; or, after [`Usage::since`], in between.
 #[derive(Debug, Clone, Copy)]
@@ -70,31 +73,42 @@ impl Usage {
         }
     }
 
-    /// Processors that the auth nodes took together, that the agents took, and the former in percent of two.
-    pub(crate) fn processors(&self) -> String {
-        let (nodes, agents) = (self.nodes_cpu / self.time, self.agents_cpu / self.time);
-        format!("auth nodes {nodes:.2} processors ({:.0} % of two), agents {agents:.2}", nodes * 50.0)
+    /// A row of heartbeats that came in this time, and what they took.
+    pub(crate) fn row(&self, name: String, beats: &mut Beats, report: &mut Report) {
+        let [p50, p99] = beats.percentiles();
+        let a_second = |count: f64| Some(count / self.time);
+        report.row(
+            name,
+            &[
+                ("beats/s", a_second(beats.answered() as f64)),
+                ("p50 ms", Some(p50)),
+                ("p99 ms", Some(p99)),
+                ("moved", Some(beats.moved as f64)),
+                ("failed", Some(beats.failed as f64)),
+                ("nodes CPU", a_second(self.nodes_cpu)),
+                ("agents CPU", a_second(self.agents_cpu)),
+                ("entries/s", a_second(self.entries)),
+                ("fsyncs/s", a_second(self.fsyncs)),
+                ("beats/entry", Some(self.beats / self.batches.max(1.0))),
+            ],
+        );
+        if let Some(why) = &beats.why {
+            report.note(&format!("  the first that failed: {why}"));
+        }
     }
 
-    /// What the log took.
-    pub(crate) fn log(&self) -> String {
-        format!(
-            "log entries {:.1}/s, fsyncs {:.1}/s on all nodes, {:.0} heartbeats a transaction",
-            self.entries / self.time,
-            self.fsyncs / self.time,
-            self.beats / self.batches.max(1.0),
-        )
+    /// A row of the memory that is held now.
+    pub(crate) fn memory(fleet: &Fleet, report: &mut Report) {
+        let nodes: Vec<_> =
+            fleet.cluster.nodes().iter().map(|node| node.process().resident_bytes()).collect();
+        let most = nodes.iter().copied().max().unwrap_or_default();
+        report.row(
+            "memory",
+            &[
+                ("nodes MiB", Some(mebibytes(nodes.iter().sum()))),
+                ("most MiB", Some(mebibytes(most))),
+                ("agents MiB", Some(mebibytes(fleet.workers.resident_bytes().sum()))),
+            ],
+        );
     }
-
-    /// Memory that is held now.
-    pub(crate) fn memory(fleet: &Fleet) -> String {
-        let nodes = fleet.cluster.nodes().iter().map(|node| node.process().resident_bytes());
-        let agents = fleet.workers.resident_bytes();
-        format!("memory: auth nodes {} MiB, agents {} MiB", mebibytes(nodes), mebibytes(agents))
-    }
-}
-
-fn mebibytes(each: impl Iterator<Item = u64>) -> String {
-    let each: Vec<_> = each.map(|bytes| (bytes >> 20).to_string()).collect();
-    each.join(" + ")
 }

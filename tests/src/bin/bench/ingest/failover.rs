@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 use futures::stream;
 use mezite_client::{AuthClient, Client, Retry};
 use mezite_e2e::{Agent, AgentSpec, Cluster, Ingest, IngestSpec, http};
@@ -13,7 +13,7 @@ use recording_format::RecordingId;
 use tokio::{sync::watch, time::sleep};
 
 use super::sender::{self, Noise};
-use crate::comparison::millis;
+use crate::report::{Report, percentiles};
 
 /// Ingests over one store.
 const INGESTS: usize = 2;
@@ -23,7 +23,7 @@ const BATCH: u64 = 256 << 10;
 const BEFORE: Duration = Duration::from_secs(1);
 
 /// Kills so many times the ingest that a recording is sent to.
-pub(crate) async fn run(cluster: &Cluster, store: &Path, trials: usize) -> Result<()> {
+pub(crate) async fn run(cluster: &Cluster, store: &Path, trials: usize, report: &mut Report) -> Result<()> {
     let spec = IngestSpec { name: "replica", ..IngestSpec::local(store) };
     let mut ingests = Ingest::start_all_with(cluster, INGESTS, &spec).await;
     let agent = Agent::join(cluster, AgentSpec { hostname: "lost.example.org", ..AgentSpec::default() });
@@ -53,14 +53,10 @@ pub(crate) async fn run(cluster: &Cluster, store: &Path, trials: usize) -> Resul
         victim.start();
         victim.ready().await;
     }
-    gaps.sort_unstable();
-    ensure!(!gaps.is_empty(), "no trial");
-    let at = |share: usize| gaps.get((gaps.len() - 1) * share / 100).copied().unwrap_or_default();
-    println!(
-        "an ingest is killed while a recording is sent to it, {trials} times: the other has acknowledged more after p50 {:.0} ms, at \
-         most {:.0} ms\n",
-        millis(at(50)),
-        millis(at(100)),
+    let [p50, _, longest] = percentiles(&mut gaps);
+    report.row(
+        format!("killed while sent to, {trials} times, until more is safe"),
+        &[("p50 ms", Some(p50)), ("longest ms", Some(longest))],
     );
     Ok(())
 }

@@ -13,7 +13,7 @@ use mezite_e2e::{Cluster, Ingest, IngestSpec, call};
 use mezite_proto::v1;
 use recording_format::{AgentId, Digest, FORMAT_VERSION, IndexEntry, Metadata, RecordingId, RecordingState};
 
-use crate::comparison::millis;
+use crate::report::{Report, mebibytes, percentiles};
 
 /// Recordings in the smaller index.
 const FEWER: usize = 100_000;
@@ -29,20 +29,26 @@ const FIRST_MS: u64 = 1_700_000_000_000;
 const USERS: usize = 1000;
 
 /// Writes indexes of some and of so many recordings, has an ingest read each, and takes pages of the larger.
-pub(crate) async fn run(cluster: &Cluster, dir: &Path, count: usize) -> Result<()> {
+pub(crate) async fn run(cluster: &Cluster, dir: &Path, count: usize, report: &mut Report) -> Result<()> {
     if count > FEWER {
-        drop(indexed(cluster, "fewer", &dir.join("fewer"), FEWER).await?);
+        drop(indexed(cluster, "fewer", &dir.join("fewer"), FEWER, report).await?);
     }
-    let _ingests = indexed(cluster, "many", &dir.join("many"), count).await?;
+    let _ingests = indexed(cluster, "many", &dir.join("many"), count, report).await?;
     let admin = cluster.admin();
     let all = v1::ListSessionRecordingsRequest { page_size: PAGE, ..Default::default() };
     let one = v1::ListSessionRecordingsRequest { user: "user-17".into(), ..all.clone() };
-    pages("a page of 100, all", &admin, all).await?;
-    pages("a page of 100, of one user", &admin, one).await
+    pages("a page of 100, all", &admin, all, report).await?;
+    pages("a page of 100, of one user", &admin, one, report).await
 }
 
 /// An ingest that knows so many recordings.
-async fn indexed(cluster: &Cluster, name: &'static str, store: &Path, count: usize) -> Result<Vec<Ingest>> {
+async fn indexed(
+    cluster: &Cluster,
+    name: &'static str,
+    store: &Path,
+    count: usize,
+    report: &mut Report,
+) -> Result<Vec<Ingest>> {
     write(store, count)?;
     let spec = IngestSpec { name, patience: PATIENCE, ..IngestSpec::local(store) };
     let mut ingests = Ingest::start_all_with(cluster, 1, &spec).await;
@@ -52,16 +58,23 @@ async fn indexed(cluster: &Cluster, name: &'static str, store: &Path, count: usi
     let begun = Instant::now();
     ingest.start();
     ingest.ready_within(PATIENCE).await;
-    println!(
-        "with an index of {count} recordings it is ready {:.1} s after its start, with {} MiB",
-        begun.elapsed().as_secs_f64(),
-        ingest.process().resident_bytes() >> 20,
+    report.row(
+        format!("from start to ready, {count} recordings"),
+        &[
+            ("time s", Some(begun.elapsed().as_secs_f64())),
+            ("MiB", Some(mebibytes(ingest.process().resident_bytes()))),
+        ],
     );
     Ok(ingests)
 }
 
 /// One page after the other, as they come.
-async fn pages(what: &str, client: &Client, mut request: v1::ListSessionRecordingsRequest) -> Result<()> {
+async fn pages(
+    what: &str,
+    client: &Client,
+    mut request: v1::ListSessionRecordingsRequest,
+    report: &mut Report,
+) -> Result<()> {
     let (mut times, mut rows) = (Vec::with_capacity(PAGES), 0);
     while times.len() < PAGES && (rows == 0 || !request.page_token.is_empty()) {
         let begun = Instant::now();
@@ -71,9 +84,8 @@ async fn pages(what: &str, client: &Client, mut request: v1::ListSessionRecordin
         ensure!(!reply.recordings.is_empty(), "{what}: a page is empty");
         request.page_token = reply.next_page_token;
     }
-    times.sort_unstable();
-    let at = |share: usize| times.get((times.len() - 1) * share / 100).copied().unwrap_or(Duration::ZERO);
-    println!("{what}: p50 {:.1} ms, p99 {:.1} ms ({rows} rows)", millis(at(50)), millis(at(99)));
+    let [p50, p99, _] = percentiles(&mut times);
+    report.row(what, &[("p50 ms", Some(p50)), ("p99 ms", Some(p99)), ("rows", Some(rows as f64))]);
     Ok(())
 }
 

@@ -16,6 +16,7 @@ use anyhow::{Result, ensure};
 use mezite_e2e::{Cluster, Ingest, IngestSpec, Setup};
 
 use self::sender::Sender;
+use crate::report::Report;
 
 /// What is to be measured.
 #[derive(Debug, Clone, clap::Args)]
@@ -44,7 +45,8 @@ pub(crate) struct Plan {
 const STREAMS_PER_AGENT: usize = 100;
 
 /// Goes through the parts and prints what they come to.
-pub(crate) async fn run(plan: Plan) -> Result<()> {
+pub(crate) async fn run(plan: Plan, report: &mut Report) -> Result<()> {
+    report.part("ingest")?;
     let most = plan.streams.iter().copied().max().unwrap_or_default();
     ensure!(most > 0 && plan.mebibytes > 0 && plan.batches >= streams::LANES, "there is nothing to measure");
     let parent = plan.dir.clone().unwrap_or_else(std::env::temp_dir);
@@ -54,22 +56,17 @@ pub(crate) async fn run(plan: Plan) -> Result<()> {
     let cluster = Cluster::start_with(&Setup { tied: true, ..Setup::default() }).await;
     let ingests = Ingest::start_all_with(&cluster, 1, &IngestSpec::local(&store)).await;
     let ingest = ingests.first().ok_or_else(|| anyhow::anyhow!("no ingest"))?;
-    println!(
-        "{} processors, load {}, data in {}\n",
-        std::thread::available_parallelism()?,
-        crate::comparison::load_average(),
-        parent.display(),
-    );
+    report.note(&format!("data in {}", parent.display()));
     let sender = Arc::new(Sender::join(&cluster, ingest, most.div_ceil(STREAMS_PER_AGENT).max(2)));
-    streams::table(&plan, ingest, &sender, dir.path()).await?;
-    streams::batches(plan.batches, ingest, &sender).await?;
+    streams::table(&plan, ingest, &sender, (dir.path(), report)).await?;
+    streams::batches(plan.batches, ingest, &sender, report).await?;
     drop(ingests);
-    streams::segments(plan.batches, &cluster, dir.path()).await?;
+    streams::segments(plan.batches, &cluster, dir.path(), report).await?;
     if plan.trials > 0 {
-        failover::run(&cluster, &dir.path().join("replicas"), plan.trials).await?;
+        failover::run(&cluster, &dir.path().join("replicas"), plan.trials, report).await?;
     }
     if plan.recordings > 0 {
-        lists::run(&cluster, &dir.path().join("many"), plan.recordings).await?;
+        lists::run(&cluster, &dir.path().join("many"), plan.recordings, report).await?;
     }
     Ok(())
 }

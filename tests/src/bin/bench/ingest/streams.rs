@@ -15,7 +15,10 @@ use super::{
     Plan, peers,
     sender::{CHUNK, Sender},
 };
-use crate::{comparison::millis, system::cpu_seconds};
+use crate::{
+    report::{Report, mebibytes, percentiles},
+    system::cpu_seconds,
+};
 
 /// Bytes of a small batch: some seconds of a session.
 const BATCH: u64 = 4 << 10;
@@ -25,15 +28,19 @@ pub(crate) const LANES: usize = 8;
 const LOOK: Duration = Duration::from_millis(50);
 
 /// A row for each number of streams, and those of the peers.
-pub(crate) async fn table(plan: &Plan, ingest: &Ingest, sender: &Arc<Sender>, dir: &Path) -> Result<()> {
+pub(crate) async fn table(
+    plan: &Plan,
+    ingest: &Ingest,
+    sender: &Arc<Sender>,
+    (dir, report): (&Path, &mut Report),
+) -> Result<()> {
     let total = plan.mebibytes << 20;
-    println!("{:<28} {:>9} {:>12} {:>9} {:>9}", "", "MB/s", "CPU s/GB", "RSS MiB", "time s");
     let file = dir.join("payload");
     peers::write(&file, sender, total)?;
     let (time, cpu) = peers::dd(&file, dir)?;
-    print("dd conv=fsync", total, time, cpu, None);
-    let (time, cpu) = peers::scp(&file, dir).await?;
-    print("scp through sshd, and sync", total, time, cpu, None);
+    print(report, "dd conv=fsync".into(), total, (time, cpu), None, None);
+    let (scp, cpu) = peers::scp(&file, dir).await?;
+    print(report, "scp through sshd, and sync".into(), total, (scp, cpu), None, None);
     for &streams in &plan.streams {
         let each = (total / streams as u64).max(1);
         let payload = sender.payload(each);
@@ -53,33 +60,59 @@ pub(crate) async fn table(plan: &Plan, ingest: &Ingest, sender: &Arc<Sender>, di
         }
         let (time, cpu) = (begun.elapsed(), cpu_seconds(&process)? - cpu);
         let name = format!("{streams} streams of {} KiB", each >> 10);
-        print(&name, each * streams as u64, time, cpu, Some(most));
+        print(report, name, each * streams as u64, (time, cpu), Some(most), Some(scp));
     }
-    println!();
     Ok(())
 }
 
-/// Processor time is that of whoever writes, in seconds.
-fn print(what: &str, bytes: u64, time: Duration, cpu: f64, memory: Option<u64>) {
-    let gigabytes = bytes as f64 / 1e9;
-    let cpu = format!("{:.2}", cpu / gigabytes);
-    let memory = memory.map(|bytes| (bytes >> 20).to_string()).unwrap_or_default();
-    let seconds = time.as_secs_f64();
-    println!("{what:<28} {:>9.0} {cpu:>12} {memory:>9} {seconds:>9.2}", gigabytes * 1e3 / seconds);
+/// Processor time is that of whoever writes, in seconds; `scp` is how long scp took for as many bytes.
+fn print(
+    report: &mut Report,
+    what: String,
+    bytes: u64,
+    (time, cpu): peers::Cost,
+    memory: Option<u64>,
+    scp: Option<Duration>,
+) {
+    let (gigabytes, seconds) = (bytes as f64 / 1e9, time.as_secs_f64());
+    report.row(
+        what,
+        &[
+            ("MB/s", Some(gigabytes * 1e3 / seconds)),
+            ("CPU s/GB", Some(cpu / gigabytes)),
+            ("MiB", memory.map(mebibytes)),
+            ("time s", Some(seconds)),
+            ("of scp", scp.map(|scp| scp.as_secs_f64() / seconds)),
+        ],
+    );
+}
+
+/// A row of what was made durable piece by piece, in so many seconds altogether.
+fn pieces(report: &mut Report, what: String, times: &mut [Duration], count: usize, (time, cpu): (f64, f64)) {
+    let percentiles = (!times.is_empty()).then(|| percentiles(times));
+    report.row(
+        what,
+        &[
+            ("a second", Some(count as f64 / time)),
+            ("p50 ms", percentiles.map(|[p50, ..]| p50)),
+            ("p99 ms", percentiles.map(|[_, p99, _]| p99)),
+            ("CPU ms", Some(cpu * 1e3 / count as f64)),
+        ],
+    );
 }
 
 /// How long one small batch takes until it is durable, and how many batches of 64 KiB become durable in a second.
-pub(crate) async fn batches(count: usize, ingest: &Ingest, sender: &Arc<Sender>) -> Result<()> {
-    let mut times = lane(Arc::clone(sender), 0, count, BATCH).await?;
-    times.sort_unstable();
-    let at = |share: usize| times.get((times.len() - 1) * share / 100).copied().unwrap_or_default();
-    println!(
-        "a batch of 4 KiB, one after the other: p50 {:.2} ms, p99 {:.2} ms",
-        millis(at(50)),
-        millis(at(99))
-    );
-
+pub(crate) async fn batches(
+    count: usize,
+    ingest: &Ingest,
+    sender: &Arc<Sender>,
+    report: &mut Report,
+) -> Result<()> {
     let process = ingest.process().id().to_string();
+    let (cpu, begun) = (cpu_seconds(&process)?, Instant::now());
+    let mut times = lane(Arc::clone(sender), 0, count, BATCH).await?;
+    let used = (begun.elapsed().as_secs_f64(), cpu_seconds(&process)? - cpu);
+    pieces(report, "batches of 4 KiB, one after the other".into(), &mut times, count, used);
     let (cpu, begun) = (cpu_seconds(&process)?, Instant::now());
     let mut lanes = JoinSet::new();
     for number in 0..LANES {
@@ -89,22 +122,15 @@ pub(crate) async fn batches(count: usize, ingest: &Ingest, sender: &Arc<Sender>)
     while let Some(times) = lanes.join_next().await {
         all.extend(times??);
     }
-    let (time, cpu) = (begun.elapsed().as_secs_f64(), cpu_seconds(&process)? - cpu);
-    all.sort_unstable();
-    let at = |share: usize| all.get((all.len() - 1) * share / 100).copied().unwrap_or_default();
-    println!(
-        "batches of 64 KiB, {LANES} at a time: {:.0} a second, p50 {:.2} ms, p99 {:.2} ms, {:.2} ms of processor each",
-        all.len() as f64 / time,
-        millis(at(50)),
-        millis(at(99)),
-        cpu * 1e3 / all.len() as f64,
-    );
+    let used = (begun.elapsed().as_secs_f64(), cpu_seconds(&process)? - cpu);
+    let count = all.len();
+    pieces(report, format!("batches of 64 KiB, {LANES} at a time"), &mut all, count, used);
     Ok(())
 }
 
 /// How many segments of 64 KiB become durable in a second in calls that go on, and how many files the disk takes that are made as
 /// they are.
-pub(crate) async fn segments(count: usize, cluster: &Cluster, dir: &Path) -> Result<()> {
+pub(crate) async fn segments(count: usize, cluster: &Cluster, dir: &Path, report: &mut Report) -> Result<()> {
     let store = dir.join("small");
     let set = vec![format!("limits.segment_bytes={CHUNK}")];
     let spec = IngestSpec { name: "small", set, ..IngestSpec::local(&store) };
@@ -122,18 +148,11 @@ pub(crate) async fn segments(count: usize, cluster: &Cluster, dir: &Path) -> Res
     while let Some(sent) = sending.join_next().await {
         sent??;
     }
-    let (all, time) = ((each * LANES) as f64, begun.elapsed().as_secs_f64());
-    println!(
-        "segments of 64 KiB of {LANES} calls that go on: {:.0} a second, {:.2} ms of processor each",
-        all / time,
-        (cpu_seconds(&process)? - cpu) * 1e3 / all,
-    );
+    let used = (begun.elapsed().as_secs_f64(), cpu_seconds(&process)? - cpu);
+    pieces(report, format!("segments of 64 KiB of {LANES} calls that go on"), &mut [], each * LANES, used);
     let (time, cpu) = peers::files(&dir.join("files"), LANES, each, CHUNK)?;
-    println!(
-        "files of 64 KiB by {LANES} threads, each synced, linked and its folder synced: {:.0} a second, {:.2} ms of processor each\n",
-        all / time.as_secs_f64(),
-        cpu * 1e3 / all,
-    );
+    let used = (time.as_secs_f64(), cpu);
+    pieces(report, format!("files of 64 KiB by {LANES} threads, synced"), &mut [], each * LANES, used);
     Ok(())
 }
 

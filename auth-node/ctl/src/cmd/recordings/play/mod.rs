@@ -19,17 +19,15 @@ use recording_format::{
     RecordingId,
     asciicast::{Header, Sanitizer},
 };
-use tokio::{
-    signal::unix::{Signal, SignalKind, signal},
-    time::{Instant, sleep},
-};
+use tokio::time::{Instant, sleep};
 
 use self::{
     player::{Coming, Pace, Player},
     tape::{Payload, Tape},
     terminal::{Command, Terminal, Typed, command, typed},
 };
-use crate::{args::human_duration, context::Context, exit::Usage};
+use super::{range, tell_missing};
+use crate::{args::human_duration, context::Context, exit::Usage, keys::Ends, output};
 
 /// Longest pause, where neither the caller nor the recording says another.
 const IDLE_LIMIT: Duration = Duration::from_secs(2);
@@ -81,7 +79,11 @@ fn factor(text: &str) -> Result<f64, String> {
 
 pub(super) async fn play(context: &Context, args: Play) -> Result<()> {
     let payload = match args.what.parse::<RecordingId>() {
-        Ok(id) => Payload::of_cluster(context.user().await?, id)?,
+        Ok(id) => {
+            let client = context.user().await?;
+            tell_missing(&client, &range(&client, id, 0, 0).await?.0).await?;
+            Payload::of_cluster(client, id)?
+        }
         Err(_) if args.follow => {
             return Err(Usage("--follow needs the UUID of a recording: a file does not go on".into()).into());
         }
@@ -93,7 +95,7 @@ pub(super) async fn play(context: &Context, args: Play) -> Result<()> {
     let mut tape = Tape::new(payload);
     let advice = || format!("{} cannot be played: see `mezctl recordings get`, which has --out", args.what);
     let Some(header) = begun(&mut tape, args.follow).await.with_context(advice)? else {
-        eprintln!("The session has shown nothing yet. --follow waits for it.");
+        output::say("The session has shown nothing yet. --follow waits for it.");
         return Ok(());
     };
     let idle_limit = args.idle_limit.or(header.idle_limit).unwrap_or(IDLE_LIMIT);
@@ -104,7 +106,7 @@ pub(super) async fn play(context: &Context, args: Play) -> Result<()> {
         false => print(Player::new(tape, pace, Sanitizer::plain()), from, args.follow).await?,
     };
     if goes_on {
-        eprintln!("The session goes on: --follow plays it as it does.");
+        output::say("The session goes on: --follow plays it as it does.");
     }
     Ok(())
 }
@@ -122,7 +124,7 @@ async fn begun(tape: &mut Tape, follow: bool) -> Result<Option<Header>> {
 
 /// Prints what was shown, as text. Answers whether the session goes on.
 async fn print(mut player: Player, from: Duration, follow: bool) -> Result<bool> {
-    eprintln!("Standard output is no terminal: what was shown is printed as text, without its timing.");
+    output::say("Standard output is no terminal: what was shown is printed as text, without its timing.");
     loop {
         match player.coming().await? {
             Coming::In(_) => {
@@ -153,9 +155,9 @@ async fn show(player: Player, header: &Header, from: Duration, follow: bool) -> 
     if let Ok((here_cols, here_rows)) = crossterm::terminal::size()
         && (here_cols < cols || here_rows < rows)
     {
-        eprintln!(
+        output::say(&format!(
             "This terminal has {here_cols}x{here_rows} characters, and the recorded one had {cols}x{rows}."
-        );
+        ));
     }
     let ends = Ends::new()?;
     let terminal = Terminal::take(io::stdin().is_terminal())?;
@@ -164,25 +166,6 @@ async fn show(player: Player, header: &Header, from: Duration, follow: bool) -> 
         show.seek(from).await?;
     }
     show.run(ends).await
-}
-
-/// The signals that end a program: a terminal is given back before they do.
-struct Ends {
-    interrupt: Signal,
-    terminate: Signal,
-}
-
-impl Ends {
-    fn new() -> Result<Self> {
-        Ok(Self { interrupt: signal(SignalKind::interrupt())?, terminate: signal(SignalKind::terminate())? })
-    }
-
-    async fn one(&mut self) {
-        tokio::select! {
-            _ = self.interrupt.recv() => (),
-            _ = self.terminate.recv() => (),
-        }
-    }
 }
 
 /// A recording that is played in a terminal.

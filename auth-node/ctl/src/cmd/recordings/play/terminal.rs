@@ -1,23 +1,12 @@
 //! The terminal that a recording is played in, and the keys that are pressed there meanwhile.
 
-use std::{
-    io::{self, Write as _},
-    thread,
-    time::Duration,
-};
+use std::io::{self, Write as _};
 
-use anyhow::{Context as _, Result};
-use crossterm::{
-    event::{self, Event, KeyCode, KeyEvent, KeyEventKind, KeyModifiers},
-    terminal,
-};
+use anyhow::Result;
+use crossterm::event::{KeyCode, KeyEvent, KeyModifiers};
 use recording_format::asciicast::RESTORE;
-use tokio::sync::mpsc;
 
-/// How often whoever waits for a key looks whether it is still asked for.
-const KEY_POLL: Duration = Duration::from_millis(100);
-/// Keys that wait to be looked at: more than anybody types meanwhile.
-const KEYS: usize = 64;
+use crate::keys::{Keys, is_interrupt};
 
 /// What a key asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -82,15 +71,9 @@ pub(super) fn typed(text: &mut String, key: KeyEvent) -> Typed {
     }
 }
 
-/// What sends SIGINT where a terminal is as usual.
-fn is_interrupt(key: KeyEvent) -> bool {
-    key.code == KeyCode::Char('c') && key.modifiers.contains(KeyModifiers::CONTROL)
-}
-
 /// The terminal, taken over until this is dropped.
 pub(super) struct Terminal {
-    raw: bool,
-    keys: mpsc::Receiver<KeyEvent>,
+    keys: Option<Keys>,
 }
 
 impl Terminal {
@@ -99,21 +82,13 @@ impl Terminal {
     /// # Errors
     /// When it cannot be brought to hand over keys one by one.
     pub(super) fn take(keys: bool) -> Result<Self> {
-        let (sender, receiver) = mpsc::channel(KEYS);
-        if keys {
-            terminal::enable_raw_mode().context("the terminal cannot be asked for single keys")?;
-        }
-        let taken = Self { raw: keys, keys: receiver };
-        if keys {
-            thread::Builder::new().spawn(move || read_keys(&sender)).context("cannot make a thread")?;
-        }
-        Ok(taken)
+        Ok(Self { keys: if keys { Some(Keys::take()?) } else { None } })
     }
 
     /// The next key. Never resolves where there are none.
     pub(super) async fn key(&mut self) -> KeyEvent {
-        match self.keys.recv().await {
-            Some(key) => key,
+        match &mut self.keys {
+            Some(keys) => keys.next().await,
             None => std::future::pending().await,
         }
     }
@@ -143,28 +118,6 @@ impl Drop for Terminal {
         // A terminal that has gone needs nothing any more.
         let _ = stdout.write_all(RESTORE.as_bytes()).and_then(|()| stdout.write_all(b"\r\n"));
         let _ = stdout.flush();
-        if self.raw {
-            let _ = terminal::disable_raw_mode();
-        }
-    }
-}
-
-/// Reads keys until nobody wants them.
-fn read_keys(sender: &mpsc::Sender<KeyEvent>) {
-    while !sender.is_closed() {
-        let key = match event::poll(KEY_POLL) {
-            Ok(false) => continue,
-            Ok(true) => event::read(),
-            Err(_) => return,
-        };
-        match key {
-            Ok(Event::Key(key)) if key.kind != KeyEventKind::Release => {
-                // Whoever types faster than can be looked at is not waited for.
-                let _ = sender.try_send(key);
-            }
-            Ok(_) => {}
-            Err(_) => return,
-        }
     }
 }
 

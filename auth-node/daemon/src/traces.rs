@@ -1,0 +1,110 @@
+//! Traces, for whoever collects them: the spans of calls, sent by OpenTelemetry's protocol (OTLP over gRPC). Without
+//! `traces.endpoint` there are none, and nothing is spent on them.
+
+use std::time::Duration;
+
+use opentelemetry::{
+    KeyValue,
+    propagation::{Extractor, TextMapPropagator as _},
+    trace::{TraceContextExt as _, TracerProvider as _},
+};
+use opentelemetry_otlp::{ExporterBuildError, SpanExporter, WithExportConfig as _};
+use opentelemetry_sdk::{
+    Resource,
+    propagation::TraceContextPropagator,
+    trace::{Sampler, SdkTracerProvider, Tracer},
+};
+use serde::{Deserialize, Serialize};
+use tracing::Span;
+use tracing_opentelemetry::{OpenTelemetryLayer, OpenTelemetrySpanExt as _};
+use tracing_subscriber::registry::LookupSpan;
+
+/// The longest that the end of a program waits for what was not sent yet.
+const FLUSH: Duration = Duration::from_secs(2);
+
+/// Traces: the table `traces` of a configuration.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct TracesConfig {
+    /// Where they are sent: an OpenTelemetry collector's OTLP over gRPC, such as `http://127.0.0.1:4317`. Default: nowhere.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub endpoint: Option<String>,
+    /// One in so many calls is traced, and each whose caller says that its own trace is. Default: 100.
+    pub one_in: u32,
+}
+
+impl Default for TracesConfig {
+    fn default() -> Self {
+        Self { endpoint: None, one_in: 100 }
+    }
+}
+
+/// Sends what is traced, until it is dropped.
+#[derive(Debug)]
+pub struct Exporter(SdkTracerProvider);
+
+impl Drop for Exporter {
+    fn drop(&mut self) {
+        if let Err(error) = self.0.shutdown_with_timeout(FLUSH) {
+            tracing::warn!(%error, "the last traces were not sent");
+        }
+    }
+}
+
+/// Begins to export as the program `name`, if that is configured. Within a runtime.
+///
+/// # Errors
+/// When the endpoint is no URL.
+pub(crate) fn start(
+    name: &'static str,
+    config: &TracesConfig,
+) -> Result<Option<Exporter>, ExporterBuildError> {
+    let Some(endpoint) = &config.endpoint else { return Ok(None) };
+    let exporter = SpanExporter::builder().with_tonic().with_endpoint(endpoint).build()?;
+    let ratio = Sampler::TraceIdRatioBased(1.0 / f64::from(config.one_in.max(1)));
+    let provider = SdkTracerProvider::builder()
+        .with_batch_exporter(exporter)
+        .with_sampler(Sampler::ParentBased(Box::new(ratio)))
+        .with_resource(
+            Resource::builder()
+                .with_service_name(name)
+                .with_attribute(KeyValue::new("service.version", env!("CARGO_PKG_VERSION")))
+                .build(),
+        )
+        .build();
+    Ok(Some(Exporter(provider)))
+}
+
+impl Exporter {
+    /// What hands spans over.
+    pub(crate) fn layer<S>(&self) -> OpenTelemetryLayer<S, Tracer>
+    where
+        S: tracing::Subscriber + for<'span> LookupSpan<'span>,
+    {
+        OpenTelemetryLayer::new(self.0.tracer("mezite"))
+    }
+}
+
+/// Has the span of a call be a part of its caller's trace, where the caller says so (W3C Trace Context): `header` looks up
+/// what it sent.
+pub fn continue_trace<'a>(span: &Span, header: impl Fn(&str) -> Option<&'a str>) {
+    struct Headers<'a, F: Fn(&str) -> Option<&'a str>>(F);
+    impl<'a, F: Fn(&str) -> Option<&'a str>> Extractor for Headers<'a, F> {
+        fn get(&self, key: &str) -> Option<&str> {
+            let found: Option<&'a str> = (self.0)(key);
+            found
+        }
+
+        fn keys(&self) -> Vec<&str> {
+            Vec::new()
+        }
+    }
+    if span.is_disabled() {
+        return;
+    }
+    let context = TraceContextPropagator::new().extract(&Headers(header));
+    if context.span().span_context().is_valid() {
+        // Where nothing is exported there is nothing to be a part of.
+        let _ = span.set_parent(context);
+    }
+}

@@ -1,0 +1,79 @@
+//! `mezctl` in a terminal: what is kept up to date there, and that the terminal is given back.
+
+use mezite_e2e::{Agent, AgentSpec, Cluster, Ingest, in_terminal};
+
+/// What enters, and what leaves, a screen of one's own.
+const ENTER: &str = "\x1b[?1049h";
+const LEAVE: &str = "\x1b[?1049l";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn top_shows_the_cluster_and_gives_the_terminal_back() {
+    let cluster = Cluster::start(1).await;
+    let (_ingests, _) = Ingest::start_all(&cluster, 1).await;
+    let agent = Agent::join(&cluster, AgentSpec::default());
+    let _ = agent.heartbeat();
+    let ctl = cluster.ctl().by_profile();
+    for (key, code) in [("q", 0), ("\x03", 0), ("SIGTERM", 0)] {
+        let mut command = ctl.command(&["top"]);
+        command.env("TERM", "xterm-256color").env_remove("NO_COLOR");
+        let seen =
+            in_terminal(&command, &[("leader 1", ""), ("NEWEST HOSTS", ""), ("web1.example.org", key)]);
+        assert!(seen.restored && seen.code == code, "{key:?}: {seen:?}");
+        let (before, after) = seen.output.split_once(ENTER).unwrap();
+        assert!(before.is_empty() && after.contains(LEAVE) && after.contains("\x1b[?25h"), "{seen:?}");
+        assert!(seen.output.contains("1 online, 0 offline"), "{seen:?}");
+    }
+    // Where it is no terminal, once.
+    let top = ctl.json(&["top"]);
+    assert_eq!((&top["leader_id"], &top["nodes_online"]), (&1.into(), &1.into()), "{top}");
+    assert_eq!(top["newest_nodes"][0]["hostname"], "web1.example.org");
+    assert_eq!(top["ingests"].as_array().unwrap().len(), 1);
+    assert!(ctl.ok(&["top"]).contains("NEWEST HOSTS"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_watched_is_redrawn_and_what_is_printed_fits() {
+    let cluster = Cluster::start(1).await;
+    let spec =
+        AgentSpec { labels: "env=production,team=platform,region=eu-central-1", ..AgentSpec::default() };
+    let _agent = Agent::join(&cluster, spec);
+    let ctl = cluster.ctl().by_profile();
+    let in_colour = |args: &[&str]| {
+        let mut command = ctl.command(args);
+        command.env("TERM", "xterm-256color").env_remove("NO_COLOR");
+        command
+    };
+    let watch = in_colour(&["nodes", "ls", "--watch", "1"]);
+    let seen = in_terminal(&watch, &[("HOSTNAME", ""), ("HOSTNAME", "\x03")]);
+    assert!(seen.restored && seen.code == 0, "{seen:?}");
+    assert!(!seen.output.split_once(LEAVE).unwrap().1.contains("HOSTNAME"), "{seen:?}");
+
+    let seen = in_terminal(&in_colour(&["nodes", "ls"]), &[]);
+    assert!(seen.output.contains("\x1b[1mHOSTNAME"), "{seen:?}");
+    for (name, value) in [("NO_COLOR", "1"), ("TERM", "dumb")] {
+        let mut plain = in_colour(&["nodes", "ls"]);
+        plain.env(name, value);
+        let seen = in_terminal(&plain, &[]);
+        assert!(!seen.output.contains('\x1b'), "{name}: {seen:?}");
+        assert!(seen.output.lines().all(|line| line.trim_end().chars().count() <= 80), "{seen:?}");
+        assert!(seen.output.lines().count() > 2, "it has more columns than there is room: {seen:?}");
+    }
+    // A program gets it as it is, wherever it runs.
+    assert_eq!(ctl.ok(&["nodes", "ls"]).lines().count(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn long_work_shows_how_far_it_is_and_leaves_nothing_behind() {
+    let cluster = Cluster::start(1).await;
+    let ctl = cluster.ctl().by_profile();
+    let out = cluster.dir().join("audit.jsonl");
+    let export = ["audit", "export", "--out", out.to_str().unwrap()];
+    let mut command = ctl.command(&export);
+    command.env("TERM", "xterm-256color");
+    let seen = in_terminal(&command, &[]);
+    assert!(seen.code == 0 && seen.output.contains("events exported:"), "{seen:?}");
+    assert!(seen.output.trim_end().lines().last().unwrap().contains("Wrote"), "{seen:?}");
+    // A pipe sees nothing of it.
+    let said = ctl.run(&export);
+    assert_eq!((said.code, said.stderr.as_str()), (0, ""), "{said:?}");
+}
