@@ -65,10 +65,11 @@ impl LoadBalancer {
     }
 }
 
-/// Debian's: the module is loaded as its package has it loaded.
+/// Debian's: the module is loaded as its package has it loaded. In one process, which dies as a whole when it is killed.
 fn nginx(dir: &Path, config: &Path, args: &[&str]) -> Command {
     let mut command = Command::new("/usr/sbin/nginx");
-    let global = format!("daemon off; pid {0}/pid; error_log {0}/errors notice;", dir.display());
+    let global =
+        format!("daemon off; master_process off; pid {0}/pid; error_log {0}/errors notice;", dir.display());
     command.arg("-c").arg(config).args(["-g", &global]).args(args);
     command
 }
