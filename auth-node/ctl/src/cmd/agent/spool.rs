@@ -9,16 +9,19 @@ use mezite_client::Holdings;
 use crate::{
     agent_dir::{AgentDir, AgentState},
     exit::Usage,
+    files::create_dir,
     output::{self, warn},
     recording::{desk::SOCKET, mode::Mode},
     sshd_config::Recorder,
 };
 
-/// Keeps where recordings are from now on; `None`: nothing is recorded. What is left in another folder is told.
+/// Keeps where recordings are from now on; `None`: nothing is recorded. The folder is made, since a service may write where there is one
+/// and not make it. What is left in another folder is told.
 pub(super) fn keep(dir: &AgentDir, state: &mut AgentState, spool: Option<PathBuf>) -> Result<()> {
     if let Some(spool) = &spool {
         // What sshd cannot be told is not kept.
         Recorder { program: &std::env::current_exe()?, socket: &spool.join(SOCKET) }.lines()?;
+        create_dir(spool)?;
     }
     if let Some(before) = state.spool.as_ref().filter(|before| spool.as_ref() != Some(before)) {
         let left = Holdings::of(before)?;
