@@ -2,10 +2,14 @@
 //! known, and how long it may take. Whether the credential is worth anything is decided where the work is done, on the state as it is
 //! then.
 
-use std::time::Duration;
+use std::{
+    ops::Deref,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use auth_core::{
-    CoreError, Credential, Origin,
+    Caller, CoreError, Credential, Origin,
     names::{AgentId, ClusterName, IdentityName, UserName},
     remote::RemoteCredential,
     repeat::{self, IdempotencyKey},
@@ -39,14 +43,41 @@ pub(crate) struct Call {
     pub(crate) key: Option<IdempotencyKey>,
     /// When it must be over; `None`: it may go on as long as messages flow.
     pub(crate) deadline: Option<Instant>,
-    /// What log lines and traces say of it: [`span`].
-    pub(crate) span: Span,
+    /// What log lines and traces say of it.
+    pub(crate) span: CallSpan,
 }
 
 /// What log lines and traces say of a call: its method, id and client, who makes it once that is known, and how it ended.
-pub(crate) fn span(method: &'static str, origin: &Origin) -> Span {
-    let (request_id, client) = (origin.request_id.as_str(), origin.client_address.as_str());
-    tracing::info_span!("call", method, request_id, client, caller = Empty, code = Empty)
+#[derive(Debug, Clone)]
+pub(crate) struct CallSpan {
+    span: Span,
+    /// A line has every record of a field, and a call is admitted more than once.
+    caller: Arc<OnceLock<()>>,
+}
+
+impl CallSpan {
+    pub(crate) fn begin(method: &'static str, origin: &Origin) -> Self {
+        let (request_id, client) = (origin.request_id.as_str(), origin.client_address.as_str());
+        let span = tracing::info_span!("call", method, request_id, client, caller = Empty, code = Empty);
+        Self { span, caller: Arc::default() }
+    }
+
+    /// It is known who makes the call.
+    pub(crate) fn note(&self, caller: &Caller) {
+        if !self.span.is_disabled() {
+            self.caller.get_or_init(|| {
+                self.span.record("caller", caller.actor());
+            });
+        }
+    }
+}
+
+impl Deref for CallSpan {
+    type Target = Span;
+
+    fn deref(&self) -> &Span {
+        &self.span
+    }
 }
 
 /// Where and when a call is taken.

@@ -49,7 +49,7 @@ pub(crate) fn ca_expires(kind: &'static str, unix_seconds: u64) {
     metrics::gauge!("mezite_auth_ca_expiry_timestamp_seconds", "kind" => kind).set(unix_seconds as f64);
 }
 
-/// A refusal is not written into the audit log, since there are too many.
+/// A refusal is not in the audit log: there are too many, or its record could not be written.
 pub(crate) fn refusal_unrecorded() {
     metrics::counter!("mezite_auth_refusals_unrecorded_total").increment(1);
 }

@@ -1,6 +1,6 @@
 //! How many refusals this node writes into the audit log. The log is replicated and kept for long, and anybody who
-//! reaches a port can be refused as often as it likes; so what is above the bound is counted, and the next refusal that
-//! is recorded tells how many were not. What is answered does not depend on it.
+//! reaches a port can be refused as often as it likes; so what is above the bound, or cannot be written, is counted, and
+//! the next refusal that is recorded tells how many were not. What is answered does not depend on it.
 
 use std::{
     sync::{Mutex, MutexGuard, PoisonError},
@@ -64,6 +64,13 @@ impl Bucket {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// One more refusal is not recorded; the next record tells of so many, those among it that this one's was to tell of.
+    fn count(&self, told: u64) {
+        let mut state = self.state();
+        state.unrecorded = state.unrecorded.saturating_add(told);
+        metrics::refusal_unrecorded();
+    }
+
     fn reserve(&self, now: Instant) -> Ticket<'_> {
         let mut state = self.state();
         let full_at = state.full_at.max(now) + COST;
@@ -96,10 +103,17 @@ impl Ticket<'_> {
     /// The call was refused; if that was to be recorded, it is.
     pub(crate) fn refused(mut self) {
         if self.mode.take() == Some(Mode::Counted) {
-            let mut state = self.bucket.state();
-            state.unrecorded = state.unrecorded.saturating_add(1);
-            metrics::refusal_unrecorded();
+            self.bucket.count(1);
         }
+    }
+
+    /// The call was refused, and it is not known that its record was written. What that would have told is told by the next.
+    pub(crate) fn lost(mut self) {
+        let beside = match self.mode.take() {
+            Some(Mode::Recorded { unrecorded }) => unrecorded,
+            Some(Mode::Counted) | None => 0,
+        };
+        self.bucket.count(beside.saturating_add(1));
     }
 
     /// Nothing was refused that would be recorded: the place is for another.
@@ -185,6 +199,18 @@ mod tests {
         let later = bucket.reserve(now + COST);
         assert_eq!(later.mode(), recorded(4));
         later.refused();
+    }
+
+    #[test]
+    fn a_record_that_cannot_be_written_counts_and_the_next_one_tells_of_it() {
+        let now = Instant::now();
+        let bucket = Bucket(Mutex::new(State { full_at: now, unrecorded: 3 }));
+        for before in 3..7 {
+            let ticket = bucket.reserve(now);
+            assert_eq!(ticket.mode(), recorded(before));
+            ticket.lost();
+        }
+        assert_eq!(bucket.reserve(now).mode(), recorded(7));
     }
 
     #[test]

@@ -19,12 +19,11 @@ use mezite_proto::{access::MethodAccess, v1::AccessClass};
 use raft_store::{Clock, Committed, Store, StoreTransaction, TransactError, View};
 use store_txn::Read;
 use tokio::{sync::Semaphore, time::Instant};
-use tracing::Span;
 
 use crate::{
     access::Listeners,
     attendance::Attendance,
-    authn::Call,
+    authn::{Call, CallSpan},
     authz,
     ca_keys::CaKeys,
     error::ApiError,
@@ -113,14 +112,14 @@ struct Admission {
     /// Where it is noted that its session is used, unless it is no new use.
     uses: Option<Uses>,
     /// Where it is noted who calls.
-    span: Span,
+    span: CallSpan,
 }
 
 impl Admission {
     /// Tells who calls, by what `state` says, and refuses what is not allowed.
     fn admit(&self, state: &mut (impl Read + ?Sized)) -> Result<Context, CoreError> {
         let caller = context::authenticate(state, &self.credential)?;
-        self.note(&caller);
+        self.span.note(&caller);
         if let Caller::User(user) = &caller
             && user.use_is_due
             && let Some(uses) = &self.uses
@@ -134,19 +133,13 @@ impl Admission {
         Ok(Context { caller, origin: self.origin.clone() })
     }
 
-    fn note(&self, caller: &Caller) {
-        if !self.span.is_disabled() {
-            self.span.record("caller", caller.actor());
-        }
-    }
-
     /// Who calls, for the audit log: also one who is refused.
     fn suspect(&self, state: &mut (impl Read + ?Sized)) -> Result<Context, CoreError> {
         let caller = match context::identify(state, &self.credential) {
             Err(CoreError::Unauthenticated(_)) => Caller::Anonymous,
             known => known?,
         };
-        self.note(&caller);
+        self.span.note(&caller);
         Ok(Context { caller, origin: self.origin.clone() })
     }
 }
@@ -312,7 +305,7 @@ impl Service {
     }
 
     /// Appends the audit record of a refusal alone: of a login that failed, of a denial; or counts it, when there are too
-    /// many. Never put a secret into `fields`.
+    /// many, or it cannot be written. Never put a secret into `fields`.
     ///
     /// # Errors
     /// [`ApiError::Store`].
@@ -333,7 +326,10 @@ impl Service {
                 audit::append_refusal(tx, &context, event, target.clone(), &fields);
                 Ok::<_, CoreError>(())
             });
-            done.await?;
+            if let Err(error) = done.await {
+                ticket.lost();
+                return Err(error.into());
+            }
         }
         ticket.refused();
         Ok(())

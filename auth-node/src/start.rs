@@ -151,7 +151,8 @@ pub async fn start(config: Config) -> Result<Handle, NodeError> {
         tokio::try_join!(serving, web).map(drop)
     });
     readiness.serve();
-    tracing::info!(node_id = node.node_id, %address, ?web_address, "serving");
+    let pages = web_address.map(tracing::field::display);
+    tracing::info!(node_id = node.node_id, %address, web_address = pages, "serving");
     Ok(Handle {
         address,
         web_address,

@@ -21,7 +21,11 @@ const GAUGES: [(&str, Unit, &str); 19] = [
     ("raft_snapshot_index", Unit::Count, "Last log index in the newest snapshot"),
     ("raft_snapshot_bytes", Unit::Bytes, "Size of the newest snapshot"),
     ("raft_database_bytes", Unit::Bytes, "Bytes in table files and memory tables"),
-    ("raft_database_max_bytes", Unit::Bytes, "Bound above which only what deletes or takes access away is taken; 0 for none"),
+    (
+        "raft_database_max_bytes",
+        Unit::Bytes,
+        "Bound above which only what deletes or takes access away is taken; 0 for none",
+    ),
     ("raft_watchers", Unit::Count, "Watchers of the state"),
     ("raft_idempotency_ids", Unit::Count, "Ids of applied transactions that are remembered"),
     ("raft_members", Unit::Count, "Members of the cluster"),

@@ -115,8 +115,12 @@ impl Proposer {
             return transactions.iter().map(|_| outcome(Kind::NotLeader)).collect();
         }
         let deadline = Instant::now() + Timing::MAX_DEADLINE;
-        let admitted =
-            |transaction| self.admit(&transaction).and_then(|()| self.enqueue(transaction, deadline));
+        let admitted = |transaction| match self.admit(&transaction) {
+            Ok(()) => self.enqueue(transaction, deadline),
+            Err(Full { size, limit }) => {
+                Err(Outcome { database_size: size, database_limit: limit, ..outcome(Kind::DatabaseFull) })
+            }
+        };
         let tickets: Vec<_> = transactions.into_iter().map(admitted).collect();
         let mut outcomes = Vec::with_capacity(tickets.len());
         for ticket in tickets {
@@ -133,12 +137,9 @@ impl Proposer {
         self.queue.max_capacity() - self.queue.capacity() + self.held.load(Ordering::Relaxed)
     }
 
-    fn admit(&self, transaction: &peer::Transaction) -> Result<(), Outcome> {
-        self.space.admit(transaction).map_err(|full| {
-            metrics::proposal_failed("database_full");
-            let Full { size, limit } = full;
-            Outcome { database_size: size, database_limit: limit, ..outcome(Kind::DatabaseFull) }
-        })
+    /// Refuses a transaction for which this node's database has no room, and counts it.
+    pub(crate) fn admit(&self, transaction: &peer::Transaction) -> Result<(), Full> {
+        self.space.admit(transaction).inspect_err(|_| metrics::proposal_failed("database_full"))
     }
 
     fn enqueue(&self, transaction: peer::Transaction, deadline: Instant) -> Result<Ticket, Outcome> {

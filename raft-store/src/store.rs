@@ -277,7 +277,7 @@ impl Store {
         if transaction.encoded_len() > self.inner.config.limits.transaction_bytes {
             return Err(StoreError::TooLarge("split it, or write less at once"));
         }
-        self.inner.space.admit(&transaction)?;
+        self.inner.proposer.admit(&transaction)?;
         // Whether some attempt may still be applied: then giving up must not claim that nothing was written.
         let mut pending = false;
         loop {

@@ -11,6 +11,7 @@ use mezite_daemon::{
     program::{self, Common, StopSignals},
     supervisor,
 };
+use nix::sys::stat::{Mode, umask};
 use recording_ingest::{StartError, config::Config, join, start, token_from};
 
 /// The recording data plane of Mezite
@@ -55,6 +56,8 @@ fn main() -> ExitCode {
 fn run(cli: Cli) -> Result<ExitCode> {
     let (Command::Join { common, .. } | Command::Run { common }) = &cli.command;
     let Some(config) = common.load::<Config>()? else { return Ok(ExitCode::SUCCESS) };
+    // Recordings in a folder are for its owner alone, and the library that writes them takes no mode.
+    umask(Mode::S_IRWXG | Mode::S_IRWXO);
     let runtime = program::begin("recording-ingest", &config, BLOCKING_THREADS)?;
     let done = match &cli.command {
         Command::Join { token_file, .. } => runtime.block_on(join_cluster(&config, token_file.as_deref())),

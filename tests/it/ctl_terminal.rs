@@ -1,6 +1,9 @@
 //! `mezctl` in a terminal: what is kept up to date there, and that the terminal is given back.
 
-use mezite_e2e::{Agent, AgentSpec, Cluster, Ingest, in_terminal};
+use std::time::{Duration, Instant};
+
+use mezite_e2e::{Agent, AgentSpec, Cluster, Ingest, eventually, http, in_terminal};
+use tokio::task;
 
 /// What enters, and what leaves, a screen of one's own.
 const ENTER: &str = "\x1b[?1049h";
@@ -29,6 +32,61 @@ async fn top_shows_the_cluster_and_gives_the_terminal_back() {
     assert_eq!(top["newest_nodes"][0]["hostname"], "web1.example.org");
     assert_eq!(top["ingests"].as_array().unwrap().len(), 1);
     assert!(ctl.ok(&["top"]).contains("NEWEST HOSTS"));
+}
+
+/// How often a node was asked for the state of the cluster.
+async fn looks(diagnostics: &str) -> u64 {
+    let (_, page) = http::get(diagnostics, "/metrics").await.unwrap();
+    let of_it =
+        |line: &&str| line.starts_with("grpc_server_handled_total") && line.contains("GetClusterStatus");
+    page.lines().filter(of_it).filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok()).sum()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn top_says_soon_that_the_cluster_is_away_and_what_it_shows_is_old() {
+    let mut cluster = Cluster::start(1).await;
+    let ctl = cluster.ctl().by_profile();
+    let top = || {
+        let mut command = ctl.command(&["top"]);
+        command.env("TERM", "xterm-256color").env("NO_COLOR", "1");
+        command
+    };
+    let diagnostics = cluster.node(0).diagnostics_address();
+    let before = looks(&diagnostics).await;
+    let live = top();
+    let shown =
+        task::spawn_blocking(move || in_terminal(&live, &[("leader 1", ""), ("OLD: as it was at", "q")]));
+    // It looks again only when it has shown what it saw.
+    eventually("a second look", Duration::from_secs(60), async || match looks(&diagnostics).await - before {
+        0 | 1 => Err("not yet"),
+        _ => Ok(()),
+    })
+    .await;
+    cluster.node(0).kill();
+    let seen = shown.await.unwrap();
+    assert!(seen.restored && seen.code == 0, "{seen:?}");
+    // From the start: what there is to say is there, and whole.
+    let began = Instant::now();
+    let seen = in_terminal(&top(), &[("connecting", ""), ("ADDRESS", ""), ("unavailable", "q")]);
+    assert!(seen.restored && seen.code == 0 && began.elapsed() < Duration::from_secs(15), "{seen:?}");
+    assert!(seen.output.contains(&cluster.addresses()[0]), "{seen:?}");
+    // And where it is no terminal.
+    let said = ctl.run(&["top"]).failed(5);
+    assert!(said.contains("`mezctl status`") && began.elapsed() < Duration::from_secs(25), "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_is_removed_in_a_terminal_only_when_that_is_meant() {
+    let cluster = Cluster::start(3).await;
+    let ctl = cluster.ctl().by_profile();
+    let rm = ctl.command(&["cluster", "rm", "3"]);
+    let seen = in_terminal(&rm, &[("2 voters (1, 2): when one of them fails", ""), ("[y/N]", "\r")]);
+    assert!(seen.code == 1 && seen.output.contains("node 3 is not removed"), "{seen:?}");
+    assert_eq!(ctl.json(&["cluster", "ls"]).as_array().unwrap().len(), 3);
+    let seen = in_terminal(&rm, &[("[y/N]", "y\r")]);
+    assert!(seen.code == 0 && seen.output.contains("node 3 is removed"), "{seen:?}");
+    let seen = in_terminal(&ctl.command(&["cluster", "rm", "2", "--yes"]), &[]);
+    assert!(seen.code == 0 && !seen.output.contains("[y/N]"), "{seen:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

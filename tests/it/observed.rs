@@ -131,5 +131,19 @@ async fn each_call_has_a_line_for_programs_that_says_whose_it_is_and_how_it_ende
         );
         assert!(line["fields"]["ms"].as_f64().unwrap() > 0.0, "{line}");
     }
+    assert!(lines.iter().all(|line| line["spans"].is_null()), "a span is told twice: {log}");
+    let serving = lines.iter().find(|line| line["fields"]["message"] == "serving").unwrap();
+    assert_eq!(serving["fields"]["web_address"], cluster.nodes()[0].web_address().as_str());
     assert!(!log.contains(PASSWORD) && !log.contains(cluster.session().expose()), "{log}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_line_for_people_says_once_whose_its_call_is() {
+    let set = vec!["log.level=info,auth_node=debug".into()];
+    let cluster = Cluster::start_with(&Setup { set, ..Setup::default() }).await;
+    // One that is admitted before its work and with it.
+    cluster.add_user("alice", &["access"], &[]).await;
+    let log = cluster.nodes()[0].log();
+    let line = log.lines().find(|line| line.contains("CreateUser") && line.contains("done")).unwrap();
+    assert_eq!(line.matches("caller=").count(), 1, "{line}");
 }

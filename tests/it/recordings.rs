@@ -2,7 +2,8 @@
 //! node, by those who may.
 
 use std::{
-    collections::BTreeSet, fs, fs::File, io::Write as _, path::Path, process::Command, time::Duration,
+    collections::BTreeSet, fs, fs::File, io::Write as _, os::unix::fs::PermissionsExt as _, path::Path,
+    process::Command, time::Duration,
 };
 
 use mezite_client::Client;
@@ -34,6 +35,22 @@ fn objects(store: &Path) -> Vec<ObjectKey> {
 async fn list(client: &Client, user: &str) -> Vec<v1::Recording> {
     let request = v1::ListSessionRecordingsRequest { user: user.into(), ..Default::default() };
     call!(client, list_session_recordings, request).unwrap().recordings
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_an_ingest_keeps_in_a_folder_is_for_its_owner_alone() {
+    let cluster = Cluster::start(1).await;
+    let (_ingests, store) = Ingest::start_all(&cluster, 1).await;
+    let agent = Agent::join(&cluster, AgentSpec::default());
+    let file = cluster.dir().join("session.cast");
+    fs::write(&file, asciicast(1000)).unwrap();
+    let _ = agent.upload(&file, &["--user", "alice", "--login", "root"]);
+    let files = all_files(&store);
+    assert!(files.len() >= 2, "{files:?}");
+    for path in files.iter().flat_map(|file| file.ancestors().take_while(|path| path.starts_with(&store))) {
+        let mode = fs::metadata(path).unwrap().permissions().mode();
+        assert_eq!(mode & 0o077, 0, "{} has mode {mode:o}", path.display());
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,6 +1,11 @@
 //! The commands of `deploy/runbook.md`, run as they stand there: each marked story in one shell, on a cluster of its own.
 
-use std::{collections::BTreeMap, fs, os::unix::fs::symlink, process::Command};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    os::unix::fs::symlink,
+    process::Command,
+};
 
 use mezite_e2e::{Cluster, binary, run, secret_file, tools};
 
@@ -38,28 +43,61 @@ stories! {
 
 #[test]
 fn each_story_of_the_runbook_is_told() {
-    let (blocks, mut told) = (blocks(), STORIES.to_vec());
+    let (stories, mut told) = (stories(), STORIES.to_vec());
     told.sort_unstable();
-    assert_eq!(blocks.keys().map(String::as_str).collect::<Vec<_>>(), told);
+    assert_eq!(stories.keys().map(String::as_str).collect::<Vec<_>>(), told);
 }
 
-/// The marked blocks of each story, in order.
-fn blocks() -> BTreeMap<String, String> {
+/// What the runbook has of a story.
+#[derive(Debug, Default)]
+struct Story {
+    /// Its marked blocks, in order.
+    commands: String,
+    /// What is printed, as the blocks that follow them at once have it: names of what there is, and of columns. Values differ.
+    printed: BTreeSet<String>,
+}
+
+fn stories() -> BTreeMap<String, Story> {
     let runbook = fs::read_to_string(tools::repository().join("deploy/runbook.md")).unwrap();
-    let mut stories = BTreeMap::<_, String>::new();
+    let mut stories = BTreeMap::<_, Story>::new();
     for block in runbook.split("\n```sh test=").skip(1) {
         let (name, rest) = block.split_once('\n').unwrap();
-        let (commands, _) = rest.split_once("\n```").unwrap();
+        let (commands, after) = rest.split_once("\n```").unwrap();
         let story = stories.entry(name.to_owned()).or_default();
-        story.push_str(commands);
-        story.push('\n');
+        story.commands.push_str(commands);
+        story.commands.push('\n');
+        if let Some(text) = after.strip_prefix("\n```text\n") {
+            let (text, _) = text.split_once("\n```").unwrap();
+            story.printed.extend(text.lines().flat_map(names));
+        }
     }
     stories
 }
 
+/// The columns of a table's heading, or the name that a line begins with.
+fn names(line: &str) -> Vec<String> {
+    let parts: Vec<_> = line.split("  ").map(str::trim).filter(|part| !part.is_empty()).collect();
+    let is_heading = |part: &&str| part.chars().all(|c| c.is_ascii_uppercase() || c == ' ');
+    let is_name = |part: &&str| part.chars().all(|c| c.is_ascii_lowercase() || " :".contains(c));
+    match parts.iter().all(is_heading) {
+        true => parts.into_iter().map(str::to_owned).collect(),
+        false if parts.len() > 1 => parts.into_iter().take(1).filter(is_name).map(str::to_owned).collect(),
+        false => Vec::new(),
+    }
+}
+
+#[test]
+fn names_are_told_from_values() {
+    assert_eq!(names("NODE  ROLE    MOVES ON"), ["NODE", "ROLE", "MOVES ON"]);
+    assert_eq!(names("cluster id: 376c5652-9f17  (new)"), [""; 0]);
+    assert_eq!(names("ca pin:      sha256:27fd"), ["ca pin:"]);
+    assert_eq!(names("1     leader  0    ready"), [""; 0]);
+    assert_eq!(names("error: user alice is locked"), [""; 0]);
+}
+
 /// Runs a story to its end.
 async fn tell(name: &str) {
-    let commands = blocks().remove(name).unwrap();
+    let Story { commands, printed } = stories().remove(name).unwrap();
     let cluster = Cluster::start(3).await;
     let (data, bin) = (cluster.dir().join("data"), cluster.dir().join("bin"));
     fs::create_dir(&data).unwrap();
@@ -78,5 +116,7 @@ async fn tell(name: &str) {
         .env("ADDR", cluster.addresses().join(","))
         .env("PIN", cluster.ca_pin()));
     eprintln!("{}", said.stdout);
-    let _ = said.ok();
+    let shown = said.ok();
+    let missing: Vec<_> = printed.iter().filter(|name| !shown.contains(*name)).collect();
+    assert!(missing.is_empty(), "the runbook shows what is not printed: {missing:?}");
 }

@@ -162,8 +162,9 @@ fn leaves_a_way_in(
         None => None,
     };
     if device.as_ref() != Some(&after.webauthn_rp_id) {
-        let reason = "a second factor is required of everybody by who has one: register a device, log in with it, \
-                      and set this then";
+        let reason = "a second factor is required of everybody by who has one: register a device on the web pages, \
+                      log in with it there, and set this over gRPC with that session, for mezctl logs in with no \
+                      device (README.md, Passkeys and security keys)";
         return Err(CoreError::Precondition(reason.into()));
     }
     Ok(())
@@ -207,8 +208,8 @@ fn check(row: &ClusterConfigRow) -> Result<(), CoreError> {
     }
     webauthn::check_configured(row)?;
     if Settings::of(row).second_factor != SecondFactor::Off && webauthn::configured(row).is_none() {
-        let reason =
-            "it takes WebAuthn: set config.webauthn_rp_id, the domain of the cluster's web pages, first";
+        let reason = "it takes WebAuthn: set config.webauthn_rp_id, the domain of the cluster's web pages, first \
+                      (README.md, Passkeys and security keys)";
         return Err(CoreError::invalid("config.second_factor", reason));
     }
     Ok(())

@@ -7,6 +7,8 @@
 //! Where there are such, they are looked for in a view of all nodes, before the transaction: that reads the nodes that were
 //! found, and judges them again, so that it conflicts with changes of these alone.
 
+mod grant;
+
 use std::{collections::BTreeSet, time::Duration};
 
 use mezite_pki::{
@@ -16,6 +18,7 @@ use mezite_pki::{
 };
 use store_txn::{Read, ReadExt, Transaction, UnixMillis};
 
+use self::grant::{Grant, grant, too_many};
 use crate::{
     Context, CoreError, access_request,
     audit::{self, EventType},
@@ -29,7 +32,7 @@ use crate::{
     principal::Principal,
     remote::Subject,
     revocation,
-    tables::{CaKind, IssuedRow, NodeKey, NodeKind, NodeRow, PrincipalKey, TargetKind},
+    tables::{CaKind, IssuedRow, NodeKey, NodeKind, NodeRow, TargetKind},
     trust::{self, TrustBundle},
 };
 
@@ -385,111 +388,6 @@ fn lifetime(
         ));
     }
     Ok((now / 1000).saturating_sub(BACKDATE_SECONDS)..end)
-}
-
-/// What the certificates let their holder do.
-#[derive(Debug, Default)]
-struct Grant {
-    principals: BTreeSet<String>,
-    logins: BTreeSet<String>,
-    /// Nodes that the principals name.
-    nodes: BTreeSet<AgentId>,
-}
-
-impl Grant {
-    fn everywhere(&mut self, login: &str) {
-        self.principals.insert(login.to_owned());
-        self.logins.insert(login.to_owned());
-    }
-
-    fn on(&mut self, login: &str, id: &AgentId) {
-        self.principals.insert(format!("{login}@{id}"));
-        self.logins.insert(login.to_owned());
-        self.nodes.insert(id.clone());
-    }
-}
-
-fn grant(
-    state: &mut (impl Read + ?Sized),
-    allowed: &Allowed,
-    request: &UserCertRequest,
-    candidates: &Candidates,
-) -> Result<Grant, CoreError> {
-    let grant = match &request.node {
-        Some(node) => grant_on_one(state, allowed, request, node)?,
-        None => grant_on_all(state, allowed, request, candidates)?,
-    };
-    let place = match &request.node {
-        Some(_) => "that node, or there is no such node",
-        None => "any node that has joined",
-    };
-    if let Some(login) = request.logins.difference(&grant.logins).next() {
-        return Err(CoreError::Denied(format!("your roles do not allow the login {login} on {place}")));
-    }
-    if grant.principals.is_empty() {
-        return Err(CoreError::Denied(format!("your roles allow no login on {place}")));
-    }
-    Ok(grant)
-}
-
-fn grant_on_one(
-    state: &mut (impl Read + ?Sized),
-    allowed: &Allowed,
-    request: &UserCertRequest,
-    node: &Wanted,
-) -> Result<Grant, CoreError> {
-    let mut grant = Grant::default();
-    if let Some((id, node)) = find_node(state, node)? {
-        for login in request.wanted(allowed.logins_on(state, &id, &node)?) {
-            grant.on(&login, &id);
-        }
-    }
-    bounded(grant)
-}
-
-fn grant_on_all(
-    state: &mut (impl Read + ?Sized),
-    allowed: &Allowed,
-    request: &UserCertRequest,
-    candidates: &Candidates,
-) -> Result<Grant, CoreError> {
-    let mut grant = Grant::default();
-    let (everywhere, somewhere) = request.wanted_logins(&allowed.access);
-    for login in &everywhere {
-        grant.everywhere(login);
-    }
-    for id in candidates.0.iter().filter(|_| !somewhere.is_empty()) {
-        let Some(node) = state.get(&NodeKey(id.clone()))? else { continue };
-        for login in &allowed.logins_on(state, id, &node.row)? & &somewhere {
-            grant.on(&login, id);
-        }
-    }
-    bounded(grant)
-}
-
-fn bounded(grant: Grant) -> Result<Grant, CoreError> {
-    if grant.principals.len() <= MAX_PRINCIPALS { Ok(grant) } else { Err(too_many()) }
-}
-
-fn too_many() -> CoreError {
-    CoreError::Precondition(format!(
-        "a certificate names at most {MAX_PRINCIPALS} logins on nodes, and your roles allow more: say which node it \
-         is for, or which logins"
-    ))
-}
-
-fn find_node(
-    state: &mut (impl Read + ?Sized),
-    wanted: &Wanted,
-) -> Result<Option<(AgentId, NodeRow)>, CoreError> {
-    let id = match wanted {
-        Wanted::Id(id) => id.clone(),
-        Wanted::Name(name) => match state.get(&PrincipalKey(name.to_string()))? {
-            Some(holder) => AgentId::parse("principal", &holder.row.agent_id)?,
-            None => return Ok(None),
-        },
-    };
-    Ok(state.get(&NodeKey(id.clone()))?.map(|node| (id, node.row)))
 }
 
 fn record(

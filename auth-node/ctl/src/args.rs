@@ -7,12 +7,26 @@ use std::{
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 
+/// Seconds.
+const DAY: u64 = 86_400;
+
 /// `8h`, `1h 30m`, `45s`; above zero.
 pub(crate) fn human_duration(text: &str) -> Result<Duration, String> {
     match humantime::parse_duration(text) {
         Ok(Duration::ZERO) => Err("must be more than zero".into()),
         Ok(duration) => Ok(duration),
         Err(error) => Err(format!("{error}; write it like `8h` or `1h 30m`")),
+    }
+}
+
+/// As [`human_duration`] reads it, in days and less: how long a month or a year is, nobody agrees on.
+pub(crate) fn shown_duration(duration: Duration) -> String {
+    let days = duration.as_secs() / DAY;
+    let rest = duration - Duration::from_secs(days * DAY);
+    match (days, rest) {
+        (0, rest) => humantime::format_duration(rest).to_string(),
+        (days, Duration::ZERO) => format!("{days}d"),
+        (days, rest) => format!("{days}d {}", humantime::format_duration(rest)),
     }
 }
 
@@ -67,7 +81,7 @@ impl Human {
 
 impl Serialize for Human {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(&humantime::format_duration(self.0))
+        serializer.serialize_str(&shown_duration(self.0))
     }
 }
 
@@ -107,6 +121,15 @@ mod tests {
         for wrong in ["", "0s", "-1h", "8", "soon"] {
             assert!(human_duration(wrong).is_err(), "{wrong}");
         }
+    }
+
+    #[test]
+    fn durations_are_shown_in_days_and_less_and_can_be_read_again() {
+        for text in ["180d", "1d", "400d 19h 12m", "23h 59m", "45s", "1d 1ms"] {
+            let duration = human_duration(text).unwrap();
+            assert_eq!(shown_duration(duration), text);
+        }
+        assert_eq!(shown_duration(human_duration("36h").unwrap()), "1d 12h");
     }
 
     #[test]

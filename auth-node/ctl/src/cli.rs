@@ -1,10 +1,8 @@
 //! The command line: what can be said. What it does is in `cmd`.
 
-use std::{path::PathBuf, time::Duration};
+use std::{ops::RangeInclusive, path::PathBuf, time::Duration};
 
-use clap::{
-    Arg, ArgMatches, Args, CommandFactory as _, Parser, Subcommand, ValueEnum, builder::RangedU64ValueParser,
-};
+use clap::{Arg, ArgMatches, Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
 
 use crate::{args::human_duration, cmd, exit::Proof, homes::PROFILE_VARIABLE};
 
@@ -197,12 +195,12 @@ pub(crate) enum Command {
 }
 
 /// Commands that only show something, wherever they are.
-const SHOWING: [&str; 2] = ["ls", "status"];
+const SHOWING: [&str; 3] = ["ls", "show", "status"];
 /// And the one at the top.
 const SHOWING_ANY: &str = "get";
 const WATCH: &str = "watch";
-/// The most seconds between two rounds: a day.
-const LONGEST_WATCH: u64 = 86_400;
+/// The least and the most between two rounds: a second, and a day.
+const WATCHES: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(86_400);
 
 /// The command line, whole: commands that only show something can do so again and again.
 pub(crate) fn command() -> clap::Command {
@@ -210,11 +208,11 @@ pub(crate) fn command() -> clap::Command {
         command.arg(
             Arg::new(WATCH)
                 .long(WATCH)
-                .value_name("SECONDS")
+                .value_name("DURATION")
                 .num_args(0..=1)
-                .default_missing_value("2")
-                .value_parser(RangedU64ValueParser::<u64>::new().range(1..=LONGEST_WATCH))
-                .help("Show it again every so many seconds, 2 without a number; Ctrl-C ends it"),
+                .default_missing_value("2s")
+                .value_parser(watch_interval)
+                .help("Show it again so often, every 2 seconds where that is not said; a bare number is seconds; Ctrl-C ends it"),
         )
     };
     Cli::command().mut_subcommands(|command| {
@@ -228,14 +226,22 @@ pub(crate) fn command() -> clap::Command {
     })
 }
 
+/// `5s`, `1m`, or `5`: seconds.
+fn watch_interval(text: &str) -> Result<Duration, String> {
+    let every = match text.parse() {
+        Ok(seconds) => Duration::from_secs(seconds),
+        Err(_) => human_duration(text)?,
+    };
+    if WATCHES.contains(&every) { Ok(every) } else { Err("must be from a second to a day".into()) }
+}
+
 /// How often what is said is to be shown again; `None`: once.
 pub(crate) fn watch(matches: &ArgMatches) -> Option<Duration> {
     let mut last = matches;
     while let Some((_, matches)) = last.subcommand() {
         last = matches;
     }
-    let seconds = last.try_get_one::<u64>(WATCH).ok().flatten();
-    seconds.copied().map(Duration::from_secs)
+    last.try_get_one(WATCH).ok().flatten().copied()
 }
 
 impl Command {
@@ -269,11 +275,22 @@ mod tests {
             let words = std::iter::once("mezctl").chain(line.split(' '));
             command().try_get_matches_from(words).ok().map(|matches| watch(&matches))
         };
-        for line in ["nodes ls", "recordings ls", "cluster status", "auth status", "status", "get users"] {
+        for line in [
+            "nodes ls",
+            "recordings ls",
+            "cluster status",
+            "auth status",
+            "status",
+            "get users",
+            "config show",
+        ] {
             assert_eq!(watched(line), Some(None), "{line}");
             assert_eq!(watched(&format!("{line} --watch")), Some(Some(Duration::from_secs(2))), "{line}");
             assert_eq!(watched(&format!("{line} --watch 5")), Some(Some(Duration::from_secs(5))), "{line}");
-            assert_eq!(watched(&format!("{line} --watch 0")), None, "{line}");
+            assert_eq!(watched(&format!("{line} --watch 1m")), Some(Some(Duration::from_secs(60))), "{line}");
+            for wrong in ["0", "500ms", "25h", "soon"] {
+                assert_eq!(watched(&format!("{line} --watch {wrong}")), None, "{line} {wrong}");
+            }
         }
         for line in ["login", "users add a", "recordings get a", "logout", "rm user/a"] {
             assert_eq!(watched(line), Some(None), "{line}");

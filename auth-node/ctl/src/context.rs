@@ -269,7 +269,8 @@ fn is_same(one: &ClusterTrust, other: &ClusterTrust) -> bool {
     one.cluster_name() == other.cluster_name() && one.pins().iter().any(|pin| others.contains(pin))
 }
 
-fn policy(timeout: Duration) -> RetryPolicy {
+/// Of calls that may take so long.
+pub(crate) fn policy(timeout: Duration) -> RetryPolicy {
     let usual = RetryPolicy::default();
     RetryPolicy {
         overall_timeout: timeout,

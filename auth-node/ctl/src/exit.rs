@@ -232,6 +232,9 @@ fn hint(error: &anyhow::Error, proof: Proof) -> Option<String> {
         }
         (_, Some(Code::PermissionDenied)) => return refused(error, proof).map(str::to_owned),
         (_, Some(Code::NotFound)) if proof == Proof::Sso => "the cluster's login page lists the connectors",
+        (_, Some(Code::NotFound)) => {
+            return listed_by(error).map(|command| format!("`mezctl {command}` lists what there is"));
+        }
         (_, Some(Code::Aborted)) => "it was changed meanwhile: get it again, and repeat your change",
         (_, Some(Code::AlreadyExists)) => {
             "see what is there with `get` or `ls`: change that, or choose another name"
@@ -239,6 +242,12 @@ fn hint(error: &anyhow::Error, proof: Proof) -> Option<String> {
         (_, Some(Code::Unimplemented)) => "the cluster does not offer this yet",
         (ClientError::Unavailable { retry_after: Some(wait), .. }, _) if *wait >= WORTH_TELLING => {
             return Some(again_in(*wait));
+        }
+        (_, Some(Code::Unavailable | Code::DeadlineExceeded)) if lacks_ingests(error) => {
+            "`mezctl cluster status` lists the ingests, and which are online; what is stored stays where it is meanwhile"
+        }
+        (_, Some(Code::Unavailable | Code::DeadlineExceeded)) if proof == Proof::Session => {
+            "try again, or name further nodes with --addr host:port,host:port; `mezctl status` says how each address is"
         }
         (_, Some(Code::Unavailable | Code::DeadlineExceeded)) => {
             "try again, or name further nodes with --addr host:port,host:port"
@@ -252,6 +261,28 @@ fn hint(error: &anyhow::Error, proof: Proof) -> Option<String> {
         _ => return None,
     };
     Some(hint.into())
+}
+
+/// The command that lists what the server knows none of. It says the kind in its message alone.
+fn listed_by(error: &ClientError) -> Option<&'static str> {
+    let (kind, _) = error.status()?.message.strip_prefix("no such ")?.split_once(':')?;
+    Some(match kind {
+        "user" => "users ls",
+        "role" => "roles ls",
+        "token" => "tokens ls",
+        "node" => "nodes ls",
+        "auth node" => "cluster ls",
+        "lock" => "locks ls",
+        "session" => "sessions ls",
+        "device" => "devices ls",
+        "connector" => "connectors ls",
+        "recording" => "recordings ls",
+        "access request" => "requests ls",
+        "agent identity" => "agent-identities ls",
+        "trusted cluster" => "trusted-clusters ls",
+        "SPIFFE trust domain" => "spiffe-domains ls",
+        _ => return None,
+    })
 }
 
 fn again_in(wait: Duration) -> String {
@@ -332,6 +363,11 @@ fn refused(error: &ClientError, proof: Proof) -> Option<&'static str> {
 /// Whether what is refused is refused to a password alone. The cluster has no word for that but its message.
 fn asks_for_a_second_factor(error: &ClientError) -> bool {
     error.status().is_some_and(|status| status.message.contains("second factor is required"))
+}
+
+/// Whether an auth node serves, and no ingest does. It has no word for that but its message.
+fn lacks_ingests(error: &ClientError) -> bool {
+    matches!(error, ClientError::Unavailable { reason, .. } if reason.contains("no recording ingest"))
 }
 
 /// Whether a name is refused that another agent has. The cluster has no word for that but its message.

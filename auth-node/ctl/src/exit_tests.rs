@@ -159,3 +159,25 @@ fn a_hint_fits_the_command() {
     assert_eq!(refused(Code::NotFound, "NOT_FOUND", Proof::Password), "");
     assert_eq!(refused(Code::ResourceExhausted, "DATABASE_FULL", Proof::Session), "");
 }
+
+#[test]
+fn what_is_not_there_is_told_with_what_lists_the_rest() {
+    let said = |message: &str| {
+        let error = ClientError::Status(Box::new((&tonic::Status::not_found(message)).into()));
+        hint(&error.into(), Proof::Session)
+    };
+    for (message, command) in [("no such user: bob", "users ls"), ("no such auth node: 99", "cluster ls")] {
+        assert!(said(message).unwrap().contains(&format!("`mezctl {command}`")), "{message}");
+    }
+    for other in ["no such wonder: x", "gone"] {
+        assert_eq!(said(other), None, "{other}");
+    }
+}
+
+#[test]
+fn who_finds_no_ingest_is_not_told_of_other_auth_nodes() {
+    let (addresses, reason) = ("a:1".into(), "no recording ingest can be reached now".into());
+    let error = ClientError::Unavailable { addresses, attempts: 1, reason, retry_after: None };
+    let hint = hint(&error.into(), Proof::Session).unwrap();
+    assert!(hint.contains("`mezctl cluster status`") && !hint.contains("--addr"), "{hint}");
+}

@@ -4,6 +4,7 @@
 use std::{
     io::{self, Write as _},
     panic,
+    pin::pin,
     sync::Once,
     time::Duration,
 };
@@ -28,11 +29,14 @@ use crate::{
     output::printable,
 };
 
+/// How long a round may take before it is said that it takes long.
+const PATIENCE: Duration = Duration::from_secs(2);
 /// Where the terminal does not say how large it is.
 const USUAL_SIZE: (u16, u16) = (80, 24);
 
-/// Shows what `round` answers, every so often, until somebody presses `q` or Ctrl-C, or a signal ends it. What a round could not
-/// find out because the cluster is unavailable is told beside what it answered, or what the one before did.
+/// Shows what `round` answers, every so often, until somebody presses `q` or Ctrl-C, or a signal ends it. That a round takes
+/// long, and what it could not find out because the cluster is unavailable, is told beside what it answered; or beside what
+/// the one before did, of which is said how old it is.
 ///
 /// # Errors
 /// What else a round fails by.
@@ -42,29 +46,67 @@ pub(crate) async fn show(
 ) -> Result<()> {
     let mut ends = Ends::new()?;
     let mut screen = Screen::take()?;
-    let mut last = String::new();
+    let mut last = Seen::default();
+    screen.show("", "connecting…; q quits")?;
     loop {
-        let (text, outcome) = tokio::select! {
-            biased;
-            () = ends.one() => return Ok(()),
-            () = screen.quit() => return Ok(()),
-            done = round() => done,
+        let mut asked = pin!(round());
+        let (text, outcome) = loop {
+            tokio::select! {
+                biased;
+                () = ends.one() => return Ok(()),
+                () = screen.quit() => return Ok(()),
+                done = &mut asked => break done,
+                () = tokio::time::sleep(PATIENCE) => {
+                    screen.show(&last.old(), &format!("{}, no answer yet; q quits", now()))?;
+                }
+            }
         };
-        if !text.is_empty() {
-            last = text;
+        let is_new = !text.is_empty();
+        if is_new {
+            last = Seen { text, at: now() };
         }
-        let trouble = match outcome {
-            Ok(()) => None,
-            Err(error) if is_unavailable(&error) => Some(printable(&format!("{error:#}"))),
+        match outcome {
+            Ok(()) => {
+                let every = humantime::format_duration(every);
+                screen.show(&last.text, &format!("{}, every {every}; q quits", now()))?;
+            }
+            Err(error) if is_unavailable(&error) => {
+                let shown = if is_new { last.text.clone() } else { last.old() };
+                let trouble = printable(&format!("{error:#}")).replace('\n', " ");
+                screen.show(&shown, &format!("{} {trouble}; q quits", now()))?;
+            }
             Err(error) => return Err(error),
-        };
-        screen.show(&last, every, trouble.as_deref())?;
+        }
         tokio::select! {
             () = ends.one() => return Ok(()),
             () = screen.quit() => return Ok(()),
             () = tokio::time::sleep(every) => (),
         }
     }
+}
+
+/// What a round answered, and when.
+#[derive(Default)]
+struct Seen {
+    text: String,
+    at: String,
+}
+
+impl Seen {
+    /// As what may not be so any more.
+    fn old(&self) -> String {
+        if self.text.is_empty() { String::new() } else { as_it_was(&self.at, &self.text) }
+    }
+}
+
+/// A text that is of some time ago.
+pub(crate) fn as_it_was(at: &str, text: &str) -> String {
+    format!("OLD: as it was at {at}\n{text}")
+}
+
+/// This time, as it is shown.
+pub(crate) fn now() -> String {
+    humantime::format_rfc3339_seconds(clock::now()).to_string()
 }
 
 /// Columns and rows that there are for what is shown.
@@ -101,15 +143,12 @@ impl Screen {
         }
     }
 
-    /// Shows a text, as much of it as there is room for, and below it what belongs to all of them.
-    fn show(&mut self, text: &str, every: Duration, trouble: Option<&str>) -> Result<()> {
+    /// Shows a text, as much of it as there is room for, and all of what is to be said below it.
+    fn show(&mut self, text: &str, below: &str) -> Result<()> {
         let (columns, rows) = room();
+        let below = wrapped(below, columns);
+        let rows = (rows + 1).saturating_sub(below.len());
         let lines = cut(text, columns, rows);
-        let now = humantime::format_rfc3339_seconds(clock::now());
-        let every = humantime::format_duration(every);
-        let below =
-            trouble.map_or_else(|| format!("{now}, every {every}; q quits"), |why| format!("{now} {why}"));
-        let below: String = below.replace('\n', " ").chars().take(columns).collect();
         let colours = has_colours(&io::stdout());
         let mut stdout = io::stdout().lock();
         queue!(stdout, BeginSynchronizedUpdate)?;
@@ -119,9 +158,11 @@ impl Screen {
             queue!(stdout, MoveTo(0, row), Print(line), Clear(ClearType::UntilNewLine))?;
         }
         let end = u16::try_from(lines.len()).unwrap_or(u16::MAX);
-        let bottom = u16::try_from(rows).unwrap_or(u16::MAX);
         queue!(stdout, MoveTo(0, end), Clear(ClearType::FromCursorDown))?;
-        queue!(stdout, MoveTo(0, bottom), Print(below), EndSynchronizedUpdate)?;
+        for (row, line) in (rows..).zip(below) {
+            queue!(stdout, MoveTo(0, u16::try_from(row).unwrap_or(u16::MAX)), Print(line))?;
+        }
+        queue!(stdout, EndSynchronizedUpdate)?;
         Ok(stdout.flush()?)
     }
 }
@@ -143,6 +184,27 @@ fn cut(text: &str, columns: usize, rows: usize) -> Vec<String> {
             lines.take(shown).chain([format!("… {} more lines", all - shown)]).collect()
         }
     }
+}
+
+/// A text in lines of so many columns at most, between words where that can be.
+fn wrapped(text: &str, columns: usize) -> Vec<String> {
+    let mut lines = vec![String::new()];
+    let columns = columns.max(1);
+    for word in text.split_whitespace() {
+        let mut rest: Vec<char> = word.chars().collect();
+        while !rest.is_empty() {
+            let line = lines.pop().unwrap_or_default();
+            let gap = usize::from(!line.is_empty());
+            let room = columns.saturating_sub(line.chars().count() + gap);
+            if rest.len() > room && gap > 0 {
+                lines.extend([line, String::new()]);
+                continue;
+            }
+            let part: String = rest.drain(..room.min(rest.len())).collect();
+            lines.push(if gap > 0 { format!("{line} {part}") } else { part });
+        }
+    }
+    lines
 }
 
 /// Makes the screen what it was; a terminal that has gone needs nothing any more.
@@ -176,5 +238,13 @@ mod tests {
         assert_eq!(cut("größer", 3, 2), ["grö"]);
         assert_eq!(cut("", 3, 2), Vec::<String>::new());
         assert_eq!(cut("a\nb", 3, 0), ["… 2 more lines"]);
+    }
+    #[test]
+    fn what_is_said_below_is_whole() {
+        assert_eq!(wrapped("no node serves now", 8), ["no node", "serves", "now"]);
+        assert_eq!(wrapped("a 127.0.0.1:3025 b", 8), ["a", "127.0.0.", "1:3025 b"]);
+        assert_eq!(wrapped("größer ä", 80), ["größer ä"]);
+        assert_eq!(wrapped("ab", 0), ["a", "b"]);
+        assert_eq!(wrapped("", 8), [""]);
     }
 }

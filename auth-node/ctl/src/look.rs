@@ -19,6 +19,7 @@ const WAITING: &[&str] = &["in-progress", "interrupted", "offline", "pending", "
 const BAD: &[&str] = &[
     "NOT PROVEN",
     "NOT SOUND",
+    "OLD",
     "denied",
     "failed",
     "no connection",

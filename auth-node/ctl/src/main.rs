@@ -17,6 +17,7 @@ mod audit_proof;
 mod bot_dir;
 mod cli;
 mod cmd;
+mod confirm;
 mod connector_file;
 mod context;
 mod exit;

@@ -2,21 +2,75 @@
 //! It is gone when this is dropped, whatever the work came to.
 
 use std::{
+    fmt::Write,
     fs::File,
     io::{Read, Seek},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
-use indicatif::{ProgressBar, ProgressBarIter, ProgressStyle};
+use indicatif::{
+    BinaryBytes, HumanDuration, ProgressBar, ProgressBarIter, ProgressState, ProgressStyle,
+    style::ProgressTracker,
+};
 
 /// Of bytes, of which it is known how many there are.
-const BYTES: &str = "{msg} {bar:30} {binary_bytes}/{binary_total_bytes}, {binary_bytes_per_sec}, {eta} left";
+const BYTES: &str = "{msg} {bar:30} {binary_bytes}/{binary_total_bytes}, {pace}";
 /// Of other things.
 const THINGS: &str = "{msg} {bar:30} {pos}/{len}, {eta} left";
 /// Of things of which nobody knows how many there are.
 const SOME: &str = "{spinner} {msg} {human_pos}";
 /// How often it is seen that work goes on that cannot be measured.
 const TICK: Duration = Duration::from_millis(200);
+
+/// How long nothing goes on before that is said, in place of how fast it goes.
+const STILL: Duration = Duration::from_secs(3);
+
+/// How fast bytes go, and when they will have gone; or that they do not.
+#[derive(Debug, Clone)]
+struct Pace {
+    position: u64,
+    since: Instant,
+    is_still: bool,
+}
+
+impl Pace {
+    fn new() -> Self {
+        Self { position: 0, since: Instant::now(), is_still: false }
+    }
+
+    fn see(&mut self, position: u64, now: Instant) {
+        if position != self.position {
+            (self.position, self.since) = (position, now);
+        }
+        self.is_still = now.saturating_duration_since(self.since) >= STILL;
+    }
+}
+
+impl ProgressTracker for Pace {
+    fn clone_box(&self) -> Box<dyn ProgressTracker> {
+        Box::new(self.clone())
+    }
+
+    fn tick(&mut self, state: &ProgressState, now: Instant) {
+        self.see(state.pos(), now);
+    }
+
+    fn reset(&mut self, _: &ProgressState, now: Instant) {
+        *self = Self { since: now, ..Self::new() };
+    }
+
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "it is shown in large units")]
+    fn write(&self, state: &ProgressState, text: &mut dyn Write) {
+        // A bar has nobody to tell that it cannot be written.
+        let _ = match self.is_still {
+            true => write!(text, "waiting"),
+            false => {
+                let (speed, left) = (BinaryBytes(state.per_sec() as u64), HumanDuration(state.eta()));
+                write!(text, "{speed}/s, {left:#} left")
+            }
+        };
+    }
+}
 
 /// A bar.
 #[derive(Debug)]
@@ -25,7 +79,9 @@ pub(crate) struct Progress(ProgressBar);
 impl Progress {
     /// Of so many bytes.
     pub(crate) fn bytes(what: &'static str, total: u64) -> Self {
-        Self::new(ProgressBar::new(total), what, BYTES)
+        let bar = Self::new(ProgressBar::new(total), what, BYTES);
+        bar.0.enable_steady_tick(TICK);
+        bar
     }
 
     /// Of so many things.
@@ -48,7 +104,7 @@ impl Progress {
     fn new(bar: ProgressBar, what: &'static str, template: &str) -> Self {
         // A template that could not be read would be seen as the usual bar.
         let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
-        Self(bar.with_style(style).with_message(what))
+        Self(bar.with_style(style.with_key("pace", Pace::new())).with_message(what))
     }
 
     /// So much more is done.
@@ -112,5 +168,16 @@ mod tests {
         assert_eq!(bar.0.position(), 0);
         bar.advance(7);
         assert_eq!((bar.aside(|| "printed"), bar.0.position()), ("printed", 7));
+    }
+    #[test]
+    fn what_stands_still_has_no_speed() {
+        let mut pace = Pace::new();
+        let start = pace.since;
+        for (position, after, is_still) in
+            [(0, 1, false), (0, 3, true), (5, 4, false), (5, 6, false), (5, 7, true)]
+        {
+            pace.see(position, start + Duration::from_secs(after));
+            assert_eq!(pace.is_still, is_still, "{position} after {after} s");
+        }
     }
 }

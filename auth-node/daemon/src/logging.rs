@@ -50,7 +50,8 @@ pub(crate) fn start(log: &LogConfig, traces: Option<&Exporter>) -> Result<(), Pa
         tracing_subscriber::fmt::layer().with_writer(io::stderr).with_ansi(io::stderr().is_terminal());
     let lines = match log.format {
         LogFormat::Text => lines.boxed(),
-        LogFormat::Json => lines.json().boxed(),
+        // No span of ours lies within another, so the list would say the same again.
+        LogFormat::Json => lines.json().with_span_list(false).boxed(),
     };
     tracing_subscriber::registry()
         .with(lines.with_filter(filter(log)?))

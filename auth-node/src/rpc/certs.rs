@@ -25,7 +25,8 @@ pub(crate) async fn issue_user_certs(
     let asked = asked?;
     // Outside of the transaction: it would otherwise conflict with every change of any node.
     let looked_for = asked.clone();
-    let found = service.read(call, move |view, context| issue::candidates(view, context, &looked_for)).await?;
+    let found =
+        service.read(call, move |view, context| issue::candidates(view, context, &looked_for)).await?;
     let decided = service.write(call, move |tx, context| issue::user_certs(tx, context, &asked, &found));
     sign(service, decided.await?.value)
 }

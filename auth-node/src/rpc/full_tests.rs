@@ -21,6 +21,7 @@ use crate::{
     authn::Call,
     authz,
     error::{ApiError, Problem},
+    refusals::Mode,
 };
 
 const KEY: [u8; 32] = [7; 32];
@@ -118,6 +119,19 @@ async fn over_the_bound_who_must_be_kept_out_is_kept_out_and_room_is_made() {
     };
     cluster_config::update(service, &with(&boss, "UpdateClusterConfig"), request).await.unwrap();
     drop(backup::save(service, &with(&boss, "SaveBackup")).await.unwrap());
+}
+
+#[tokio::test]
+async fn a_denial_that_cannot_be_audited_is_answered_the_same_and_counted() {
+    let (node, ..) = full().await;
+    for unrecorded in 1..3 {
+        let call = Call { credential: agent().credential, ..anonymous("CreateToken") };
+        let refused = tokens::create(&node.service, &call, token("")).await.unwrap_err();
+        assert_eq!(refused.code(), Code::PermissionDenied);
+        let next = node.service.refusals.reserve(&call.credential);
+        assert_eq!(next.mode(), Mode::Recorded { unrecorded });
+        next.unused();
+    }
 }
 
 #[test]

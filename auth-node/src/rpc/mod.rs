@@ -58,10 +58,10 @@ use mezite_proto::{
 };
 use tokio::time::Instant;
 use tonic::{Request, Response, Status, Streaming};
-use tracing::Instrument as _;
+use tracing::{Instrument as _, Span};
 
 use crate::{
-    authn::{self, Call, Here},
+    authn::{self, Call, CallSpan, Here},
     error::ApiError,
     metrics::Measured,
     service::Service,
@@ -135,7 +135,7 @@ impl Api {
         let measured = Measured::begin(method);
         let settings = &self.service.settings;
         let origin = authn::origin(request.extensions(), settings.node_id);
-        let span = authn::span(method, &origin);
+        let span = CallSpan::begin(method, &origin);
         traces::continue_trace(&span, |name| request.metadata().get(name)?.to_str().ok());
         let here = Here { cluster: &settings.cluster, now: (self.service.clock)() / 1000 };
         let prepared = rules::rule(method)
@@ -184,7 +184,7 @@ macro_rules! api {
                         let result = $($handler)::+(service, call, request.into_inner()).await;
                         after_admission(service, call, result).await
                     };
-                    let result = within(call.deadline, work).instrument(call.span.clone()).await;
+                    let result = within(call.deadline, work).instrument(Span::clone(&call.span)).await;
                     begun.end(result)
                 }
             )+

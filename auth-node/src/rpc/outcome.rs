@@ -32,7 +32,7 @@ pub(crate) async fn carry_out<T>(
 ) -> Result<T, ApiError> {
     let measured = Measured::begin(call.method.method);
     let work = within(call.deadline, async { after_admission(service, call, work.await).await });
-    let result = work.instrument(call.span.clone()).await;
+    let result = work.instrument(Span::clone(&call.span)).await;
     let stranger = !matches!(call.credential, Credential::Session(_));
     note_end(&call.span, stranger, measured, &result);
     result

@@ -40,7 +40,7 @@ use super::{RevocationList, login};
 use crate::{
     access::Listeners,
     attendance::Attendance,
-    authn::{self, Call},
+    authn::{Call, CallSpan},
     ca_keys::CaKeys,
     config::{IamConfig, LimitsConfig},
     error::ApiError,
@@ -239,7 +239,7 @@ pub(crate) fn anonymous(method: &str) -> Call {
         ..Origin::default()
     };
     let method = access::rule(method).unwrap();
-    let span = authn::span(method.method, &origin);
+    let span = CallSpan::begin(method.method, &origin);
     Call { method, credential: Credential::None, origin, key: None, deadline: None, span }
 }
 

@@ -186,6 +186,10 @@ async fn what_is_deleted_gives_its_space_back_and_a_full_database_takes_deletes(
     };
     let cluster = Cluster::start(1, limits).await;
     let store = cluster.store(0);
+    // Of what this thread counts, which is what it proposes.
+    let recorder = metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder();
+    let counted = recorder.handle();
+    let _counting = metrics::set_default_local_recorder(&recorder);
     // Each value is random: nothing is compressed away.
     let write = async |n: usize| {
         let value: Vec<u8> = (0..8192).flat_map(|_| rand::random::<u64>().to_be_bytes()).collect();
@@ -209,6 +213,8 @@ async fn what_is_deleted_gives_its_space_back_and_a_full_database_takes_deletes(
         "{refused}"
     );
     assert!(store.status().database_full);
+    let (counted, refusal) = (counted.render(), "raft_proposals_failed_total{reason=\"database_full\"} 1");
+    assert!(counted.contains(refusal), "{counted}");
     for n in 0..written {
         let delete = store.transact(move |tx| {
             tx.delete_raw(format!("k{n}").into_bytes());

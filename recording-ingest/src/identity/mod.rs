@@ -22,8 +22,8 @@ use recording_format::{AgentId, Digest, IngestCertificates};
 use zeroize::Zeroizing;
 
 pub(crate) use folder::{Folder, Progress, State};
-pub(crate) use join::{generate, report};
 pub use join::{Joined, join, token_from};
+pub(crate) use join::{generate, report};
 
 use crate::config::Config;
 

@@ -11,7 +11,7 @@ use tonic::Code;
 use zeroize::Zeroizing;
 
 use crate::{
-    args::{Human, human_duration, proto_duration},
+    args::{Human, human_duration, proto_duration, shown_duration},
     cmd::{call, list, present, users::TraitArgs},
     context::Context,
     files::Pending,
@@ -150,7 +150,7 @@ impl IdentityView {
     }
 
     fn max_ttl(&self) -> String {
-        self.max_ttl.map(|ttl| humantime::format_duration(ttl.0).to_string()).unwrap_or_default()
+        self.max_ttl.map(|ttl| shown_duration(ttl.0)).unwrap_or_default()
     }
 
     /// What it has now.

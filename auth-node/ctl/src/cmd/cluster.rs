@@ -4,7 +4,7 @@ use std::{io::Write as _, path::PathBuf, time::Duration};
 
 use anyhow::{Context as _, Result, bail};
 use clap::Subcommand;
-use mezite_client::{Retry, RetryPolicy};
+use mezite_client::{Client, Retry, RetryPolicy};
 use mezite_proto::v1;
 use serde::Serialize;
 use sha2::{Digest as _, Sha256};
@@ -13,6 +13,7 @@ use tonic::Streaming;
 use crate::{
     args::{human_duration, proto_duration},
     cmd::{call, list, nodes::NodeView, present},
+    confirm,
     context::Context,
     files::{PRIVATE, Pending},
     output::{self, Done, Report, Row},
@@ -50,6 +51,9 @@ pub(crate) enum Cluster {
         /// Although the rest has no quorum now: nothing can be written any more until enough of the rest is back
         #[arg(long)]
         force: bool,
+        /// Without a question: in a terminal it is asked first, and said what remains
+        #[arg(long, short)]
+        yes: bool,
     },
     /// Save a consistent backup of the cluster's state, while it serves
     ///
@@ -302,19 +306,22 @@ pub(crate) async fn run(context: &Context, command: Cluster) -> Result<()> {
         Cluster::Ls => ls(context).await,
         Cluster::Status => status(context).await,
         Cluster::Add { node } => add(context, node).await,
-        Cluster::Rm { node, force } => rm(context, node, force).await,
+        Cluster::Rm { node, force, yes } => rm(context, node, force, yes).await,
         Cluster::Backup { out } => backup(context, out).await,
         Cluster::Token { ttl, out } => token(context, ttl, out).await,
     }
 }
 
 async fn ls(context: &Context) -> Result<()> {
-    let client = context.user().await?;
-    let members = list!(client, list_members, members, |page_token| v1::ListMembersRequest {
+    let members = members(&context.user().await?).await?;
+    context.print_list(members.into_iter().map(MemberView::from).collect())
+}
+
+async fn members(client: &Client) -> Result<Vec<v1::Member>> {
+    Ok(list!(client, list_members, members, |page_token| v1::ListMembersRequest {
         page_size: mezite_client::PAGE_SIZE,
         page_token
-    })?;
-    context.print_list(members.into_iter().map(MemberView::from).collect())
+    })?)
 }
 
 async fn status(context: &Context) -> Result<()> {
@@ -330,12 +337,36 @@ async fn add(context: &Context, node_id: u64) -> Result<()> {
     context.print(&MemberView::from(present(reply.member, "the member")?))
 }
 
-async fn rm(context: &Context, node_id: u64, force: bool) -> Result<()> {
+async fn rm(context: &Context, node_id: u64, force: bool, yes: bool) -> Result<()> {
     let client = context.user().await?;
+    if !yes && confirm::can_ask() {
+        let left = what_is_left(&members(&client).await?, node_id);
+        if let Some(left) = left
+            && !confirm::ask(&format!("{left}\nRemove node {node_id} for ever?"))?
+        {
+            bail!("node {node_id} is not removed");
+        }
+    }
     call!(client, Retry::Idempotent, remove_member, v1::RemoveMemberRequest { node_id, force })?;
     context.print(&Done::new(format!(
         "node {node_id} is removed; its process ends by itself. Destroy its data: the keys of the CAs are in it."
     )))
+}
+
+/// What goes with a node, and what is left; `None`: it is no member.
+fn what_is_left(members: &[v1::Member], node_id: u64) -> Option<String> {
+    let gone = MemberView::from(members.iter().find(|member| member.node_id == node_id)?.clone());
+    let voters = members.iter().filter(|member| member.voter && member.node_id != node_id);
+    let voters: Vec<_> = voters.map(|member| member.node_id.to_string()).collect();
+    let (left, lost) = match voters.len() {
+        0 => ("no voter".to_owned(), ""),
+        count => (
+            format!("{count} voter{} ({})", if count == 1 { "" } else { "s" }, voters.join(", ")),
+            if count < 3 { ": when one of them fails, nothing can be written" } else { "" },
+        ),
+    };
+    let MemberView { role, health, api_address, .. } = gone;
+    Some(format!("node {node_id} ({role}, {health}, {api_address}) goes; what is left is {left}{lost}."))
 }
 
 async fn backup(context: &Context, out: PathBuf) -> Result<()> {
@@ -413,5 +444,20 @@ mod tests {
         assert_eq!(row(leads)[1..4], ["leader", "unknown", "unknown, database full"]);
         let joined = v1::Member { health: v1::MemberHealth::NeverRan.into(), ..Default::default() };
         assert_eq!(row(joined)[1..4], ["joined", "unknown", "never ran"]);
+    }
+    #[test]
+    fn who_removes_a_node_is_told_what_is_left() {
+        let member = |node_id, voter| v1::Member { node_id, voter, ..Default::default() };
+        let left = |voters: u64, gone| {
+            let members: Vec<_> = (1..=voters).map(|id| member(id, true)).chain([member(9, false)]).collect();
+            what_is_left(&members, gone)
+        };
+        assert_eq!(left(2, 7), None);
+        let one = left(2, 1).unwrap();
+        assert!(one.contains("1 voter (2): when one of them fails"), "{one}");
+        assert!(left(3, 3).unwrap().contains("2 voters (1, 2): when one of them fails"));
+        assert!(left(4, 1).unwrap().ends_with("3 voters (2, 3, 4)."));
+        assert!(left(3, 9).unwrap().contains("3 voters (1, 2, 3)."));
+        assert!(left(1, 1).unwrap().contains("no voter"));
     }
 }

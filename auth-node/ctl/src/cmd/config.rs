@@ -9,7 +9,7 @@ use mezite_proto::v1;
 use serde::Serialize;
 
 use crate::{
-    args::{human_duration, proto_duration},
+    args::{human_duration, proto_duration, shown_duration},
     cmd::{call, present},
     context::Context,
     exit::Usage,
@@ -118,10 +118,7 @@ impl From<v1::ClusterConfig> for ConfigView {
     fn from(config: v1::ClusterConfig) -> Self {
         let shown = |duration: Option<prost_types::Duration>, default: &str| {
             let duration = duration.and_then(|duration| Duration::try_from(duration).ok());
-            duration.map_or_else(
-                || default.to_owned(),
-                |duration| humantime::format_duration(duration).to_string(),
-            )
+            duration.map_or_else(|| default.to_owned(), shown_duration)
         };
         Self {
             second_factor: match config.second_factor() {

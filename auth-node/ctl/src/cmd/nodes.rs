@@ -1,6 +1,6 @@
 //! `nodes`: the SSH nodes that the caller may see, with the ingests for who sees all, their labels, and their removal.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, ops::ControlFlow};
 
 use anyhow::Result;
 use clap::{Args, Subcommand};
@@ -13,7 +13,7 @@ use crate::{
     args::{key_value, label_map},
     cmd::{call, list, present, seek},
     context::Context,
-    exit::NotFound,
+    exit::{NotFound, Usage},
     output::{self, Done, Report, Row},
 };
 
@@ -27,8 +27,9 @@ pub(crate) enum Nodes {
     /// Remove a node or an ingest that will not come back, registered or not: its certificates end, its names are free
     #[command(visible_alias = "delete")]
     Rm {
-        /// Agent id of the node, as `mezctl nodes ls` shows it
-        agent_id: String,
+        /// Hostname of the node, where one alone has it, or agent id, as `mezctl nodes ls` shows them
+        #[arg(value_name = "NODE")]
+        node: String,
     },
 }
 
@@ -50,8 +51,9 @@ pub(crate) struct Ls {
 /// Arguments of `nodes update`.
 #[derive(Debug, Args)]
 pub(crate) struct Update {
-    /// Agent id of the node, as `mezctl nodes ls` shows it
-    agent_id: String,
+    /// Hostname of the node, where one alone has it, or agent id, as `mezctl nodes ls` shows them
+    #[arg(value_name = "NODE")]
+    node: String,
     /// The labels, all of them
     #[arg(long, value_delimiter = ',', value_parser = key_value, value_name = "KEY=VALUE,…", required_unless_present = "no_labels")]
     labels: Vec<(String, String)>,
@@ -147,7 +149,7 @@ pub(crate) async fn run(context: &Context, command: Nodes) -> Result<()> {
     match command {
         Nodes::Ls(args) => ls(context, args).await,
         Nodes::Update(args) => update(context, args).await,
-        Nodes::Rm { agent_id } => rm(context, agent_id).await,
+        Nodes::Rm { node } => rm(context, &node).await,
     }
 }
 
@@ -174,12 +176,50 @@ fn id_of(accessible: &v1::AccessibleNode) -> &str {
     accessible.node.as_ref().map_or("", |node| &node.agent_id)
 }
 
-/// A node that the caller sees.
-pub(crate) async fn one(client: &Client, agent_id: &str) -> Result<v1::AccessibleNode> {
+/// A node that the caller sees, by its agent id, or by its hostname where no other has that.
+pub(crate) async fn one(client: &Client, name: &str) -> Result<v1::AccessibleNode> {
+    if !is_id(name) {
+        return called(client, name).await;
+    }
     let mut found = None;
-    let look = |page| Ok::<_, ClientError>(seek(page, agent_id, id_of).map_break(|hit| found = hit));
+    let look = |page| Ok::<_, ClientError>(seek(page, name, id_of).map_break(|hit| found = hit));
     list!(client, list_nodes, nodes, |page_token| page(page_token), look)?;
-    found.ok_or_else(|| NotFound(format!("you see no node with the agent id {agent_id}")).into())
+    found.ok_or_else(|| {
+        NotFound(format!("you see no node with the agent id {name}: `mezctl nodes ls` lists them")).into()
+    })
+}
+
+/// The one node that the caller sees with this hostname.
+async fn called(client: &Client, hostname: &str) -> Result<v1::AccessibleNode> {
+    let mut found = Vec::new();
+    let look = |page: Vec<v1::AccessibleNode>| {
+        let has_it =
+            |one: &v1::AccessibleNode| one.node.as_ref().is_some_and(|node| node.hostname == hostname);
+        found.extend(page.into_iter().filter(has_it));
+        Ok::<_, ClientError>(ControlFlow::<()>::Continue(()))
+    };
+    list!(client, list_nodes, nodes, |page_token| page(page_token), look)?;
+    match (found.pop(), found.as_slice()) {
+        (Some(one), []) => Ok(one),
+        (Some(one), others) => {
+            let ids: Vec<&str> = others.iter().chain([&one]).map(id_of).collect();
+            Err(Usage(format!("{hostname} is not one node: give one of the ids {}", ids.join(", "))).into())
+        }
+        (None, _) => Err(NotFound(format!(
+            "you see no node {hostname}: `mezctl nodes ls` lists them, and `mezctl nodes ls --unfinished` joins that were not finished"
+        ))
+        .into()),
+    }
+}
+
+/// The agent id of a node, which may be named by its hostname.
+pub(crate) async fn id(client: &Client, name: &str) -> Result<String> {
+    if is_id(name) { Ok(name.to_owned()) } else { Ok(id_of(&called(client, name).await?).to_owned()) }
+}
+
+/// Whether it is a UUID, as agent ids are.
+fn is_id(text: &str) -> bool {
+    text.len() == 36 && text.chars().all(|c| c.is_ascii_hexdigit() || c == '-')
 }
 
 /// Replaces the labels that an admin gave a node.
@@ -226,11 +266,16 @@ async fn ls(context: &Context, args: Ls) -> Result<()> {
 
 async fn update(context: &Context, args: Update) -> Result<()> {
     let admin_labels = label_map(&args.labels)?;
-    let request = v1::UpdateNodeRequest { agent_id: args.agent_id, admin_labels, revision: args.revision };
-    context.print(&NodeView::from(replace(&context.user().await?, request).await?))
+    let client = context.user().await?;
+    let agent_id = id(&client, &args.node).await?;
+    let request = v1::UpdateNodeRequest { agent_id, admin_labels, revision: args.revision };
+    context.print(&NodeView::from(replace(&client, request).await?))
 }
 
-async fn rm(context: &Context, agent_id: String) -> Result<()> {
-    delete(&context.user().await?, agent_id.clone()).await?;
-    context.print(&Done::new(format!("Removed {agent_id}.")))
+async fn rm(context: &Context, node: &str) -> Result<()> {
+    let client = context.user().await?;
+    let agent_id = id(&client, node).await?;
+    delete(&client, agent_id.clone()).await?;
+    let name = if agent_id == node { String::new() } else { format!("{node}, ") };
+    context.print(&Done::new(format!("Removed {name}{agent_id}.")))
 }

@@ -9,7 +9,7 @@ use mezite_proto::v1;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    args::{human_duration, proto_duration},
+    args::{human_duration, proto_duration, shown_duration},
     cmd::{call, list, present},
     context::Context,
     output::{self, Report, Row},
@@ -152,7 +152,7 @@ impl From<v1::AccessRequest> for RequestView {
         let duration = request.duration.and_then(|duration| Duration::try_from(duration).ok());
         Self {
             state: word(request.state()),
-            duration: duration.map(|duration| humantime::format_duration(duration).to_string()),
+            duration: duration.map(shown_duration),
             created_at: output::time(request.created_at.as_ref()),
             expires_at: output::time(request.expires_at.as_ref()),
             id: request.request_id,

@@ -101,11 +101,15 @@ pub(crate) async fn run(context: &Context, args: SshConfig) -> Result<()> {
     let Some(profile) = context.home.load()? else { return Err(context.nobody()) };
     let hosts = match args.hosts.as_slice() {
         [] => seen(context).await?,
+        patterns if patterns.iter().all(|pattern| pattern.starts_with('!')) => {
+            let what = "--hosts names only what it is not for: add what it is for, as in `*.example.org,!x.example.org`";
+            return Err(Usage(what.into()).into());
+        }
         patterns => patterns.iter().map(|pattern| Host::pattern(pattern)).collect::<Result<_>>()?,
     };
     let dir = std::path::absolute(SshDir::new(context.home.ssh()).path())?;
     let home = context.homes.unusual().map(std::path::absolute).transpose()?;
-    let program = env::current_exe().context("this program does not know where it is")?;
+    let program = program()?;
     let config = Config {
         profile: context.home.name(),
         home: home.as_deref(),
@@ -124,6 +128,24 @@ pub(crate) async fn run(context: &Context, args: SshConfig) -> Result<()> {
     let place = place()?;
     place.write(&text)?;
     context.print(&Written { profile, hosts, file: place.file, included_by: place.config })
+}
+
+/// Where this program is, by the name that it was started by where that leads to it: a link may lead to the next release.
+fn program() -> Result<PathBuf> {
+    let real = env::current_exe().context("this program does not know where it is")?;
+    let name = env::args_os().next().map(PathBuf::from);
+    Ok(name.and_then(|name| named(&name, &real)).unwrap_or(real))
+}
+
+/// The path by which a program that was started as `name` is the file `real`, as far as a shell finds it so.
+fn named(name: &Path, real: &Path) -> Option<PathBuf> {
+    let places = match name.components().count() {
+        1 => env::split_paths(&env::var_os("PATH")?).map(|dir| dir.join(name)).collect(),
+        _ => vec![std::path::absolute(name).ok()?],
+    };
+    let is_it =
+        |place: &&PathBuf| place.is_absolute() && fs::canonicalize(place).is_ok_and(|found| found == real);
+    places.iter().find(is_it).cloned()
 }
 
 /// The hosts that the user sees.
@@ -288,5 +310,17 @@ mod tests {
         place.write("one").unwrap();
         assert!(fs::symlink_metadata(&place.config).unwrap().is_symlink());
         assert!(fs::read_to_string(&real).unwrap().starts_with("Include"));
+    }
+    #[test]
+    fn a_program_is_named_as_it_was_started_where_that_leads_to_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let dir = fs::canonicalize(dir.path()).unwrap();
+        let (real, link) = (dir.join("mezctl-1"), dir.join("mezctl"));
+        fs::write(&real, "").unwrap();
+        std::os::unix::fs::symlink(&real, &link).unwrap();
+        assert_eq!(named(&link, &real), Some(link.clone()));
+        assert_eq!(named(&dir.join("gone"), &real), None);
+        fs::write(dir.join("other"), "").unwrap();
+        assert_eq!(named(&dir.join("other"), &real), None);
     }
 }

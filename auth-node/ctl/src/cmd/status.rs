@@ -82,11 +82,7 @@ impl Report for Status {
             ("logged in", login),
             ("ingests", self.ingest_addresses.join(", ")),
         ]);
-        let rows = self.addresses.iter().map(|one| {
-            let node = one.node_id.map_or_else(|| "-".into(), |id| id.to_string());
-            [one.address.clone(), node, one.error.clone().unwrap_or_else(|| "serves".into())]
-        });
-        text += &format!("\n{}", output::table(["ADDRESS", "NODE", "STATE"], rows));
+        text += &format!("\n{}", table(&self.addresses));
         if let Some(cluster) = &self.cluster {
             text += &format!("\n{}", cluster.summary());
         }
@@ -98,7 +94,7 @@ pub(crate) async fn status(context: &Context) -> Result<()> {
     let cluster = context.cluster(None).await?;
     let client = context.client(&cluster)?;
     let login = context.login_at(&cluster)?;
-    let asked = ask_each(context, &cluster).await?;
+    let asked = ask_each(context, &cluster, context.policy).await?;
     let pong = asked.iter().find_map(|(_, pong)| pong.as_ref().ok());
     let is_served = asked.iter().any(|(_, pong)| problem(pong).is_none());
     let user = client.with_session(login.as_ref().map(|login| login.session.clone()));
@@ -119,7 +115,7 @@ pub(crate) async fn status(context: &Context) -> Result<()> {
         ca_pin: trust.and_then(|_| pins.first().cloned()),
         ca_pins: pins,
         phase,
-        addresses: asked.iter().map(|(address, pong)| AddressView::new(address, pong)).collect(),
+        addresses: views(&asked),
         ingest_addresses: pong.map(|pong| pong.ingest_addresses.clone()).unwrap_or_default(),
         login: login.map(|login| LoginView::new(login, members.as_ref())),
         cluster: members
@@ -150,14 +146,32 @@ async fn now_trusted(
 type Asked = (String, Result<v1::PingResponse, ClientError>);
 
 /// Asks each address by itself, once.
-async fn ask_each(context: &Context, cluster: &Cluster) -> Result<Vec<Asked>> {
-    let once = RetryPolicy { attempts_per_address: 1, ..context.policy };
+async fn ask_each(context: &Context, cluster: &Cluster, policy: RetryPolicy) -> Result<Vec<Asked>> {
+    let once = RetryPolicy { attempts_per_address: 1, ..policy };
     let ask = |address: String| async move {
         let one = Cluster { addresses: vec![address.clone()], trust: cluster.trust.clone() };
         let pong = context.client(&one)?.with_policy(once).ping().await;
         anyhow::Ok((address, pong))
     };
     join_all(cluster.addresses.iter().cloned().map(ask)).await.into_iter().collect()
+}
+
+/// How each address of the profile is, within the bounds of `policy`: what can be told where no call is served.
+pub(crate) async fn survey(context: &Context, policy: RetryPolicy) -> Result<String> {
+    let cluster = context.cluster(None).await?;
+    Ok(table(&views(&ask_each(context, &cluster, policy).await?)))
+}
+
+fn views(asked: &[Asked]) -> Vec<AddressView> {
+    asked.iter().map(|(address, pong)| AddressView::new(address, pong)).collect()
+}
+
+fn table(addresses: &[AddressView]) -> String {
+    let rows = addresses.iter().map(|one| {
+        let node = one.node_id.map_or_else(|| "-".into(), |id| id.to_string());
+        [one.address.clone(), node, one.error.clone().unwrap_or_else(|| "serves".into())]
+    });
+    output::table(["ADDRESS", "NODE", "STATE"], rows)
 }
 
 impl AddressView {

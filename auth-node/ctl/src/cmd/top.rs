@@ -14,8 +14,9 @@ use serde::Serialize;
 
 use crate::{
     cli::Format,
-    cmd::{call, nodes},
-    context::Context,
+    cmd::{call, nodes, status},
+    context::{Context, policy},
+    exit::is_unavailable,
     live,
     look::is_capable,
     output::{self, Report},
@@ -27,6 +28,10 @@ const EVERY: Duration = Duration::from_secs(2);
 const EVERY_LIST: Duration = Duration::from_secs(30);
 /// How many of the newest hosts are told.
 const NEWEST: usize = 10;
+/// How long a look at the cluster may take, and then one at its addresses: a screen that is late misleads.
+const PATIENCE: Duration = Duration::from_secs(4);
+/// Lines for what is wrong, and around it.
+const TROUBLE: usize = 5;
 /// Lines that are not rows of a table.
 const FRAME: usize = 10;
 
@@ -35,7 +40,8 @@ pub(crate) const HELP: &str = "\
 It is for who may see the state of the cluster, as `mezctl cluster status`. LAG is how many log entries a member lacks, STREAMS
 how many recordings an ingest takes in just now. The newest hosts are looked for every 30 seconds. `q` or Ctrl-C ends it.
 
-Where standard output is no terminal, or with --format json or yaml, it is printed once.";
+While the cluster does not answer within a few seconds, the state of each address is shown, and what was seen last below it,
+as OLD. Where standard output is no terminal, or with --format json or yaml, it is printed once.";
 
 #[derive(Debug, Default, Serialize)]
 struct View {
@@ -249,16 +255,37 @@ async fn newest(client: &Client) -> Result<Vec<Agent>> {
 }
 
 pub(crate) async fn top(context: &Context) -> Result<()> {
-    let client = context.user().await?;
+    let policy = policy(PATIENCE.min(context.policy.overall_timeout));
+    let client = context.user().await?.with_policy(policy);
     let mut watcher = Watcher { client, newest: Vec::new(), listed: None, last: None };
     if context.format != Format::Text || !is_capable(&io::stdout()) {
         return context.print(&watcher.look().await?);
     }
-    live::show(EVERY, async || match watcher.look().await {
-        Ok(view) => (output::printable(&view.drawn(live::room().1)), Ok(())),
-        Err(error) => (String::new(), Err(error)),
+    let mut seen: Option<(String, View)> = None;
+    live::show(EVERY, async || {
+        let rows = live::room().1;
+        match watcher.look().await {
+            Ok(view) => {
+                let text = output::printable(&view.drawn(rows));
+                seen = Some((live::now(), view));
+                (text, Ok(()))
+            }
+            Err(error) if is_unavailable(&error) => {
+                // Of the addresses is told also where nobody can tell more.
+                let survey = status::survey(context, policy).await.unwrap_or_default();
+                (output::printable(&with_survey(&survey, seen.as_ref(), rows)), Err(error))
+            }
+            Err(error) => (String::new(), Err(error)),
+        }
     })
     .await
+}
+
+/// How the addresses are, and below it what was seen last, and when.
+fn with_survey(survey: &str, seen: Option<&(String, View)>, rows: usize) -> String {
+    let Some((at, view)) = seen else { return survey.to_owned() };
+    let room = rows.saturating_sub(survey.lines().count() + TROUBLE);
+    format!("{survey}\n{}", live::as_it_was(at, &view.drawn(room)))
 }
 
 #[cfg(test)]
@@ -311,6 +338,17 @@ mod tests {
         {
             assert!(text.contains(part), "{part} in {text}");
         }
+    }
+
+    #[test]
+    fn what_was_seen_last_is_told_as_old_and_fits_beside_the_addresses() {
+        let survey = "ADDRESS  NODE  STATE\na:1      1     no leader with a quorum\n";
+        let seen = ("2026-11-24T09:20:00Z".to_owned(), view(3, 2, 10));
+        let text = with_survey(survey, Some(&seen), 23);
+        let (front, old) = text.split_once("OLD: as it was at 2026-11-24T09:20:00Z\n").unwrap();
+        assert!(front.starts_with(survey) && old.contains("leader 1"), "{text}");
+        assert!(text.lines().count() <= 21, "there is no room for the error: {text}");
+        assert_eq!(with_survey(survey, None, 23), survey);
     }
 
     #[test]

@@ -105,6 +105,6 @@ impl Kind for Node {
     }
 
     async fn remove(client: &Client, name: &str) -> Result<()> {
-        nodes::delete(client, name.to_owned()).await
+        nodes::delete(client, nodes::id(client, name).await?).await
     }
 }

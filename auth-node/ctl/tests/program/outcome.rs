@@ -176,6 +176,16 @@ fn who_is_not_logged_in_or_not_allowed_is_told() {
 }
 
 #[test]
+fn patterns_that_name_no_host_are_refused() {
+    let cluster = Cluster::start();
+    cluster.log_in();
+    let said = cluster.run(&["ssh-config", "--hosts", "!x.example.org"]).fails(2);
+    assert!(said.contains("add what it is for"), "{said}");
+    let config = cluster.run(&["ssh-config", "--hosts", "*.example.org,!x.example.org"]).ok();
+    assert!(config.contains("!x.example.org"), "{config}");
+}
+
+#[test]
 fn answers_have_codes_of_their_own() {
     for (code, exit) in [
         (Code::NotFound, NOT_FOUND),

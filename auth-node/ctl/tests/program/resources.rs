@@ -107,12 +107,21 @@ fn nothing_more_is_made_when_nobody_reads_what_is_told() {
     assert_eq!(cluster.calls(), ["CreateUser"]);
 }
 
-/// Nodes 0 to 9, two a page.
+/// Agent id of a node.
+fn id(number: usize) -> String {
+    format!("{number:08}-0000-4000-8000-000000000000")
+}
+
+/// Nodes 0 to 9, two a page; the last two have the same hostname.
 fn nodes(call: &Call) -> Result<Vec<u8>, Status> {
     let token = call.request::<v1::ListNodesRequest>().page_token;
     let from: usize = token.parse().unwrap_or_default();
     let node = |number: usize| v1::AccessibleNode {
-        node: Some(v1::Node { agent_id: format!("node-{number}"), ..Default::default() }),
+        node: Some(v1::Node {
+            agent_id: id(number),
+            hostname: format!("web{}", number.min(8)),
+            ..Default::default()
+        }),
         logins: Vec::new(),
     };
     let next_page_token = if from < 8 { (from + 2).to_string() } else { String::new() };
@@ -121,14 +130,36 @@ fn nodes(call: &Call) -> Result<Vec<u8>, Status> {
 
 #[test]
 fn no_page_is_fetched_behind_the_one_that_is_asked_for() {
-    for (name, code, pages) in [("node-3", 0, 2), ("node-0", 0, 1), ("node-3a", 4, 3), ("x", 4, 5)] {
+    let between = id(3).replace("-8000-", "-8001-");
+    for (name, code, pages) in [(id(3), 0, 2), (id(0), 0, 1), (between, 4, 3), ("x".into(), 4, 5)] {
         let cluster = Cluster::answering(nodes);
         cluster.log_in();
         let ran = cluster.run(&["get", &format!("node/{name}"), "-o", "json"]);
         assert_eq!(ran.code, Some(code), "{ran:?}");
-        assert_eq!(ran.stdout.contains(name), code == 0, "{ran:?}");
+        assert_eq!(ran.stdout.contains(&name), code == 0, "{ran:?}");
         assert_eq!(cluster.calls().len(), pages, "{name}");
     }
+}
+
+#[test]
+fn a_node_can_be_named_by_a_hostname_that_no_other_has() {
+    let cluster = Cluster::answering(|call| match call.method.as_str() {
+        "DeregisterAgent" => {
+            let asked: v1::DeregisterAgentRequest = call.request();
+            assert_eq!(asked.agent_id, id(3));
+            Ok(v1::DeregisterAgentResponse {}.encode_to_vec())
+        }
+        _ => nodes(call),
+    });
+    cluster.log_in();
+    for command in [&["nodes", "rm", "web3"][..], &["rm", "node/web3"]] {
+        assert!(cluster.run(command).ok().contains("web3"), "{command:?}");
+    }
+    assert!(cluster.run(&["get", "node/web3", "-o", "json"]).ok().contains(&id(3)));
+    let said = cluster.run(&["nodes", "rm", "web8"]).fails(2);
+    assert!(said.contains(&id(8)) && said.contains(&id(9)), "{said}");
+    let said = cluster.run(&["nodes", "rm", "web"]).fails(4);
+    assert!(said.contains("`mezctl nodes ls` lists them"), "{said}");
 }
 
 const CONNECTOR: &str = "\
