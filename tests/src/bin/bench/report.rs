@@ -88,9 +88,10 @@ impl Report {
     }
 }
 
-/// With three digits that say something.
+/// With three digits that say something; counts as they are.
 fn shown(value: f64) -> String {
     let decimals = match value.abs() {
+        _ if value.fract() == 0.0 => 0,
         100.0.. => 0,
         10.0..100.0 => 1,
         _ => 2,
