@@ -39,6 +39,10 @@ fn issue_for(
     session: SecretDigest,
     request: &UserCertRequest,
 ) -> Result<UserCerts, CoreError> {
+    // As the handler does it.
+    if let Some(certs) = world.call(session, |tx, context| user_certs_at_once(tx, context, request))? {
+        return Ok(certs);
+    }
     let found = world.call(session, |view, context| candidates(view, context, request))?;
     world.call(session, |tx, context| user_certs(tx, context, request, &found))
 }
@@ -413,6 +417,29 @@ fn the_transaction_reads_the_nodes_that_are_granted_and_no_others() {
     // There is nothing to look for where the node is named.
     let none = world.call(ann, |view, context| candidates(view, context, &named)).unwrap();
     assert_eq!(none, Candidates::default());
+}
+
+#[test]
+fn no_nodes_are_looked_for_where_the_roles_name_none() {
+    let at_once = |labels: &[(&str, &str)], ask: Ask| {
+        let mut world = World::new();
+        let ann = with_role(&mut world, &role(&["root"], labels));
+        add_fleet(&mut world, 5_000);
+        let request = request(ask);
+        let decided = world.call(ann, |tx, context| {
+            let mut observed = Observed::new(tx);
+            let certs = user_certs_at_once(&mut observed, context, &request)?;
+            Ok((certs, observed.keys))
+        });
+        decided.unwrap()
+    };
+    let (certs, keys) = at_once(&[("*", "*")], Ask::default());
+    assert_eq!(principals(&certs.unwrap()), ["root"]);
+    assert!(keys < 20, "{keys} keys");
+    // Where they do, nothing is issued before the nodes were looked for; but for a request that names its node.
+    assert!(at_once(&[("env", "dev")], Ask::default()).0.is_none());
+    let named = Ask { node: numbered(0).to_string(), ..Ask::default() };
+    assert_eq!(at_once(&[("env", "dev")], named).0.unwrap().ssh[0].principals.len(), 1);
 }
 
 /// What was found is judged again by the state of the transaction.

@@ -1,18 +1,22 @@
 //! The life of an ingest beside its calls: leaving, following the cluster, doing without it, and its diagnostics.
 
+use std::net::SocketAddr;
+
 use mezite_client::testing::TestCa;
 use mezite_daemon::clock;
 use mezite_pki::identity::Identity;
-use mezite_proto::v1::{AgentHeartbeatRequest, RecordingState};
+use mezite_proto::v1::{AgentHeartbeatRequest, RecordingState, StreamSessionRecordingRequest};
 use recording_format::Digest;
 use recording_ingest::{Handle, StartError, start};
-use tokio::net::TcpStream;
+use tokio::{net::TcpStream, sync::mpsc};
 use tokio_rustls::TlsConnector;
 use tonic::Code;
 
 use crate::{
     cluster::{AGENT, Cluster, INGEST_ID, LIFETIME},
-    wire::{Wire, chunk, eventually, header, id, last, metadata, page, reason, server_name, tls, wrapped},
+    wire::{
+        Reply, Wire, chunk, eventually, header, id, last, metadata, page, reason, server_name, tls, wrapped,
+    },
 };
 
 /// Digest of the certificate that the ingest shows.
@@ -22,12 +26,11 @@ async fn shown(ingest: &Handle, ca: &TestCa) -> Digest {
     Digest::of(&stream.get_ref().1.peer_certificates().unwrap()[0])
 }
 
-#[tokio::test]
-async fn leaving_makes_durable_what_came_and_answers_open_calls() {
-    let cluster = Cluster::new();
-    let ingest = cluster.ingest("a", &[]).await;
-    let (address, diagnostics) = (ingest.address(), ingest.diagnostics_address());
-    let agent = cluster.as_agent(&ingest, AGENT);
+/// A call that has begun a recording, whose five bytes were received.
+async fn begun(
+    agent: &Wire,
+    diagnostics: SocketAddr,
+) -> (mpsc::Sender<StreamSessionRecordingRequest>, Reply) {
     let (sender, reply) = agent.open();
     sender.send(wrapped(header(id(1), 0, Some(metadata())))).await.unwrap();
     sender.send(wrapped(chunk(0, b"hello"))).await.unwrap();
@@ -35,6 +38,16 @@ async fn leaving_makes_durable_what_came_and_answers_open_calls() {
         page(diagnostics, "/metrics").await.1.contains("mezite_ingest_received_bytes_total 5")
     })
     .await;
+    (sender, reply)
+}
+
+#[tokio::test]
+async fn leaving_makes_durable_what_came_and_answers_open_calls() {
+    let cluster = Cluster::new();
+    let ingest = cluster.ingest("a", &[]).await;
+    let (address, diagnostics) = (ingest.address(), ingest.diagnostics_address());
+    let agent = cluster.as_agent(&ingest, AGENT);
+    let (sender, reply) = begun(&agent, diagnostics).await;
     // Another call has not said yet which recording it is of.
     let (silent, unanswered) = agent.open();
     eventually(
@@ -64,13 +77,7 @@ async fn one_that_was_removed_answers_what_is_open_takes_nothing_more_and_ends()
     let mut ingest = cluster.ingest("a", &[]).await;
     let diagnostics = ingest.diagnostics_address();
     let agent = cluster.as_agent(&ingest, AGENT);
-    let (sender, reply) = agent.open();
-    sender.send(wrapped(header(id(1), 0, Some(metadata())))).await.unwrap();
-    sender.send(wrapped(chunk(0, b"hello"))).await.unwrap();
-    eventually(|| async move {
-        page(diagnostics, "/metrics").await.1.contains("mezite_ingest_received_bytes_total 5")
-    })
-    .await;
+    let (sender, reply) = begun(&agent, diagnostics).await;
     // What says nothing of the registry ends nothing.
     cluster.script.failing.lock().unwrap().insert("AgentHeartbeat", 1);
     let beats = cluster.calls("AgentHeartbeat");
