@@ -23,6 +23,7 @@ mod error;
 mod fault;
 mod foreign;
 mod iam;
+mod ingests;
 mod inspect;
 mod metrics;
 mod missing_cas;

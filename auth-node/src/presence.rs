@@ -1,11 +1,12 @@
-//! Heartbeats, collected: those that come within a second, or so many, are written in one transaction, and each is
-//! answered once it is committed. So agents cost the cluster a log entry a second and node, however many there are.
+//! Heartbeats, collected: those that come within a while, or so many, are written in one transaction, and each is
+//! answered once it is committed. Where few come, the while is too short to be noticed; where many come, it is a second, so
+//! that agents cost the cluster few log entries a second and node, however many there are.
 
 use std::{sync::Arc, time::Duration};
 
 use auth_core::{
-    CoreError, Credential, cluster_config, node,
-    presence::{self, PresenceTtl, Report},
+    CoreError, Credential, cluster_config,
+    presence::{self, Report},
     revocation,
     tables::{CaKind, RecordingMode, RotationPhase},
     trust,
@@ -16,10 +17,15 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
-use crate::{error::ApiError, metrics};
+use crate::{error::ApiError, ingests::LiveIngests, metrics};
 
-/// Least time between two transactions, unless reports pile up.
-const INTERVAL: Duration = Duration::from_secs(1);
+/// From one transaction to the next for each report in the one: at fewer than a hundred reports a second, the pauses get shorter,
+/// at more they get longer.
+const PAUSE_PER_REPORT: Duration = Duration::from_millis(10);
+/// Shortest time from one transaction to the next, unless reports pile up.
+const SHORTEST_PAUSE: Duration = Duration::from_millis(20);
+/// Longest time from one transaction to the next.
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 /// Reports in one transaction.
 const BATCH: usize = 256;
 /// Bytes of reports in one transaction: well below what the store takes.
@@ -33,7 +39,7 @@ const RETRY_AFTER: Duration = Duration::from_secs(2);
 #[derive(Debug)]
 pub(crate) struct News {
     /// host:port of each live ingest.
-    pub(crate) ingest_addresses: Vec<String>,
+    pub(crate) ingest_addresses: Arc<[String]>,
     /// Where the rotation of each authority stands.
     pub(crate) phases: Vec<(CaKind, RotationPhase)>,
     /// Revision of the trust bundle.
@@ -59,9 +65,9 @@ pub(crate) struct Presence {
 
 impl Presence {
     /// Starts collecting. It ends when this is dropped.
-    pub(crate) fn start(store: Store, ttl: PresenceTtl) -> Self {
+    pub(crate) fn start(store: Store, ingests: Arc<LiveIngests>) -> Self {
         let (queue, beats) = mpsc::channel(QUEUE);
-        tokio::spawn(Writer { store, ttl }.run(Collector { beats, held: None }));
+        tokio::spawn(Writer { store, ingests }.run(Collector { beats, held: None }));
         Self { queue }
     }
 
@@ -131,14 +137,20 @@ impl Collector {
 /// Writes what was collected.
 struct Writer {
     store: Store,
-    ttl: PresenceTtl,
+    ingests: Arc<LiveIngests>,
+}
+
+/// From a transaction of so many reports to the next.
+fn pause(reports: usize) -> Duration {
+    let reports = u32::try_from(reports).unwrap_or(u32::MAX);
+    PAUSE_PER_REPORT.saturating_mul(reports).clamp(SHORTEST_PAUSE, LONGEST_PAUSE)
 }
 
 impl Writer {
     async fn run(self, mut collector: Collector) {
         let mut due = Instant::now();
         while let Some(batch) = collector.next(due).await {
-            due = Instant::now() + INTERVAL;
+            due = Instant::now() + pause(batch.len());
             self.write(batch).await;
         }
     }
@@ -176,10 +188,10 @@ impl Writer {
         metrics::heartbeats(count);
         let results = written.value.into_iter().map(|result| result.map(drop)).collect();
         // What is told need not be newer than this, and reading it in the transaction would make all of them conflict.
-        let ttl = self.ttl;
+        let ingest_addresses = self.ingests.addresses().await?;
         let news = self.store.read_local(move |view| {
             Ok::<_, CoreError>(News {
-                ingest_addresses: node::live_ingests(view, ttl)?,
+                ingest_addresses,
                 phases: trust::phases(view)?,
                 trust_bundle_revision: trust::revision(view)?,
                 revocation_revision: revocation::head(view)?,
@@ -240,6 +252,20 @@ mod tests {
         assert_eq!(next(&mut collector, Instant::now()).await, Some(3));
         drop(queue);
         assert_eq!(next(&mut collector, Instant::now()).await, None);
+    }
+
+    /// As at a steady rate: what comes within a pause is the next batch.
+    #[test]
+    fn pauses_are_short_where_few_report_and_long_where_many_do() {
+        for (reports_a_second, pause_after) in [(0, 20), (10, 20), (50, 20), (200, 1000), (10_000, 1000)] {
+            for start in [SHORTEST_PAUSE, LONGEST_PAUSE] {
+                let next = |before: Duration| {
+                    pause((before.as_secs_f64() * f64::from(reports_a_second)).round() as usize)
+                };
+                let settled = (0..50).fold(start, |before, _| next(before));
+                assert_eq!(settled.as_millis(), pause_after, "{reports_a_second} reports a second");
+            }
+        }
     }
 
     #[tokio::test]

@@ -28,6 +28,7 @@ use crate::{
     ca_keys::CaKeys,
     error::ApiError,
     iam::Sts,
+    ingests::LiveIngests,
     news::Board,
     once::{Once, OnceReply},
     pace::Pace,
@@ -49,6 +50,8 @@ pub(crate) struct Service {
     pub(crate) passwords: PasswordPool,
     /// The CAs' keys, opened when they are needed.
     pub(crate) cas: Arc<CaKeys>,
+    /// The ingests that live.
+    pub(crate) ingests: Arc<LiveIngests>,
     /// Collects heartbeats.
     pub(crate) presence: Presence,
     /// Whether agents have had the time to report.

@@ -30,6 +30,7 @@ use crate::{
     config::Config,
     fault::NodeError,
     iam::Sts,
+    ingests::LiveIngests,
     missing_cas::MissingCas,
     news::Board,
     node::{Folder, NodeState, load_kek},
@@ -239,10 +240,12 @@ impl Node {
             message_timeout: config.limits.message_timeout,
             web_origin: config.web.enabled.then(|| config.web.origin()).flatten(),
         };
+        let ingests = Arc::new(LiveIngests::new(store.clone(), ttl));
         let service = Service {
             passwords: PasswordPool::new(config.limits.password_threads, config.limits.password_queue)?,
             cas,
-            presence: Presence::start(store.clone(), ttl),
+            presence: Presence::start(store.clone(), Arc::clone(&ingests)),
+            ingests,
             attendance,
             // Who is here stays, also while the database is over its bound.
             uses: Uses::start(store.clone().from_reserve()),

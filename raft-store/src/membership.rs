@@ -340,7 +340,8 @@ impl Inner {
             if !bar {
                 return Err(MembershipError::NotAMember(node_id));
             }
-            // Replicas remember as removed who was a member: so it becomes one, of no address and without a vote.
+            // Replicas remember as removed who was a member: so it becomes one, of no address and without a vote; if it is left at
+            // that, it is removed by the next attempt.
             self.within(deadline, node_id, self.core.set_node(node_id, PeerNode::default())).await?;
         }
         let mut remaining = self.core.voters();

@@ -1,6 +1,6 @@
 //! `Ping`: answered from this node's own state, so that it works without a quorum too.
 
-use auth_core::{cluster, node};
+use auth_core::cluster;
 use mezite_proto::v1;
 use raft_store::NotReady;
 
@@ -12,19 +12,14 @@ pub(crate) async fn ping(
     call: &Call,
     _request: v1::PingRequest,
 ) -> Result<v1::PingResponse, ApiError> {
-    let ttl = service.settings.presence_ttl;
-    let read = service.read_local(call, move |view| {
-        let cluster = cluster::get(view)?.row;
-        Ok((cluster, node::live_ingests(view, ttl)?))
-    });
-    let (cluster, ingest_addresses) = read.await?;
+    let cluster = service.read_local(call, |view| Ok(cluster::get(view)?.row)).await?;
     Ok(v1::PingResponse {
         cluster_name: cluster.name,
         cluster_id: cluster.cluster_id,
         node_id: service.settings.node_id,
         server_version: env!("CARGO_PKG_VERSION").into(),
         server_time: Some(convert::timestamp((service.clock)())),
-        ingest_addresses,
+        ingest_addresses: service.ingests.addresses().await?.to_vec(),
         problem: service.store.ready(MAX_LAG).await.err().as_ref().map(problem).unwrap_or_default(),
     })
 }

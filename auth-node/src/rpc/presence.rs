@@ -29,7 +29,7 @@ pub(crate) async fn heartbeat(
     Ok(v1::AgentHeartbeatResponse {
         next_interval: Some(convert::duration_out(with_jitter(service.settings.heartbeat_interval))),
         phases: news.phases.iter().copied().map(trust::phase).collect(),
-        ingest_addresses: news.ingest_addresses.clone(),
+        ingest_addresses: news.ingest_addresses.to_vec(),
         trust_bundle_revision: news.trust_bundle_revision,
         revocation_revision: news.revocation_revision,
         recording_mode: news.recording_mode.into(),

@@ -45,6 +45,7 @@ use crate::{
     config::{IamConfig, LimitsConfig},
     error::ApiError,
     iam::Sts,
+    ingests::LiveIngests,
     news::Board,
     pace::Pace,
     passwords::PasswordPool,
@@ -114,10 +115,12 @@ impl Node {
 
         let ttl = PresenceTtl(Duration::from_secs(60));
         let stopping = CancellationToken::new();
+        let ingests = Arc::new(LiveIngests::new(store.clone(), ttl));
         let service = Service {
             passwords,
             cas: Arc::new(CaKeys::new(Arc::new(Kek::new(Zeroizing::new([7; 32]))))),
-            presence: Presence::start(store.clone(), ttl),
+            presence: Presence::start(store.clone(), Arc::clone(&ingests)),
+            ingests,
             attendance: Arc::new(Attendance::new(ttl)),
             uses: Uses::start(store.clone()),
             pace: Pace::default(),

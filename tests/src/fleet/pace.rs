@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use tokio::task::JoinSet;
 
 use super::Agent;
+use crate::percentile;
 
 /// What became of heartbeats.
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -56,8 +57,7 @@ impl Beats {
     /// How long half of them, and 99 of a hundred, took at most, in milliseconds.
     pub fn percentiles(&mut self) -> [f64; 2] {
         self.times.sort_unstable();
-        let at = |share: usize| self.times.get(self.times.len().saturating_sub(1) * share / 100).copied();
-        [50, 99].map(|share| f64::from(at(share).unwrap_or_default()) / 1000.0)
+        [50, 99].map(|share| f64::from(percentile(&self.times, share).unwrap_or_default()) / 1000.0)
     }
 
     /// For people; they came in so many seconds.

@@ -21,12 +21,12 @@ const MAX_FILE: usize = 16 * 1024;
 /// Longest comment, in bytes.
 const MAX_COMMENT: usize = 255;
 
-/// A key pair that signs: Ed25519 or ECDSA.
+/// An Ed25519 key pair.
 pub struct SshKeyPair {
     private: PrivateKey,
     public: SshPublicKey,
     /// Signs in its place: `ssh-key` derives the public key anew for each signature, and takes five times as long.
-    ed25519: Option<Ed25519KeyPair>,
+    signer: Ed25519KeyPair,
 }
 
 impl SshKeyPair {
@@ -45,10 +45,8 @@ impl SshKeyPair {
         Self::new(private.map_err(|_| PkiError::Internal("a key pair cannot be made"))?)
     }
 
-    /// Reads a private key file in OpenSSH's format, without a passphrase.
-    ///
-    /// RSA is refused: the signing code at hand is not free of timing leaks (RUSTSEC-2023-0071). So are sk- keys,
-    /// whose private half is elsewhere.
+    /// Reads an Ed25519 private key file in OpenSSH's format, without a passphrase. Keys of other algorithms are
+    /// refused: none is made here.
     ///
     /// # Errors
     /// [`PkiError::TooLong`] above 16 KiB, [`PkiError::Malformed`], [`PkiError::EncryptedKey`] and
@@ -62,23 +60,18 @@ impl SshKeyPair {
         if private.is_encrypted() {
             return Err(PkiError::EncryptedKey);
         }
-        match private.key_data() {
-            KeypairData::Ed25519(_) | KeypairData::Ecdsa(_) => Self::new(private),
-            _ => Err(PkiError::KeyAlgorithm { allowed: "ed25519 or ecdsa" }),
-        }
+        Self::new(private)
     }
 
     fn new(private: PrivateKey) -> Result<Self, PkiError> {
-        let public = SshPublicKey::from_key_data(private.public_key().key_data().clone())?;
-        let ed25519 = match private.key_data() {
-            KeypairData::Ed25519(pair) => {
-                let (seed, point) = (Zeroizing::new(pair.private.to_bytes()), pair.public.as_ref());
-                let opened = Ed25519KeyPair::from_seed_and_public_key(seed.as_ref(), point);
-                Some(opened.map_err(|_| PkiError::KeyMismatch)?)
-            }
-            _ => None,
+        let KeypairData::Ed25519(pair) = private.key_data() else {
+            return Err(PkiError::KeyAlgorithm { allowed: "ed25519" });
         };
-        Ok(Self { private, public, ed25519 })
+        let (seed, point) = (Zeroizing::new(pair.private.to_bytes()), pair.public.as_ref());
+        let signer = Ed25519KeyPair::from_seed_and_public_key(seed.as_ref(), point)
+            .map_err(|_| PkiError::KeyMismatch)?;
+        let public = SshPublicKey::from_key_data(private.public_key().key_data().clone())?;
+        Ok(Self { private, public, signer })
     }
 
     /// The private key file in OpenSSH's format.
@@ -115,13 +108,8 @@ impl SshKeyPair {
 
 impl Signer<Signature> for SshKeyPair {
     fn try_sign(&self, message: &[u8]) -> Result<Signature, signature::Error> {
-        match &self.ed25519 {
-            Some(pair) => {
-                let signed = pair.try_sign(message).map_err(|_| signature::Error::new())?;
-                Ok(Signature::new(Algorithm::Ed25519, signed.as_ref())?)
-            }
-            None => self.private.try_sign(message),
-        }
+        let signed = self.signer.try_sign(message).map_err(|_| signature::Error::new())?;
+        Ok(Signature::new(Algorithm::Ed25519, signed.as_ref())?)
     }
 }
 

@@ -7,6 +7,7 @@ use std::{
 };
 
 use anyhow::Result;
+use mezite_e2e::percentile;
 
 use crate::{
     disk, failover,
@@ -202,6 +203,5 @@ async fn fail_over(system: &mut System, trials: usize) -> Result<[f64; 2]> {
         times.push(failover::trial(system).await?.as_secs_f64());
     }
     times.sort_by(f64::total_cmp);
-    let at = |index: usize| times.get(index).copied().unwrap_or(f64::NAN);
-    Ok([at(times.len() / 2), at(times.len().saturating_sub(1))])
+    Ok([50, 100].map(|percent| percentile(&times, percent).unwrap_or(f64::NAN)))
 }

@@ -8,6 +8,7 @@ use std::{
 };
 
 use anyhow::Result;
+use mezite_e2e::percentile;
 
 /// Bytes that are written before each sync.
 const BLOCK: usize = 4096;
@@ -28,6 +29,6 @@ pub(crate) fn sync_latency(folder: &Path) -> Result<(Duration, Duration)> {
     }
     std::fs::remove_file(path)?;
     times.sort_unstable();
-    let at = |share: usize| times.get(times.len().saturating_sub(1) * share / 100).copied();
-    Ok((at(50).unwrap_or_default(), at(99).unwrap_or_default()))
+    let at = |percent| percentile(&times, percent).unwrap_or_default();
+    Ok((at(50), at(99)))
 }

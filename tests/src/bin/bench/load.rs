@@ -7,6 +7,7 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use bytes::Bytes;
+use mezite_e2e::percentile;
 use mezite_proto::transport;
 use rand::RngExt as _;
 use rustls::ClientConfig;
@@ -53,8 +54,7 @@ impl Figures {
     /// Of calls that took so many microseconds each, within a time.
     pub(crate) fn of(mut times: Vec<u32>, failed: usize, within: Duration) -> Self {
         times.sort_unstable();
-        let at = |share: usize| times.get(times.len().saturating_sub(1) * share / 100).copied();
-        let time_of = |share| Duration::from_micros(at(share).unwrap_or_default().into());
+        let time_of = |share| Duration::from_micros(percentile(&times, share).unwrap_or_default().into());
         Self { failed, rate: times.len() as f64 / within.as_secs_f64(), p50: time_of(50), p99: time_of(99) }
     }
 }

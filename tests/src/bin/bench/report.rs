@@ -6,6 +6,7 @@ use std::{
 };
 
 use anyhow::Result;
+use mezite_e2e::percentile;
 use serde::Serialize;
 
 /// Width of a row's name.
@@ -112,9 +113,7 @@ pub(crate) fn mebibytes(bytes: u64) -> f64 {
 /// Of times, which it puts in order: half of them, and 99 of a hundred, are no longer; and the longest. In milliseconds.
 pub(crate) fn percentiles(times: &mut [Duration]) -> [f64; 3] {
     times.sort_unstable();
-    [50, 99, 100].map(|share| {
-        times.get(times.len().saturating_sub(1) * share / 100).map_or(f64::NAN, |time| millis(*time))
-    })
+    [50, 99, 100].map(|share| percentile(times, share).map_or(f64::NAN, millis))
 }
 
 /// The load of the last minute.
