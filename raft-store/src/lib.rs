@@ -22,6 +22,7 @@ mod fatal;
 mod handover;
 mod ids;
 mod membership;
+mod memo;
 mod metrics;
 mod net;
 mod offline;

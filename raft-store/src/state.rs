@@ -10,6 +10,7 @@ use store_txn::{LogRecord, TxError, UnixMillis};
 use crate::{
     db::{Db, GENERATION_LEN, Rocks, Space, meta_key, state_key, stored_key},
     error::StoreError,
+    memo::Memo,
 };
 
 /// What has been applied, in one record: it is written in the same batch as the data that it speaks of.
@@ -127,6 +128,7 @@ pub(crate) struct StateSnapshot<'a> {
     db: &'a Db,
     snapshot: rocksdb::SnapshotWithThreadMode<'a, Rocks>,
     applied: Applied,
+    memo: Memo,
 }
 
 impl<'a> StateSnapshot<'a> {
@@ -136,7 +138,7 @@ impl<'a> StateSnapshot<'a> {
             Some(bytes) => decode_applied(&bytes)?,
             None => Applied::default(),
         };
-        Ok(Self { db, snapshot, applied })
+        Ok(Self { db, snapshot, applied, memo: Memo::new() })
     }
 
     pub(crate) fn applied(&self) -> &Applied {
@@ -200,12 +202,16 @@ pub(crate) trait StateView {
 
 impl StateView for StateSnapshot<'_> {
     fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
-        let found = self.snapshot.get_cf(&self.db.sm_data()?, stored_key(self.applied.generation, key));
-        found.map_err(|error| self.db.unreadable(error))
+        self.memo.row(key, || {
+            let found = self.snapshot.get_cf(&self.db.sm_data()?, stored_key(self.applied.generation, key));
+            found.map_err(|error| self.db.unreadable(error))
+        })
     }
 
     fn scan(&self, start: &[u8], end: &[u8], visit: &mut Visit<'_>) -> Result<(), StoreError> {
-        self.scan_with(rocksdb::ReadOptions::default(), start, end, visit)
+        self.memo.range(start, end, visit, |visit| {
+            self.scan_with(rocksdb::ReadOptions::default(), start, end, visit)
+        })
     }
 }
 
