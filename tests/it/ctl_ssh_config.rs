@@ -8,10 +8,11 @@ use crate::support::{EVERYWHERE, add_role, add_user};
 
 /// A user's home and its ssh, and a host with an sshd.
 struct World {
-    cluster: Cluster,
     ctl: Ctl,
     config: PathBuf,
     _sshd: Sshd,
+    // The last: the others write to its folder until they end.
+    cluster: Cluster,
 }
 
 impl World {

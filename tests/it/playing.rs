@@ -25,9 +25,10 @@ fn cast() -> String {
 
 /// A cluster, and what is needed that an agent sends to it.
 struct Scene {
-    cluster: Cluster,
     _ingests: Vec<Ingest>,
     agent: Agent,
+    // The last: the others write to its folder until they end.
+    cluster: Cluster,
 }
 
 impl Scene {

@@ -21,10 +21,11 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A cluster, and recordings in its store.
 struct Scene {
-    cluster: Cluster,
     ingests: Vec<Ingest>,
     store: PathBuf,
     agent: Agent,
+    // The last: the others write to its folder until they end.
+    cluster: Cluster,
 }
 
 /// What became of a recording that was verified.

@@ -36,7 +36,8 @@ impl Browser {
     pub async fn start(dir: &Path, believed: &str) -> Self {
         let port = Port::lease();
         let mut command = Command::new("chromedriver");
-        command.arg(format!("--port={}", port.number()));
+        // Chromium leaves what it has in the folder for temporary files when it is killed.
+        command.arg(format!("--port={}", port.number())).env("TMPDIR", dir);
         let mut process = Process::spawn("chromedriver", command, &dir.join("chromedriver.log"));
         let driver = port.address();
         eventually("chromedriver is there", PATIENCE, async || {

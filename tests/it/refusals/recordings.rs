@@ -13,11 +13,12 @@ use crate::support::{asciicast, chunk, header, metadata, recording_id, stream, u
 
 /// One auth node, one ingest, two agents; a client of each agent that goes to the ingest, and one through the node.
 struct Scene {
-    cluster: Cluster,
     ingests: Vec<Ingest>,
     store: PathBuf,
     one: [Client; 2],
     other: [Client; 2],
+    // The last: the others write to its folder until they end.
+    cluster: Cluster,
 }
 
 async fn scene() -> Scene {

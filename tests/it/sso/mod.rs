@@ -26,10 +26,11 @@ const OPERATOR: &str = "  allow:\n    logins: [\"{{external.logins}}\"]\n    nod
 
 /// A cluster that browsers reach, and its provider.
 struct World {
-    cluster: Cluster,
     provider: Oidc,
     url: String,
     _port: Port,
+    // The last: the others write to its folder until they end.
+    cluster: Cluster,
 }
 
 impl World {
