@@ -2,19 +2,16 @@
 //! known, and how long it may take. Whether the credential is worth anything is decided where the work is done, on the state as it is
 //! then.
 
-use std::{
-    ops::Deref,
-    sync::{Arc, OnceLock},
-    time::Duration,
-};
+use std::time::Duration;
 
 use auth_core::{
-    Caller, CoreError, Credential, Origin,
+    CoreError, Credential, Origin,
     names::{AgentId, ClusterName, IdentityName, UserName},
     remote::RemoteCredential,
     repeat::{self, IdempotencyKey},
     secret::{SecretDigest, SecretKind},
 };
+use mezite_daemon::calls::{self, CallSpan};
 use mezite_pki::{
     identity::Identity,
     x509::{CertificateInfo, Svid},
@@ -23,7 +20,6 @@ use mezite_proto::{IDEMPOTENCY_KEY, access::MethodAccess, transport::ConnectionI
 use rustls_pki_types::CertificateDer;
 use tokio::time::Instant;
 use tonic::{Extensions, metadata::MetadataMap};
-use tracing::{Span, field::Empty};
 
 /// Longest session id that is looked at, in bytes.
 const MAX_SESSION_ID: usize = 256;
@@ -47,37 +43,9 @@ pub(crate) struct Call {
     pub(crate) span: CallSpan,
 }
 
-/// What log lines and traces say of a call: its method, id and client, who makes it once that is known, and how it ended.
-#[derive(Debug, Clone)]
-pub(crate) struct CallSpan {
-    span: Span,
-    /// A line has every record of a field, and a call is admitted more than once.
-    caller: Arc<OnceLock<()>>,
-}
-
-impl CallSpan {
-    pub(crate) fn begin(method: &'static str, origin: &Origin) -> Self {
-        let (request_id, client) = (origin.request_id.as_str(), origin.client_address.as_str());
-        let span = tracing::info_span!("call", method, request_id, client, caller = Empty, code = Empty);
-        Self { span, caller: Arc::default() }
-    }
-
-    /// It is known who makes the call.
-    pub(crate) fn note(&self, caller: &Caller) {
-        if !self.span.is_disabled() {
-            self.caller.get_or_init(|| {
-                self.span.record("caller", caller.actor());
-            });
-        }
-    }
-}
-
-impl Deref for CallSpan {
-    type Target = Span;
-
-    fn deref(&self) -> &Span {
-        &self.span
-    }
+/// Begins what log lines and traces say of a call.
+pub(crate) fn span(method: &'static str, origin: &Origin) -> CallSpan {
+    CallSpan::begin(method, &origin.request_id, &origin.client_address)
 }
 
 /// Where and when a call is taken.
@@ -95,7 +63,7 @@ pub(crate) fn origin(extensions: &Extensions, node_id: u64) -> Origin {
         extensions.get::<ConnectionInfo>().map(|info| info.remote_addr.ip().to_canonical().to_string());
     Origin {
         node_id,
-        request_id: hex::encode(rand::random::<[u8; 8]>()),
+        request_id: calls::new_id(),
         client_address: address.unwrap_or_default(),
         ..Origin::default()
     }
@@ -186,6 +154,15 @@ fn remote(identity: &Identity, info: &CertificateInfo, leaf: &[u8]) -> Result<Cr
         certificate: leaf.to_vec(),
         ends_at_ms: info.not_after.saturating_add(1).saturating_mul(1000),
     })))
+}
+
+/// Whether a call's connection shows a good certificate of this cluster, whoever's it is.
+pub(crate) fn is_of_the_cluster(extensions: &Extensions, here: Here<'_>) -> bool {
+    let leaf = extensions.get::<ConnectionInfo>().and_then(|info| info.peer_certificates.first());
+    leaf.and_then(|leaf| CertificateInfo::from_der(leaf).ok()).is_some_and(|info| {
+        let good = (info.not_before..=info.not_after).contains(&here.now);
+        good && info.identity.is_some_and(|identity| identity.cluster() == here.cluster)
+    })
 }
 
 /// Last second in which the client certificate of a call is good, Unix time; 0 without one.
@@ -388,6 +365,21 @@ mod tests {
             let (extensions, _) = shown(identity, life);
             assert!(matches!(credential(&none, &extensions, HERE), Err(CoreError::Unauthenticated(_))));
         }
+    }
+
+    #[test]
+    fn of_the_cluster_is_who_shows_a_certificate_of_it_within_its_time() {
+        let user = Identity::User { cluster: "c".into(), name: "ann".into() };
+        for identity in [agent("c"), user] {
+            assert!(is_of_the_cluster(&shown(identity, LIFE).0, HERE));
+        }
+        let stranger = Identity::User { cluster: "d".into(), name: "ann".into() };
+        for (identity, life) in
+            [(agent("d"), LIFE), (stranger, LIFE), (agent("c"), (HERE.now - 60, HERE.now - 1))]
+        {
+            assert!(!is_of_the_cluster(&shown(identity, life).0, HERE));
+        }
+        assert!(!is_of_the_cluster(&Extensions::new(), HERE));
     }
 
     #[test]

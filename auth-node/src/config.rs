@@ -55,8 +55,8 @@ pub struct Config {
     /// The node's own certificate.
     #[serde(default)]
     pub tls: TlsConfig,
-    /// Logging. By default `log.level` is `info`, and nothing of the Raft library, which says each failed attempt; what
-    /// it comes to is said by the store; nor of the WebAuthn library, which says what any stranger has wrong.
+    /// Logging.
+    #[serde(default)]
     pub log: LogConfig,
     /// Traces.
     #[serde(default)]
@@ -258,7 +258,6 @@ fn default_diagnostics() -> SocketAddr {
 
 impl Settings for Config {
     const ENV_PREFIX: &'static str = "MEZITE_AUTH__";
-    const LOG_LEVEL: &'static str = "info,openraft=off,webauthn_rs_core=off";
 
     fn log(&self) -> &LogConfig {
         &self.log
@@ -381,7 +380,7 @@ mod tests {
         let config = parse(&[]).unwrap();
         assert_eq!((config.listen.port(), config.peer_listen.port()), (3_025, 3_026));
         assert_eq!(config.kek_path(), PathBuf::from("/d/kek"));
-        assert_eq!(config.log.level, "info,openraft=off,webauthn_rs_core=off");
+        assert_eq!(config.log.level, "info");
         assert_eq!(Config::parse(&config.print().unwrap(), [], &[]).unwrap(), config);
     }
 

@@ -5,23 +5,23 @@ use std::{sync::Arc, time::Duration};
 
 use auth_core::{CoreError, node, presence::PresenceTtl};
 use raft_store::{Store, TransactError};
-use tokio::{sync::Mutex, time::Instant};
+
+use crate::recent::Recent;
 
 /// How long what was looked up is told: a small part of the time after which a silent ingest counts as dead.
 const FRESH: Duration = Duration::from_secs(1);
 
-/// What was looked up last.
+/// The ingests that live.
 pub(crate) struct LiveIngests {
     store: Store,
     ttl: PresenceTtl,
-    fresh: Duration,
-    seen: Mutex<Option<(Instant, Arc<[String]>)>>,
+    seen: Recent<Arc<[String]>>,
 }
 
 impl LiveIngests {
     /// Of this node's own state, which may be behind.
     pub(crate) fn new(store: Store, ttl: PresenceTtl) -> Self {
-        Self { store, ttl, fresh: FRESH, seen: Mutex::default() }
+        Self { store, ttl, seen: Recent::new(FRESH) }
     }
 
     /// host:port of each, as of the last second: those with the least work in hand first.
@@ -29,18 +29,9 @@ impl LiveIngests {
     /// # Errors
     /// As of [`node::live_ingests`].
     pub(crate) async fn addresses(&self) -> Result<Arc<[String]>, TransactError<CoreError>> {
-        // Whoever comes meanwhile waits for the same look.
-        let mut seen = self.seen.lock().await;
-        match &*seen {
-            Some((at, addresses)) if at.elapsed() < self.fresh => Ok(Arc::clone(addresses)),
-            _ => {
-                let ttl = self.ttl;
-                let looked = self.store.read_local(move |view| node::live_ingests(view, ttl)).await?;
-                let addresses = Arc::from(looked);
-                *seen = Some((Instant::now(), Arc::clone(&addresses)));
-                Ok(addresses)
-            }
-        }
+        let ttl = self.ttl;
+        let look = self.store.read_local(move |view| node::live_ingests(view, ttl).map(Arc::from));
+        self.seen.get(look).await
     }
 }
 
@@ -67,15 +58,16 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_was_looked_up_is_told_until_it_is_no_longer_fresh() {
+    async fn they_are_told_as_they_were_looked_up() {
         let node = Node::start().await;
         let (store, ttl) = (node.service.store.clone(), node.service.settings.presence_ttl);
-        let mut ingests = LiveIngests { fresh: Duration::MAX, ..LiveIngests::new(store.clone(), ttl) };
+        let ingests =
+            LiveIngests { seen: Recent::new(Duration::MAX), ..LiveIngests::new(store.clone(), ttl) };
         report(&store, 1).await;
         assert_eq!(*ingests.addresses().await.unwrap(), ["i1:3027"]);
         report(&store, 2).await;
         assert_eq!(*ingests.addresses().await.unwrap(), ["i1:3027"]);
-        ingests.fresh = Duration::ZERO;
+        let ingests = LiveIngests::new(store.clone(), ttl);
         assert_eq!(*ingests.addresses().await.unwrap(), ["i1:3027", "i2:3027"]);
     }
 }

@@ -39,6 +39,7 @@ mod peer_certificate;
 mod places;
 mod presence;
 mod readiness;
+mod recent;
 mod refusals;
 mod relay;
 mod rpc;
@@ -60,5 +61,5 @@ pub use bootstrap::{
 };
 pub use fault::NodeError;
 pub use inspect::{Inspection, inspect};
-pub use rpc::{NOT_YET, RESERVED};
+pub use rpc::RESERVED;
 pub use start::{Handle, start};

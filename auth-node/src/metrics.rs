@@ -1,42 +1,6 @@
-//! What an auth node counts.
-
-use std::time::Instant;
+//! What an auth node counts beside its calls.
 
 use auth_core::node::Counts;
-use tonic::Code;
-
-/// A call that is being carried out. One that is dropped before its end was cancelled by its client.
-pub(crate) struct Measured {
-    method: &'static str,
-    begun: Instant,
-    code: Code,
-}
-
-impl Measured {
-    /// A call begins.
-    pub(crate) fn begin(method: &'static str) -> Self {
-        Self { method, begun: Instant::now(), code: Code::Cancelled }
-    }
-
-    /// What it has taken so far.
-    pub(crate) fn milliseconds(&self) -> f64 {
-        (self.begun.elapsed().as_secs_f64() * 1e6).round() / 1e3
-    }
-
-    /// It has ended.
-    pub(crate) fn end(mut self, code: Code) {
-        self.code = code;
-    }
-}
-
-impl Drop for Measured {
-    fn drop(&mut self) {
-        let code = format!("{:?}", self.code);
-        metrics::counter!("grpc_server_handled_total", "method" => self.method, "code" => code).increment(1);
-        metrics::histogram!("grpc_server_handling_seconds", "method" => self.method)
-            .record(self.begun.elapsed().as_secs_f64());
-    }
-}
 
 /// A certificate of this node, of a kind (`peer`, `tls`, `web`), is good until then, in Unix seconds.
 pub(crate) fn certificate_expires(kind: &'static str, unix_seconds: u64) {

@@ -1,6 +1,6 @@
 //! Heartbeats, collected: those that come within a while, or so many, are written in one transaction, and each is
-//! answered once it is committed. Where few come, the while is too short to be noticed; where many come, it is a second, so
-//! that agents cost the cluster few log entries a second and node, however many there are.
+//! answered once it is committed. The while is the longer the more come: few are answered at once, and many cost the cluster
+//! few log entries.
 
 use std::{sync::Arc, time::Duration};
 
@@ -19,13 +19,8 @@ use tokio::{
 
 use crate::{error::ApiError, ingests::LiveIngests, metrics};
 
-/// From one transaction to the next for each report in the one: at fewer than a hundred reports a second, the pauses get shorter,
-/// at more they get longer.
-const PAUSE_PER_REPORT: Duration = Duration::from_millis(10);
-/// Shortest time from one transaction to the next, unless reports pile up.
-const SHORTEST_PAUSE: Duration = Duration::from_millis(20);
-/// Longest time from one transaction to the next.
-const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+/// From a transaction of one report to the next, unless reports pile up.
+const PAUSE: Duration = Duration::from_millis(25);
 /// Reports in one transaction.
 const BATCH: usize = 256;
 /// Bytes of reports in one transaction: well below what the store takes.
@@ -140,17 +135,17 @@ struct Writer {
     ingests: Arc<LiveIngests>,
 }
 
-/// From a transaction of so many reports to the next.
-fn pause(reports: usize) -> Duration {
-    let reports = u32::try_from(reports).unwrap_or(u32::MAX);
-    PAUSE_PER_REPORT.saturating_mul(reports).clamp(SHORTEST_PAUSE, LONGEST_PAUSE)
+/// From a transaction of so many reports to the next. With the square root of their number, the pauses come to a rest for each rate of
+/// reports, and grow in proportion to it: 25 ms at up to 40 a second, 62 ms at 100, and 400 ms where transactions begin to be full.
+fn pause(reports: f64) -> Duration {
+    PAUSE.mul_f64(reports.max(1.0).sqrt())
 }
 
 impl Writer {
     async fn run(self, mut collector: Collector) {
         let mut due = Instant::now();
         while let Some(batch) = collector.next(due).await {
-            due = Instant::now() + pause(batch.len());
+            due = Instant::now() + pause(batch.len() as f64);
             self.write(batch).await;
         }
     }
@@ -256,14 +251,15 @@ mod tests {
 
     /// As at a steady rate: what comes within a pause is the next batch.
     #[test]
-    fn pauses_are_short_where_few_report_and_long_where_many_do() {
-        for (reports_a_second, pause_after) in [(0, 20), (10, 20), (50, 20), (200, 1000), (10_000, 1000)] {
-            for start in [SHORTEST_PAUSE, LONGEST_PAUSE] {
-                let next = |before: Duration| {
-                    pause((before.as_secs_f64() * f64::from(reports_a_second)).round() as usize)
-                };
-                let settled = (0..50).fold(start, |before, _| next(before));
-                assert_eq!(settled.as_millis(), pause_after, "{reports_a_second} reports a second");
+    fn pauses_grow_with_the_rate_of_reports_and_come_to_a_rest() {
+        for (reports_a_second, at_rest) in [(0.0, 10), (40.0, 10), (100.0, 25), (320.0, 80), (640.0, 160)] {
+            for start in [PAUSE, 16 * PAUSE] {
+                let next = |before: Duration, _| pause(before.as_secs_f64() * reports_a_second);
+                let rest = (0..30).fold(start, next);
+                assert!(
+                    rest.abs_diff(at_rest * PAUSE / 10) < PAUSE / 10,
+                    "{reports_a_second} a second: {rest:?}"
+                );
             }
         }
     }

@@ -15,6 +15,7 @@ use std::{
 use arc_swap::ArcSwap;
 use auth_core::names::AgentId;
 use futures::{Stream, StreamExt as _, stream};
+use mezite_daemon::traces;
 use mezite_proto::{
     MAX_REPLY, transport,
     v1::{self, auth_service_client::AuthServiceClient},
@@ -23,7 +24,10 @@ use rand::seq::SliceRandom as _;
 use rustls::ClientConfig;
 use rustls_pki_types::ServerName;
 use tokio::sync::oneshot;
-use tonic::{Code, Request, Response, Status, metadata::MetadataValue, transport::Channel};
+use tonic::{
+    Code, Request, Response, Status, metadata::MetadataValue, service::interceptor::InterceptedService,
+    transport::Channel,
+};
 
 use crate::{
     config::LimitsConfig,
@@ -48,7 +52,9 @@ const MAX_KEPT: usize = 64;
 const NO_INGEST: ApiError = ApiError::Unavailable("no recording ingest can be reached now");
 
 /// A client of one ingest.
-pub(crate) type IngestClient = AuthServiceClient<Channel>;
+pub(crate) type IngestClient = AuthServiceClient<InterceptedService<Channel, Traced>>;
+/// Has a request carry the trace of the call that it is made for.
+type Traced = fn(Request<()>) -> Result<Request<()>, Status>;
 
 /// A connection, and the TLS that it was made with.
 struct Kept {
@@ -238,9 +244,20 @@ impl Relay {
 }
 
 fn bounded(channel: Channel) -> IngestClient {
-    AuthServiceClient::new(channel)
+    let traced: Traced = traced;
+    AuthServiceClient::with_interceptor(channel, traced)
         .max_decoding_message_size(MAX_REPLY)
         .max_encoding_message_size(MAX_MESSAGE)
+}
+
+fn traced(mut request: Request<()>) -> Result<Request<()>, Status> {
+    traces::pass_on(|name, value| {
+        // It is of hexadecimal digits.
+        if let Ok(value) = MetadataValue::try_from(value) {
+            request.metadata_mut().insert(name, value);
+        }
+    });
+    Ok(request)
 }
 
 /// A request that an agent's call is relayed with.

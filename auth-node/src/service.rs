@@ -15,6 +15,7 @@ use auth_core::{
     presence::PresenceTtl,
     second_factor,
 };
+use mezite_daemon::calls::CallSpan;
 use mezite_proto::{access::MethodAccess, v1::AccessClass};
 use raft_store::{Clock, Committed, Store, StoreTransaction, TransactError, View};
 use store_txn::Read;
@@ -23,7 +24,7 @@ use tokio::{sync::Semaphore, time::Instant};
 use crate::{
     access::Listeners,
     attendance::Attendance,
-    authn::{Call, CallSpan},
+    authn::Call,
     authz,
     ca_keys::CaKeys,
     error::ApiError,
@@ -35,12 +36,16 @@ use crate::{
     passwords::PasswordPool,
     places::Places,
     presence::Presence,
+    recent::Recent,
     refusals::{Mode, Refusals},
     relay::Relay,
     rpc::RevocationList,
     sso::Outbound,
     uses::Uses,
 };
+
+/// How long it is told why the node is not ready: below what anybody notices.
+pub(crate) const PROBLEM_LIFE: Duration = Duration::from_millis(250);
 
 /// What handlers work with.
 pub(crate) struct Service {
@@ -52,6 +57,8 @@ pub(crate) struct Service {
     pub(crate) cas: Arc<CaKeys>,
     /// The ingests that live.
     pub(crate) ingests: Arc<LiveIngests>,
+    /// What anybody is told of why the node is not ready; the Raft core is not asked for each who asks.
+    pub(crate) problem: Recent<String>,
     /// Collects heartbeats.
     pub(crate) presence: Presence,
     /// Whether agents have had the time to report.
@@ -122,7 +129,7 @@ impl Admission {
     /// Tells who calls, by what `state` says, and refuses what is not allowed.
     fn admit(&self, state: &mut (impl Read + ?Sized)) -> Result<Context, CoreError> {
         let caller = context::authenticate(state, &self.credential)?;
-        self.span.note(&caller);
+        self.span.note(|| caller.actor());
         if let Caller::User(user) = &caller
             && user.use_is_due
             && let Some(uses) = &self.uses
@@ -142,7 +149,7 @@ impl Admission {
             Err(CoreError::Unauthenticated(_)) => Caller::Anonymous,
             known => known?,
         };
-        self.span.note(&caller);
+        self.span.note(|| caller.actor());
         Ok(Context { caller, origin: self.origin.clone() })
     }
 }

@@ -1,6 +1,8 @@
 //! Who calls, and what that lets them do: agents write their own recordings, auth nodes read any and write on behalf
 //! of an agent that they name. Nobody else gets anything.
 
+use std::fmt;
+
 use mezite_pki::{identity::Identity, x509::CertificateInfo};
 use mezite_proto::transport::ConnectionInfo;
 use recording_format::{AgentId, Digest};
@@ -81,12 +83,23 @@ pub fn caller(extensions: &Extensions, cluster: &str, now: u64) -> Result<Caller
     }
 }
 
+impl fmt::Display for Caller {
+    /// As the log names it, and the audit log.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Agent { id, .. } => write!(f, "agent:{id}"),
+            Self::Auth { node_id } => write!(f, "auth:{node_id}"),
+        }
+    }
+}
+
 impl Caller {
     /// Whose recording this call may write. What an agent says in [`RELAYED_AGENT`] counts for nothing.
     ///
     /// # Errors
     /// [`IngestError::Denied`] for an auth node that names no agent.
     pub fn writer(self, metadata: &MetadataMap) -> Result<Writer, IngestError> {
+        let name = self.to_string();
         match self {
             Self::Agent { id, certificate, dns_names } => Ok(Writer {
                 agent_id: id,
@@ -94,12 +107,11 @@ impl Caller {
                 relayed_by: None,
                 hostnames: Some(dns_names),
             }),
-            Self::Auth { node_id } => {
+            Self::Auth { .. } => {
                 let named = metadata.get(RELAYED_AGENT).and_then(|value| value.to_str().ok()?.parse().ok());
                 let agent_id =
                     named.ok_or(IngestError::Denied("an auth node must name the agent it relays"))?;
-                let relayed_by = Some(format!("auth:{node_id}"));
-                Ok(Writer { agent_id, certificate: None, relayed_by, hostnames: None })
+                Ok(Writer { agent_id, certificate: None, relayed_by: Some(name), hostnames: None })
             }
         }
     }

@@ -57,7 +57,8 @@ pub struct Config {
     /// Labels that it reports, at most 64. Default: none.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
-    /// Logging. By default `log.level` is `info`.
+    /// Logging.
+    #[serde(default)]
     pub log: LogConfig,
     /// Traces.
     #[serde(default)]

@@ -160,7 +160,9 @@ impl IngestError {
         Self::Invalid { field, reason: reason.into() }
     }
 
-    fn code(&self) -> Code {
+    /// The code of gRPC that says it.
+    #[must_use]
+    pub fn code(&self) -> Code {
         match self {
             Self::Unauthenticated(_) | Self::NotRegistered => Code::Unauthenticated,
             Self::Denied(_) | Self::NotOwner => Code::PermissionDenied,
@@ -280,7 +282,7 @@ impl IngestError {
 impl IngestError {
     /// What the caller is told. `request_id` is under what the operator's log has more of it.
     #[must_use]
-    pub fn into_status(self, request_id: Option<&str>) -> Status {
+    pub fn into_status(self, request_id: &str) -> Status {
         let mut details = ErrorDetails::with_error_info(self.reason(), DOMAIN, self.info());
         if let Self::Invalid { field, reason } = &self {
             details.add_bad_request_violation(*field, reason.clone());
@@ -288,16 +290,8 @@ impl IngestError {
         if let Some(delay) = self.retry_after() {
             details.set_retry_info(Some(delay));
         }
-        if let Some(request_id) = request_id {
-            details.set_request_info(request_id, "");
-        }
+        details.set_request_info(request_id, "");
         Status::with_error_details(self.code(), self.to_string(), details)
-    }
-}
-
-impl From<IngestError> for Status {
-    fn from(error: IngestError) -> Self {
-        error.into_status(None)
     }
 }
 
@@ -307,7 +301,7 @@ mod tests {
 
     #[test]
     fn a_caller_learns_where_to_go_on() {
-        let status = Status::from(IngestError::OffsetAhead { expected: 42 });
+        let status = IngestError::OffsetAhead { expected: 42 }.into_status("r");
         assert_eq!(status.code(), Code::OutOfRange);
         let info = status.get_error_details().error_info().unwrap().clone();
         assert_eq!((info.domain.as_str(), info.reason.as_str()), ("mezite", "OFFSET_AHEAD"));
@@ -319,14 +313,14 @@ mod tests {
         let secret = "/var/lib/secret/path";
         for error in [IngestError::Internal(secret.into()), StoreError::Failed(secret.into()).into()] {
             assert!(error.internals().contains(secret));
-            let status = Status::from(error);
+            let status = error.into_status("r");
             assert!(!status.message().contains(secret), "{}", status.message());
         }
     }
 
     #[test]
     fn a_field_is_named() {
-        let status = Status::from(IngestError::invalid("header.recording_id", "not a UUID"));
+        let status = IngestError::invalid("header.recording_id", "not a UUID").into_status("r");
         let details = status.get_error_details();
         assert_eq!(details.bad_request().unwrap().field_violations[0].field, "header.recording_id");
     }

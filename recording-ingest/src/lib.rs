@@ -1,8 +1,8 @@
 //! The recording ingest: takes session recordings from agents, makes them durable on an object store, and answers
 //! auth nodes that list and read them.
 //!
-//! A call is read from the outside in: `server` carries it, `rpc` parses and authorises it (`authn`, `convert`),
-//! `stream` runs one that writes, `read` one that reads. What is written is judged by `session` (offsets and chain,
+//! A call is read from the outside in: `server` carries it, `call` begins and ends it, `rpc` parses and authorises it (`authn`,
+//! `convert`), `stream` runs one that writes, `read` one that reads. What is written is judged by `session` (offsets and chain,
 //! no I/O), found again by `recover`, ended by `seal` and stored by `objects`; `index` answers lists. Beside the
 //! calls, `identity` keeps who this ingest is, `control` tells the cluster that it lives, `access` follows which
 //! agents may write, and `report` tells the audit log of recordings. `abandon` ends those whose agents have fallen
@@ -16,6 +16,7 @@ mod abandon;
 mod access;
 pub mod authn;
 mod budget;
+mod call;
 pub mod claims;
 pub mod config;
 mod control;

@@ -3,18 +3,18 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use futures::{Stream, StreamExt as _, stream, stream::BoxStream};
-use mezite_daemon::clock;
+use futures::{Stream, stream, stream::BoxStream};
 use mezite_proto::v1;
-use tonic::{Extensions, Request, Response, Status, Streaming, metadata::MetadataMap};
-use tracing::{Instrument as _, Span, field};
+use tonic::{Request, Response, Status, Streaming, metadata::MetadataMap};
+use tracing::{Span, field};
 
 use crate::{
-    authn::{self, Caller, Writer},
+    authn::{Caller, Writer},
+    call::Call,
     convert,
     error::IngestError,
     index::row_of,
-    metrics, outlet,
+    outlet,
     read::Reader,
     service::Ingest,
     stream as writing,
@@ -30,11 +30,12 @@ pub(crate) async fn stream_session_recording(
     request: Request<Streaming<v1::StreamSessionRecordingRequest>>,
 ) -> Result<Response<v1::StreamSessionRecordingResponse>, Status> {
     let (metadata, extensions, inbound) = request.into_parts();
+    let (call, caller) = Call::begin("StreamSessionRecording", &ingest, &metadata, &extensions);
     let work = async {
-        let writer = writer(&ingest, &extensions, &metadata).await?;
+        let writer = writer(&ingest, caller?, &metadata).await?;
         ingest.write(writer.agent_id, writing::run(Arc::clone(&ingest), writer, inbound)).await
     };
-    answer("StreamSessionRecording", work).await
+    call.answer(work).await
 }
 
 pub(crate) async fn upload_session_recording(
@@ -42,8 +43,9 @@ pub(crate) async fn upload_session_recording(
     request: Request<v1::UploadSessionRecordingRequest>,
 ) -> Result<Response<v1::UploadSessionRecordingResponse>, Status> {
     let (metadata, extensions, request) = request.into_parts();
+    let (call, caller) = Call::begin("UploadSessionRecording", &ingest, &metadata, &extensions);
     let work = async {
-        let writer = writer(&ingest, &extensions, &metadata).await?;
+        let writer = writer(&ingest, caller?, &metadata).await?;
         let reply =
             ingest.write(writer.agent_id, writing::upload(Arc::clone(&ingest), writer, request)).await?;
         Ok(v1::UploadSessionRecordingResponse {
@@ -53,16 +55,17 @@ pub(crate) async fn upload_session_recording(
             receipt: reply.receipt,
         })
     };
-    answer("UploadSessionRecording", work).await
+    call.answer(work).await
 }
 
 pub(crate) async fn list_session_recordings(
     ingest: Arc<Ingest>,
     request: Request<v1::ListSessionRecordingsRequest>,
 ) -> Result<Response<v1::ListSessionRecordingsResponse>, Status> {
-    let (_, extensions, request) = request.into_parts();
+    let (metadata, extensions, request) = request.into_parts();
+    let (call, caller) = Call::begin("ListSessionRecordings", &ingest, &metadata, &extensions);
     let work = async {
-        caller(&ingest, &extensions)?.reader()?;
+        caller?.reader()?;
         let filter = convert::filter(&request)?;
         let after = filter.cursor(&request.page_token)?;
         if !ingest.tail.is_ready() {
@@ -72,16 +75,17 @@ pub(crate) async fn list_session_recordings(
         let (rows, more) = ingest.catalog.page(&filter, after, convert::page_size(request.page_size));
         Ok(convert::page(&filter, &rows, more))
     };
-    answer("ListSessionRecordings", work).await
+    call.answer(work).await
 }
 
 pub(crate) async fn get_session_recording(
     ingest: Arc<Ingest>,
     request: Request<v1::GetSessionRecordingRequest>,
 ) -> Result<Response<v1::GetSessionRecordingResponse>, Status> {
-    let (_, extensions, request) = request.into_parts();
+    let (metadata, extensions, request) = request.into_parts();
+    let (call, caller) = Call::begin("GetSessionRecording", &ingest, &metadata, &extensions);
     let work = async {
-        let mut reader = open(&ingest, &extensions, &request.recording_id).await?;
+        let mut reader = open(&ingest, caller?, &request.recording_id).await?;
         let data = match u64::from(request.limit).min(MAX_GET) {
             0 => Bytes::new(),
             limit => reader.read(request.offset, limit).await?,
@@ -90,7 +94,7 @@ pub(crate) async fn get_session_recording(
         let sealed = reader.stored().manifest.as_deref().filter(|_| request.with_receipt);
         Ok(v1::GetSessionRecordingResponse { recording, data, receipt: sealed.map(convert::receipt) })
     };
-    answer("GetSessionRecording", work).await
+    call.answer(work).await
 }
 
 type Download = BoxStream<'static, Result<v1::DownloadSessionRecordingResponse, Status>>;
@@ -99,18 +103,16 @@ pub(crate) async fn download_session_recording(
     ingest: Arc<Ingest>,
     request: Request<v1::DownloadSessionRecordingRequest>,
 ) -> Result<Response<Download>, Status> {
-    const METHOD: &str = "DownloadSessionRecording";
-    let (_, extensions, request) = request.into_parts();
+    let (metadata, extensions, request) = request.into_parts();
+    let (call, caller) = Call::begin("DownloadSessionRecording", &ingest, &metadata, &extensions);
     let work = async {
-        let reader = open(&ingest, &extensions, &request.recording_id).await?;
+        let reader = open(&ingest, caller?, &request.recording_id).await?;
         reader.check(request.offset)?;
         let permit = ingest.download()?;
         let patience = ingest.limits().message_timeout;
-        let pieces = outlet::open(pieces(reader, request.offset), patience, ingest.leaving(), permit);
-        let span = Span::current();
-        Ok(pieces.map(move |piece| piece.map_err(|error| span.in_scope(|| refusal(METHOD, error)))).boxed())
+        Ok(outlet::open(pieces(reader, request.offset), patience, ingest.leaving(), permit))
     };
-    answer(METHOD, work).await
+    call.answer_all(work).await
 }
 
 /// The recording from `offset` on, piece by piece.
@@ -128,46 +130,16 @@ fn pieces(
     })
 }
 
-fn caller(ingest: &Ingest, extensions: &Extensions) -> Result<Caller, IngestError> {
-    authn::caller(extensions, ingest.identity().cluster_name(), clock::unix_seconds())
-}
-
 /// The agent whose recording the call writes, if it may write.
-async fn writer(
-    ingest: &Ingest,
-    extensions: &Extensions,
-    metadata: &MetadataMap,
-) -> Result<Writer, IngestError> {
-    let writer = caller(ingest, extensions)?.writer(metadata)?;
+async fn writer(ingest: &Ingest, caller: Caller, metadata: &MetadataMap) -> Result<Writer, IngestError> {
+    let writer = caller.writer(metadata)?;
     ingest.check_member()?;
     ingest.access.admit(writer, ingest.leaving()).await
 }
 
-async fn open(ingest: &Ingest, extensions: &Extensions, recording_id: &str) -> Result<Reader, IngestError> {
-    caller(ingest, extensions)?.reader()?;
+async fn open(ingest: &Ingest, caller: Caller, recording_id: &str) -> Result<Reader, IngestError> {
+    caller.reader()?;
     let id = convert::recording_id("recording_id", recording_id)?;
     Span::current().record("recording", field::display(id));
     ingest.reader(id).await
-}
-
-/// Does the work under a span that names the recording, and turns its failure into what the caller is told.
-async fn answer<T>(
-    method: &'static str,
-    work: impl Future<Output = Result<T, IngestError>>,
-) -> Result<Response<T>, Status> {
-    let span = tracing::info_span!("call", method, recording = field::Empty);
-    let result = work.instrument(span.clone()).await;
-    result.map(Response::new).map_err(|error| span.in_scope(|| refusal(method, error)))
-}
-
-/// Counts and logs a failure. What is the operator's business is told to the caller by the id of its log line alone.
-fn refusal(method: &'static str, error: IngestError) -> Status {
-    metrics::refused(method, error.reason());
-    if !error.is_ours() {
-        tracing::debug!(reason = error.reason(), %error, "refused");
-        return error.into();
-    }
-    let request_id = format!("{:016x}", rand::random::<u64>());
-    tracing::error!(request_id, reason = error.reason(), error = error.internals(), "a call failed");
-    error.into_status(Some(&request_id))
 }

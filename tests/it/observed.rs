@@ -5,8 +5,10 @@ use std::{
     time::Duration,
 };
 
-use mezite_e2e::{ADMIN, Cluster, PASSWORD, Port, Setup, api, eventually};
-use mezite_proto::v1::{AuthenticateLocalRequest, PingRequest};
+use mezite_e2e::{
+    ADMIN, Agent, AgentSpec, Cluster, Ingest, IngestSpec, PASSWORD, Port, Setup, api, eventually,
+};
+use mezite_proto::v1::{AuthenticateLocalRequest, PingRequest, UploadSessionRecordingRequest};
 use opentelemetry_proto::tonic::{
     collector::trace::v1::{
         ExportTraceServiceRequest, ExportTraceServiceResponse,
@@ -16,13 +18,24 @@ use opentelemetry_proto::tonic::{
     trace::v1::Span,
 };
 use prost::Message as _;
+use recording_format::Digest;
 use serde_json::Value as Json;
 use tonic::{Request, Response, Status, transport::Server};
+
+use crate::support::{metadata, recording_id};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 /// As W3C has it in its examples.
 const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
 const PARENT: &str = "00f067aa0ba902b7";
+
+/// A request of a caller whose trace has these flags: `01` if it is recorded.
+fn in_trace<T>(message: T, flags: &str) -> Request<T> {
+    let mut request = Request::new(message);
+    let parent = format!("00-{TRACE}-{PARENT}-{flags}");
+    request.metadata_mut().insert("traceparent", parent.parse().unwrap());
+    request
+}
 
 /// A collector that keeps what it is sent.
 #[derive(Debug, Clone, Default)]
@@ -69,15 +82,14 @@ fn text<'a>(attributes: &'a [KeyValue], key: &str) -> Option<&'a str> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_collector_is_sent_the_spans_of_calls_under_their_callers_traces_and_no_secret() {
+async fn a_collector_is_sent_the_spans_of_calls_with_links_to_strangers_traces_and_no_secret() {
     let collector = Collector::default();
     let set = vec![format!("traces.endpoint={}", collector.serve()), "traces.one_in=1".into()];
     let cluster = Cluster::start_with(&Setup { set, ..Setup::default() }).await;
     let trust = cluster.trust();
     let mut stub = api::stub(&cluster.nodes()[0].address(), trust, api::tls(trust, true, None));
-    let mut ping = Request::new(PingRequest::default());
-    ping.metadata_mut().insert("traceparent", format!("00-{TRACE}-{PARENT}-01").parse().unwrap());
-    let _ = stub.ping(ping).await.unwrap();
+    // It says that its trace is not recorded.
+    let _ = stub.ping(in_trace(PingRequest::default(), "00")).await.unwrap();
     let login =
         |password: &str| AuthenticateLocalRequest { username: ADMIN.into(), password: password.into() };
     let session = stub.authenticate_local(login(PASSWORD)).await.unwrap().into_inner();
@@ -94,10 +106,10 @@ async fn a_collector_is_sent_the_spans_of_calls_under_their_callers_traces_and_n
         if missing.is_empty() { Ok(()) } else { Err(format!("{missing:?}")) }
     })
     .await;
-    let ping = of("Ping", "Ok").unwrap();
     let spans = collector.spans();
-    let under = spans.iter().filter(|span| hex::encode(&span.trace_id) == TRACE).collect::<Vec<_>>();
-    assert!(under.iter().any(|span| hex::encode(&span.parent_span_id) == PARENT), "{ping:?}");
+    assert!(spans.iter().all(|span| hex::encode(&span.trace_id) != TRACE), "a stranger's trace goes on");
+    let mut links = spans.iter().flat_map(|span| &span.links);
+    assert!(links.any(|link| hex::encode(&link.trace_id) == TRACE && hex::encode(&link.span_id) == PARENT));
     let resource = collector.0.lock().unwrap()[0].resource_spans[0].resource.clone().unwrap();
     assert_eq!(text(&resource.attributes, "service.name"), Some("auth-node"));
     let sent: Vec<u8> =
@@ -108,6 +120,49 @@ async fn a_collector_is_sent_the_spans_of_calls_under_their_callers_traces_and_n
             "{secret}"
         );
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agents_trace_goes_on_to_the_ingest_and_a_strangers_has_nothing_traced() {
+    let collector = Collector::default();
+    // Nothing is traced but what a caller has traced.
+    let set = vec![format!("traces.endpoint={}", collector.serve()), format!("traces.one_in={}", u32::MAX)];
+    let cluster = Cluster::start_with(&Setup { set: set.clone(), ..Setup::default() }).await;
+    let store = IngestSpec::local(&cluster.dir().join("recordings"));
+    let _ingests = Ingest::start_all_with(&cluster, 1, &IngestSpec { set, ..store }).await;
+    let (certificate, key) = Agent::join(&cluster, AgentSpec::default()).pems();
+    let stub = |identity| {
+        let trust = cluster.trust();
+        api::stub(&cluster.nodes()[0].address(), trust, api::tls(trust, true, identity))
+    };
+    let _ = stub(None).ping(in_trace(PingRequest::default(), "01")).await.unwrap();
+    let payload = b"a session";
+    let upload = UploadSessionRecordingRequest {
+        recording_id: recording_id().to_string(),
+        metadata: Some(metadata("alice")),
+        data: payload.as_slice().into(),
+        payload_sha256: Digest::of(payload).as_bytes().to_vec().into(),
+    };
+    let mut agent = stub(Some((&certificate, &key)));
+    let _ = agent.upload_session_recording(in_trace(upload, "01")).await.unwrap();
+    eventually("the collector has both programs' spans", PATIENCE, async || {
+        let spans = collector.spans();
+        if spans.len() >= 2 { Ok(()) } else { Err(format!("{spans:?}")) }
+    })
+    .await;
+    let spans = collector.spans();
+    assert_eq!(spans.len(), 2, "{spans:?}");
+    let under = |parent: &str| {
+        let found = spans.iter().find(|span| hex::encode(&span.parent_span_id) == parent);
+        let span = found.unwrap_or_else(|| panic!("no span is under {parent}: {spans:?}"));
+        assert_eq!(hex::encode(&span.trace_id), TRACE);
+        assert_eq!(text(&span.attributes, "method"), Some("UploadSessionRecording"), "{span:?}");
+        span
+    };
+    let node = under(PARENT);
+    let ingest = under(&hex::encode(&node.span_id));
+    assert!(text(&node.attributes, "caller").unwrap().starts_with("agent:"), "{node:?}");
+    assert_eq!(text(&ingest.attributes, "caller"), Some("auth:1"), "{ingest:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -58,8 +58,6 @@ impl ConfigError {
 pub trait Settings: Serialize + DeserializeOwned {
     /// Environment variables with this prefix override fields.
     const ENV_PREFIX: &'static str;
-    /// `log.level` where nothing says it.
-    const LOG_LEVEL: &'static str = "info";
 
     /// The field `log`.
     fn log(&self) -> &LogConfig;
@@ -113,11 +111,8 @@ pub trait Settings: Serialize + DeserializeOwned {
             let (path, value) = flag.split_once('=').ok_or_else(|| ConfigError::Override(flag.clone()))?;
             set(&mut table, &path.split('.').map(str::to_owned).collect::<Vec<_>>(), value)?;
         }
-        let log = table.entry("log").or_insert_with(|| Value::Table(Table::new()));
-        if let Some(log) = log.as_table_mut() {
-            log.entry("level").or_insert_with(|| Value::String(Self::LOG_LEVEL.to_owned()));
-        }
         let config: Self = table.try_into().map_err(|error| ConfigError::Parse(format!("{error}")))?;
+        config.traces().check()?;
         config.check()?;
         Ok(config)
     }
@@ -180,6 +175,7 @@ mod tests {
     struct Example {
         listen: SocketAddr,
         names: Vec<String>,
+        #[serde(default)]
         log: LogConfig,
         #[serde(default)]
         traces: TracesConfig,
@@ -189,7 +185,6 @@ mod tests {
 
     impl Settings for Example {
         const ENV_PREFIX: &'static str = "EXAMPLE__";
-        const LOG_LEVEL: &'static str = "warn";
 
         fn log(&self) -> &LogConfig {
             &self.log
@@ -237,12 +232,15 @@ mod tests {
     }
 
     #[test]
-    fn a_program_has_its_own_default_of_the_log_level() {
-        let level = |text: &str, flags: &[&str]| parse(text, &[], flags).unwrap().log.level;
-        assert_eq!(level(LEAST, &[]), "warn");
-        assert_eq!(level(LEAST, &["log.format=json"]), "warn");
-        assert_eq!(level(&format!("{LEAST}[log]\nlevel = 'info'\n"), &[]), "info");
-        assert!(parse(LEAST, &[], &["log=3"]).is_err());
+    fn traces_go_to_a_collector_without_tls() {
+        let to = |endpoint: &str| parse(LEAST, &[], &[&format!("traces.endpoint='{endpoint}'")]);
+        for good in ["http://127.0.0.1:4317", "http://collector.example:4317/"] {
+            assert!(to(good).is_ok(), "{good}");
+        }
+        for bad in ["", "foo", "localhost:4317", "https://collector.example:4317", "http://"] {
+            let error = to(bad).unwrap_err();
+            assert!(error.to_string().starts_with("traces.endpoint: "), "{bad}: {error}");
+        }
     }
 
     #[test]

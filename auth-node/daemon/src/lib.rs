@@ -1,9 +1,11 @@
 //! What the programs of Mezite are made of, whatever they do.
 //!
 //! A program that serves has a [`config::Settings`], begins and ends by [`program`], logs by [`logging`], and shows
-//! itself by [`diagnostics`], [`metrics`] and [`supervisor`]: that is the feature `server`, and it brings the allocator. [`files`],
-//! [`clock`], and the bounds [`places`] and [`pace`] are for every program. Never here: a protocol, the domain, and what only one program has.
+//! itself by [`diagnostics`], [`metrics`] and [`supervisor`], and each call by [`calls`] and [`traces`]: that is the feature `server`, and
+//! it brings the allocator. [`files`], [`clock`], and the bounds [`places`] and [`pace`] are for every program. Never here: a protocol, the domain, and what only one program has.
 
+#[cfg(feature = "server")]
+pub mod calls;
 pub mod clock;
 #[cfg(feature = "server")]
 pub mod config;

@@ -51,7 +51,7 @@ use std::{pin::Pin, sync::Arc};
 
 use auth_core::{CoreError, Credential};
 use futures::Stream;
-use mezite_daemon::traces;
+use mezite_daemon::{calls::Measured, traces};
 use mezite_proto::{
     access as rules,
     v1::{self, auth_service_server::AuthService},
@@ -61,15 +61,11 @@ use tonic::{Request, Response, Status, Streaming};
 use tracing::{Instrument as _, Span};
 
 use crate::{
-    authn::{self, Call, CallSpan, Here},
+    authn::{self, Call, Here},
     error::ApiError,
-    metrics::Measured,
     service::Service,
 };
 use outcome::{after_admission, end, within};
-
-/// Methods that later releases build. They are authorised, and then UNIMPLEMENTED.
-pub const NOT_YET: &[&str] = &[];
 
 /// Methods that are declared and stay without an effect. They are authorised, and then UNIMPLEMENTED.
 pub const RESERVED: &[&str] = &[
@@ -135,9 +131,10 @@ impl Api {
         let measured = Measured::begin(method);
         let settings = &self.service.settings;
         let origin = authn::origin(request.extensions(), settings.node_id);
-        let span = CallSpan::begin(method, &origin);
-        traces::continue_trace(&span, |name| request.metadata().get(name)?.to_str().ok());
+        let span = authn::span(method, &origin);
         let here = Here { cluster: &settings.cluster, now: (self.service.clock)() / 1000 };
+        let known = || authn::is_of_the_cluster(request.extensions(), here);
+        traces::continue_trace(&span, known, |name| request.metadata().get(name)?.to_str().ok());
         let prepared = rules::rule(method)
             .ok_or_else(|| CoreError::Denied(format!("{method} has no access rule")))
             .and_then(|rule| {
@@ -158,14 +155,9 @@ fn refused(result: Result<Response<()>, Status>) -> Status {
     result.err().unwrap_or_else(|| Status::internal("internal error"))
 }
 
-/// Authorises, and then says that the method does nothing yet.
-async fn later<Q, T: Send + 'static>(service: &Service, call: &Call, _request: Q) -> Result<T, ApiError> {
-    service.read(call, |_, _| Err(CoreError::Unimplemented)).await
-}
-
 /// Authorises, and then says that the method does nothing.
-async fn reserved<Q, T: Send + 'static>(service: &Service, call: &Call, request: Q) -> Result<T, ApiError> {
-    later(service, call, request).await
+async fn reserved<Q, T: Send + 'static>(service: &Service, call: &Call, _request: Q) -> Result<T, ApiError> {
+    service.read(call, |_, _| Err(CoreError::Unimplemented)).await
 }
 
 /// A line per method: its name, what it takes and answers, and its handler.
@@ -404,7 +396,8 @@ api! {
         ) -> Result<Response<Self::WatchAccessStream>, Status> {
             let begun = self.begin_stream("WatchAccess", &request)?;
             let ends = authn::certificate_ends(request.extensions());
-            let result = access::watch(Arc::clone(&self.service), begun.call.clone(), ends).await;
+            let work = access::watch(Arc::clone(&self.service), begun.call.clone(), ends);
+            let result = work.instrument(Span::clone(&begun.call.span)).await;
             begun.end(result)
         }
 
@@ -413,7 +406,8 @@ api! {
             request: Request<Streaming<v1::StreamSessionRecordingRequest>>,
         ) -> Result<Response<v1::StreamSessionRecordingResponse>, Status> {
             let begun = self.begin_stream("StreamSessionRecording", &request)?;
-            let result = recordings::stream(&self.service, &begun.call, request.into_inner()).await;
+            let work = recordings::stream(&self.service, &begun.call, request.into_inner());
+            let result = work.instrument(Span::clone(&begun.call.span)).await;
             begun.end(result)
         }
 
@@ -424,7 +418,8 @@ api! {
             request: Request<v1::DownloadSessionRecordingRequest>,
         ) -> Result<Response<Self::DownloadSessionRecordingStream>, Status> {
             let begun = self.begin_stream("DownloadSessionRecording", &request)?;
-            let result = recordings::download(&self.service, &begun.call, request.into_inner()).await;
+            let work = recordings::download(&self.service, &begun.call, request.into_inner());
+            let result = work.instrument(Span::clone(&begun.call.span)).await;
             begun.end(result)
         }
 
@@ -435,7 +430,8 @@ api! {
             request: Request<v1::SaveBackupRequest>,
         ) -> Result<Response<Self::SaveBackupStream>, Status> {
             let begun = self.begin_stream("SaveBackup", &request)?;
-            let result = backup::save(&self.service, &begun.call).await;
+            let work = backup::save(&self.service, &begun.call);
+            let result = work.instrument(Span::clone(&begun.call.span)).await;
             begun.end(result)
         }
     }

@@ -1,16 +1,17 @@
 //! How a call is carried out, whatever is the same for all of them, and how it ends: within its deadline, measured, logged.
 
 use auth_core::{CoreError, Credential, Origin};
+use mezite_daemon::calls::{CallSpan, Measured};
 use mezite_proto::v1::AccessClass;
 use tokio::time::Instant;
 use tonic::{Code, Response, Status};
 use tracing::{Instrument as _, Span};
 
-use crate::{authn::Call, error::ApiError, metrics::Measured, service::Service};
+use crate::{authn::Call, error::ApiError, service::Service};
 
 /// Ends a call of gRPC: measures it, logs it, and tells the caller what went wrong.
 pub(super) fn end<T>(
-    span: &Span,
+    span: &CallSpan,
     origin: &Origin,
     stranger: bool,
     measured: Measured,
@@ -39,9 +40,9 @@ pub(crate) async fn carry_out<T>(
 }
 
 /// Measures and logs the end of a call. The line is of the call's span, which says whose it is.
-fn note_end<T>(span: &Span, stranger: bool, measured: Measured, result: &Result<T, ApiError>) {
-    let (code, ms) = (result.as_ref().map_or_else(ApiError::code, |_| Code::Ok), measured.milliseconds());
-    span.record("code", tracing::field::debug(code));
+fn note_end<T>(span: &CallSpan, stranger: bool, measured: Measured, result: &Result<T, ApiError>) {
+    let code = result.as_ref().map_or_else(ApiError::code, |_| Code::Ok);
+    let ms = span.end(measured, code);
     span.in_scope(|| match result {
         Ok(_) => tracing::debug!(ms, "done"),
         Err(error) if error.is_ours() => tracing::error!(ms, %error, "the call failed"),
@@ -51,7 +52,6 @@ fn note_end<T>(span: &Span, stranger: bool, measured: Measured, result: &Result<
         }
         Err(error) => tracing::info!(ms, %error, "refused"),
     });
-    measured.end(code);
 }
 
 /// Carries a call out within its deadline.

@@ -20,15 +20,18 @@ pub(crate) async fn ping(
         server_version: env!("CARGO_PKG_VERSION").into(),
         server_time: Some(convert::timestamp((service.clock)())),
         ingest_addresses: service.ingests.addresses().await?.to_vec(),
-        problem: service.store.ready(MAX_LAG).await.err().as_ref().map(problem).unwrap_or_default(),
+        problem: service.problem.get(problem(service)).await?,
     })
 }
 
-/// What anybody may know of why the node is not ready.
-fn problem(reason: &NotReady) -> String {
-    match reason {
+/// What anybody may know of why the node is not ready; empty: it is.
+async fn problem(service: &Service) -> Result<String, ApiError> {
+    Ok(match service.store.ready(MAX_LAG).await {
+        Ok(()) => String::new(),
         // What stopped it is for the node's own log.
-        NotReady::Dead(_) => "the node has failed".into(),
-        NotReady::NoLeader | NotReady::Lagging { .. } | NotReady::Removed => reason.to_string(),
-    }
+        Err(NotReady::Dead(_)) => "the node has failed".into(),
+        Err(reason @ (NotReady::NoLeader | NotReady::Lagging { .. } | NotReady::Removed)) => {
+            reason.to_string()
+        }
+    })
 }

@@ -18,14 +18,22 @@ pub(crate) async fn heartbeat(
     request: v1::AgentHeartbeatRequest,
 ) -> Result<v1::AgentHeartbeatResponse, ApiError> {
     // Whoever else calls is refused here: the queue is for those whom the transaction may let in.
-    if !matches!(call.credential, Credential::Agent { .. } | Credential::Ingest { .. }) {
-        return Err(CoreError::Unauthenticated("show the client certificate of a registered agent").into());
-    }
+    let caller = match &call.credential {
+        Credential::Agent { id, .. } => format!("agent:{id}"),
+        Credential::Ingest { id, .. } => format!("ingest:{id}"),
+        _ => {
+            return Err(
+                CoreError::Unauthenticated("show the client certificate of a registered agent").into()
+            );
+        }
+    };
     let bytes = request.encoded_len();
     let report = Report::new(request.version, request.labels, request.address, request.load)?
         .following(request.followed_trust_revision);
     let beat = service.presence.beat(call.credential.clone(), report, bytes).await;
     let news = audited(service, call, beat).await?;
+    // It was let in with many others, and not as the caller of this call.
+    call.span.note(|| caller);
     Ok(v1::AgentHeartbeatResponse {
         next_interval: Some(convert::duration_out(with_jitter(service.settings.heartbeat_interval))),
         phases: news.phases.iter().copied().map(trust::phase).collect(),

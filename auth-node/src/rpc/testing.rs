@@ -40,7 +40,7 @@ use super::{RevocationList, login};
 use crate::{
     access::Listeners,
     attendance::Attendance,
-    authn::{Call, CallSpan},
+    authn::{self, Call},
     ca_keys::CaKeys,
     config::{IamConfig, LimitsConfig},
     error::ApiError,
@@ -51,8 +51,9 @@ use crate::{
     passwords::PasswordPool,
     places::Places,
     presence::Presence,
+    recent::Recent,
     relay::Relay,
-    service::{Service, Settings},
+    service::{PROBLEM_LIFE, Service, Settings},
     sso::Outbound,
     uses::Uses,
 };
@@ -121,6 +122,7 @@ impl Node {
             cas: Arc::new(CaKeys::new(Arc::new(Kek::new(Zeroizing::new([7; 32]))))),
             presence: Presence::start(store.clone(), Arc::clone(&ingests)),
             ingests,
+            problem: Recent::new(PROBLEM_LIFE),
             attendance: Arc::new(Attendance::new(ttl)),
             uses: Uses::start(store.clone()),
             pace: Pace::default(),
@@ -242,7 +244,7 @@ pub(crate) fn anonymous(method: &str) -> Call {
         ..Origin::default()
     };
     let method = access::rule(method).unwrap();
-    let span = CallSpan::begin(method.method, &origin);
+    let span = authn::span(method.method, &origin);
     Call { method, credential: Credential::None, origin, key: None, deadline: None, span }
 }
 

@@ -22,7 +22,7 @@ use tonic::metadata::MetadataMap;
 
 use super::{MAX_BODY, MAX_FORGOTTEN, Web, guard::Deadline};
 use crate::{
-    authn::{self, Call, CallSpan, Here},
+    authn::{self, Call, Here},
     error::{ApiError, Problem},
     rpc,
 };
@@ -72,7 +72,7 @@ impl Asked {
         let prepared = rules::rule(method).ok_or_else(unknown).and_then(|rule| Ok((rule, credential?)));
         match prepared {
             Ok((method, credential)) => {
-                let span = CallSpan::begin(method.method, &origin);
+                let span = authn::span(method.method, &origin);
                 Ok(Call { method, credential, origin, key: None, deadline, span })
             }
             Err(error) => Err(ApiError::from(error).into_problem(&origin.request_id)),

@@ -9,6 +9,7 @@ mod keeping;
 mod life;
 mod limits;
 mod lists;
+mod observed;
 mod program;
 mod recordings;
 mod refusals;

@@ -7,6 +7,7 @@ use std::{
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
+    sync::{Arc, Mutex},
 };
 
 use mezite_daemon::config::Settings as _;
@@ -18,10 +19,18 @@ use crate::{
     wire::{Wire, chunk, eventually, header, id, last, metadata, page, payload, wrapped},
 };
 
-struct Program {
+pub(crate) struct Program {
     child: Child,
-    address: SocketAddr,
-    diagnostics: SocketAddr,
+    pub(crate) address: SocketAddr,
+    pub(crate) diagnostics: SocketAddr,
+    log: Arc<Mutex<Vec<serde_json::Value>>>,
+}
+
+impl Program {
+    /// What it has logged since it serves.
+    pub(crate) fn log(&self) -> Vec<serde_json::Value> {
+        self.log.lock().unwrap().clone()
+    }
 }
 
 impl Drop for Program {
@@ -44,15 +53,25 @@ fn run(args: &[&str], config: &Path) -> Output {
 
 /// Starts it, and reads its addresses from its log.
 fn serve(config: &Path) -> Program {
-    let mut child = command(&["run"], config).stderr(Stdio::piped()).spawn().unwrap();
+    serve_with(config, "info")
+}
+
+/// As [`serve`], with this level of the log.
+fn serve_with(config: &Path, level: &str) -> Program {
+    let level = format!("log.level={level}");
+    let mut child = command(&["run", "--set", &level], config).stderr(Stdio::piped()).spawn().unwrap();
     let mut log = BufReader::new(child.stderr.take().unwrap()).lines();
     let serving = log.by_ref().map(Result::unwrap).find(|line| line.contains("serving")).unwrap();
     let line: serde_json::Value = serde_json::from_str(&serving).unwrap();
     let address = |name: &str| line["fields"][name].as_str().unwrap().parse().unwrap();
     let (address, diagnostics) = (address("address"), address("diagnostics_address"));
+    let said = Arc::<Mutex<Vec<_>>>::default();
+    let kept = Arc::clone(&said);
     // What it says later must not fill the pipe.
-    std::thread::spawn(move || log.for_each(drop));
-    Program { child, address, diagnostics }
+    std::thread::spawn(move || {
+        log.for_each(|line| kept.lock().unwrap().push(serde_json::from_str(&line.unwrap()).unwrap()));
+    });
+    Program { child, address, diagnostics, log: said }
 }
 
 /// Writes the configuration as a file.
@@ -60,6 +79,14 @@ fn written(cluster: &Cluster) -> (PathBuf, Config) {
     let (config, path) = (cluster.config("a", &[]), cluster.dir.path().join("ingest.toml"));
     fs::write(&path, config.print().unwrap()).unwrap();
     (path, config)
+}
+
+/// Joins, and starts.
+pub(crate) fn joined(cluster: &Cluster, level: &str) -> Program {
+    let (path, _) = written(cluster);
+    let joined = run(&["join", "--token-file", &token(cluster)], &path);
+    assert!(joined.status.success(), "{joined:?}");
+    serve_with(&path, level)
 }
 
 fn token(cluster: &Cluster) -> String {
