@@ -27,6 +27,7 @@ mod host;
 mod iam;
 mod idle;
 mod invites;
+mod kubernetes;
 mod lockout;
 mod locks;
 mod main_path;

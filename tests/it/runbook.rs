@@ -1,21 +1,24 @@
-//! The commands of `deploy/runbook.md`, run as they stand there: each marked story in one shell, on a cluster of its own.
+//! The commands of `deploy/runbook.md`, run as they stand there: each marked story in one shell, on a cluster of its own, which some
+//! begin without all of its nodes.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs,
+    fs::{self, File},
+    io::Write as _,
     os::unix::fs::symlink,
+    path::PathBuf,
     process::Command,
 };
 
-use mezite_e2e::{Cluster, binary, run, secret_file, tools};
+use mezite_e2e::{ADMIN, Cluster, PASSWORD, Setup, binary, run, secret_file, tools};
 
-/// The stories, and a test for each.
+/// Those that begin with all nodes and leave them as they are, and a test for each.
 macro_rules! stories {
     ($($test:ident: $name:literal,)*) => {
         const STORIES: &[&str] = &[$($name),*];
         $(#[tokio::test]
         async fn $test() {
-            tell($name).await;
+            Stage::set().await.tell($name);
         })*
     };
 }
@@ -41,82 +44,192 @@ stories! {
     verify_the_audit_log: "audit",
 }
 
+/// Those with a test of their own below, which makes what they begin with and looks at what they leave.
+const WITH_A_TEST_OF_THEIR_OWN: &[&str] = &["remove-node", "lose-node", "lose-majority", "database-full"];
+
 #[test]
 fn each_story_of_the_runbook_is_told() {
-    let (stories, mut told) = (stories(), STORIES.to_vec());
+    let (stories, mut told) = (stories(), [STORIES, WITH_A_TEST_OF_THEIR_OWN].concat());
     told.sort_unstable();
     assert_eq!(stories.keys().map(String::as_str).collect::<Vec<_>>(), told);
 }
 
-/// What the runbook has of a story.
-#[derive(Debug, Default)]
-struct Story {
-    /// Its marked blocks, in order.
+#[tokio::test]
+async fn remove_a_node() {
+    let mut stage = Stage::set().await;
+    assert_eq!(stage.cluster.id(2), 3);
+    stage.tell("remove-node");
+    let removed = stage.cluster.node(2);
+    assert_eq!(removed.ended().await.code(), Some(78));
+    said(&removed.log(), "node 3 was removed from cluster");
+}
+
+#[tokio::test]
+async fn lose_one_node() {
+    let mut stage = Stage::set().await;
+    assert_eq!(stage.cluster.id(2), 3);
+    let lost = stage.cluster.node(2);
+    lost.kill();
+    fs::remove_dir_all(lost.data_dir().join("store")).unwrap();
+    lost.start();
+    assert!(!lost.ended().await.success());
+    said(&lost.log(), "is gone. A node must not come back without what it has promised: remove node 3");
+    stage.tell("lose-node");
+}
+
+#[tokio::test]
+async fn lose_a_majority() {
+    let mut stage = Stage::set().await;
+    for index in [1, 2] {
+        stage.cluster.node(index).kill();
+    }
+    assert_eq!(stage.cluster.node(0).stop().await.code(), Some(0));
+    stage.tell("lose-majority");
+    let left = stage.cluster.node(0);
+    left.start();
+    left.ready().await;
+    let ctl = stage.cluster.ctl();
+    let _ = ctl.login(ADMIN, PASSWORD).ok();
+    let members = ctl.json(&["cluster", "ls"]);
+    assert_eq!(members.as_array().map(Vec::len), Some(1), "{members}");
+    said(&ctl.ok(&["audit", "ls", "--event", "cluster.recover"]), "cluster.recover");
+}
+
+#[tokio::test]
+async fn the_database_is_over_its_bound() {
+    let mut stage = Stage::set().await;
+    for index in 0..3 {
+        let node = stage.cluster.node(index);
+        let mut config = File::options().append(true).open(node.config()).unwrap();
+        config.write_all(b"raft.max_database_bytes = 10000\n").unwrap();
+        assert_eq!(node.stop().await.code(), Some(0));
+        node.start();
+        node.ready().await;
+    }
+    stage.tell("database-full");
+}
+
+#[track_caller]
+fn said(log: &str, what: &str) {
+    assert!(log.contains(what), "{log}");
+}
+
+/// A marked block of the runbook.
+#[derive(Debug)]
+struct Block {
     commands: String,
-    /// What is printed, as the blocks that follow them at once have it: names of what there is, and of columns. Values differ.
+    /// What of the text that follows it at once is printed by it each time.
     printed: BTreeSet<String>,
 }
 
-fn stories() -> BTreeMap<String, Story> {
+/// The blocks of each story, in order.
+fn stories() -> BTreeMap<String, Vec<Block>> {
     let runbook = fs::read_to_string(tools::repository().join("deploy/runbook.md")).unwrap();
-    let mut stories = BTreeMap::<_, Story>::new();
+    let mut stories = BTreeMap::<_, Vec<Block>>::new();
     for block in runbook.split("\n```sh test=").skip(1) {
         let (name, rest) = block.split_once('\n').unwrap();
         let (commands, after) = rest.split_once("\n```").unwrap();
-        let story = stories.entry(name.to_owned()).or_default();
-        story.commands.push_str(commands);
-        story.commands.push('\n');
-        if let Some(text) = after.strip_prefix("\n```text\n") {
-            let (text, _) = text.split_once("\n```").unwrap();
-            story.printed.extend(text.lines().flat_map(names));
-        }
+        let text = after.strip_prefix("\n```text\n").and_then(|text| text.split_once("\n```"));
+        let printed = text.map(|(text, _)| constants(text)).unwrap_or_default();
+        stories.entry(name.to_owned()).or_default().push(Block { commands: commands.to_owned(), printed });
     }
     stories
 }
 
-/// The columns of a table's heading, or the name that a line begins with.
-fn names(line: &str) -> Vec<String> {
+/// What of a text is the same each time.
+fn constants(text: &str) -> BTreeSet<String> {
+    text.lines().flat_map(constants_of_line).collect()
+}
+
+/// The columns of a table's heading, the name that a line begins with, or the words of a sentence. Values differ.
+fn constants_of_line(line: &str) -> Vec<String> {
     let parts: Vec<_> = line.split("  ").map(str::trim).filter(|part| !part.is_empty()).collect();
-    let is_heading = |part: &&str| part.chars().all(|c| c.is_ascii_uppercase() || c == ' ');
-    let is_name = |part: &&str| part.chars().all(|c| c.is_ascii_lowercase() || " :".contains(c));
-    match parts.iter().all(is_heading) {
-        true => parts.into_iter().map(str::to_owned).collect(),
-        false if parts.len() > 1 => parts.into_iter().take(1).filter(is_name).map(str::to_owned).collect(),
-        false => Vec::new(),
+    let is_heading = |part: &str| part.chars().all(|c| c.is_ascii_uppercase() || c == ' ');
+    let is_name = |part: &str| part.chars().all(|c| c.is_ascii_lowercase() || " :".contains(c));
+    match parts.as_slice() {
+        parts if parts.iter().all(|part| is_heading(part)) => {
+            parts.iter().map(|&part| part.to_owned()).collect()
+        }
+        [sentence] => vec![words(sentence)],
+        [name, ..] if is_name(name) => vec![(*name).to_owned()],
+        _ => Vec::new(),
     }
+}
+
+/// The words of a sentence that are no ids, numbers or paths.
+fn words(sentence: &str) -> String {
+    let is_word = |word: &&str| !word.contains(|c: char| c.is_ascii_digit() || "/…".contains(c));
+    sentence.split_whitespace().filter(is_word).collect::<Vec<_>>().join(" ")
 }
 
 #[test]
-fn names_are_told_from_values() {
-    assert_eq!(names("NODE  ROLE    MOVES ON"), ["NODE", "ROLE", "MOVES ON"]);
-    assert_eq!(names("cluster id: 376c5652-9f17  (new)"), [""; 0]);
-    assert_eq!(names("ca pin:      sha256:27fd"), ["ca pin:"]);
-    assert_eq!(names("1     leader  0    ready"), [""; 0]);
-    assert_eq!(names("error: user alice is locked"), [""; 0]);
+fn what_is_the_same_each_time_is_told_from_values() {
+    let same = constants_of_line;
+    assert_eq!(same("NODE  ROLE    MOVES ON"), ["NODE", "ROLE", "MOVES ON"]);
+    assert_eq!(same("cluster id: 376c5652-9f17  (new)"), [""; 0]);
+    assert_eq!(same("ca pin:      sha256:27fd"), ["ca pin:"]);
+    assert_eq!(same("1     leader  0    ready"), [""; 0]);
+    assert_eq!(same("error: user alice is locked"), ["error: user alice is locked"]);
+    assert_eq!(
+        same("node 3 joined cluster 376c-…; set aside in /srv/a"),
+        ["node joined cluster set aside in"]
+    );
 }
 
-/// Runs a story to its end.
-async fn tell(name: &str) {
-    let Story { commands, printed } = stories().remove(name).unwrap();
-    let cluster = Cluster::start(3).await;
-    let (data, bin) = (cluster.dir().join("data"), cluster.dir().join("bin"));
-    fs::create_dir(&data).unwrap();
-    fs::create_dir(&bin).unwrap();
-    for program in ["auth-node", "recording-ingest", "mezctl"] {
-        symlink(binary(program), bin.join(program)).unwrap();
-    }
-    let kek = fs::read_to_string(cluster.nodes()[0].data_dir().join("kek")).unwrap();
-    secret_file(&data.join("kek"), &kek);
-    let said = run(Command::new("sh")
-        .args(["-eu", "-c", &commands])
-        .current_dir(&data)
-        .env("PATH", format!("{}:/usr/sbin:/usr/bin:/sbin:/bin", bin.display()))
-        .env("MEZITE_HOME", cluster.ctl().home())
-        .env("DATA", &data)
-        .env("ADDR", cluster.addresses().join(","))
-        .env("PIN", cluster.ca_pin()));
-    eprintln!("{}", said.stdout);
-    let shown = said.ok();
-    let missing: Vec<_> = printed.iter().filter(|name| !shown.contains(*name)).collect();
-    assert!(missing.is_empty(), "the runbook shows what is not printed: {missing:?}");
+/// A cluster of three nodes, and the folder of what a story writes.
+struct Stage {
+    cluster: Cluster,
+    data: PathBuf,
 }
+
+impl Stage {
+    async fn set() -> Self {
+        // The cluster's name is that of the examples.
+        let setup = Setup { name: "example".into(), nodes: 3, ..Setup::default() };
+        let cluster = Cluster::start_with(&setup).await;
+        let (data, bin) = (cluster.dir().join("data"), cluster.dir().join("bin"));
+        fs::create_dir(&data).unwrap();
+        fs::create_dir(&bin).unwrap();
+        for program in ["auth-node", "recording-ingest", "mezctl"] {
+            symlink(binary(program), bin.join(program)).unwrap();
+        }
+        let kek = fs::read_to_string(cluster.nodes()[0].data_dir().join("kek")).unwrap();
+        secret_file(&data.join("kek"), &kek);
+        Self { cluster, data }
+    }
+
+    /// Runs a story to its end, on the machine of the first node.
+    fn tell(&self, name: &str) {
+        let blocks = stories().remove(name).unwrap();
+        let said = run(Command::new("sh")
+            .args(["-eu", "-c", &self.script(&blocks)])
+            .current_dir(&self.data)
+            .env(
+                "PATH",
+                format!("{}:/usr/sbin:/usr/bin:/sbin:/bin", self.cluster.dir().join("bin").display()),
+            )
+            .env("MEZITE_HOME", self.cluster.ctl().home())
+            .env("DATA", &self.data)
+            .env("ADDR", self.cluster.addresses().join(","))
+            .env("PIN", self.cluster.ca_pin()));
+        eprintln!("{}", said.stdout);
+        let shown = said.ok();
+        for (block, shown) in blocks.iter().zip(shown.split(END)) {
+            let own = constants(shown);
+            let is_missing = |name: &&String| !own.iter().any(|own| own.starts_with(name.as_str()));
+            let missing: Vec<_> = block.printed.iter().filter(is_missing).collect();
+            assert!(missing.is_empty(), "the runbook shows {missing:?} for a block that printed {shown}");
+        }
+    }
+
+    /// The blocks one after the other, with a line between what they print.
+    fn script(&self, blocks: &[Block]) -> String {
+        let config = self.cluster.nodes()[0].config();
+        let blocks = blocks.iter().map(|block| format!("{}\nprintf '{END}'\n", block.commands));
+        let script = "exec 2>&1\n".to_owned() + &blocks.collect::<String>();
+        script.replace("runuser -u mezite -- ", "").replace("/etc/mezite/auth.toml", config.to_str().unwrap())
+    }
+}
+
+/// Between what two blocks print.
+const END: &str = "=== END ===\n";
