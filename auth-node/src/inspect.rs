@@ -82,8 +82,18 @@ impl fmt::Display for Inspection {
 /// When it cannot be looked at: it is not there, or a process uses it. What is wrong inside is in the inspection.
 pub fn inspect(config: &Config) -> Result<Inspection, NodeError> {
     // Opening it would make it.
-    if !config.data_dir.join(STORE).is_dir() {
-        return Err(NodeError::Refused(format!("there is no node in {}", config.data_dir.display())));
+    let store = config.data_dir.join(STORE);
+    match store.try_exists() {
+        Ok(true) => {}
+        Ok(false) => {
+            return Err(NodeError::Refused(format!("there is no node in {}", config.data_dir.display())));
+        }
+        Err(error) => {
+            let path = store.display();
+            return Err(NodeError::Refused(format!(
+                "cannot look at {path}: {error}; run this as the node's user"
+            )));
+        }
     }
     let folder = Folder::open(&config.data_dir)?;
     let store = raft_store::check(&folder.store_dir())?;

@@ -6,6 +6,7 @@
 //! takes before anybody knows whose it is.
 
 mod gate;
+mod judged;
 mod proxied;
 
 use std::{
@@ -345,7 +346,7 @@ async fn dial(addr: &str, local: Option<IpAddr>) -> io::Result<TcpStream> {
     socket.connect(addr).await
 }
 
-type TlsIo = TokioIo<tokio_rustls::client::TlsStream<TcpStream>>;
+type TlsIo = TokioIo<judged::Judged>;
 
 fn endpoint(
     addr: Arc<str>,
@@ -377,7 +378,7 @@ fn endpoint(
             let tcp = dial(&addr, local).await?;
             tcp.set_nodelay(true)?;
             let stream = TlsConnector::from(tls).connect(server_name, tcp).await?;
-            Ok::<_, io::Error>(TokioIo::new(stream))
+            Ok::<_, io::Error>(TokioIo::new(judged::Judged(stream)))
         }
     });
     Ok((endpoint, connector))

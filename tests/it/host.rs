@@ -1,6 +1,10 @@
 //! A host whose sessions are recorded, and what is seen of them in the cluster.
 
-use std::{fs, path::PathBuf, time::Duration};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use mezite_client::Client;
 use mezite_e2e::{Agent, AgentSpec, Cluster, Port, Process, Shell, Ssh, Sshd, account, call, eventually};
@@ -13,7 +17,7 @@ pub(crate) const SOON: Duration = Duration::from_secs(60);
 
 /// A host whose sessions are recorded, and a user who may log in there.
 pub(crate) struct Host {
-    agent: Agent,
+    pub(crate) agent: Agent,
     _sshd: Sshd,
     pub(crate) spool: PathBuf,
     pub(crate) ssh: Ssh,
@@ -22,8 +26,14 @@ pub(crate) struct Host {
 
 impl Host {
     pub(crate) async fn of(cluster: &Cluster) -> Self {
+        Self::with(cluster, None).await
+    }
+
+    /// With the `mezctl` of another build, in this folder.
+    pub(crate) async fn with(cluster: &Cluster, programs: Option<&Path>) -> Self {
         let port = Port::lease();
-        let agent = Agent::join(cluster, AgentSpec { address: &port.address(), ..AgentSpec::default() });
+        let spec = AgentSpec { address: &port.address(), programs, ..AgentSpec::default() };
+        let agent = Agent::join(cluster, spec);
         let spool = cluster.dir().join("spool");
         agent.record_in(&spool);
         let sshd = Sshd::start(&agent, port).await;

@@ -5,6 +5,7 @@
 
 mod api;
 mod config;
+mod defaults;
 
 use std::{env, fs};
 
@@ -30,4 +31,10 @@ fn the_reference_of_the_api_is_that_of_its_proto() {
 #[test]
 fn the_reference_of_the_configuration_is_that_of_its_structs() {
     is_current("deploy/configuration.md", &config::reference());
+}
+
+#[test]
+fn the_reference_of_the_configuration_has_the_defaults_of_the_programs() {
+    let compared = defaults::compare();
+    assert!(compared > 60, "only {compared} were compared");
 }

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use mezite_client::Retry;
-use mezite_e2e::{ADMIN, Agent, AgentSpec, Cluster, Ingest, PASSWORD, Setup, api, call};
+use mezite_e2e::{ADMIN, Agent, AgentSpec, Cluster, Ingest, PASSWORD, Setup, api, call, http};
 use mezite_proto::v1;
 use nix::sys::signal::Signal;
 use tokio::sync::mpsc;
@@ -82,8 +82,19 @@ async fn the_last_node_ends_in_time_while_calls_and_jobs_wait_for_the_quorum() {
             })
         })
         .collect();
-    // By then the next look has begun.
-    tokio::time::sleep(Duration::from_secs(6)).await;
+    let diagnostics = cluster.nodes()[last].diagnostics_address();
+    mezite_e2e::eventually("the node misses the quorum", Duration::from_secs(60), async || match http::get(
+        &diagnostics,
+        "/readyz",
+    )
+    .await
+    {
+        Ok((503, body)) if body.contains("no leader with a quorum") => Ok(()),
+        other => Err(format!("{other:?}")),
+    })
+    .await;
+    // There is a look each second: the next one has begun by then.
+    tokio::time::sleep(Duration::from_secs(2)).await;
     let told = Instant::now();
     assert_eq!(cluster.node(last).stop().await.code(), Some(0));
     let took = told.elapsed();

@@ -212,6 +212,10 @@ async fn a_live_agent_that_does_not_follow_holds_the_rotation_up_unless_it_is_fo
     world.logs_in(&folder, "forced");
     let said = world.admin().run(&["auth", "rotate", "host", "--to", "init"]).failed(1);
     assert!(said.contains("it goes to standby or rollback"), "{said}");
+    // As by a loop that did not hear the answer.
+    let again = world.admin().run(&["auth", "rotate", "host", "--to", "update-servers"]);
+    assert!(again.stderr.contains("in that phase already"), "{again:?}");
+    let _ = again.ok();
 
     // One that was away for a whole rotation comes back with a certificate of the key that signs now.
     let certificate = world.agent.file("ssh_host_ed25519_key-cert.pub");

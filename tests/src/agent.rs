@@ -23,6 +23,8 @@ pub struct AgentSpec<'a> {
     pub admin_labels: &'a str,
     /// Addresses of the auth nodes by which it joins: all of them, where there are none.
     pub addresses: &'a [String],
+    /// Folder of the programs of another build, whose `mezctl` it joins and runs with.
+    pub programs: Option<&'a Path>,
 }
 
 impl Default for AgentSpec<'_> {
@@ -33,6 +35,7 @@ impl Default for AgentSpec<'_> {
             labels: "",
             admin_labels: "",
             addresses: &[],
+            programs: None,
         }
     }
 }
@@ -69,7 +72,7 @@ impl Agent {
         let home = cluster.dir().join(format!("home-host-{}", spec.hostname));
         let all = cluster.addresses();
         let addresses = if spec.addresses.is_empty() { &all } else { spec.addresses };
-        let ctl = Ctl::new(&home, addresses, cluster.ca_pin());
+        let ctl = Ctl::new(&home, addresses, cluster.ca_pin()).of(spec.programs);
         let joined = ctl.json(&Self::join_args(&dir, &spec, token));
         let text = |name: &str| joined[name].as_str().unwrap().to_owned();
         Self { id: text("agent_id"), hostname: text("hostname"), dir, ctl: ctl.by_profile() }

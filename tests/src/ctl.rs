@@ -75,6 +75,8 @@ pub fn run_on(command: &mut Command, input: impl Into<Stdio>) -> Output {
 pub struct Ctl {
     home: PathBuf,
     global: Vec<String>,
+    /// Folder of its binary, where that is not this build's.
+    programs: Option<PathBuf>,
 }
 
 impl Ctl {
@@ -82,7 +84,7 @@ impl Ctl {
     #[must_use]
     pub fn new(home: &Path, addresses: &[String], ca_pin: &str) -> Self {
         let global = ["--addr", &addresses.join(","), "--ca-pin", ca_pin].map(str::to_owned).to_vec();
-        Self { home: home.to_owned(), global }
+        Self { home: home.to_owned(), global, programs: None }
     }
 
     /// The same home, as the last login left it, and no option of where the cluster is.
@@ -95,6 +97,12 @@ impl Ctl {
     #[must_use]
     pub fn at(&self, addresses: &[String]) -> Self {
         Self { global: vec!["--addr".into(), addresses.join(",")], ..self.clone() }
+    }
+
+    /// The same home, and the binary of another build, in this folder; `None`: of this one.
+    #[must_use]
+    pub fn of(&self, programs: Option<&Path>) -> Self {
+        Self { programs: programs.map(Path::to_owned), ..self.clone() }
     }
 
     /// Its home.
@@ -112,7 +120,8 @@ impl Ctl {
     /// A command, not started yet.
     #[must_use]
     pub fn command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(binary("mezctl"));
+        let binary = self.programs.as_ref().map_or_else(|| binary("mezctl"), |dir| dir.join("mezctl"));
+        let mut command = Command::new(binary);
         for (name, _) in env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("MEZITE_")) {
             command.env_remove(name);
         }

@@ -122,6 +122,8 @@ fn refuses_certificate(alert: AlertDescription) -> bool {
             | A::CertificateRequired
             | A::UnknownCA
             | A::AccessDenied
+            // Its issuer's name is known, but not that key: the authority was rotated.
+            | A::DecryptError
     )
 }
 
@@ -183,7 +185,11 @@ mod tests {
             let tls = io::Error::other(rustls::Error::AlertReceived(alert));
             Failure::from(Status::from_error(Box::new(tls)))
         };
-        for alert in [AlertDescription::CertificateExpired, AlertDescription::UnknownCA] {
+        for alert in [
+            AlertDescription::CertificateExpired,
+            AlertDescription::UnknownCA,
+            AlertDescription::DecryptError,
+        ] {
             assert!(matches!(after(alert), Failure::Untrusted(_)), "{alert:?}");
         }
         // These end a connection that was good: the request may have been carried out.

@@ -10,6 +10,8 @@ use crossterm::{style::Stylize as _, terminal};
 
 /// No column becomes narrower to make room.
 const NARROWEST: u16 = 8;
+/// Length of a UUID as text (RFC 9562).
+const ID: usize = 36;
 
 /// States in which all is well.
 const GOOD: &[&str] = &["active", "approved", "complete", "online", "proven", "ready", "serves", "sound"];
@@ -50,17 +52,25 @@ pub(crate) fn width() -> Option<u16> {
     terminal::size().ok().map(|(columns, _)| columns).filter(|columns| *columns > 0)
 }
 
-/// Makes columns, with `gap` between them, narrower until they fit into `room`: always the one that is widest.
-pub(crate) fn fit(widths: &mut [u16], gap: u16, room: u16) {
+/// Makes columns, with `gap` between them, narrower until they fit into `room`: always the one that is widest, but those that
+/// are `whole`, whose cells are to be copied.
+pub(crate) fn fit(widths: &mut [u16], whole: &[bool], gap: u16, room: u16) {
     let gaps = usize::from(gap) * widths.len().saturating_sub(1);
     let mut sum = gaps + widths.iter().map(|&width| usize::from(width)).sum::<usize>();
     while sum > usize::from(room) {
-        match widths.iter_mut().filter(|width| **width > NARROWEST).max() {
+        let narrowable =
+            widths.iter_mut().zip(whole).filter(|(width, whole)| **width > NARROWEST && !**whole);
+        match narrowable.map(|(width, _)| width).max() {
             Some(widest) => *widest -= 1,
             None => return,
         }
         sum -= 1;
     }
+}
+
+/// Whether a cell is an id that commands take: in two lines it is of use to nobody.
+pub(crate) fn is_id(cell: &str) -> bool {
+    cell.len() == ID && cell.chars().all(|c| c.is_ascii_hexdigit() || c == '-')
 }
 
 /// Colours what is a heading or a state of something. It changes nothing of a text that has none.
@@ -139,7 +149,7 @@ mod tests {
     fn columns_fit_and_none_vanishes() {
         let fitted = |widths: &[u16], room| {
             let mut widths = widths.to_vec();
-            fit(&mut widths, 2, room);
+            fit(&mut widths, &[false; 3], 2, room);
             widths
         };
         assert_eq!(fitted(&[10, 10], 22), [10, 10]);
@@ -148,5 +158,11 @@ mod tests {
         assert_eq!(fitted(&[9, 9, 3], 5), [8, 8, 3]);
         assert_eq!(fitted(&[u16::MAX, u16::MAX], 80), [39, 39]);
         assert!(fitted(&[], 80).is_empty());
+        let mut widths = [36, 10, 20];
+        fit(&mut widths, &[true, false, false], 2, 60);
+        assert_eq!(widths, [36, 10, 10]);
+        assert!(
+            is_id("6f9619ff-8b86-4011-b42d-00c04fc964ff") && !is_id("2026-11-24T09:20:00Z") && !is_id("")
+        );
     }
 }

@@ -168,7 +168,11 @@ fn part_of_table<const N: usize>(
     if let Some(header) = header {
         table.set_header(header);
     }
+    let mut whole = [false; N];
     for row in rows {
+        for (whole, cell) in whole.iter_mut().zip(&row) {
+            *whole |= look::is_id(cell);
+        }
         // A line break in a cell would look like a row of its own.
         table.add_row(row.map(|cell| printable(&cell).replace('\n', "\u{fffd}")));
     }
@@ -176,7 +180,7 @@ fn part_of_table<const N: usize>(
         *width = content.max(*width);
     }
     if let Some(room) = look::width() {
-        look::fit(widths, GAP, room);
+        look::fit(widths, &whole, GAP, room);
     }
     for (column, width) in table.column_iter_mut().zip(widths) {
         column.set_padding((0, GAP));

@@ -74,8 +74,7 @@ fn doc(attrs: &[Attribute]) -> String {
         },
         _ => None,
     });
-    let text = lines.collect::<Vec<_>>().join(" ");
-    text.replace("[`LOG_LEVEL`](crate::config::Settings::LOG_LEVEL)", "that")
+    lines.collect::<Vec<_>>().join(" ")
 }
 
 /// The last part of a type's path.

@@ -52,6 +52,20 @@ async fn a_token_is_used_once() {
     let again = agent.ctl().json(&Agent::join_args(&agent.dir, &spec, &file));
     assert_eq!((&again["agent_id"], &again["already_joined"]), (&agent.id.as_str().into(), &true.into()));
 
+    // What can be put right is; what its certificates say cannot.
+    let mut changed = Agent::join_args(&agent.dir, &spec, &file);
+    changed.extend(["--principals", "web3.example.org"]);
+    let said = agent.ctl().run(&changed).failed(2);
+    assert!(said.contains("agent leave"), "{said}");
+    let moved = AgentSpec { address: "127.0.0.1:2222", labels: "env=moved", ..spec };
+    let _ = agent.ctl().ok(&Agent::join_args(&agent.dir, &moved, &file));
+    let _ = agent.ctl().ok(&["agent", "heartbeat", "--dir", agent.dir.to_str().unwrap()]);
+    let nodes = cluster.ctl().json(&["nodes", "ls"]);
+    assert_eq!(
+        (&nodes[0]["address"], &nodes[0]["labels"]["env"]),
+        (&"127.0.0.1:2222".into(), &"moved".into())
+    );
+
     let other = AgentSpec { hostname: "web2.example.org", ..spec };
     let dir = cluster.dir().join("web2");
     let said = cluster.ctl_named("web2").run(&Agent::join_args(&dir, &other, &file)).failed(3);

@@ -170,7 +170,7 @@ impl Row<6> for EventView {
 /// long one, what is gone and what is new.
 fn readable((name, value): (&String, &String)) -> (String, String) {
     let Some(bare) = name.strip_suffix("_ms") else { return (name.clone(), brief(value)) };
-    let is_time = bare.ends_with("_at") || bare == "until";
+    let is_time = bare == "at" || bare.ends_with("_at") || bare == "until";
     let side = |text: &str| match text.parse() {
         // No end.
         Ok(0) if is_time => "never".to_owned(),
@@ -379,6 +379,7 @@ mod tests {
         for (name, value, shown) in [
             ("expires_at_ms", "1795000000123", "expires_at=2026-11-18T11:06:40Z"),
             ("until_ms", "1795000000000", "until=2026-11-18T11:06:40Z"),
+            ("at_ms", "1795000000000", "at=2026-11-18T11:06:40Z"),
             ("expires_at_ms", "0", "expires_at=never"),
             ("expires_at_ms", "18446744073709551615", "expires_at=18446744073709551615"),
             ("session_ttl_ms", "28800000 -> 5400000", "session_ttl=8h -> 1h 30m"),

@@ -60,6 +60,13 @@ pub(crate) struct Rotate {
     force: bool,
 }
 
+impl Rotate {
+    /// Whether it is in the phase to which it is to go.
+    fn is_reached(&self, rotation: &v1::CaRotation) -> bool {
+        rotation.kind() == self.kind.wire() && self.to.map(Phase::wire) == Some(rotation.phase())
+    }
+}
+
 /// Arguments of `auth export`.
 #[derive(Debug, Args)]
 pub(crate) struct Export {
@@ -243,6 +250,15 @@ async fn status(context: &Context) -> Result<()> {
 
 async fn rotate(context: &Context, args: Rotate) -> Result<()> {
     let client = context.user().await?;
+    // Of whoever may rotate and not look, the cluster says whether it can be done.
+    let reached = match call!(client, Retry::Idempotent, get_ca_rotation, v1::GetCaRotationRequest {}) {
+        Ok(reply) => reply.rotations.into_iter().find(|rotation| args.is_reached(rotation)),
+        Err(_) => None,
+    };
+    if let Some(rotation) = reached {
+        output::say("it is in that phase already");
+        return context.print(&RotationView::from(rotation));
+    }
     let request = v1::RotateCaRequest {
         kind: args.kind.wire().into(),
         target_phase: args.to.unwrap_or(Phase::Init).wire().into(),

@@ -239,13 +239,22 @@ impl Place {
 
     /// Replaces what ssh reads, where it really is, and with the mode that it has. Nothing is no file.
     fn replace(&self, text: &str) -> Result<()> {
-        let path = fs::canonicalize(&self.config).unwrap_or_else(|_| self.config.clone());
+        let path = really(&self.config);
         if text.is_empty() {
             return fs::remove_file(&path).with_context(|| format!("cannot remove {}", path.display()));
         }
         let mode = fs::metadata(&path).map_or(PRIVATE, |found| found.permissions().mode() & 0o777);
         write_atomic(&path, text.as_bytes(), mode)
     }
+}
+
+/// Where a file is, or will be, that may be a link.
+fn really(path: &Path) -> PathBuf {
+    let leads_to = || {
+        let target = fs::read_link(path).ok()?;
+        Some(path.parent()?.join(target))
+    };
+    fs::canonicalize(path).ok().or_else(leads_to).unwrap_or_else(|| path.to_owned())
 }
 
 #[cfg(test)]
@@ -310,7 +319,14 @@ mod tests {
         place.write("one").unwrap();
         assert!(fs::symlink_metadata(&place.config).unwrap().is_symlink());
         assert!(fs::read_to_string(&real).unwrap().starts_with("Include"));
+
+        // Also one to a file that is not there yet.
+        fs::remove_file(&real).unwrap();
+        place.write("one").unwrap();
+        assert!(fs::symlink_metadata(&place.config).unwrap().is_symlink());
+        assert!(fs::read_to_string(&real).unwrap().starts_with("Include"));
     }
+
     #[test]
     fn a_program_is_named_as_it_was_started_where_that_leads_to_it() {
         let dir = tempfile::tempdir().unwrap();

@@ -25,7 +25,7 @@ const MAX_COMMENT: usize = 255;
 pub struct SshKeyPair {
     private: PrivateKey,
     public: SshPublicKey,
-    /// Signs in its place: `ssh-key` derives the public key anew for each signature, and takes five times as long.
+    /// Signs in its place: `ssh-key` derives the public key anew for each signature, and takes four times as long.
     signer: Ed25519KeyPair,
 }
 

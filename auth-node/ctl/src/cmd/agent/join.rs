@@ -231,7 +231,7 @@ async fn begin(context: &Context, dir: &AgentDir, args: &Join) -> Result<(AgentS
         None => wanted,
     };
     if state.progress == Progress::Joined {
-        return Ok((state, client));
+        return Ok((changed(dir, state, args)?, client));
     }
     // From here on the join can be finished by running it again, whatever happens.
     dir.keep_trust(&cluster.trust)?;
@@ -239,6 +239,22 @@ async fn begin(context: &Context, dir: &AgentDir, args: &Join) -> Result<(AgentS
     dir.tls_key()?;
     dir.save(&state)?;
     Ok((state, client))
+}
+
+/// Takes up what an agent that has joined may be told anew: `agent run` reports it once it is started again.
+fn changed(dir: &AgentDir, mut state: AgentState, args: &Join) -> Result<AgentState> {
+    if !args.principals.is_empty() && args.principals != state.principals {
+        let what = "its certificates are for other names: `mezctl agent leave`, and join again with these --principals";
+        return Err(Usage(what.into()).into());
+    }
+    if let Some(address) = &args.address {
+        state.address.clone_from(address);
+    }
+    if !args.labels.is_empty() {
+        state.labels = label_map(&args.labels)?;
+    }
+    dir.save(&state)?;
+    Ok(state)
 }
 
 /// Where an earlier join goes on. What the cluster has not been told for good may still be put right.
@@ -267,7 +283,7 @@ fn resume(mut before: AgentState, mut wanted: AgentState) -> Result<AgentState> 
             before.address = wanted.address;
             before.labels = wanted.labels;
         }
-        Progress::Joined => {}
+        Progress::Joined => before.addresses = wanted.addresses,
     }
     Ok(before)
 }

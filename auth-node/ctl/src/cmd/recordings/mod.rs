@@ -28,7 +28,7 @@ const RANGE: u32 = 1 << 20;
 /// Commands on session recordings.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Recordings {
-    /// Send a recording, as the agent of this host, until there is a receipt for it; repeat to resume
+    /// Send a recording, as the agent of this host, until there is a receipt for it; with its --id it is resumed
     Upload(upload::Upload),
     /// List recordings, newest first
     Ls(ls::Ls),

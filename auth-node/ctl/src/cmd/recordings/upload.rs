@@ -1,7 +1,7 @@
 //! `recordings upload`: as the agent of a host.
 
 use std::{
-    io::Write as _,
+    io::{self, IsTerminal as _, Write as _},
     path::{Path, PathBuf},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -191,6 +191,9 @@ pub(super) async fn upload(context: &Context, args: Upload) -> Result<()> {
     let source = source.told(&args, state.hostname)?;
     let (mut payload, progress) = source.open().await?;
     let ingests = client.ping().await?.ingest_addresses;
+    if args.id.is_none() && io::stderr().is_terminal() {
+        output::say(&format!("if this is interrupted, it goes on with --id {id}"));
+    }
     let uploader = Uploader::new(client.for_recordings(&ingests)?, UploadLimits::default());
     let sent = uploader.upload(id, &source.metadata, &mut payload).await;
     drop(progress);
