@@ -57,6 +57,12 @@ async fn a_token_is_used_once() {
     changed.extend(["--principals", "web3.example.org"]);
     let said = agent.ctl().run(&changed).failed(2);
     assert!(said.contains("agent leave"), "{said}");
+    let nobody = agent.ctl().at(&["127.0.0.1:1".to_owned()]);
+    let before = fs::read(agent.file("agent.json")).unwrap();
+    let mut elsewhere = Agent::join_args(&agent.dir, &spec, &file);
+    elsewhere.extend(["--timeout", "1s"]);
+    let _ = nobody.run(&elsewhere).failed(5);
+    assert_eq!(fs::read(agent.file("agent.json")).unwrap(), before);
     let moved = AgentSpec { address: "127.0.0.1:2222", labels: "env=moved", ..spec };
     let _ = agent.ctl().ok(&Agent::join_args(&agent.dir, &moved, &file));
     let _ = agent.ctl().ok(&["agent", "heartbeat", "--dir", agent.dir.to_str().unwrap()]);

@@ -7,6 +7,7 @@ use clap::{Args, Subcommand, ValueEnum};
 use mezite_client::Retry;
 use mezite_proto::v1;
 use serde::Serialize;
+use tonic::Code;
 
 use crate::{
     args::{human_duration, proto_duration},
@@ -253,7 +254,8 @@ async fn rotate(context: &Context, args: Rotate) -> Result<()> {
     // Of whoever may rotate and not look, the cluster says whether it can be done.
     let reached = match call!(client, Retry::Idempotent, get_ca_rotation, v1::GetCaRotationRequest {}) {
         Ok(reply) => reply.rotations.into_iter().find(|rotation| args.is_reached(rotation)),
-        Err(_) => None,
+        Err(error) if error.code() == Some(Code::PermissionDenied) => None,
+        Err(error) => return Err(error.into()),
     };
     if let Some(rotation) = reached {
         output::say("it is in that phase already");

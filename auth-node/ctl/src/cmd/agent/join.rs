@@ -231,7 +231,7 @@ async fn begin(context: &Context, dir: &AgentDir, args: &Join) -> Result<(AgentS
         None => wanted,
     };
     if state.progress == Progress::Joined {
-        return Ok((changed(dir, state, args)?, client));
+        return Ok((changed(dir, state, args, &client).await?, client));
     }
     // From here on the join can be finished by running it again, whatever happens.
     dir.keep_trust(&cluster.trust)?;
@@ -242,7 +242,7 @@ async fn begin(context: &Context, dir: &AgentDir, args: &Join) -> Result<(AgentS
 }
 
 /// Takes up what an agent that has joined may be told anew: `agent run` reports it once it is started again.
-fn changed(dir: &AgentDir, mut state: AgentState, args: &Join) -> Result<AgentState> {
+async fn changed(dir: &AgentDir, mut state: AgentState, args: &Join, client: &Client) -> Result<AgentState> {
     if !args.principals.is_empty() && args.principals != state.principals {
         let what = "its certificates are for other names: `mezctl agent leave`, and join again with these --principals";
         return Err(Usage(what.into()).into());
@@ -252,6 +252,10 @@ fn changed(dir: &AgentDir, mut state: AgentState, args: &Join) -> Result<AgentSt
     }
     if !args.labels.is_empty() {
         state.labels = label_map(&args.labels)?;
+    }
+    if dir.joined()?.addresses != state.addresses {
+        // Addresses at which nobody is would cut the host off.
+        let _ = client.ping().await?;
     }
     dir.save(&state)?;
     Ok(state)
