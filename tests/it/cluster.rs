@@ -2,7 +2,7 @@
 
 use std::{fs, time::Duration};
 
-use mezite_daemon::program::REMOVED;
+use mezite_daemon::REMOVED;
 use mezite_e2e::{Cluster, Setup, call, eventually};
 use mezite_proto::v1;
 use serde_json::Value;

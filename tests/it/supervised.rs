@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use mezite_daemon::program::REMOVED;
+use mezite_daemon::REMOVED;
 use mezite_e2e::{
     ADMIN, Agent, AgentSpec, AuthNode, CLUSTER, Cluster, Ingest, Scratch, Setup, eventually, tools,
 };

@@ -52,7 +52,7 @@ pub(crate) struct Cli {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Options of every command")]
 pub(crate) struct Global {
-    /// Addresses of auth nodes, host:port, asked in this order until one serves [default: those of the last login]
+    /// Addresses of auth nodes, host:port, asked in this order until one serves [default: those that the profile knows, or the folder of a host or bot]
     #[arg(
         long,
         env = "MEZITE_ADDR",
@@ -233,6 +233,17 @@ fn watch_interval(text: &str) -> Result<Duration, String> {
         Err(_) => human_duration(text)?,
     };
     if WATCHES.contains(&every) { Ok(every) } else { Err("must be from a second to a day".into()) }
+}
+
+/// What is said to be done, such as `users ls`.
+pub(crate) fn path(matches: &ArgMatches) -> String {
+    let mut names = Vec::new();
+    let mut last = matches;
+    while let Some((name, matches)) = last.subcommand() {
+        names.push(name);
+        last = matches;
+    }
+    names.join(" ")
 }
 
 /// How often what is said is to be shown again; `None`: once.

@@ -2,9 +2,8 @@
 
 use std::{process::ExitCode, time::Duration};
 
-use crossterm::style::Stylize as _;
-use mezite_client::{ClientError, UploadError};
-use mezite_daemon::program::REMOVED;
+use mezite_client::{ClientError, NOT_REGISTERED, UploadError};
+use mezite_daemon::REMOVED;
 use tonic::Code;
 
 use crate::{
@@ -110,11 +109,12 @@ const IAM_REFUSED: &str = "an admin sees why with `mezctl audit ls --event agent
 /// Shorter waits than this have been waited for already, again and again.
 const WORTH_TELLING: Duration = Duration::from_secs(5);
 
-/// Prints the error and what to do, on standard error, and chooses the exit code. `profile` is the one that was asked for.
-pub(crate) fn report(error: &anyhow::Error, proof: Proof, profile: Option<&str>) -> ExitCode {
+/// Prints the error and what to do, on standard error, and chooses the exit code. `command` is what failed, as in `users ls`, and
+/// `profile` the one that was asked for.
+pub(crate) fn report(error: &anyhow::Error, proof: Proof, command: &str, profile: Option<&str>) -> ExitCode {
     tell(error);
-    if let Some(hint) = hint(error, proof) {
-        output::say_after("hint:".cyan(), &for_profile(&hint, profile));
+    if let Some(hint) = hint(error, proof, command) {
+        output::hint(&for_profile(&hint, profile));
     }
     ExitCode::from(outcome(error) as u8)
 }
@@ -124,13 +124,13 @@ pub(crate) fn report(error: &anyhow::Error, proof: Proof, profile: Option<&str>)
 pub(crate) fn warn(error: &anyhow::Error, proof: Proof) {
     output::warn(&format!("{error:#}"));
     if let Some(ClientError::Untrusted { reason, .. }) = client_error(error) {
-        output::say_after("hint:".cyan(), &untrusted(reason, proof));
+        output::hint(&untrusted(reason, proof));
     }
 }
 
 /// Prints the error on standard error.
 pub(crate) fn tell(error: &anyhow::Error) {
-    output::say_after("error:".red().bold(), &format!("{error:#}"));
+    output::fail(&format!("{error:#}"));
 }
 
 /// A hint that can be followed as it is: whoever asked for another profile logs in to that.
@@ -212,7 +212,7 @@ pub(crate) fn is_conflict(error: &anyhow::Error) -> bool {
     outcome(error) == Outcome::Conflict
 }
 
-fn hint(error: &anyhow::Error, proof: Proof) -> Option<String> {
+fn hint(error: &anyhow::Error, proof: Proof, command: &str) -> Option<String> {
     if let Some(StrangePin(by)) = error.downcast_ref() {
         let undo = if by.starts_with('-') { "leave it out" } else { "unset it" };
         return Some(format!(
@@ -227,10 +227,11 @@ fn hint(error: &anyhow::Error, proof: Proof) -> Option<String> {
     let hint = match (error, error.code()) {
         (ClientError::Untrusted { reason, .. }, _) => return Some(untrusted(reason, proof)),
         (_, Some(Code::Unauthenticated)) => unknown_caller(proof),
+        _ if error.has_reason(NOT_REGISTERED) => unknown_caller(proof),
         (_, Some(Code::PermissionDenied)) if asks_for_a_second_factor(error) => {
             "`mezctl login` has no second factor but where a provider asks for it: `mezctl login --sso CONNECTOR`"
         }
-        (_, Some(Code::PermissionDenied)) => return refused(error, proof).map(str::to_owned),
+        (_, Some(Code::PermissionDenied)) => return refused(error, proof, command).map(str::to_owned),
         (_, Some(Code::NotFound)) if proof == Proof::Sso => "the cluster's login page lists the connectors",
         (_, Some(Code::NotFound)) => {
             return listed_by(error).map(|command| format!("`mezctl {command}` lists what there is"));
@@ -246,11 +247,16 @@ fn hint(error: &anyhow::Error, proof: Proof) -> Option<String> {
         (_, Some(Code::Unavailable | Code::DeadlineExceeded)) if lacks_ingests(error) => {
             "`mezctl cluster status` lists the ingests, and which are online; what is stored stays where it is meanwhile"
         }
-        (_, Some(Code::Unavailable | Code::DeadlineExceeded)) if proof == Proof::Session => {
+        (_, Some(Code::Unavailable | Code::DeadlineExceeded))
+            if proof == Proof::Session && command != "status" =>
+        {
             "try again, or name further nodes with --addr host:port,host:port; `mezctl status` says how each address is"
         }
         (_, Some(Code::Unavailable | Code::DeadlineExceeded)) => {
             "try again, or name further nodes with --addr host:port,host:port"
+        }
+        (_, Some(Code::FailedPrecondition)) if command == "auth rotate" => {
+            "`mezctl auth status` says what a rotation waits for, and `--force` does not wait"
         }
         // The message says what to do.
         (_, Some(Code::ResourceExhausted)) if error.has_reason("DATABASE_FULL") => return None,
@@ -334,10 +340,16 @@ fn unknown_caller(proof: Proof) -> &'static str {
 }
 
 /// The cluster does not let who calls do this.
-fn refused(error: &ClientError, proof: Proof) -> Option<&'static str> {
+fn refused(error: &ClientError, proof: Proof, command: &str) -> Option<&'static str> {
     match proof {
         _ if error.has_reason("LOCKED") => {
             Some("while the lock is there nothing else helps: admins see it with `mezctl locks ls`")
+        }
+        Proof::Session if allows_no_login(error) => Some(
+            "an admin gives a user logins with `mezctl users update NAME --logins LOGIN,…`, for roles that allow the logins of a trait",
+        ),
+        Proof::Session if command.starts_with("requests") => {
+            Some("an admin sees with `mezctl roles get` who may ask for what, and who may approve")
         }
         Proof::Session | Proof::Password => Some(
             "if it is a role that you lack, an admin can give you one, or you ask: `mezctl requests create`",
@@ -349,6 +361,9 @@ fn refused(error: &ClientError, proof: Proof) -> Option<&'static str> {
         Proof::JoinToken | Proof::Iam if is_name_taken(error) => Some(
             "an admin removes that agent, if it will not come back: `mezctl nodes rm ID`, with the id from `mezctl nodes ls` or \
              `mezctl nodes ls --unfinished`",
+        ),
+        Proof::JoinToken if is_name_not_allowed(error) => Some(
+            "join with other --principals, or ask an admin for a token that allows these: `mezctl tokens add --principals`",
         ),
         Proof::JoinToken => Some("ask an admin for another join token (`mezctl tokens add`), if it is that"),
         Proof::Iam => Some(IAM_REFUSED),
@@ -368,6 +383,16 @@ fn asks_for_a_second_factor(error: &ClientError) -> bool {
 /// Whether an auth node serves, and no ingest does. It has no word for that but its message.
 fn lacks_ingests(error: &ClientError) -> bool {
     matches!(error, ClientError::Unavailable { reason, .. } if reason.contains("no recording ingest"))
+}
+
+/// Whether a name is refused that the token does not allow. The cluster has no word for that but its message.
+fn is_name_not_allowed(error: &ClientError) -> bool {
+    error.status().is_some_and(|status| status.message.contains("does not allow the name"))
+}
+
+/// Whether a certificate is refused since it would be good for no login. The cluster has no word for that but its message.
+fn allows_no_login(error: &ClientError) -> bool {
+    error.status().is_some_and(|status| status.message.contains("your roles allow no login"))
 }
 
 /// Whether a name is refused that another agent has. The cluster has no word for that but its message.

@@ -29,15 +29,15 @@ fn exit_codes_tell_failures_apart() {
 
 #[test]
 fn an_error_says_what_to_do() {
-    assert!(hint(&NotLoggedIn.into(), Proof::Session).unwrap().contains("mezctl login"));
-    assert!(hint(&unavailable().into(), Proof::Session).unwrap().contains("--addr"));
+    assert!(hint(&NotLoggedIn.into(), Proof::Session, "").unwrap().contains("mezctl login"));
+    assert!(hint(&unavailable().into(), Proof::Session, "").unwrap().contains("--addr"));
     for (wait, told) in [(Duration::from_millis(250), "--addr"), (Duration::from_secs(30), "in 30s")] {
         let (addresses, reason) = ("a:1".into(), "x".into());
         let busy = ClientError::Unavailable { addresses, attempts: 1, reason, retry_after: Some(wait) };
-        assert!(hint(&busy.into(), Proof::Session).unwrap().contains(told), "{wait:?}");
+        assert!(hint(&busy.into(), Proof::Session, "").unwrap().contains(told), "{wait:?}");
     }
     // The message says all of it.
-    assert_eq!(hint(&NoProfile("x".into()).into(), Proof::Session), None);
+    assert_eq!(hint(&NoProfile("x".into()).into(), Proof::Session, ""), None);
     assert_eq!(outcome(&NoProfile("x".into()).into()), Outcome::Denied);
     for (by, undo) in [("--ca-pin", "leave it out"), ("MEZITE_CA_PIN", "unset it")] {
         let untrusted = ClientError::Untrusted { address: "a:1".into(), reason: "x".into() };
@@ -45,7 +45,7 @@ fn an_error_says_what_to_do() {
             let before = outcome(&error);
             let error = error.context(StrangePin(by)).context("document 1");
             assert!(
-                hint(&error, Proof::Session)
+                hint(&error, Proof::Session, "")
                     .unwrap()
                     .starts_with(&format!("{by} overrides the profile: {undo}"))
             );
@@ -56,7 +56,7 @@ fn an_error_says_what_to_do() {
 
 #[test]
 fn who_asked_for_a_profile_is_told_to_log_in_to_that() {
-    let hint = hint(&NotLoggedIn.into(), Proof::Session).unwrap();
+    let hint = hint(&NotLoggedIn.into(), Proof::Session, "").unwrap();
     assert_eq!(for_profile(&hint, None), "run `mezctl login`");
     assert_eq!(for_profile(&hint, Some("")), "run `mezctl login`");
     assert_eq!(for_profile(&hint, Some("work")), "run `mezctl --profile work login`");
@@ -66,7 +66,7 @@ fn who_asked_for_a_profile_is_told_to_log_in_to_that() {
 fn who_lacks_a_second_factor_is_not_told_to_ask_for_a_role() {
     let said = tonic::Status::permission_denied("a second factor is required, and you have no device yet");
     let error = ClientError::Status(Box::new((&said).into()));
-    assert!(hint(&error.into(), Proof::Session).unwrap().contains("login --sso"));
+    assert!(hint(&error.into(), Proof::Session, "").unwrap().contains("login --sso"));
 }
 
 #[test]
@@ -74,7 +74,7 @@ fn whose_name_is_taken_is_told_how_it_becomes_free() {
     let said = tonic::Status::permission_denied("the name web1 belongs to another agent");
     for proof in [Proof::JoinToken, Proof::Iam] {
         let error = ClientError::Status(Box::new((&said).into()));
-        assert!(hint(&error.into(), proof).unwrap().contains("nodes rm ID"), "{proof:?}");
+        assert!(hint(&error.into(), proof, "").unwrap().contains("nodes rm ID"), "{proof:?}");
     }
 }
 
@@ -101,7 +101,7 @@ fn a_service_that_the_cluster_does_not_have_any_more_ends_with_a_status_of_its_o
     let refused = || ClientError::Status(Box::new((&status).into()));
     let gone = anyhow::Error::from(Gone(refused()));
     assert_eq!(outcome(&gone) as u8, 78);
-    assert!(hint(&gone, Proof::Agent).unwrap().contains("join again"));
+    assert!(hint(&gone, Proof::Agent, "").unwrap().contains("join again"));
     // A command that was refused so is denied as any.
     assert_eq!(outcome(&refused().into()), Outcome::Denied);
 }
@@ -112,7 +112,7 @@ fn who_does_not_believe_a_certificate_for_its_time_looks_at_the_clock_first() {
     let at = |seconds| UnixTime::since_unix_epoch(Duration::from_secs(seconds));
     let hint = |reason: Error| {
         let untrusted = ClientError::Untrusted { address: "a:1".into(), reason: reason.to_string() };
-        hint(&untrusted.into(), Proof::Agent).unwrap()
+        hint(&untrusted.into(), Proof::Agent, "").unwrap()
     };
     for reason in [
         Error::InvalidCertificate(CertificateError::ExpiredContext { time: at(9), not_after: at(5) }),
@@ -135,7 +135,7 @@ fn a_hint_fits_the_command() {
         let details = ErrorDetails::with_error_info(reason, "mezite", HashMap::new());
         let status = tonic::Status::with_error_details(code, "no", details);
         let error = ClientError::Status(Box::new((&status).into()));
-        hint(&error.into(), proof).unwrap_or_default()
+        hint(&error.into(), proof, "").unwrap_or_default()
     };
     for (proof, unknown, denied) in [
         (Proof::Session, "mezctl login", "requests create"),
@@ -151,7 +151,7 @@ fn a_hint_fits_the_command() {
         assert!(refused(Code::PermissionDenied, "DENIED", proof).contains(denied), "{proof:?}");
         assert!(refused(Code::PermissionDenied, "LOCKED", proof).contains("locks ls"), "{proof:?}");
         let untrusted = ClientError::Untrusted { address: "a:1".into(), reason: "x".into() };
-        assert!(hint(&untrusted.into(), proof).unwrap().contains("check --addr"), "{proof:?}");
+        assert!(hint(&untrusted.into(), proof, "").unwrap().contains("check --addr"), "{proof:?}");
     }
     assert!(refused(Code::Unauthenticated, "NOT_REGISTERED", Proof::Agent).contains("--spool"));
     assert_eq!(refused(Code::PermissionDenied, "DENIED", Proof::Agent), "");
@@ -164,7 +164,7 @@ fn a_hint_fits_the_command() {
 fn what_is_not_there_is_told_with_what_lists_the_rest() {
     let said = |message: &str| {
         let error = ClientError::Status(Box::new((&tonic::Status::not_found(message)).into()));
-        hint(&error.into(), Proof::Session)
+        hint(&error.into(), Proof::Session, "")
     };
     for (message, command) in [("no such user: bob", "users ls"), ("no such auth node: 99", "cluster ls")] {
         assert!(said(message).unwrap().contains(&format!("`mezctl {command}`")), "{message}");
@@ -178,6 +178,32 @@ fn what_is_not_there_is_told_with_what_lists_the_rest() {
 fn who_finds_no_ingest_is_not_told_of_other_auth_nodes() {
     let (addresses, reason) = ("a:1".into(), "no recording ingest can be reached now".into());
     let error = ClientError::Unavailable { addresses, attempts: 1, reason, retry_after: None };
-    let hint = hint(&error.into(), Proof::Session).unwrap();
+    let hint = hint(&error.into(), Proof::Session, "").unwrap();
     assert!(hint.contains("`mezctl cluster status`") && !hint.contains("--addr"), "{hint}");
+}
+
+#[test]
+fn what_is_refused_is_told_with_what_would_be_allowed() {
+    let said = |code, message: &str, proof, command| {
+        let error = ClientError::Status(Box::new((&tonic::Status::new(code, message)).into()));
+        hint(&error.into(), proof, command).unwrap_or_default()
+    };
+    let denied = |message, proof, command| said(Code::PermissionDenied, message, proof, command);
+    let name = "the join token does not allow the name 192.0.2.7";
+    assert!(denied(name, Proof::JoinToken, "agent join").contains("tokens add --principals"));
+    assert!(denied("your roles allow no login", Proof::Session, "certs issue").contains("--logins"));
+    let waits = "1 have not taken this phase up: agent:x; wait for that, or force it";
+    assert!(
+        said(Code::FailedPrecondition, waits, Proof::Session, "auth rotate").contains("mezctl auth status")
+    );
+    assert_eq!(said(Code::FailedPrecondition, "x", Proof::Session, "users rm"), "");
+}
+
+#[test]
+fn nobody_is_sent_in_a_circle() {
+    let denied = ClientError::Status(Box::new((&tonic::Status::permission_denied("no")).into()));
+    let hint_of = |error: ClientError, command| hint(&error.into(), Proof::Session, command).unwrap();
+    assert!(!hint_of(denied, "requests create").contains("requests create"));
+    assert!(!hint_of(unavailable(), "status").contains("mezctl status"));
+    assert!(hint_of(unavailable(), "users ls").contains("mezctl status"));
 }

@@ -26,6 +26,7 @@ mod hidden;
 mod homes;
 mod keys;
 mod live;
+mod log;
 mod look;
 mod normal;
 mod output;
@@ -42,11 +43,19 @@ mod sshd_config;
 mod svid_dir;
 mod watch;
 
-use std::process::ExitCode;
+use std::{
+    io::{self, Write as _},
+    process::ExitCode,
+};
 
 use clap::{ArgMatches, FromArgMatches as _};
 
 fn main() -> ExitCode {
+    if std::env::args_os().len() <= 1 {
+        // Variables of the environment are options too: clap would find something said.
+        let _ = write!(io::stderr(), "{}", cli::command().render_help());
+        return ExitCode::from(2);
+    }
     let matches = cli::command().get_matches();
     let cli = cli::Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
     if let cli::Command::Record(args) = cli.command {
@@ -56,7 +65,7 @@ fn main() -> ExitCode {
     let (proof, profile) = (cli.command.proof(), cli.global.profile.clone());
     match run(cli, &matches) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => exit::report(&error, proof, profile.as_deref()),
+        Err(error) => exit::report(&error, proof, &cli::path(&matches), profile.as_deref()),
     }
 }
 

@@ -17,7 +17,7 @@ use serde::Serialize;
 use crate::{
     cli::Format,
     hidden::{Escape, escaped, is_hidden},
-    look,
+    log, look,
 };
 
 pub(crate) use crate::hidden::printable;
@@ -42,8 +42,12 @@ pub(crate) async fn taken<T>(work: impl Future<Output = T>) -> (T, String) {
     TAKEN.scope(RefCell::default(), work).await
 }
 
-/// Prints a report on standard output.
+/// Prints a report on standard output; of a service it is a line of the log.
 pub(crate) fn print(format: Format, report: &impl Report) -> Result<()> {
+    if log::has_begun() {
+        tracing::info!("{}", in_one_line(&report.text()));
+        return Ok(());
+    }
     write_as(format, &render(format, report)?).map(drop)
 }
 
@@ -81,18 +85,45 @@ pub(crate) fn write_some(text: &str) -> Result<ControlFlow<()>> {
 
 /// Says a line on standard error, beside what is printed. Further lines stand apart: none looks like one of ours.
 pub(crate) fn say(text: &str) {
-    say_line(&format!("{}\n", one_of_ours(text)));
-}
-
-/// As [`say`], after a word in its colour.
-pub(crate) fn say_after(word: StyledContent<&'static str>, text: &str) {
-    let word = if look::has_colours(&io::stderr()) { word.to_string() } else { (*word.content()).to_owned() };
-    say_line(&format!("{word} {}\n", one_of_ours(text)));
+    match log::has_begun() {
+        true => tracing::info!("{}", in_one_line(text)),
+        false => say_line(&format!("{}\n", one_of_ours(text))),
+    }
 }
 
 /// As [`say`], of what somebody should know, and that ends nothing.
 pub(crate) fn warn(text: &str) {
-    say_after("warning:".yellow(), text);
+    match log::has_begun() {
+        true => tracing::warn!("{}", in_one_line(text)),
+        false => say_after("warning:".yellow(), text),
+    }
+}
+
+/// As [`say`], of what ends the program.
+pub(crate) fn fail(text: &str) {
+    match log::has_begun() {
+        true => tracing::error!("{}", in_one_line(text)),
+        false => say_after("error:".red().bold(), text),
+    }
+}
+
+/// As [`say`], of what helps against a failure.
+pub(crate) fn hint(text: &str) {
+    match log::has_begun() {
+        true => tracing::info!("hint: {}", in_one_line(text)),
+        false => say_after("hint:".cyan(), text),
+    }
+}
+
+fn say_after(word: StyledContent<&'static str>, text: &str) {
+    let word = if look::has_colours(&io::stderr()) { word.to_string() } else { (*word.content()).to_owned() };
+    say_line(&format!("{word} {}\n", one_of_ours(text)));
+}
+
+fn in_one_line(text: &str) -> String {
+    let text = printable(text);
+    let words = |line: &str| line.split_whitespace().collect::<Vec<_>>().join(" ");
+    text.lines().map(words).filter(|line| !line.is_empty()).collect::<Vec<_>>().join("; ")
 }
 
 fn one_of_ours(text: &str) -> String {
@@ -202,6 +233,11 @@ pub(crate) fn fields(fields: &[(&str, String)]) -> String {
 pub(crate) fn time(timestamp: Option<&Timestamp>) -> Option<String> {
     let time = SystemTime::try_from(*timestamp?).ok()?;
     Some(humantime::format_rfc3339_seconds(time).to_string())
+}
+
+/// Bytes, in the largest unit of 1024 of which there is one.
+pub(crate) fn size(bytes: u64) -> String {
+    indicatif::BinaryBytes(bytes).to_string()
 }
 
 /// `a=1,b=2`.

@@ -25,6 +25,10 @@ pub mod supervisor;
 #[cfg(feature = "server")]
 pub mod traces;
 
+/// Exit code of a program that its cluster does not have any more: it was removed, or the cluster was restored from before it joined.
+/// Starting it again changes nothing, so units name it in `RestartPreventExitStatus=`. `EX_CONFIG` of sysexits(3).
+pub const REMOVED: u8 = 78;
+
 /// For what is Rust. Under load glibc's takes more processor time, since what one thread allocates another often frees: a
 /// tenth more was measured beside jemalloc for everything. In place of glibc's for C++ as well it hangs at the start under
 /// libfaketime, which the tests need.

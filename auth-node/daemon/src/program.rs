@@ -12,6 +12,7 @@ use tokio::{
 use tracing_subscriber::filter::ParseError;
 
 use crate::{
+    REMOVED,
     config::{ConfigError, Settings},
     logging,
     traces::{self, Exporter},
@@ -133,10 +134,6 @@ impl Begun {
         self.runtime.shutdown_timeout(RUNTIME_PATIENCE);
     }
 }
-
-/// Exit code of a program that its cluster does not have any more: it was removed, or the cluster was restored from before it joined.
-/// Starting it again changes nothing, so units name it in `RestartPreventExitStatus=`. `EX_CONFIG` of sysexits(3).
-pub const REMOVED: u8 = 78;
 
 /// The exit code of a program of this name. A failure is told on standard error, in the error's alternate form; one of which
 /// `is_removal` says so ends with [`REMOVED`].

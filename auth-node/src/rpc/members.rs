@@ -48,9 +48,13 @@ pub(crate) async fn add(
     request: v1::AddMemberRequest,
 ) -> Result<v1::AddMemberResponse, ApiError> {
     let node_id = id(request.node_id)?;
-    order(service, call, EventType::AuthNodePromote, node_id, Vec::new()).await?;
+    let joined = order(service, call, EventType::AuthNodePromote, node_id, Vec::new()).await?;
     let done = service.store(call).promote(node_id).await;
-    settle(service, call, node_id, done).await?;
+    let never_ran = joined && matches!(done, Err(MembershipError::NotAMember(_)));
+    settle(service, call, node_id, done).await.map_err(|error| match never_ran {
+        true => waits_for_its_start(node_id).into(),
+        false => error,
+    })?;
     // So that this node knows of the change that it tells of. It is made, whether this succeeds or not.
     let _ = service.store.confirm(service.settings.store_deadline).await;
     let member = all(service).await.into_iter().find(|member| member.node_id == node_id);
@@ -76,6 +80,12 @@ pub(crate) async fn remove(
 
 fn id(node_id: u64) -> Result<u64, CoreError> {
     if node_id == 0 { Err(CoreError::invalid("node_id", "an id of a member is needed")) } else { Ok(node_id) }
+}
+
+fn waits_for_its_start(node_id: u64) -> CoreError {
+    CoreError::Precondition(format!(
+        "auth node {node_id} has joined and never ran: start it with `auth-node run`, and add it then if it has no vote"
+    ))
 }
 
 fn target(node_id: u64) -> String {

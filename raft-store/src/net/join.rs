@@ -69,12 +69,15 @@ pub async fn request_join(address: &str, pin: &str, request: JoinRequest) -> Res
     Ok(response.into_inner())
 }
 
-/// An error with its causes: tonic's own text is only «transport error».
+/// An error with its causes: tonic's own text is only «transport error». What a cause says again is said once.
 fn source_chain(error: &dyn std::error::Error) -> String {
     let mut out = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {
-        out = format!("{out}: {cause}");
+        let cause_text = cause.to_string();
+        if !out.ends_with(&cause_text) {
+            out = format!("{out}: {cause_text}");
+        }
         source = cause.source();
     }
     out
@@ -108,7 +111,7 @@ impl ServerCertVerifier for PinVerifier {
             intermediates.iter().find(|certificate| pin_of(certificate).as_deref() == Some(&self.pin));
         let Some(pinned) = pinned else {
             return Err(rustls::Error::General(format!(
-                "the server's CA does not have the pin {}",
+                "no CA of the server has the pin {}: it is to be the one that `mezctl cluster token` prints, and the port that of peers, usually 3026",
                 self.pin
             )));
         };

@@ -180,7 +180,7 @@ async fn one_that_was_removed_ends_with_a_status_of_its_own() {
     assert!(run(&["join", "--token-file", &token(&cluster)], &path).status.success());
     cluster.script.remove_ingest();
     let ended = run(&["run"], &path);
-    assert_eq!(ended.status.code(), Some(i32::from(mezite_daemon::program::REMOVED)));
+    assert_eq!(ended.status.code(), Some(i32::from(mezite_daemon::REMOVED)));
     let said = String::from_utf8(ended.stderr).unwrap();
     assert!(said.contains(&format!("ingest {INGEST_ID} is not in the registry")), "{said}");
 }

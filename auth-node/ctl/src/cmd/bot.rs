@@ -23,6 +23,7 @@ use crate::{
     cmd::{call, present},
     context::{Cluster, Context},
     exit::Usage,
+    log,
     output::{self, Report},
     secret,
 };
@@ -160,6 +161,7 @@ async fn keep(context: &Context, args: Run) -> Result<()> {
         keeper.keep_svid(false).await;
         return Ok(());
     }
+    log::begin(context.format);
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     tokio::select! {
         ended = keeper.serve() => ended,

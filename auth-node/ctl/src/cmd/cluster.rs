@@ -231,7 +231,7 @@ impl ClusterView {
             ("last log", self.last_log_index.to_string()),
             ("snapshot", self.snapshot_index.to_string()),
             ("revision", self.revision.to_string()),
-            ("database", format!("{} bytes", self.database_size)),
+            ("database", output::size(self.database_size)),
             ("alarm", alarm.into()),
             ("ssh nodes", format!("{} of {} online", self.nodes_online, self.nodes_total)),
         ]);
@@ -259,7 +259,7 @@ impl Report for Saved {
             ("backup", self.file.display().to_string()),
             ("cluster id", self.cluster_id.clone()),
             ("revision", self.revision.to_string()),
-            ("size", format!("{} bytes", self.size)),
+            ("size", output::size(self.size)),
             ("sha256", self.sha256.clone()),
             ("keep", "it holds password hashes; `auth-node restore` needs a node's kek file as well".into()),
         ])

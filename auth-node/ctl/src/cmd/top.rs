@@ -163,7 +163,7 @@ impl View {
             self.cluster_name,
             self.term,
             self.revision,
-            size(self.database_size),
+            output::size(self.database_size),
             self.nodes_online,
             self.members(),
             self.ingests(ingests),
@@ -179,7 +179,7 @@ impl View {
                 member.role.to_owned(),
                 member.lag.map_or_else(|| "unknown".into(), |lag| lag.to_string()),
                 format!("{}{full}", member.health),
-                size(member.database_size),
+                output::size(member.database_size),
                 member.api_address.clone(),
             ]
         });
@@ -208,11 +208,6 @@ impl View {
 
 fn state(agent: &Agent) -> String {
     if agent.online { "online" } else { "offline" }.to_owned()
-}
-
-/// Bytes, in the largest unit of 1024 of which there is one.
-fn size(bytes: u64) -> String {
-    indicatif::BinaryBytes(bytes).to_string()
 }
 
 /// What is remembered from one look to the next.

@@ -164,7 +164,7 @@ fn standard_output_gets_the_payload_and_nothing_else() {
     let (cluster, kept) = cluster(|_| {});
     kept.lock().unwrap().payload = b"a line\n".to_vec();
     assert_eq!(cluster.run(&["recordings", "get", ID, "--out", "-"]).ok(), "a line\n");
-    assert!(cluster.run(&["recordings", "get", ID]).ok().contains("7 bytes"));
+    assert!(cluster.run(&["recordings", "get", ID]).ok().contains("7 B"));
 }
 
 #[test]

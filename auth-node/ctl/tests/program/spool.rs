@@ -113,12 +113,18 @@ fn a_certificate_that_has_ended_is_replaced_with_the_same_spool() {
 #[test]
 fn a_service_says_that_a_strict_cluster_gets_nothing_from_its_host() {
     let cluster = joined(&[]);
-    let mut run = cluster.command(&["agent", "run", "--dir", "agent"]);
-    let mut service = run.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
-    let lines = BufReader::new(service.stderr.take().unwrap()).lines();
-    let said = lines.map(Result::unwrap).find(|line| line.contains("recording mode strict"));
-    service.kill().unwrap();
-    service.wait().unwrap();
-    let said = said.unwrap();
-    assert!(said.starts_with("warning: ") && said.contains("agent join --out"), "{said}");
+    let log = |format: &str| {
+        let mut run = cluster.command(&["agent", "run", "--dir", "agent", "--format", format]);
+        let mut service = run.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        let lines = BufReader::new(service.stderr.take().unwrap()).lines();
+        let said = lines.map(Result::unwrap).find(|line| line.contains("recording mode strict"));
+        service.kill().unwrap();
+        service.wait().unwrap();
+        said.unwrap()
+    };
+    let said = log("text");
+    assert!(said.contains(" WARN ") && said.contains("agent join --out"), "{said}");
+    let said: serde_json::Value = serde_json::from_str(&log("json")).unwrap();
+    assert!(said["level"] == "WARN" && said["timestamp"].is_string(), "{said}");
+    assert!(said["message"].as_str().unwrap().contains("agent join --out"), "{said}");
 }

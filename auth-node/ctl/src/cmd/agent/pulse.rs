@@ -93,6 +93,8 @@ pub(crate) struct Pulse<'a> {
     client: Option<Client>,
     /// When an SVID is asked for again, at the earliest.
     svid_at: Instant,
+    /// What was told of the last beat, that is told again when it has changed.
+    told: Option<v1::AgentHeartbeatResponse>,
     /// By which way recordings are sent.
     route: watch::Sender<Option<Route>>,
     /// What the cluster wants of sessions that cannot be recorded.
@@ -103,7 +105,7 @@ impl<'a> Pulse<'a> {
     pub(crate) fn new(context: &'a Context, dir: AgentDir, state: AgentState, load: u32) -> Self {
         let (route, mode) = (watch::channel(None).0, watch::channel(state.recording_mode).0);
         let svid_at = Instant::now();
-        Self { context, dir, state, load, reload: None, client: None, svid_at, route, mode }
+        Self { context, dir, state, load, reload: None, client: None, svid_at, told: None, route, mode }
     }
 
     /// Its folder, and what it knows of itself.
@@ -175,15 +177,26 @@ impl<'a> Pulse<'a> {
             self.dir.save(&self.state)?;
         }
         self.show_route().await?;
+        let news = v1::AgentHeartbeatResponse { next_interval: None, ..reply.clone() };
+        let renewed = certificates_renewed || taken_up == Some(true);
+        if self.told.as_ref() == Some(&news) && !renewed {
+            return Ok(interval);
+        }
+        self.told = Some(news);
         self.context.print(&Beat {
             agent_id: self.state.agent_id.clone(),
             next_interval_seconds: interval.as_secs_f64(),
             ingest_addresses: reply.ingest_addresses,
             trust_bundle_revision: self.state.trust_bundle_revision,
             revocation_revision: self.state.revocation_revision,
-            certificates_renewed: certificates_renewed || taken_up == Some(true),
+            certificates_renewed: renewed,
         })?;
         Ok(interval)
+    }
+
+    /// Has the next beat told, also where nothing is new.
+    pub(crate) fn tell_anew(&mut self) {
+        self.told = None;
     }
 
     /// Reports once, and fetches what the answer says to be new.

@@ -30,6 +30,7 @@ use crate::{
     args::{byte_count, human_duration},
     context::Context,
     exit::{self, Proof},
+    log,
     output::warn,
     recording::{
         desk::{Desk, Visitors},
@@ -56,7 +57,9 @@ Where the host joined with --spool (`mezctl agent join --out /etc/mezite --spool
 `mezctl record` records of sessions, and sends it to the cluster while they run. What cannot be sent stays in the spool, and
 is removed against the cluster's receipt alone. When the spool is full nothing is removed for new sessions: the cluster's
 recording mode says what becomes of those. What is damaged, or can never be sent as it is, is moved to `aside` there, and
-the log says what to do.";
+the log says what to do.
+
+Its log is lines on standard error, each with its time and level, of what is new; with --format json each is an object.";
 
 /// Arguments of `agent run`.
 #[derive(Debug, Args)]
@@ -80,6 +83,7 @@ pub(crate) struct Run {
 }
 
 pub(crate) async fn run(context: &Context, args: Run) -> Result<()> {
+    log::begin(context.format);
     let mut pulse = args.reported.pulse(context)?.reloading_by(args.reload);
     let (dir, state) = pulse.agent();
     let spool = spool::joined(args.spool.as_deref(), dir, state)?;
@@ -205,6 +209,7 @@ async fn serve(pulse: &mut Pulse<'_>, mut unrecorded: Option<&mut Unrecorded>) -
             }
             Err(error) if passes(&error) => {
                 exit::warn(&error, Proof::Agent);
+                pulse.tell_anew();
                 // What could not be fetched is fetched with the next heartbeat.
                 beat_at = beat_at.min(Instant::now() + AFTER_FAILURE);
             }

@@ -99,8 +99,10 @@ pub(super) struct Unrecorded {
 impl Unrecorded {
     /// Tells, if the cluster has not wanted the same before.
     pub(super) fn tell(&mut self, mode: Mode, dir: &AgentDir) {
-        if let Some(text) = self.news(mode, dir.path()) {
-            output::say(&text);
+        match (self.news(mode, dir.path()), mode) {
+            (Some(text), Mode::Strict) => warn(&text),
+            (Some(text), Mode::Off | Mode::BestEffort) => output::say(&text),
+            (None, _) => {}
         }
     }
 
@@ -115,9 +117,9 @@ impl Unrecorded {
         );
         match mode {
             Mode::Off => None,
-            Mode::BestEffort => Some(format!("note: sessions on this host are not recorded: {remedy}")),
+            Mode::BestEffort => Some(format!("sessions on this host are not recorded: {remedy}")),
             Mode::Strict => Some(format!(
-                "warning: the cluster wants no session that is not recorded (recording mode strict), and on this host none is \
+                "the cluster wants no session that is not recorded (recording mode strict), and on this host none is \
                  recorded, nor refused for that: {remedy}"
             )),
         }

@@ -78,11 +78,11 @@ fn that_nothing_is_recorded_is_told_once_for_each_mode() {
     let mut told = |mode| unrecorded.news(mode, dir);
     let strict = told(Mode::Strict).unwrap();
     assert!(
-        strict.starts_with("warning: ") && strict.contains("agent join --out /etc/mezite --spool "),
+        strict.starts_with("the cluster wants") && strict.contains("agent join --out /etc/mezite --spool "),
         "{strict}"
     );
     assert_eq!(told(Mode::Strict), None);
-    assert!(told(Mode::BestEffort).unwrap().starts_with("note: "));
+    assert!(told(Mode::BestEffort).unwrap().starts_with("sessions on this host"));
     assert_eq!(told(Mode::BestEffort), None);
     assert_eq!(told(Mode::Off), None);
     assert_eq!(told(Mode::Strict), Some(strict));

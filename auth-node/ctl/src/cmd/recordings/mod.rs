@@ -91,7 +91,7 @@ impl Report for RecordingView {
             ("ended", self.ended_at.clone().unwrap_or_default()),
             ("format", self.payload_format.clone()),
             ("labels", output::pairs(&self.labels)),
-            ("size", format!("{} bytes", self.size)),
+            ("size", output::size(self.size)),
             ("sha256", self.payload_sha256.clone()),
             ("manifest", self.manifest_sha256.clone()),
             ("agent", self.agent_id.clone()),
@@ -110,7 +110,7 @@ impl Row<7> for RecordingView {
             self.login.clone(),
             self.node.clone(),
             self.started_at.clone().unwrap_or_default(),
-            self.size.to_string(),
+            output::size(self.size),
         ]
     }
 }
