@@ -1,8 +1,16 @@
 //! `mezctl ssh-config`: plain `ssh HOST`, by a stock OpenSSH, which gets its certificates by itself.
 
-use std::{fs, path::PathBuf, process::Command};
+use std::{
+    fs,
+    path::PathBuf,
+    process::Command,
+    time::{Duration, UNIX_EPOCH},
+};
 
+use mezite_daemon::clock;
 use mezite_e2e::{Agent, AgentSpec, Cluster, Ctl, Output, PASSWORD, Port, Sshd, account, run};
+use mezite_pki::ssh::{CertificateInfo, parse_certificate};
+use tokio::time::sleep;
 
 use crate::support::{EVERYWHERE, add_role, add_user};
 
@@ -51,9 +59,27 @@ impl World {
         self.ctl.home().join("ssh/key-cert.pub")
     }
 
-    fn serial(&self) -> u64 {
+    fn parsed(&self) -> CertificateInfo {
         let line = fs::read_to_string(self.certificate()).unwrap();
-        mezite_pki::ssh::parse_certificate(line.trim()).unwrap().serial
+        parse_certificate(line.trim()).unwrap()
+    }
+
+    fn serial(&self) -> u64 {
+        self.parsed().serial
+    }
+
+    /// Has a certificate of this lifetime in the place of ssh's, for the same key.
+    fn issue(&self, ttl: &str) {
+        let folder = self.ctl.home().join("ssh");
+        let [public, out] = [folder.join("key.pub"), folder].map(|path| path.to_str().unwrap().to_owned());
+        let _ = self.ctl.ok(&["certs", "issue", "--ttl", ttl, "--public-key", &public, "--out", &out]);
+    }
+
+    /// Waits until the last third of the certificate's life has begun.
+    async fn renewal_due(&self) {
+        let CertificateInfo { valid_after, valid_before, .. } = self.parsed();
+        let due = UNIX_EPOCH + Duration::from_secs(valid_before - (valid_before - valid_after) / 3 + 1);
+        sleep(due.duration_since(clock::now()).unwrap_or_default()).await;
     }
 }
 
@@ -93,27 +119,16 @@ async fn a_certificate_that_ends_soon_is_renewed_before_a_connection() {
     let mut world = World::start().await;
     let _ = world.config(&["--write"]).ok();
     assert_eq!(world.ssh("echo in").ok(), "in\n");
-    let folder = world.ctl.home().join("ssh");
-    let key = folder.join("key.pub");
     // It begins a minute back: a third of its life is more than what is left of it.
-    let short = [
-        "certs",
-        "issue",
-        "--ttl",
-        "20s",
-        "--public-key",
-        key.to_str().unwrap(),
-        "--out",
-        folder.to_str().unwrap(),
-    ];
-    let _ = world.ctl.ok(&short);
+    world.issue("20s");
     let ends_soon = world.serial();
     assert_eq!(world.ssh("echo in").ok(), "in\n");
     assert_ne!(world.serial(), ends_soon);
 
-    // Where it cannot be, it is good all the same for as long as it lasts.
-    let _ = world.ctl.ok(&short);
+    // Where it cannot be, it is good all the same for as long as it lasts: 40 s from then on, for a connection of a few.
+    world.issue("60s");
     world.cluster.node(0).kill();
+    world.renewal_due().await;
     let ran = world.ssh("echo in");
     assert!(ran.stderr.contains("could not be renewed"), "{ran:?}");
     assert_eq!(ran.ok(), "in\n");

@@ -229,3 +229,12 @@ fn the_prometheus_operator_is_given_the_rules_that_prometheus_is() {
     let alerts = tools::repository().join("deploy/monitoring/alerts.yml");
     let _ = run(Command::new(tools::python()).args(["-c", same]).args([file, alerts])).ok();
 }
+
+/// A manifest that no list has is applied by nobody, and pods that the PodMonitor does not find are watched by nobody.
+#[test]
+fn the_list_of_manifests_is_whole_and_the_pod_monitor_finds_the_pods() {
+    let prometheus = tools::repository().join("deploy/monitoring/prometheus.yml");
+    let mut agrees = Command::new(tools::python());
+    agrees.arg(tools::repository().join("tests/it/kubernetes/agrees")).args([manifests(), prometheus]);
+    let _ = run(&mut agrees).ok();
+}

@@ -5,12 +5,14 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs::{self, File},
     io::Write as _,
-    os::unix::fs::symlink,
+    os::unix::fs::{PermissionsExt as _, symlink},
     path::PathBuf,
     process::Command,
+    time::Duration,
 };
 
-use mezite_e2e::{ADMIN, Cluster, PASSWORD, Setup, binary, run, secret_file, tools};
+use mezite_e2e::{ADMIN, Cluster, Output, PASSWORD, Setup, binary, run, secret_file, tools};
+use tokio::{task::spawn_blocking, time::sleep};
 
 /// Those that begin with all nodes and leave them as they are, and a test for each.
 macro_rules! stories {
@@ -45,7 +47,8 @@ stories! {
 }
 
 /// Those with a test of their own below, which makes what they begin with and looks at what they leave.
-const WITH_A_TEST_OF_THEIR_OWN: &[&str] = &["remove-node", "lose-node", "lose-majority", "database-full"];
+const WITH_A_TEST_OF_THEIR_OWN: &[&str] =
+    &["remove-node", "lose-node", "lose-majority", "upgrade", "database-full"];
 
 #[test]
 fn each_story_of_the_runbook_is_told() {
@@ -93,6 +96,42 @@ async fn lose_a_majority() {
     let members = ctl.json(&["cluster", "ls"]);
     assert_eq!(members.as_array().map(Vec::len), Some(1), "{members}");
     said(&ctl.ok(&["audit", "ls", "--event", "cluster.recover"]), "cluster.recover");
+}
+
+/// Stands for systemd's: the test restarts the node, and it ends when that is ready, as its unit has it.
+const SYSTEMCTL: &str = "#!/bin/sh\n[ \"$*\" = 'restart auth-node' ] || exit 1\n\
+                         touch \"$DATA/restart\"; while [ -e \"$DATA/restart\" ]; do sleep 0.1; done\n";
+
+/// Node by node, the leader last. The new program is the same as the one before, at the place of the one that is installed.
+#[tokio::test(flavor = "multi_thread")]
+async fn upgrade() {
+    let mut stage = Stage::set().await;
+    let bin = stage.cluster.dir().join("bin");
+    symlink(binary("auth-node"), stage.data.join("auth-node")).unwrap();
+    fs::write(bin.join("systemctl"), SYSTEMCTL).unwrap();
+    fs::set_permissions(bin.join("systemctl"), fs::Permissions::from_mode(0o755)).unwrap();
+    let leader = stage.cluster.leader().await;
+    let asked = stage.data.join("restart");
+    for index in [0, 1, 2].into_iter().filter(|index| *index != leader).chain([leader]) {
+        let (blocks, mut command) = stage.command("upgrade", index);
+        let telling = spawn_blocking(move || run(&mut command));
+        let mut restarts = 0;
+        while !telling.is_finished() {
+            if asked.exists() {
+                let node = stage.cluster.node(index);
+                assert_eq!(node.stop().await.code(), Some(0), "{}", node.log());
+                node.exchange(Some(&bin));
+                node.start();
+                node.ready().await;
+                restarts += 1;
+                fs::remove_file(&asked).unwrap();
+            }
+            sleep(Duration::from_millis(50)).await;
+        }
+        as_shown(&blocks, telling.await.unwrap());
+        assert_eq!(restarts, 1);
+    }
+    assert!(!bin.join("auth-node").is_symlink());
 }
 
 #[tokio::test]
@@ -200,34 +239,49 @@ impl Stage {
 
     /// Runs a story to its end, on the machine of the first node.
     fn tell(&self, name: &str) {
+        let (blocks, mut command) = self.command(name, 0);
+        as_shown(&blocks, run(&mut command));
+    }
+
+    /// A story, and what runs it on the machine of a node.
+    fn command(&self, name: &str, node: usize) -> (Vec<Block>, Command) {
         let blocks = stories().remove(name).unwrap();
-        let said = run(Command::new("sh")
-            .args(["-eu", "-c", &self.script(&blocks)])
+        let path = format!("{}:/usr/sbin:/usr/bin:/sbin:/bin", self.cluster.dir().join("bin").display());
+        let mut command = Command::new("sh");
+        command
+            .args(["-eu", "-c", &self.script(&blocks, node)])
             .current_dir(&self.data)
-            .env(
-                "PATH",
-                format!("{}:/usr/sbin:/usr/bin:/sbin:/bin", self.cluster.dir().join("bin").display()),
-            )
+            .env("PATH", path)
             .env("MEZITE_HOME", self.cluster.ctl().home())
             .env("DATA", &self.data)
             .env("ADDR", self.cluster.addresses().join(","))
-            .env("PIN", self.cluster.ca_pin()));
-        eprintln!("{}", said.stdout);
-        let shown = said.ok();
-        for (block, shown) in blocks.iter().zip(shown.split(END)) {
-            let own = constants(shown);
-            let is_missing = |name: &&String| !own.iter().any(|own| own.starts_with(name.as_str()));
-            let missing: Vec<_> = block.printed.iter().filter(is_missing).collect();
-            assert!(missing.is_empty(), "the runbook shows {missing:?} for a block that printed {shown}");
-        }
+            .env("PIN", self.cluster.ca_pin());
+        (blocks, command)
     }
 
     /// The blocks one after the other, with a line between what they print.
-    fn script(&self, blocks: &[Block]) -> String {
-        let config = self.cluster.nodes()[0].config();
+    fn script(&self, blocks: &[Block], node: usize) -> String {
+        let node = &self.cluster.nodes()[node];
         let blocks = blocks.iter().map(|block| format!("{}\nprintf '{END}'\n", block.commands));
         let script = "exec 2>&1\n".to_owned() + &blocks.collect::<String>();
-        script.replace("runuser -u mezite -- ", "").replace("/etc/mezite/auth.toml", config.to_str().unwrap())
+        script
+            .replace("runuser -u mezite -- ", "")
+            .replace("/etc/mezite/auth.toml", node.config().to_str().unwrap())
+            .replace("/usr/local/bin", self.cluster.dir().join("bin").to_str().unwrap())
+            .replace("127.0.0.1:3081", &node.diagnostics_address())
+            .replace("c.example:3025", &node.address())
+    }
+}
+
+/// A story has come to its end, and each block has printed what the runbook shows.
+fn as_shown(blocks: &[Block], said: Output) {
+    eprintln!("{}", said.stdout);
+    let shown = said.ok();
+    for (block, shown) in blocks.iter().zip(shown.split(END)) {
+        let own = constants(shown);
+        let is_missing = |name: &&String| !own.iter().any(|own| own.starts_with(name.as_str()));
+        let missing: Vec<_> = block.printed.iter().filter(is_missing).collect();
+        assert!(missing.is_empty(), "the runbook shows {missing:?} for a block that printed {shown}");
     }
 }
 

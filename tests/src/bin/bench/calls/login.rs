@@ -47,7 +47,7 @@ pub(crate) async fn run(plan: &Plan, report: &mut Report) -> Result<()> {
     let agents = fleet::join_all(&cluster, plan.agents).await?;
     let time = Duration::from_secs(plan.seconds);
     let hashes = hashes(Duration::from_secs(3))?;
-    rate(report, "Argon2id hashes, one thread", hashes);
+    rate(report, "Argon2id hashes, one thread", hashes, None);
     const OF_HASHES: &str = "of hashes";
     let quiet = beats(&agents, time).await?;
     row(report, "heartbeats, nothing else".into(), &quiet, (OF_HASHES, None));

@@ -63,7 +63,9 @@ fn row(report: &mut Report, name: String, figures: &Figures, of: (&'static str, 
     );
 }
 
-/// A row of what is no call.
-fn rate(report: &mut Report, name: &str, a_second: f64) {
-    report.row(name, &[("a second", Some(a_second))]);
+/// A row of what is no call; and, where that was measured, a column for what calls a second come to beside it.
+fn rate(report: &mut Report, name: &str, a_second: f64, calls: Option<(&'static str, f64)>) {
+    let ratio = calls.map(|(column, rate)| (column, Some(rate / a_second)));
+    let figures: Vec<_> = [("a second", Some(a_second))].into_iter().chain(ratio).collect();
+    report.row(name, &figures);
 }
