@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     cmd::certs::lines,
     exit::Usage,
-    files::{PRIVATE, PUBLIC, create_dir, read_secret, read_text, write_atomic},
+    files::{PRIVATE, PUBLIC, create_dir, lock, read_secret, read_text, write_atomic},
     recording::mode::Mode,
     svid_dir::{self, SvidDir},
 };
@@ -42,9 +42,11 @@ const USER_CAS: &str = "trusted_user_ca_keys";
 const REVOKED_KEYS: &str = "revoked_keys";
 const KNOWN_HOSTS: &str = "known_hosts";
 const SSHD_CONFIG: &str = "sshd_config";
+/// Of who writes the state file.
+const LOCK: &str = "agent.lock";
 
 /// All files, in the order in which leaving removes them: what tells how far it came goes last.
-const ALL: [&str; 14] = [
+const ALL: [&str; 15] = [
     SSHD_CONFIG,
     svid_dir::FILES[0],
     svid_dir::FILES[1],
@@ -58,6 +60,7 @@ const ALL: [&str; 14] = [
     REVOKED_KEYS,
     KNOWN_HOSTS,
     CA,
+    LOCK,
     STATE,
 ];
 
@@ -117,6 +120,9 @@ pub(crate) struct AgentState {
     /// Where recordings are until they are sent; none: sessions are not recorded.
     #[serde(default)]
     pub(crate) spool: Option<PathBuf>,
+    /// As whom sshd lists principals; none: as whom it does where nobody says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) principals_user: Option<String>,
 }
 
 impl AgentState {
@@ -142,6 +148,7 @@ impl AgentState {
             recording_mode: Mode::default(),
             ingest_addresses: Vec::new(),
             spool: None,
+            principals_user: None,
         }
     }
 
@@ -220,21 +227,32 @@ impl AgentDir {
         }
     }
 
-    /// Keeps what an agent knows of itself, but for its spool: that changes by [`Self::keep_spool`] alone, also while a service
-    /// runs which knows another one.
+    /// Keeps what an agent knows of itself, but for what it is told: that changes by [`Self::tell`] alone, also while a service
+    /// runs which was told otherwise when it began.
     pub(crate) fn save(&self, state: &AgentState) -> Result<()> {
-        match self.load() {
-            Ok(Some(kept)) if kept.spool != state.spool => {
-                self.write(&AgentState { spool: kept.spool, ..state.clone() })
-            }
-            _ => self.write(state),
-        }
+        let _lock = lock(&self.file(LOCK))?;
+        self.write(&match self.load() {
+            Ok(Some(kept)) if kept.progress == Progress::Joined => AgentState {
+                addresses: kept.addresses,
+                address: kept.address,
+                labels: kept.labels,
+                spool: kept.spool,
+                principals_user: kept.principals_user,
+                ..state.clone()
+            },
+            Ok(Some(kept)) => AgentState { spool: kept.spool, ..state.clone() },
+            Ok(None) | Err(_) => state.clone(),
+        })
     }
 
-    /// Keeps where recordings are until they are sent.
-    pub(crate) fn keep_spool(&self, state: &mut AgentState, spool: Option<PathBuf>) -> Result<()> {
-        state.spool = spool;
-        self.write(state)
+    /// Changes what an agent is told by who runs its host: where auth nodes are, where its sshd is, its labels, its spool, and as whom
+    /// sshd lists principals. All else stays as it is now, whatever the caller knew of it.
+    pub(crate) fn tell(&self, change: impl FnOnce(&mut AgentState)) -> Result<AgentState> {
+        let _lock = lock(&self.file(LOCK))?;
+        let mut state = self.load()?.with_context(|| format!("{} has no agent", self.0.display()))?;
+        change(&mut state);
+        self.write(&state)?;
+        Ok(state)
     }
 
     fn write(&self, state: &AgentState) -> Result<()> {

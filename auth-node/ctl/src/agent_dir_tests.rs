@@ -133,14 +133,23 @@ fn new_certificates_that_are_kept_by_half_leave_the_renewal_due() {
 }
 
 #[test]
-fn where_recordings_are_is_changed_while_a_service_that_knows_another_place_saves_the_rest() {
+fn what_an_agent_is_told_is_kept_while_a_service_that_was_told_otherwise_saves_the_rest() {
     let (_temp, dir) = agent_dir();
-    let mut service = state();
+    let mut service = AgentState { progress: Progress::Joined, ..state() };
     dir.save(&service).unwrap();
-    let mut joining = dir.load().unwrap().unwrap();
-    dir.keep_spool(&mut joining, Some("/var/spool/mezite".into())).unwrap();
     service.trust_bundle_revision = 7;
     dir.save(&service).unwrap();
-    let kept = dir.load().unwrap().unwrap();
-    assert_eq!((kept.trust_bundle_revision, kept.spool), (7, Some("/var/spool/mezite".into())));
+    let told = dir.tell(|kept| {
+        kept.addresses = vec!["new.example:3025".into()];
+        kept.address = "web1.example:2222".into();
+        kept.labels = BTreeMap::from([("env".into(), "moved".into())]);
+        kept.spool = Some("/var/spool/mezite".into());
+        kept.principals_user = Some("sshcmd".into());
+    });
+    // What the service has found out meanwhile is there as well.
+    let told = told.unwrap();
+    assert_eq!(told.trust_bundle_revision, 7);
+    service.trust_bundle_revision = 8;
+    dir.save(&service).unwrap();
+    assert_eq!(dir.load().unwrap(), Some(AgentState { trust_bundle_revision: 8, ..told }));
 }

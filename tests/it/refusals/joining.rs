@@ -63,6 +63,11 @@ async fn a_token_is_used_once() {
     elsewhere.extend(["--timeout", "1s"]);
     let _ = nobody.run(&elsewhere).failed(5);
     assert_eq!(fs::read(agent.file("agent.json")).unwrap(), before);
+    // Another cluster of the same name, with its own pin.
+    let namesake = Cluster::start(1).await;
+    let said = namesake.ctl_named("web1").run(&Agent::join_args(&agent.dir, &spec, &file)).failed(1);
+    assert!(said.contains("cannot be trusted"), "{said}");
+    assert_eq!(fs::read(agent.file("agent.json")).unwrap(), before);
     let moved = AgentSpec { address: "127.0.0.1:2222", labels: "env=moved", ..spec };
     let _ = agent.ctl().ok(&Agent::join_args(&agent.dir, &moved, &file));
     let _ = agent.ctl().ok(&["agent", "heartbeat", "--dir", agent.dir.to_str().unwrap()]);

@@ -259,6 +259,8 @@ async fn rotate(context: &Context, args: Rotate) -> Result<()> {
     };
     if let Some(rotation) = reached {
         output::say("it is in that phase already");
+        // The answer that was lost was of the new authority.
+        context.follow_trust(&client).await;
         return context.print(&RotationView::from(rotation));
     }
     let request = v1::RotateCaRequest {

@@ -8,7 +8,7 @@ use super::{
     pulse::{Pulse, certify},
 };
 use crate::{
-    agent_dir::{AgentDir, AgentState},
+    agent_dir::AgentDir,
     args::{key_value, label_map},
     context::Context,
     output::Done,
@@ -42,14 +42,14 @@ impl Reported {
     /// The agent, with what is new about it on disk.
     pub(crate) fn pulse(self, context: &Context) -> Result<Pulse<'_>> {
         let dir = AgentDir::new(&self.folder.dir)?;
-        let mut state: AgentState = dir.joined()?;
-        if let Some(labels) = &self.labels {
-            state.labels = label_map(labels)?;
+        let mut state = dir.joined()?;
+        let labels = self.labels.as_deref().map(label_map).transpose()?;
+        if labels.is_some() || self.address.is_some() {
+            state = dir.tell(|kept| {
+                kept.labels = labels.unwrap_or_else(|| std::mem::take(&mut kept.labels));
+                kept.address = self.address.unwrap_or_else(|| std::mem::take(&mut kept.address));
+            })?;
         }
-        if let Some(address) = self.address {
-            state.address = address;
-        }
-        dir.save(&state)?;
         Ok(Pulse::new(context, dir, state, self.load))
     }
 }

@@ -162,7 +162,8 @@ pub(crate) async fn join(context: &Context, args: Join) -> Result<()> {
         false => Some(Proof::of(&args)?),
     };
     let dir = AgentDir::create(&args.out)?;
-    let principals_user = principals_user(args.principals_user.as_deref())?;
+    // What sshd cannot be told is refused before anything is kept.
+    let _ = principals_user(args.principals_user.as_deref())?;
     let (mut state, client) = begin(context, &dir, &args).await?;
     match &args.spool {
         Some(folder) => spool::keep(&dir, &mut state, Some(std::path::absolute(folder)?))?,
@@ -183,7 +184,7 @@ pub(crate) async fn join(context: &Context, args: Join) -> Result<()> {
             }
         };
         pulse::keep_revocations(&dir, &mut state, &client).await?;
-        snippet(&dir, &state, &principals_user)?;
+        snippet(&dir, &state)?;
         if let Some(token) = secret {
             register(context, &dir, &state, &token).await?;
         }
@@ -194,7 +195,7 @@ pub(crate) async fn join(context: &Context, args: Join) -> Result<()> {
         // Of an agent that joined with an earlier release.
         pulse::keep_revocations(&dir, &mut state, &client).await?;
     }
-    snippet(&dir, &state, &principals_user)?;
+    snippet(&dir, &state)?;
     context.print(&Joined {
         sshd_config: dir.sshd_config_path(),
         dir: dir.path().to_owned(),
@@ -226,12 +227,13 @@ async fn begin(context: &Context, dir: &AgentDir, args: &Join) -> Result<(AgentS
     wanted.principals.clone_from(&args.principals);
     wanted.address = args.address.clone().unwrap_or_else(|| format!("{}:22", wanted.hostname));
     wanted.labels = label_map(&args.labels)?;
+    wanted.principals_user.clone_from(&args.principals_user);
     let state = match before {
         Some(before) => resume(before, wanted)?,
         None => wanted,
     };
     if state.progress == Progress::Joined {
-        return Ok((changed(dir, state, args, &client).await?, client));
+        return Ok((changed(context, dir, state, args).await?, client));
     }
     // From here on the join can be finished by running it again, whatever happens.
     dir.keep_trust(&cluster.trust)?;
@@ -242,23 +244,30 @@ async fn begin(context: &Context, dir: &AgentDir, args: &Join) -> Result<(AgentS
 }
 
 /// Takes up what an agent that has joined may be told anew: `agent run` reports it once it is started again.
-async fn changed(dir: &AgentDir, mut state: AgentState, args: &Join, client: &Client) -> Result<AgentState> {
+async fn changed(context: &Context, dir: &AgentDir, state: AgentState, args: &Join) -> Result<AgentState> {
     if !args.principals.is_empty() && args.principals != state.principals {
         let what = "its certificates are for other names: `mezctl agent leave`, and join again with these --principals";
         return Err(Usage(what.into()).into());
     }
-    if let Some(address) = &args.address {
-        state.address.clone_from(address);
+    let labels = label_map(&args.labels)?;
+    let addresses = state.addresses.clone();
+    if dir.joined()?.addresses != addresses {
+        // Addresses at which nobody is, or another cluster of this name, would cut the host off.
+        let known = Cluster { addresses: addresses.clone(), trust: dir.trust(&state)? };
+        let _ = context.client(&known)?.ping().await?;
     }
-    if !args.labels.is_empty() {
-        state.labels = label_map(&args.labels)?;
-    }
-    if dir.joined()?.addresses != state.addresses {
-        // Addresses at which nobody is would cut the host off.
-        let _ = client.ping().await?;
-    }
-    dir.save(&state)?;
-    Ok(state)
+    dir.tell(|kept| {
+        kept.addresses = addresses;
+        if let Some(address) = &args.address {
+            kept.address.clone_from(address);
+        }
+        if !labels.is_empty() {
+            kept.labels = labels;
+        }
+        if args.principals_user.is_some() {
+            kept.principals_user.clone_from(&args.principals_user);
+        }
+    })
 }
 
 /// Where an earlier join goes on. What the cluster has not been told for good may still be put right.
@@ -286,6 +295,7 @@ fn resume(mut before: AgentState, mut wanted: AgentState) -> Result<AgentState> 
             before.addresses = wanted.addresses;
             before.address = wanted.address;
             before.labels = wanted.labels;
+            before.principals_user = wanted.principals_user;
         }
         Progress::Joined => before.addresses = wanted.addresses,
     }
@@ -375,7 +385,7 @@ async fn register(
     Ok(())
 }
 
-fn snippet(dir: &AgentDir, state: &AgentState, command_user: &str) -> Result<()> {
+fn snippet(dir: &AgentDir, state: &AgentState) -> Result<()> {
     let socket = state.spool.as_ref().map(|spool| spool.join(SOCKET));
     let program = std::env::current_exe()?;
     let snippet = Snippet {
@@ -383,7 +393,7 @@ fn snippet(dir: &AgentDir, state: &AgentState, command_user: &str) -> Result<()>
         dir: dir.path(),
         cluster_name: &state.cluster_name,
         agent_id: &state.agent_id,
-        command_user,
+        command_user: &principals_user(state.principals_user.as_deref())?,
     };
     dir.keep_sshd_config(&snippet.render()?)
 }
