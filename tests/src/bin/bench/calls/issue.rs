@@ -31,7 +31,7 @@ pub(crate) struct Plan {
 const OF_PING: &str = "of ping";
 
 /// The column for what the certificates a second of the best row come to, beside what they are held against.
-const OURS: &str = "certs of it";
+const OURS: &str = "certs to 1";
 
 /// Goes through the rows and prints them.
 pub(crate) async fn run(plan: &Plan, report: &mut Report) -> Result<()> {
