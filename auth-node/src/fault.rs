@@ -61,7 +61,9 @@ pub enum NodeError {
     #[error("the cluster's answer cannot be used: {0}")]
     Answer(String),
     /// No member that was asked let the node join; what each said.
-    #[error("{0}")]
+    #[error(
+        "{0}; `mezctl cluster token` prints the command with the token, --ca-pin and --peer that are to be given"
+    )]
     NotJoined(String),
     /// The node was removed from its cluster; its process ends.
     #[error(

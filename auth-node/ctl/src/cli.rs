@@ -38,8 +38,7 @@ pub(crate) const CA_PIN_VARIABLE: &str = "MEZITE_CA_PIN";
     version,
     after_help = format!("{EXAMPLES}\n\n{EXIT_CODES}"),
     disable_help_subcommand = true,
-    subcommand_required = true,
-    arg_required_else_help = true
+    subcommand_required = true
 )]
 pub(crate) struct Cli {
     #[command(flatten)]
@@ -235,24 +234,24 @@ fn watch_interval(text: &str) -> Result<Duration, String> {
     if WATCHES.contains(&every) { Ok(every) } else { Err("must be from a second to a day".into()) }
 }
 
-/// What is said to be done, such as `users ls`.
-pub(crate) fn path(matches: &ArgMatches) -> String {
-    let mut names = Vec::new();
-    let mut last = matches;
+/// The names of the command, from the first to the last, and what is said with the last.
+fn last(matches: &ArgMatches) -> (Vec<&str>, &ArgMatches) {
+    let (mut names, mut last) = (Vec::new(), matches);
     while let Some((name, matches)) = last.subcommand() {
         names.push(name);
         last = matches;
     }
-    names.join(" ")
+    (names, last)
+}
+
+/// What is said to be done, such as `users ls`.
+pub(crate) fn path(matches: &ArgMatches) -> String {
+    last(matches).0.join(" ")
 }
 
 /// How often what is said is to be shown again; `None`: once.
 pub(crate) fn watch(matches: &ArgMatches) -> Option<Duration> {
-    let mut last = matches;
-    while let Some((_, matches)) = last.subcommand() {
-        last = matches;
-    }
-    last.try_get_one(WATCH).ok().flatten().copied()
+    last(matches).1.try_get_one(WATCH).ok().flatten().copied()
 }
 
 impl Command {

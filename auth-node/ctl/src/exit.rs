@@ -2,7 +2,7 @@
 
 use std::{process::ExitCode, time::Duration};
 
-use mezite_client::{ClientError, NOT_REGISTERED, UploadError};
+use mezite_client::{ClientError, UploadError};
 use mezite_daemon::REMOVED;
 use tonic::Code;
 
@@ -227,8 +227,7 @@ fn hint(error: &anyhow::Error, proof: Proof, command: &str) -> Option<String> {
     let hint = match (error, error.code()) {
         (ClientError::Untrusted { reason, .. }, _) => return Some(untrusted(reason, proof)),
         (_, Some(Code::Unauthenticated)) => unknown_caller(proof),
-        _ if error.has_reason(NOT_REGISTERED) => unknown_caller(proof),
-        (_, Some(Code::PermissionDenied)) if asks_for_a_second_factor(error) => {
+        (_, Some(Code::PermissionDenied)) if says(error, "second factor is required") => {
             "`mezctl login` has no second factor but where a provider asks for it: `mezctl login --sso CONNECTOR`"
         }
         (_, Some(Code::PermissionDenied)) => return refused(error, proof, command).map(str::to_owned),
@@ -345,7 +344,7 @@ fn refused(error: &ClientError, proof: Proof, command: &str) -> Option<&'static 
         _ if error.has_reason("LOCKED") => {
             Some("while the lock is there nothing else helps: admins see it with `mezctl locks ls`")
         }
-        Proof::Session if allows_no_login(error) => Some(
+        Proof::Session if says(error, "your roles allow no login") => Some(
             "an admin gives a user logins with `mezctl users update NAME --logins LOGIN,…`, for roles that allow the logins of a trait",
         ),
         Proof::Session if command.starts_with("requests") => {
@@ -358,11 +357,11 @@ fn refused(error: &ClientError, proof: Proof, command: &str) -> Option<&'static 
         Proof::Invite => {
             Some("an invite is good once and for a time: ask an admin for another: `mezctl users reset NAME`")
         }
-        Proof::JoinToken | Proof::Iam if is_name_taken(error) => Some(
+        Proof::JoinToken | Proof::Iam if says(error, "belongs to another agent") => Some(
             "an admin removes that agent, if it will not come back: `mezctl nodes rm ID`, with the id from `mezctl nodes ls` or \
              `mezctl nodes ls --unfinished`",
         ),
-        Proof::JoinToken if is_name_not_allowed(error) => Some(
+        Proof::JoinToken if says(error, "does not allow the name") => Some(
             "join with other --principals, or ask an admin for a token that allows these: `mezctl tokens add --principals`",
         ),
         Proof::JoinToken => Some("ask an admin for another join token (`mezctl tokens add`), if it is that"),
@@ -375,29 +374,14 @@ fn refused(error: &ClientError, proof: Proof, command: &str) -> Option<&'static 
     }
 }
 
-/// Whether what is refused is refused to a password alone. The cluster has no word for that but its message.
-fn asks_for_a_second_factor(error: &ClientError) -> bool {
-    error.status().is_some_and(|status| status.message.contains("second factor is required"))
-}
-
 /// Whether an auth node serves, and no ingest does. It has no word for that but its message.
 fn lacks_ingests(error: &ClientError) -> bool {
     matches!(error, ClientError::Unavailable { reason, .. } if reason.contains("no recording ingest"))
 }
 
-/// Whether a name is refused that the token does not allow. The cluster has no word for that but its message.
-fn is_name_not_allowed(error: &ClientError) -> bool {
-    error.status().is_some_and(|status| status.message.contains("does not allow the name"))
-}
-
-/// Whether a certificate is refused since it would be good for no login. The cluster has no word for that but its message.
-fn allows_no_login(error: &ClientError) -> bool {
-    error.status().is_some_and(|status| status.message.contains("your roles allow no login"))
-}
-
-/// Whether a name is refused that another agent has. The cluster has no word for that but its message.
-fn is_name_taken(error: &ClientError) -> bool {
-    error.status().is_some_and(|status| status.message.contains("belongs to another agent"))
+/// What the cluster says of a refusal in its message alone.
+fn says(error: &ClientError, words: &str) -> bool {
+    error.status().is_some_and(|status| status.message.contains(words))
 }
 
 #[cfg(test)]

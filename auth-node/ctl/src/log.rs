@@ -23,7 +23,7 @@ pub(crate) fn begin(format: Format) {
         .with_ansi(io::stderr().is_terminal())
         .with_target(false);
     match format {
-        Format::Json => lines.json().flatten_event(true).init(),
+        Format::Json => lines.json().with_span_list(false).init(),
         Format::Text | Format::Yaml => lines.init(),
     }
     BEGUN.store(true, Ordering::Relaxed);

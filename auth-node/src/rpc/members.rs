@@ -259,11 +259,20 @@ mod tests {
             let members = list(&node.service, &with(&boss, "ListMembers"), request).await.unwrap().members;
             members.iter().map(|member| (member.node_id, member.health())).collect::<Vec<_>>()
         };
+        let add = async |node_id| {
+            let request = v1::AddMemberRequest { node_id };
+            super::add(&node.service, &with(&boss, "AddMember"), request).await.unwrap_err()
+        };
+        let waits = add(2).await;
+        assert_eq!(waits.code(), Code::FailedPrecondition);
+        assert!(waits.to_string().contains("start it with `auth-node run`"), "{waits}");
+        assert_eq!(add(5).await.code(), Code::NotFound);
         let never = v1::MemberHealth::NeverRan;
         assert_eq!(listed().await, [(1, v1::MemberHealth::Ready), (2, never), (3, never), (4, never)]);
         remove(3).await.unwrap();
         remove(3).await.unwrap();
         assert_eq!(listed().await, [(1, v1::MemberHealth::Ready), (2, never), (4, never)]);
+        assert!(!add(3).await.to_string().contains("never ran"), "it was removed");
         assert!(node.service.store.was_removed(3) && node.service.store.members().len() == 1);
         // One that will be given out has not joined.
         assert_eq!(remove(5).await.unwrap_err().code(), Code::NotFound);

@@ -111,7 +111,7 @@ impl ServerCertVerifier for PinVerifier {
             intermediates.iter().find(|certificate| pin_of(certificate).as_deref() == Some(&self.pin));
         let Some(pinned) = pinned else {
             return Err(rustls::Error::General(format!(
-                "no CA of the server has the pin {}: it is to be the one that `mezctl cluster token` prints, and the port that of peers, usually 3026",
+                "no CA of the server has the pin {}: it must be that of the peer CA, and the port that of peers",
                 self.pin
             )));
         };

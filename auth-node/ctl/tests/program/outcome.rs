@@ -151,6 +151,8 @@ fn the_environment_says_what_the_options_do_not() {
     ]);
     cluster.run_with(&["login"], &environment).ok();
     assert!(cluster.path("elsewhere/profile.json").exists() && !cluster.path(".config").exists());
+    // None of them is something to do.
+    assert!(cluster.run_with(&[], &environment).fails(USAGE).contains("Commands:"));
     // A variable that is set to nothing says nothing.
     cluster.log_in();
     let empty =

@@ -126,5 +126,5 @@ fn a_service_says_that_a_strict_cluster_gets_nothing_from_its_host() {
     assert!(said.contains(" WARN ") && said.contains("agent join --out"), "{said}");
     let said: serde_json::Value = serde_json::from_str(&log("json")).unwrap();
     assert!(said["level"] == "WARN" && said["timestamp"].is_string(), "{said}");
-    assert!(said["message"].as_str().unwrap().contains("agent join --out"), "{said}");
+    assert!(said["fields"]["message"].as_str().unwrap().contains("agent join --out"), "{said}");
 }

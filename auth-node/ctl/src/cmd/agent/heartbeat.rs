@@ -46,8 +46,12 @@ impl Reported {
         let labels = self.labels.as_deref().map(label_map).transpose()?;
         if labels.is_some() || self.address.is_some() {
             state = dir.tell(|kept| {
-                kept.labels = labels.unwrap_or_else(|| std::mem::take(&mut kept.labels));
-                kept.address = self.address.unwrap_or_else(|| std::mem::take(&mut kept.address));
+                if let Some(labels) = labels {
+                    kept.labels = labels;
+                }
+                if let Some(address) = self.address {
+                    kept.address = address;
+                }
             })?;
         }
         Ok(Pulse::new(context, dir, state, self.load))

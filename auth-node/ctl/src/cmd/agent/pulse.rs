@@ -177,7 +177,7 @@ impl<'a> Pulse<'a> {
             self.dir.save(&self.state)?;
         }
         self.show_route().await?;
-        let news = v1::AgentHeartbeatResponse { next_interval: None, ..reply.clone() };
+        let news = news(&reply);
         let renewed = certificates_renewed || taken_up == Some(true);
         if self.told.as_ref() == Some(&news) && !renewed {
             return Ok(interval);
@@ -329,6 +329,13 @@ impl<'a> Pulse<'a> {
     }
 }
 
+/// What is worth telling of an answer: neither when the next report is due, nor how busy the ingests are, which is their order.
+fn news(reply: &v1::AgentHeartbeatResponse) -> v1::AgentHeartbeatResponse {
+    let mut news = v1::AgentHeartbeatResponse { next_interval: None, ..reply.clone() };
+    news.ingest_addresses.sort();
+    news
+}
+
 /// So long it is not asked for an SVID again that the cluster did not issue.
 pub(crate) const SVID_PAUSE: Duration = Duration::from_secs(60);
 
@@ -401,6 +408,20 @@ mod tests {
     use mezite_daemon::files;
 
     use super::*;
+
+    #[test]
+    fn when_to_report_again_and_how_busy_ingests_are_is_no_news() {
+        let reply = |seconds, ingests: [&str; 2], revocation_revision| v1::AgentHeartbeatResponse {
+            next_interval: Some(prost_types::Duration { seconds, nanos: 0 }),
+            ingest_addresses: ingests.map(str::to_owned).into(),
+            revocation_revision,
+            ..Default::default()
+        };
+        let told = news(&reply(9, ["a:1", "b:1"], 1));
+        assert_eq!(news(&reply(11, ["b:1", "a:1"], 1)), told);
+        assert_ne!(news(&reply(9, ["a:1", "b:1"], 2)), told);
+        assert_ne!(news(&reply(9, ["a:1", "c:1"], 1)), told);
+    }
 
     #[test]
     fn renewal_is_due_in_the_last_third() {

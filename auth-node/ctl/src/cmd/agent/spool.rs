@@ -34,8 +34,8 @@ pub(super) fn keep(dir: &AgentDir, state: &mut AgentState, spool: Option<PathBuf
             ));
         }
     }
-    state.spool.clone_from(&spool);
-    dir.tell(|kept| kept.spool = spool).map(drop)
+    *state = dir.tell(|kept| kept.spool = spool)?;
+    Ok(())
 }
 
 /// Where recordings are, as sshd was told. A folder that `agent run` is given must be that one.
